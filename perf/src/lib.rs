@@ -1,0 +1,1 @@
+//! Benchmarks of walferry; see `benches/` and `compare`.
