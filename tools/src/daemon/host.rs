@@ -1,0 +1,227 @@
+//! What a client session may ask of its node, and nothing else. The node implements it over the real log, store and links;
+//! the session tests implement it over a real store without any log. Knows no socket, no ring and no thread.
+//!
+//! The node's duties towards its sessions, once a turn of its loop:
+//!
+//! 1. input arrived: `Session::handle_input` (only while `Session::wants_input`);
+//! 2. a level reached an LSN that a session holds replies for: `Session::release`;
+//! 3. what a parked session waits for may have come: `Session::resume` (a needless call does no harm);
+//! 4. `Session::deadline` has passed: `Session::resume`;
+//! 5. the node stopped answering commits: `Session::abandon`;
+//! 6. send `Session::output`; when it drained and `wants_input` was false: `Session::resume`; close after the last byte
+//!    once `Session::closing`.
+
+use std::time::Instant;
+
+use walferry_applier::pending::Pending;
+use walferry_applier::store::Store;
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::lsn::{Epoch, Lsn};
+
+/// The number of a client connection, never used twice by one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Why the node does not take a commit. Nothing of it is in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The log's buffer is full for the moment: park (`Wait::Room`) and try the command again.
+    Busy,
+    /// This node is a replica; the address for clients of the leader, when known.
+    ReadOnly {
+        /// `HOST:PORT`.
+        leader: Option<String>,
+    },
+    /// The disk is full.
+    NoSpace(String),
+    /// Too few replicas are in sync for the session's commit level.
+    NoReplicas(String),
+    /// The record does not fit into a frame.
+    TooLarge(String),
+    /// The log is stopped for good.
+    Stopped(String),
+}
+
+/// What a parked session waits for. One wait a session at a time; the node forgets it when it calls `Session::resume`,
+/// and the session asks again when it has to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The log can take records again.
+    Room,
+    /// `Host::applied` has reached this LSN.
+    Applied(Lsn),
+    /// A replica acknowledged something, or `Host::flushed` moved.
+    Acknowledged,
+    /// An entry was applied to one of these streams.
+    Streams(Vec<Vec<u8>>),
+}
+
+/// How far a replica is with a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Durable in the replica's log.
+    Flushed,
+    /// Visible to the replica's readers.
+    Applied,
+}
+
+/// One row of `REPLICATION`, as in `pg_stat_replication`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicationRow {
+    /// The replica's name.
+    pub name: String,
+    /// The replica's address.
+    pub address: String,
+    /// `probe`, `catchup`, `streaming`, `disconnected` or `lost`.
+    pub state: String,
+    /// What was handed to the replica's socket.
+    pub sent: Lsn,
+    /// What the replica has written.
+    pub written: Lsn,
+    /// What the replica has made durable.
+    pub flushed: Lsn,
+    /// What the replica's readers see.
+    pub applied: Lsn,
+    /// Bytes of the leader's log that the replica has not applied.
+    pub lag_bytes: u64,
+    /// For how long the oldest of those bytes has been waiting, microseconds.
+    pub lag_us: u64,
+    /// `sync`, `potential`, `quorum` or `async`.
+    pub sync_state: String,
+    /// Member of the in-sync set.
+    pub in_sync: bool,
+}
+
+/// What one replica has done for a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaEvidence {
+    /// The replica's name.
+    pub name: String,
+    /// The highest level at which it confirmed the commit.
+    pub level: CommitLevel,
+}
+
+/// The evidence behind an acknowledgement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// The epoch that the commit belongs to.
+    pub epoch: Epoch,
+    /// Every connected replica that has confirmed the commit at some level.
+    pub replicas: Vec<ReplicaEvidence>,
+    /// Named durations of the commit's stages, microseconds, in the order of the path.
+    pub stages_us: Vec<(&'static str, u64)>,
+}
+
+/// What INFO and ROLE tell of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The node's name.
+    pub name: String,
+    /// The cluster's id as text.
+    pub cluster_id: String,
+    /// The epoch that the node is in.
+    pub epoch: Epoch,
+    /// `None` on a leader.
+    pub following: Option<Following>,
+    /// The port for clients.
+    pub port: u16,
+    /// Since when the node runs, seconds.
+    pub uptime_s: u64,
+    /// Client connections.
+    pub clients: usize,
+    /// Commands executed by all sessions since the start.
+    pub commands: u64,
+    /// The end of the log, its open frame included.
+    pub end: Lsn,
+    /// Handed to the disk.
+    pub written: Lsn,
+    /// Durable.
+    pub flushed: Lsn,
+    /// In the store.
+    pub applied: Lsn,
+    /// Confirmed by the sync policy.
+    pub committed: Lsn,
+    /// The node's commit level.
+    pub commit_level: String,
+    /// The node's sync policy; empty for none.
+    pub sync_policy: String,
+    /// Why the node is not what it should be (degraded, stopped, no space); empty when all is well.
+    pub trouble: String,
+}
+
+/// The leader as a replica knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Following {
+    /// The leader's host.
+    pub host: String,
+    /// The leader's port: for clients when known, else for peers.
+    pub port: u16,
+    /// The link is up.
+    pub connected: bool,
+    /// Whether the link is catching up from segment files or streams.
+    pub streaming: bool,
+    /// Seconds since something was heard of the leader.
+    pub silence_s: u64,
+    /// Bytes of the leader's log that are not applied here.
+    pub lag_bytes: u64,
+    /// For how long the oldest of those bytes has been waiting, microseconds.
+    pub lag_us: u64,
+}
+
+/// A section of INFO: its title and its lines.
+pub type InfoSection = (&'static str, Vec<(String, String)>);
+
+/// The node, as its sessions see it.
+///
+/// `applied <= flushed <= log_end` on a leader.
+pub trait Host {
+    /// The time of this turn of the loop.
+    fn now(&self) -> Instant;
+    /// Wall clock of this turn of the loop, microseconds since the Unix epoch.
+    fn wall_clock_us(&self) -> u64;
+
+    /// What is durable (and, on a replica, flushed by the leader): what every reader may see.
+    fn store(&self) -> &Store;
+    /// The leader's changes that are not durable yet, to be read over `store`.
+    fn pending(&self) -> &Pending;
+
+    /// `Err` when a write would be refused before it is even executed (replica, stopped, no space, too few replicas for
+    /// `level`). Cheap: asked before each write.
+    fn writable(&self, level: CommitLevel) -> Result<(), Refusal>;
+    /// Appends one record (`walferry_applier::record`: the encoded effects) to the log and to `pending`; its LSN is its end.
+    fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal>;
+
+    /// The end of the log, its open frame included.
+    fn log_end(&self) -> Lsn;
+    /// What is durable here.
+    fn flushed(&self) -> Lsn;
+    /// What `store` holds.
+    fn applied(&self) -> Lsn;
+    /// Commits up to this LSN hold `level` (a degraded level included). `Off` is `Lsn::MAX`, `Local` follows `applied`: what is
+    /// answered must be in `store`.
+    fn released(&self, level: CommitLevel) -> Lsn;
+    /// Replicas that have reached `stage` at `lsn`.
+    fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize;
+
+    /// Call `Session::release` when `released(level) >= lsn`.
+    fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn);
+    /// Call `Session::resume` when this may have come.
+    fn park(&mut self, session: SessionId, wait: Wait);
+    /// The session no longer waits (its deadline passed, or what it waited for was there).
+    fn unpark(&mut self, session: SessionId);
+
+    /// The replicas of this leader; on a replica none.
+    fn replication(&self) -> Vec<ReplicationRow>;
+    /// The evidence for the commit that ends at `lsn`.
+    fn evidence(&self, lsn: Lsn) -> Evidence;
+    /// What INFO and ROLE tell.
+    fn facts(&self) -> NodeFacts;
+    /// Further sections of INFO (log, ledger, shipping), each by its title.
+    fn info_sections(&self) -> Vec<InfoSection>;
+    /// Every configuration key with its value, for CONFIG GET.
+    fn config(&self) -> Vec<(String, String)>;
+    /// Who awaits a confirmation that did not come, for `-UNCERTAIN`: such as `ANY 1 (a, b)`.
+    fn unconfirmed_by(&self, lsn: Lsn, level: CommitLevel) -> String;
+    /// Makes this replica a leader; the new epoch, or why not.
+    fn promote(&mut self) -> Result<Epoch, String>;
+}
