@@ -1,0 +1,220 @@
+//! The command line: subcommands, help texts, exit codes. Called by `main`; starts the module of each subcommand
+//! and knows nothing of how it works.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, ConfigError, NodeConfig, Settings};
+use crate::{daemon, demo, fsync, init, inspect, load, logging, promote, status};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; for `start`: stopped by SIGTERM or SIGINT with everything written
+  1  it failed: the node cannot be reached, the disk or the log is damaged, sums disagree
+  2  the command line or the configuration is wrong; nothing was done";
+
+/// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
+#[derive(Debug, Parser)]
+#[command(name = "walferry", version, max_term_width = 110, after_help = MAIN_EXAMPLES, after_long_help = MAIN_EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  walferry demo                                              a leader, two replicas, every commit level, 20 seconds
+  walferry start --data ./a --name a                         a leader on 127.0.0.1:6400
+  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
+  walferry status --watch
+  walferry load -i && walferry load -c 16 -j 2 -T 10 --level remote_flush
+
+Exit codes:
+  0  done; for `start`: stopped by SIGTERM or SIGINT with everything written
+  1  it failed: the node cannot be reached, the disk or the log is damaged, sums disagree
+  2  the command line or the configuration is wrong; nothing was done";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node: a leader, or a replica with --follow
+    #[command(after_help = START_EXAMPLES)]
+    Start(NodeArgs),
+    /// Create a data directory and measure its disk, without starting a node
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(NodeArgs),
+    /// Make a replica the leader, in a new epoch
+    #[command(after_help = promote::EXAMPLES)]
+    Promote(promote::PromoteArgs),
+    /// Show a node's replicas, commit level, sync policy and what its flushes cost
+    #[command(after_help = status::EXAMPLES)]
+    Status(status::StatusArgs),
+    /// Put load on a node and tell its throughput and latency, with pgbench's habits
+    #[command(after_help = load::EXAMPLES)]
+    Load(Box<load::LoadArgs>),
+    /// Look into the log of a data directory, running or not
+    #[command(subcommand, after_help = inspect::EXAMPLES)]
+    Log(inspect::LogCommand),
+    /// Measure what a durable write costs on a disk, by method, depth and size
+    #[command(after_help = fsync::EXAMPLES)]
+    Fsync(fsync::FsyncArgs),
+    /// Check a walferry.toml, or show the values that a node would use
+    #[command(subcommand, after_help = CONFIG_EXAMPLES)]
+    Config(ConfigCommand),
+    /// Start a leader and two replicas here, try every commit level, print one table, stop
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
+}
+
+const START_EXAMPLES: &str = "\
+Examples:
+  walferry start --data /var/lib/walferry/a --name a
+  walferry start --config /etc/walferry/a.toml
+  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
+  walferry start --data ./a --name a --commit-level remote_flush --sync 'ANY 1 (b, c)'
+
+Every flag is also a key of walferry.toml, with _ for -; a flag wins over the file.
+SIGTERM or SIGINT writes what is open and stops the node; exit code 0.";
+
+const INIT_EXAMPLES: &str = "\
+Examples:
+  walferry init --data /var/lib/walferry/a --name a
+  walferry init --data ./a --segment-bytes 256MiB --sync-method dsync
+
+`start` initialises a missing data directory by itself; `init` only does it ahead of time and prints what the
+disk can do. Of the flags only data, name, segment-bytes, write-depth, sync-method and buffered matter here.";
+
+/// How a node is to run: a file, and flags that win over it.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Read the configuration from this walferry.toml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl NodeArgs {
+    fn file_settings(&self) -> Result<Settings, ConfigError> {
+        self.config.as_deref().map_or(Ok(Settings::default()), Settings::from_file)
+    }
+
+    fn node_config(self) -> Result<NodeConfig, ConfigError> {
+        let file = self.file_settings()?;
+        NodeConfig::new(self.settings, file)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration file: unknown keys, values out of bounds
+    Check {
+        /// The walferry.toml to check
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print every key with the value that a node would use, and where it comes from
+    Show(Box<NodeArgs>),
+}
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  walferry config check /etc/walferry/a.toml
+  walferry config show --config /etc/walferry/a.toml --commit-level remote_apply
+  walferry config show > walferry.toml";
+
+/// How a subcommand ends when it does not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line or the configuration is wrong: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The configuration is wrong: exit code 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What was asked for failed: exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// The output could not be written: exit code 1.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] std::io::Error),
+    /// The node stopped on an error: exit code 1.
+    #[error(transparent)]
+    Node(#[from] daemon::DaemonError),
+}
+
+impl Failure {
+    /// A failure with this text; exit code 1.
+    pub fn failed(text: impl std::fmt::Display) -> Failure {
+        Failure::Failed(text.to_string())
+    }
+
+    /// The exit code of the process, as documented in the help text.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Usage(_) | Failure::Config(_) => ExitCode::from(2),
+            Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
+        }
+    }
+}
+
+/// Runs the chosen subcommand to its end.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Start(args) => {
+            let config = args.node_config()?;
+            logging::start(&config.log_filter)?;
+            Ok(daemon::run(config)?)
+        }
+        Command::Init(args) => init::run(&args.node_config()?),
+        Command::Promote(args) => promote::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Load(args) => load::run(*args),
+        Command::Log(command) => inspect::run(&command),
+        Command::Fsync(args) => fsync::run(&args),
+        Command::Config(ConfigCommand::Check { file }) => config_check(&file),
+        Command::Config(ConfigCommand::Show(args)) => config_show(&args),
+        Command::Demo(args) => demo::run(&args),
+    }
+}
+
+fn config_check(file: &std::path::Path) -> Result<(), Failure> {
+    let settings = Settings::from_file(file)?;
+    // The data directory may be left to a flag of the unit file; everything else must stand on its own.
+    let flags = Settings { data: settings.data.is_none().then(PathBuf::new), ..Settings::default() };
+    NodeConfig::new(flags, settings)?;
+    crate::out!("{}: ok", file.display());
+    Ok(())
+}
+
+fn config_show(args: &NodeArgs) -> Result<(), Failure> {
+    let file = args.file_settings()?;
+    crate::out!("{}", config::show(&args.settings, &file, args.config.as_deref()).trim_end());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_text_tells_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+            assert!(help.contains("Examples:"), "`walferry {}` has no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn exit_codes_stand_in_the_help_text() {
+        assert!(MAIN_EXAMPLES.ends_with(EXIT_CODES));
+    }
+}

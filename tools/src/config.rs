@@ -1,0 +1,544 @@
+//! The configuration of a node: every key once, as a flag of `walferry start` and as a key of `walferry.toml`.
+//! A flag wins over the file, the file over the default. Called by the command line; the daemon gets the finished
+//! `NodeConfig`. Knows no socket and opens no data directory.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::CommandFactory;
+use serde::{Deserialize, Serialize};
+use walferry_cluster::{CommitLevel, SyncPolicy};
+use walferry_engine::limits::{
+    FRAME_BYTES_MAX, LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    WRITE_DEPTH_MAX,
+};
+
+use crate::units::{ByteSize, HostPort, Span};
+
+/// The smallest log buffer: the frame that is being written and the one that fills meanwhile.
+const LOG_BUFFER_BYTES_MIN: u64 = 2 * FRAME_BYTES_MAX as u64;
+/// Segment sizes are whole multiples of this.
+const SEGMENT_STEP_BYTES: u64 = 1 << 20;
+/// A configuration file larger than this is not one.
+const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+/// The longest node name; a DNS label's length.
+const NAME_BYTES_MAX: usize = 63;
+
+/// What is wrong with a configuration, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {file}: {source}")]
+    Read {
+        /// The file as it was named.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a value has the wrong type or form.
+    #[error("{file}: {text}")]
+    Syntax {
+        /// The file as it was named.
+        file: String,
+        /// What is wrong, with line and column.
+        text: String,
+    },
+    /// The file has a key that no node knows.
+    #[error("{file}, line {line}: unknown key `{key}`{hint}")]
+    UnknownKey {
+        /// The file as it was named.
+        file: String,
+        /// The line of the key.
+        line: usize,
+        /// The key.
+        key: String,
+        /// `; did you mean ...?`, or where the keys are listed.
+        hint: String,
+    },
+    /// A value is out of its bounds or does not go with another.
+    #[error("{key} = {value}: {reason}")]
+    Value {
+        /// The key, which is also the flag.
+        key: &'static str,
+        /// The value given.
+        value: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// A key without a default was not given.
+    #[error("{key} is not set: give --{key} or set `{key}` in walferry.toml")]
+    Missing {
+        /// The key, which is also the flag.
+        key: &'static str,
+    },
+}
+
+/// How a write is made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncMethodName {
+    /// Each write carries RWF_DSYNC.
+    Dsync,
+    /// A write, then a linked fdatasync.
+    Fdatasync,
+}
+
+/// `on_sync_loss`: what becomes of commits at a remote level when the sync set is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSyncLoss {
+    /// Commits wait until the sync set is back (PostgreSQL's way).
+    Block,
+    /// Writes at a remote level are refused at once.
+    Refuse,
+    /// Commits are answered at this lower level meanwhile, loudly.
+    Degrade(CommitLevel),
+}
+
+impl std::str::FromStr for OnSyncLoss {
+    type Err = String;
+    fn from_str(text: &str) -> Result<OnSyncLoss, String> {
+        match text.split_once(':') {
+            None if text.eq_ignore_ascii_case("block") => Ok(OnSyncLoss::Block),
+            None if text.eq_ignore_ascii_case("refuse") => Ok(OnSyncLoss::Refuse),
+            Some((how, level)) if how.eq_ignore_ascii_case("degrade") => {
+                level.parse().map(OnSyncLoss::Degrade).map_err(|error| format!("{error}"))
+            }
+            _ => Err(format!("{text:?} is none of `block`, `refuse`, `degrade:LEVEL` (such as degrade:local)")),
+        }
+    }
+}
+
+impl fmt::Display for OnSyncLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OnSyncLoss::Block => f.write_str("block"),
+            OnSyncLoss::Refuse => f.write_str("refuse"),
+            OnSyncLoss::Degrade(level) => write!(f, "degrade:{level}"),
+        }
+    }
+}
+
+/// Text that was checked to parse as `T` and is kept as it was written, for the file and the command line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[serde(bound = "T: std::str::FromStr + Clone, T::Err: fmt::Display")]
+pub struct Checked<T> {
+    text: String,
+    value: T,
+}
+
+impl<T: std::str::FromStr> std::str::FromStr for Checked<T>
+where
+    T::Err: fmt::Display,
+{
+    type Err = String;
+    fn from_str(text: &str) -> Result<Checked<T>, String> {
+        let value = text.parse::<T>().map_err(|error| error.to_string())?;
+        Ok(Checked { text: text.to_owned(), value })
+    }
+}
+
+impl<T: std::str::FromStr> TryFrom<String> for Checked<T>
+where
+    T::Err: fmt::Display,
+{
+    type Error = String;
+    fn try_from(text: String) -> Result<Checked<T>, String> {
+        text.parse()
+    }
+}
+
+impl<T> From<Checked<T>> for String {
+    fn from(checked: Checked<T>) -> String {
+        checked.text
+    }
+}
+
+/// Declares the keys once: `Settings` (all optional, for one source of values) and how two sources combine.
+macro_rules! settings {
+    ($($(#[$meta:meta])* $key:ident: $type:ty,)*) => {
+        /// The values that one source gives: the flags, the file or the defaults.
+        #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Settings {
+            $($(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These values, and those of `weaker` where these say nothing.
+            pub fn or(self, weaker: Settings) -> Settings {
+                Settings { $($key: self.$key.or(weaker.$key),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The data directory; initialised at the first start
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
+    data: PathBuf,
+    /// The node's name among its peers: 1 to 63 of a-z, 0-9, _ and - [default: the host's name]
+    #[arg(long, value_name = "NAME", help_heading = "Node")]
+    name: String,
+    /// Where clients connect; port 0 lets the kernel choose [default: 127.0.0.1:6400]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Node")]
+    listen: HostPort,
+    /// Where replicas connect; port 0 lets the kernel choose [default: 127.0.0.1:6401]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Node")]
+    peer_listen: HostPort,
+    /// Be a replica of the leader with this peer address
+    #[arg(long, value_name = "PEER_HOST:PORT", help_heading = "Node")]
+    follow: HostPort,
+    /// Clients must AUTH with this password; prefer the file, other users see flags
+    #[arg(long, value_name = "TEXT", help_heading = "Node")]
+    password: String,
+    /// Connected clients at most; further ones are turned away with an error [default: 10000]
+    #[arg(long, value_name = "N", help_heading = "Node")]
+    clients_max: usize,
+    /// What is logged: error, warn, info, debug, trace, or per module as RUST_LOG [default: info]
+    #[arg(long, value_name = "FILTER", help_heading = "Node")]
+    log_filter: String,
+    /// Once the node serves, write `listen=` and `peer_listen=` with the real addresses to this file
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
+    ready_file: PathBuf,
+
+    /// What a commit waits for: off, local, remote_write, remote_flush (or on), remote_apply [default: local]
+    #[arg(long, value_name = "LEVEL", help_heading = "Commits")]
+    commit_level: Checked<CommitLevel>,
+    /// Which replicas a remote commit waits for: 'FIRST k (a, b)', 'ANY k (a, b)', 'ALL', '*' [default: none]
+    #[arg(long, value_name = "POLICY", help_heading = "Commits")]
+    sync: Checked<SyncPolicy>,
+    /// Refuse remote levels while fewer replicas are in sync [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Commits")]
+    min_in_sync: usize,
+    /// Answer UNCERTAIN to a commit that is unconfirmed for so long; 0 waits on [default: 0]
+    #[arg(long, value_name = "TIME", help_heading = "Commits")]
+    commit_timeout: Span,
+    /// When the sync set is lost: block, refuse, or degrade:LEVEL [default: block]
+    #[arg(long, value_name = "HOW", help_heading = "Commits")]
+    on_sync_loss: Checked<OnSyncLoss>,
+    /// Wait so long for more commits before a frame is sealed [default: 0]
+    #[arg(long, value_name = "TIME", help_heading = "Commits")]
+    commit_delay: Span,
+
+    /// Size of a log file, 16MiB to 1GiB; fixed at init [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    segment_bytes: ByteSize,
+    /// Frames in flight to the disk at once [default: measured at init]
+    #[arg(long, value_name = "N", help_heading = "Log")]
+    write_depth: usize,
+    /// How a write is made durable [default: measured at init]
+    #[arg(long, value_enum, value_name = "METHOD", help_heading = "Log")]
+    sync_method: SyncMethodName,
+    /// Do without O_DIRECT, for a filesystem that has none
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Log")]
+    buffered: bool,
+    /// Memory for frames on their way to disk and replicas [default: 96MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    log_buffer_bytes: ByteSize,
+    /// Keep at least so much log behind the newest checkpoint [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    keep_bytes_min: ByteSize,
+    /// Log that a slot may hold back before it is marked lost [default: 8GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    slot_keep_bytes_max: ByteSize,
+
+    /// A peer that is silent for so long is dead [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    peer_timeout: Span,
+    /// How often an idle link is proved alive [default: 1s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    heartbeat_interval: Span,
+    /// A replica that lags for longer leaves the in-sync set [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    replica_lag_time_max: Span,
+    /// Send frames from this size on without a copy [default: 64KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Replication")]
+    zero_copy_bytes_min: ByteSize,
+
+    /// Write a checkpoint after so many bytes of changes [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    checkpoint_bytes: ByteSize,
+    /// Memory for pages of the store's file [default: 128MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    store_cache_bytes: ByteSize,
+}
+
+impl Settings {
+    /// The defaults of every key that has one.
+    pub fn defaults() -> Settings {
+        fn checked<T: std::str::FromStr<Err: fmt::Display>>(text: &str) -> Option<Checked<T>> {
+            Some(text.parse().expect("a default parses"))
+        }
+        Settings {
+            name: Some(host_name()),
+            listen: Some("127.0.0.1:6400".parse().expect("a default parses")),
+            peer_listen: Some("127.0.0.1:6401".parse().expect("a default parses")),
+            clients_max: Some(10_000),
+            log_filter: Some("info".to_owned()),
+            commit_level: checked("local"),
+            sync: checked(""),
+            min_in_sync: Some(0),
+            commit_timeout: Some(Span(Duration::ZERO)),
+            on_sync_loss: checked("block"),
+            commit_delay: Some(Span(Duration::ZERO)),
+            segment_bytes: Some(ByteSize(SEGMENT_BYTES_DEFAULT)),
+            buffered: Some(false),
+            log_buffer_bytes: Some(ByteSize(LOG_BUFFER_BYTES_DEFAULT as u64)),
+            keep_bytes_min: Some(ByteSize(256 << 20)),
+            slot_keep_bytes_max: Some(ByteSize(8 << 30)),
+            peer_timeout: Some(Span(Duration::from_secs(5))),
+            heartbeat_interval: Some(Span(Duration::from_secs(1))),
+            replica_lag_time_max: Some(Span(Duration::from_secs(10))),
+            zero_copy_bytes_min: Some(ByteSize(64 << 10)),
+            checkpoint_bytes: Some(ByteSize(64 << 20)),
+            store_cache_bytes: Some(ByteSize(128 << 20)),
+            ..Settings::default()
+        }
+    }
+
+    /// Every key, in the order of the help text.
+    pub fn keys() -> Vec<String> {
+        #[derive(clap::Parser)]
+        struct OnlySettings {
+            #[command(flatten)]
+            _settings: Settings,
+        }
+        OnlySettings::command().get_arguments().map(|arg| arg.get_id().to_string()).collect()
+    }
+
+    /// Reads a `walferry.toml`.
+    pub fn from_file(path: &Path) -> Result<Settings, ConfigError> {
+        let file = path.display().to_string();
+        let read = || {
+            let bytes = std::fs::metadata(path)?.len();
+            if bytes > CONFIG_FILE_BYTES_MAX {
+                return Err(std::io::Error::other(format!("{bytes} bytes is too large for a configuration")));
+            }
+            std::fs::read_to_string(path)
+        };
+        let text = read().map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        Settings::from_toml(&text, &file)
+    }
+
+    /// Reads the text of a `walferry.toml`; `file` is for messages.
+    pub fn from_toml(text: &str, file: &str) -> Result<Settings, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax { file: file.to_owned(), text: error.to_string() };
+        let table = text.parse::<toml::Table>().map_err(syntax)?;
+        let keys = Settings::keys();
+        if let Some(key) = table.keys().find(|key| !keys.contains(key)) {
+            let line = text.lines().position(|line| line.trim_start_matches([' ', '\t', '[', '"']).starts_with(key));
+            let hint = match closest(key, &keys) {
+                Some(known) => format!("; did you mean `{known}`?"),
+                None => "; `walferry config show` lists every key".to_owned(),
+            };
+            let line = line.map_or(1, |index| index + 1);
+            return Err(ConfigError::UnknownKey { file: file.to_owned(), line, key: key.clone(), hint });
+        }
+        toml::from_str(text).map_err(syntax)
+    }
+
+    /// The values as a table of TOML values, absent keys left out.
+    pub fn to_table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("every setting is a TOML value")
+    }
+}
+
+/// The known key that `key` most likely was meant to be.
+fn closest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
+    let plain = key.to_lowercase().replace('-', "_");
+    keys.iter()
+        .map(|known| (strsim::jaro_winkler(&plain, known), known.as_str()))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// The host's name made fit to be a node's name.
+fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let label = host.trim().split('.').next().unwrap_or_default().to_lowercase();
+    let fit = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' };
+    let name: String = label.chars().map(fit).take(NAME_BYTES_MAX).collect();
+    if name.is_empty() { "walferry".to_owned() } else { name }
+}
+
+/// Everything a node needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The node's name among its peers.
+    pub name: String,
+    /// Where clients connect.
+    pub listen: HostPort,
+    /// Where replicas connect.
+    pub peer_listen: HostPort,
+    /// The leader's peer address, if this node is a replica.
+    pub follow: Option<HostPort>,
+    /// What clients must AUTH with.
+    pub password: Option<String>,
+    /// Connected clients at most.
+    pub clients_max: usize,
+    /// A tracing filter.
+    pub log_filter: String,
+    /// Where to write the chosen addresses once the node serves.
+    pub ready_file: Option<PathBuf>,
+    /// The node's default commit level.
+    pub commit_level: CommitLevel,
+    /// Which replicas a remote commit waits for.
+    pub sync: SyncPolicy,
+    /// Below this size of the in-sync set remote levels refuse writes.
+    pub min_in_sync: usize,
+    /// After so long an unconfirmed commit answers UNCERTAIN; none waits on.
+    pub commit_timeout: Option<Duration>,
+    /// What becomes of remote commits when the sync set is lost.
+    pub on_sync_loss: OnSyncLoss,
+    /// How long a frame waits for more commits.
+    pub commit_delay: Duration,
+    /// Size of a log file, for init.
+    pub segment_bytes: u64,
+    /// Frames in flight to the disk; none takes what init measured.
+    pub write_depth: Option<usize>,
+    /// How a write is made durable; none takes what init measured.
+    pub sync_method: Option<SyncMethodName>,
+    /// True does without O_DIRECT.
+    pub buffered: bool,
+    /// Memory for frames on their way.
+    pub log_buffer_bytes: usize,
+    /// Log kept behind the newest checkpoint, at least.
+    pub keep_bytes_min: u64,
+    /// Log that a slot may hold back, at most.
+    pub slot_keep_bytes_max: u64,
+    /// A peer that is silent for so long is dead.
+    pub peer_timeout: Duration,
+    /// How often an idle link is proved alive.
+    pub heartbeat_interval: Duration,
+    /// A replica that lags for longer leaves the in-sync set.
+    pub replica_lag_time_max: Duration,
+    /// Frames from this size on are sent without a copy.
+    pub zero_copy_bytes_min: usize,
+    /// Changes that trigger a checkpoint.
+    pub checkpoint_bytes: u64,
+    /// Memory for pages of the store's file.
+    pub store_cache_bytes: usize,
+}
+
+impl NodeConfig {
+    /// The node that these flags and this file describe.
+    pub fn new(flags: Settings, file: Settings) -> Result<NodeConfig, ConfigError> {
+        let all = flags.or(file).or(Settings::defaults());
+        let given = "Settings::defaults() names it";
+        let config = NodeConfig {
+            data: all.data.ok_or(ConfigError::Missing { key: "data" })?,
+            name: all.name.expect(given),
+            listen: all.listen.expect(given),
+            peer_listen: all.peer_listen.expect(given),
+            follow: all.follow,
+            password: all.password,
+            clients_max: all.clients_max.expect(given),
+            log_filter: all.log_filter.expect(given),
+            ready_file: all.ready_file,
+            commit_level: all.commit_level.expect(given).value,
+            sync: all.sync.expect(given).value,
+            min_in_sync: all.min_in_sync.expect(given),
+            commit_timeout: all.commit_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
+            on_sync_loss: all.on_sync_loss.expect(given).value,
+            commit_delay: all.commit_delay.expect(given).0,
+            segment_bytes: all.segment_bytes.expect(given).0,
+            write_depth: all.write_depth,
+            sync_method: all.sync_method,
+            buffered: all.buffered.expect(given),
+            log_buffer_bytes: all.log_buffer_bytes.expect(given).0 as usize,
+            keep_bytes_min: all.keep_bytes_min.expect(given).0,
+            slot_keep_bytes_max: all.slot_keep_bytes_max.expect(given).0,
+            peer_timeout: all.peer_timeout.expect(given).0,
+            heartbeat_interval: all.heartbeat_interval.expect(given).0,
+            replica_lag_time_max: all.replica_lag_time_max.expect(given).0,
+            zero_copy_bytes_min: all.zero_copy_bytes_min.expect(given).0 as usize,
+            checkpoint_bytes: all.checkpoint_bytes.expect(given).0,
+            store_cache_bytes: all.store_cache_bytes.expect(given).0 as usize,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Bounds, and values that must go together.
+    fn check(&self) -> Result<(), ConfigError> {
+        let size = |bytes: u64| ByteSize(bytes).to_string();
+        let refuse = |key, value: String, reason: String| Err(ConfigError::Value { key, value, reason });
+        if !name_is_fit(&self.name) {
+            let reason = format!("a name is 1 to {NAME_BYTES_MAX} of a-z, 0-9, _ and -");
+            return refuse("name", format!("{:?}", self.name), reason);
+        }
+        let segment_fits = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes);
+        if !segment_fits || !self.segment_bytes.is_multiple_of(SEGMENT_STEP_BYTES) {
+            let (min, max) = (size(SEGMENT_BYTES_MIN), size(SEGMENT_BYTES_MAX));
+            let reason = format!("choose a whole number of MiB from {min} to {max}");
+            return refuse("segment_bytes", size(self.segment_bytes), reason);
+        }
+        if let Some(depth) = self.write_depth.filter(|depth| !(1..=WRITE_DEPTH_MAX).contains(depth)) {
+            return refuse("write_depth", depth.to_string(), format!("choose 1 to {WRITE_DEPTH_MAX}"));
+        }
+        if (self.log_buffer_bytes as u64) < LOG_BUFFER_BYTES_MIN {
+            let reason = format!("two of the largest frames must fit: at least {}", size(LOG_BUFFER_BYTES_MIN));
+            return refuse("log_buffer_bytes", size(self.log_buffer_bytes as u64), reason);
+        }
+        if self.heartbeat_interval.is_zero() || self.heartbeat_interval * 2 > self.peer_timeout {
+            let reason = format!("two heartbeats must fit into peer_timeout = {}", Span(self.peer_timeout));
+            return refuse("heartbeat_interval", Span(self.heartbeat_interval).to_string(), reason);
+        }
+        if self.clients_max == 0 {
+            return refuse("clients_max", "0".to_owned(), "nobody could connect; choose 1 or more".to_owned());
+        }
+        if let OnSyncLoss::Degrade(level) = self.on_sync_loss
+            && level > CommitLevel::Local
+        {
+            let reason = "without its replicas a node can hold `local` or `off` only".to_owned();
+            return refuse("on_sync_loss", self.on_sync_loss.to_string(), reason);
+        }
+        Ok(())
+    }
+}
+
+/// True for 1 to 63 of a-z, 0-9, `_` and `-`.
+fn name_is_fit(name: &str) -> bool {
+    let fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fit)
+}
+
+/// `walferry config show`: every key with its effective value, and where the value comes from.
+pub fn show(flags: &Settings, file: &Settings, file_name: Option<&Path>) -> String {
+    let (from_flags, from_file) = (flags.to_table(), file.to_table());
+    let mut effective = flags.clone().or(file.clone()).or(Settings::defaults()).to_table();
+    let mut out = String::new();
+    for key in Settings::keys() {
+        let source = match (from_flags.contains_key(&key), from_file.contains_key(&key), file_name) {
+            (true, ..) => "flag".to_owned(),
+            (_, true, Some(name)) => name.display().to_string(),
+            _ => "default".to_owned(),
+        };
+        let line = match effective.remove(&key) {
+            Some(_) if key == "password" => "# password is set; not shown".to_owned(),
+            Some(value) => format!("{key} = {value}"),
+            None => format!("# {key} is not set"),
+        };
+        out.push_str(&if line.starts_with('#') { format!("{line}\n") } else { format!("{line:<44} # {source}\n") });
+    }
+    out
+}
+
+/// The address of `host_port`, or an error that names the key.
+pub fn resolve(key: &'static str, host_port: &HostPort) -> Result<SocketAddr, ConfigError> {
+    host_port.resolve().map_err(|error| ConfigError::Value {
+        key,
+        value: host_port.to_string(),
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;
