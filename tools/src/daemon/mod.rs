@@ -1,0 +1,85 @@
+//! The daemon: one node with its log, store, links and clients, on one thread and one ring.
+//!
+//! ```text
+//! reactor ─┬─ clients ── session ── command        bytes of clients in, replies out
+//!          ├─ node ──┬── Log, Store, Pending       the log and what it says
+//!          │         ├── Shipper | Follower        the links of a leader | of a replica
+//!          │         ├── commit_queue              whose replies wait for which LSN
+//!          │         └── parking                   who waits for anything else
+//!          └─ listener, signals, notify            the edges to the system
+//! ```
+
+mod clients;
+mod command;
+mod commit_queue;
+mod facts;
+mod host;
+mod listener;
+mod node;
+mod notify;
+mod outbox;
+mod parked;
+mod parking;
+mod reactor;
+mod recv_buffers;
+mod reply;
+mod resp;
+mod session;
+mod signals;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::{ConfigError, NodeConfig};
+
+/// Why a node does not start, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration does not fit this machine or this data directory.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no io_uring.
+    #[error(transparent)]
+    NoRing(#[from] walferry_engine::ring::RingError),
+    /// The ring stopped working.
+    #[error("io_uring failed: {0}")]
+    Ring(std::io::Error),
+    /// The log does not open, or its close failed.
+    #[error(transparent)]
+    Log(#[from] walferry_engine::error::LogError),
+    /// The store does not open or failed.
+    #[error(transparent)]
+    Store(#[from] walferry_applier::store::StoreError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} (--{}): {source}", key.replace('_', "-"))]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The ready file cannot be written.
+    #[error("cannot write --ready-file {}: {source}", file.display())]
+    ReadyFile {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Receive buffers cannot be registered.
+    #[error("cannot register receive buffers: {0}; raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the unit)")]
+    RecvBuffers(std::io::Error),
+    /// Descriptors for signals and wakes cannot be made.
+    #[error("cannot set up the node's descriptors: {0}")]
+    Signals(std::io::Error),
+    /// The data directory belongs to another role or cluster.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Runs a node until it is asked to end.
+pub fn run(config: NodeConfig) -> Result<(), DaemonError> {
+    reactor::Reactor::open(config)?.run()
+}

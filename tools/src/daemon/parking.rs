@@ -1,0 +1,87 @@
+//! Sessions that wait for something other than a commit level, by what they wait for. A core: the node tells what came, it tells
+//! whom to resume. A needless resume does no harm, so each list errs on that side.
+
+use std::collections::HashMap;
+
+use walferry_engine::lsn::Lsn;
+
+use super::host::{SessionId, Wait};
+
+/// Who is parked. Holds one wait a session, so it is bounded by the sessions.
+#[derive(Default)]
+pub struct Parking {
+    waits: HashMap<SessionId, Wait>,
+}
+
+/// What may have come since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct News {
+    /// The log takes records again.
+    pub room: bool,
+    /// What the store holds now, when that moved.
+    pub applied: Option<Lsn>,
+    /// A replica acknowledged something, or the flushed LSN moved.
+    pub acknowledged: bool,
+}
+
+impl Parking {
+    /// `session` waits for `wait`, and for nothing else.
+    pub fn park(&mut self, session: SessionId, wait: Wait) {
+        self.waits.insert(session, wait);
+    }
+
+    /// `session` waits no longer.
+    pub fn unpark(&mut self, session: SessionId) {
+        self.waits.remove(&session);
+    }
+
+    /// True when nobody waits: the usual case, tested each turn.
+    pub fn is_empty(&self) -> bool {
+        self.waits.is_empty()
+    }
+
+    /// Moves to `ready` whom the news may concern; they are parked no longer.
+    pub fn wake(&mut self, news: News, ready: &mut Vec<SessionId>) {
+        if self.waits.is_empty() {
+            return;
+        }
+        self.waits.retain(|&session, wait| {
+            let concerned = match wait {
+                Wait::Room => news.room,
+                Wait::Applied(lsn) => news.applied.is_some_and(|applied| applied >= *lsn),
+                Wait::Acknowledged => news.acknowledged,
+                Wait::Streams(_) => news.applied.is_some(),
+            };
+            if concerned {
+                ready.push(session);
+            }
+            !concerned
+        });
+    }
+
+    /// Moves everybody to `ready`: the node's role or state changed.
+    pub fn wake_all(&mut self, ready: &mut Vec<SessionId>) {
+        ready.extend(self.waits.drain().map(|(session, _)| session));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whom_the_news_concerns_is_woken() {
+        let mut parking = Parking::default();
+        parking.park(SessionId(1), Wait::Room);
+        parking.park(SessionId(2), Wait::Applied(Lsn(10)));
+        parking.park(SessionId(3), Wait::Acknowledged);
+        let mut ready = Vec::new();
+        parking.wake(News { applied: Some(Lsn(9)), ..News::default() }, &mut ready);
+        assert_eq!(ready, []);
+        parking.wake(News { applied: Some(Lsn(10)), room: true, ..News::default() }, &mut ready);
+        ready.sort();
+        assert_eq!(ready, [SessionId(1), SessionId(2)]);
+        parking.unpark(SessionId(3));
+        assert!(parking.is_empty());
+    }
+}

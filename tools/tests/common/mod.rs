@@ -1,0 +1,233 @@
+//! Real nodes as child processes, and a plain client to talk to them: what the process tests share.
+
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A bound for everything that a test waits for; far beyond what is normal, so that only a hang reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A reply of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// `+text`
+    Simple(String),
+    /// `-text`
+    Error(String),
+    /// `:number`
+    Integer(i64),
+    /// `$bytes`, as text
+    Bulk(String),
+    /// nil
+    Nil,
+    /// `*n` and its items
+    Array(Vec<Reply>),
+}
+
+impl Reply {
+    /// The text of a simple or bulk string.
+    pub fn text(&self) -> &str {
+        match self {
+            Reply::Simple(text) | Reply::Bulk(text) => text,
+            other => panic!("expected text, got {other:?}"),
+        }
+    }
+}
+
+/// A connection to a node.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn connect(address: SocketAddr) -> std::io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Client { reader: BufReader::new(stream) })
+    }
+
+    /// Sends a command without waiting for its reply.
+    pub fn send(&mut self, words: &[&str]) -> std::io::Result<()> {
+        let mut bytes = format!("*{}\r\n", words.len());
+        for word in words {
+            bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        self.reader.get_mut().write_all(bytes.as_bytes())
+    }
+
+    /// Sends a command and reads its reply.
+    pub fn try_command(&mut self, words: &[&str]) -> std::io::Result<Reply> {
+        self.send(words)?;
+        self.reply()
+    }
+
+    /// As `try_command`; a broken connection fails the test.
+    pub fn command(&mut self, words: &[&str]) -> Reply {
+        self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// Reads one reply.
+    pub fn reply(&mut self) -> std::io::Result<Reply> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = line.trim_end();
+        let (kind, rest) = line.split_at(1);
+        let number = || rest.parse::<i64>().expect("a number in a reply");
+        Ok(match kind {
+            "+" => Reply::Simple(rest.to_owned()),
+            "-" => Reply::Error(rest.to_owned()),
+            ":" => Reply::Integer(number()),
+            "$" if number() < 0 => Reply::Nil,
+            "$" => {
+                let mut bytes = vec![0; number() as usize + 2];
+                self.reader.read_exact(&mut bytes)?;
+                bytes.truncate(bytes.len() - 2);
+                Reply::Bulk(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            "*" if number() < 0 => Reply::Nil,
+            "*" => Reply::Array((0..number()).map(|_| self.reply()).collect::<Result<_, _>>()?),
+            other => panic!("reply of unknown kind {other:?}: {line}"),
+        })
+    }
+}
+
+/// A directory for data on a disk that takes O_DIRECT, removed at the end.
+pub fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory takes a temporary one")
+}
+
+/// A running node.
+pub struct Node {
+    child: Child,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where replicas connect.
+    pub peer_listen: SocketAddr,
+}
+
+impl Node {
+    /// Starts a node called `name` with data under `root/name` and waits until it says that it serves.
+    pub fn start(root: &Path, name: &str, flags: &[&str]) -> Node {
+        Node::try_start(root, name, flags).unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
+    }
+
+    /// As `start`; a node that ends instead gives its log.
+    pub fn try_start(root: &Path, name: &str, flags: &[&str]) -> Result<Node, String> {
+        let data = root.join(name);
+        let ready_file = root.join(format!("{name}.ready"));
+        let socket = root.join(format!("{name}.notify"));
+        let _ = std::fs::remove_file(&ready_file);
+        let _ = std::fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).expect("a datagram socket for the readiness of a node");
+        notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        let log = root.join(format!("{name}.log"));
+        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log file");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_walferry"))
+            .args(["start", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"])
+            .args(["--segment-bytes", "16MiB", "--sync-method", "dsync", "--write-depth", "4", "--name", name])
+            .arg("--data")
+            .arg(&data)
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .args(flags)
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .expect("the binary starts");
+        let deadline = Instant::now() + PATIENCE;
+        let mut message = [0; 4096];
+        loop {
+            if let Ok(length) = notify.recv(&mut message)
+                && String::from_utf8_lossy(&message[..length]).contains("READY=1")
+            {
+                break;
+            }
+            let ended = child.try_wait().expect("a child can be asked");
+            if ended.is_some() || Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(std::fs::read_to_string(&log).unwrap_or_default());
+            }
+        }
+        let ready = std::fs::read_to_string(&ready_file).expect("a ready file once the node serves");
+        let address = |key: &str| {
+            let line = ready.lines().find_map(|line| line.strip_prefix(key)).expect("an address in the ready file");
+            line.parse().expect("an address")
+        };
+        Ok(Node { child, data, listen: address("listen="), peer_listen: address("peer_listen=") })
+    }
+
+    /// A new connection to it.
+    pub fn client(&self) -> Client {
+        Client::connect(self.listen).expect("a running node takes connections")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+    }
+
+    /// SIGTERM; the exit code and how long it took.
+    pub fn stop(mut self) -> (Option<i32>, Duration) {
+        let begun = Instant::now();
+        // SAFETY: signals a process that is our child and not yet waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        let status = self.child.wait().expect("a child ends");
+        (status.code(), begun.elapsed())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks `question` again and again until it says yes; PATIENCE bounds it.
+pub fn until(what: &str, mut question: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !question() {
+        assert!(Instant::now() < deadline, "gave up waiting until {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until the node's store holds everything up to `lsn`.
+pub fn wait_applied(client: &mut Client, lsn: &str) {
+    let reply = client.command(&["WAITLSN", lsn, &PATIENCE.as_millis().to_string()]);
+    assert!(!matches!(reply, Reply::Error(_)), "WAITLSN {lsn}: {reply:?}");
+}
+
+/// The bytes of a node's log up to `end` (bytes), put together from its segments, from `start` on.
+pub fn log_bytes(data: &Path, start: u64, end: u64) -> Vec<u8> {
+    const SEGMENT_BYTES: u64 = 16 << 20;
+    let mut bytes = Vec::new();
+    for number in start / SEGMENT_BYTES..end.div_ceil(SEGMENT_BYTES) {
+        let file = data.join("log").join(format!("{number:016X}.wal"));
+        let segment = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let from = start.saturating_sub(number * SEGMENT_BYTES) as usize;
+        let to = (end - number * SEGMENT_BYTES).min(SEGMENT_BYTES) as usize;
+        bytes.extend_from_slice(&segment[from..to]);
+    }
+    bytes
+}
