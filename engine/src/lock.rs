@@ -1,0 +1,104 @@
+//! One process per data directory: an flock on `DIR/lock`, which the kernel lets go when the process ends, however
+//! it ends. The file holds the pid of the holder, for the error text of the second process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// The lock's name in the data directory.
+pub const LOCK_FILE: &str = "lock";
+/// The most of the lock file that is read for the pid.
+const PID_TEXT_BYTES_MAX: u64 = 32;
+
+/// Why the data directory is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("data directory {dir} is in use by {holder}: one process per data directory ({lock} is locked)", dir = dir.display(), lock = dir.join(LOCK_FILE).display())]
+    Held {
+        /// The data directory.
+        dir: PathBuf,
+        /// `process 1234`, or a plain word when the pid is not known.
+        holder: String,
+    },
+    /// The lock file cannot be made.
+    #[error("cannot lock {path}: {source}", path = path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The data directory is ours while this lives.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: Flock<File>,
+}
+
+impl DirLock {
+    /// Locks `dir` and writes this process's pid into the lock file. Never waits.
+    pub fn take(dir: &Path) -> Result<DirLock, LockError> {
+        let path = dir.join(LOCK_FILE);
+        let io = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644);
+        let file = options.open(&path).map_err(io)?;
+        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                return Err(LockError::Held {
+                    dir: dir.to_owned(),
+                    holder: holder(&mut file),
+                });
+            }
+            Err((_, errno)) => return Err(io(errno.into())),
+        };
+        let pid = format!("{}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| file.write_all(pid.as_bytes()))
+            .map_err(io)?;
+        Ok(DirLock { _file: file })
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let _ = file.take(PID_TEXT_BYTES_MAX).read_to_string(&mut text);
+    match text.trim().parse::<u32>() {
+        Ok(pid) => format!("process {pid}"),
+        Err(_) => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_names_the_holder_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = DirLock::take(dir.path()).expect("the first lock");
+        let text = DirLock::take(dir.path()).expect_err("held").to_string();
+        assert!(
+            text.contains(&format!("in use by process {}", std::process::id())),
+            "{text}"
+        );
+        drop(first);
+        DirLock::take(dir.path()).expect("free again");
+    }
+}

@@ -1,0 +1,443 @@
+//! Keeps the next segments ready, on a thread of its own: a write into blocks that were written before needs no
+//! ext4 metadata, so a segment is written with zeros once, ahead of need, and released segments are recycled by
+//! rename. `log.rs` tells which numbers it wants and which it no longer needs, and takes the open files.
+//! Knows nothing of frames.
+//!
+//! A segment appears under its number only when it is whole and durable: zeros go to a temporary name, then
+//! fsync, rename, fsync of the directory.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::limits::FRAME_ALIGN_BYTES;
+use crate::lsn::SegmentNo;
+use crate::waker::Waker;
+
+/// The name under which a segment is written with zeros before it has a number.
+pub const TEMPORARY_FILE: &str = "prepare.tmp";
+/// Zeros go to the disk in pieces of this size, so that a log write between them waits for one piece only.
+const ZERO_WRITE_BYTES: usize = 1 << 20;
+/// After a failure (no space, most often) the next attempt comes this much later.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Released segments that are kept as future ones beyond what is wanted; further ones are deleted.
+const RECYCLED_SEGMENTS_MAX: u64 = 8;
+/// Recycled segments take no more than this beyond what is wanted.
+const RECYCLED_BYTES_MAX: u64 = 1 << 30;
+
+/// What the preparer needs to know.
+#[derive(Clone, Debug)]
+pub struct PrepareConfig {
+    /// The directory of the segments.
+    pub log_dir: PathBuf,
+    /// The size of each.
+    pub segment_bytes: u64,
+    /// No O_DIRECT.
+    pub buffered: bool,
+}
+
+/// What the log wants and what it got; one lock, held for moments.
+#[derive(Debug)]
+struct Plan {
+    /// Segments below this number are wanted.
+    wanted_until: SegmentNo,
+    /// Segments below this number are no longer needed; `first <= released_until <= next`.
+    released_until: SegmentNo,
+    /// The oldest segment on disk.
+    first: SegmentNo,
+    /// The first number that has no segment yet.
+    next: SegmentNo,
+    /// Prepared and not yet taken by the log; at most RECYCLED_SEGMENTS_MAX and what is wanted.
+    ready: VecDeque<(SegmentNo, File)>,
+    /// Why the last attempt failed.
+    space_error: Option<String>,
+    stop: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: Mutex<Plan>,
+    change: Condvar,
+    /// True when `ready` or `space_error` changed since the log looked.
+    news: AtomicBool,
+}
+
+impl Shared {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan
+            .lock()
+            .expect("the segment preparer's lock: a holder panicked")
+    }
+}
+
+/// The log's end of the thread.
+#[derive(Debug)]
+pub struct Preparer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Preparer {
+    /// Starts the thread. Segments from `first` up to and without `next` exist; those below `wanted_until` are wanted.
+    pub fn start(
+        config: PrepareConfig,
+        first: SegmentNo,
+        next: SegmentNo,
+        wanted_until: SegmentNo,
+        waker: Waker,
+    ) -> io::Result<Preparer> {
+        remove_if_there(&config.log_dir.join(TEMPORARY_FILE))?;
+        let (ready, space_error) = (VecDeque::new(), None);
+        let plan = Plan {
+            wanted_until,
+            released_until: first,
+            first,
+            next,
+            ready,
+            space_error,
+            stop: false,
+        };
+        let (plan, change) = (Mutex::new(plan), Condvar::new());
+        let shared = Arc::new(Shared {
+            plan,
+            change,
+            news: AtomicBool::new(false),
+        });
+        let work = Work {
+            config,
+            shared: Arc::clone(&shared),
+            waker,
+        };
+        let thread = std::thread::Builder::new()
+            .name("segments".to_owned())
+            .spawn(move || work.run())?;
+        Ok(Preparer {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Segments below `until` are wanted.
+    pub fn want(&self, until: SegmentNo) {
+        let mut plan = self.shared.plan();
+        if until > plan.wanted_until {
+            plan.wanted_until = until;
+            self.shared.change.notify_one();
+        }
+    }
+
+    /// Segments below `until` are no longer needed.
+    pub fn release(&self, until: SegmentNo) {
+        let mut plan = self.shared.plan();
+        assert!(until <= plan.next);
+        if until > plan.released_until {
+            plan.released_until = until;
+            self.shared.change.notify_one();
+        }
+    }
+
+    /// Moves what became ready into `segments`, in order, and updates the reason why nothing does.
+    /// Costs one atomic load when nothing changed.
+    pub fn take(
+        &self,
+        segments: &mut VecDeque<(SegmentNo, File)>,
+        space_error: &mut Option<String>,
+    ) {
+        if self.shared.news.load(Ordering::Relaxed)
+            && self.shared.news.swap(false, Ordering::Acquire)
+        {
+            let mut plan = self.shared.plan();
+            segments.append(&mut plan.ready);
+            space_error.clone_from(&plan.space_error);
+        }
+    }
+
+    /// Waits until a segment is ready or an attempt failed.
+    pub fn wait(&self) {
+        let mut plan = self.shared.plan();
+        while plan.ready.is_empty() && plan.space_error.is_none() && plan.next < plan.wanted_until {
+            plan = self
+                .shared
+                .change
+                .wait(plan)
+                .expect("the segment preparer's lock: a holder panicked");
+        }
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.shared.plan().stop = true;
+        self.shared.change.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread does next.
+enum Step {
+    Recycle(SegmentNo, SegmentNo),
+    Zero(SegmentNo),
+    Delete(SegmentNo),
+}
+
+/// Why a step failed.
+struct Failure {
+    error: io::Error,
+    /// A directory that could not be synced: trying again may report success for names that are not durable.
+    lasting: bool,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure {
+            error,
+            lasting: false,
+        }
+    }
+}
+
+struct Work {
+    config: PrepareConfig,
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+impl Work {
+    fn run(self) {
+        while let Some(step) = self.next_step() {
+            let outcome = match step {
+                Step::Recycle(old, new) => self.recycle(old, new).map(|file| Some((new, file))),
+                Step::Zero(new) => self.zero(new).map(|file| Some((new, file))),
+                Step::Delete(old) => self.delete(old).map(|()| None),
+            };
+            match outcome {
+                Ok(made) => self.report(&step, made),
+                Err(failure) => {
+                    self.fail(&step, &failure.error);
+                    if failure.lasting {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_step(&self) -> Option<Step> {
+        let spare = RECYCLED_SEGMENTS_MAX.min(RECYCLED_BYTES_MAX / self.config.segment_bytes);
+        let mut plan = self.shared.plan();
+        loop {
+            if plan.stop {
+                return None;
+            }
+            let released = plan.first < plan.released_until;
+            if released && plan.next.0 < plan.wanted_until.0 + spare {
+                return Some(Step::Recycle(plan.first, plan.next));
+            } else if plan.next < plan.wanted_until {
+                return Some(Step::Zero(plan.next));
+            } else if released {
+                return Some(Step::Delete(plan.first));
+            }
+            plan = self
+                .shared
+                .change
+                .wait(plan)
+                .expect("the segment preparer's lock: a holder panicked");
+        }
+    }
+
+    fn report(&self, step: &Step, made: Option<(SegmentNo, File)>) {
+        let mut plan = self.shared.plan();
+        if matches!(step, Step::Recycle(..) | Step::Delete(_)) {
+            plan.first = plan.first.next();
+        }
+        if let Some((number, file)) = made {
+            plan.next = number.next();
+            plan.ready.push_back((number, file));
+        }
+        if plan.space_error.take().is_some() {
+            tracing::info!("segments can be prepared again");
+        }
+        self.announce(plan);
+    }
+
+    fn fail(&self, step: &Step, error: &io::Error) {
+        let what = match step {
+            Step::Recycle(old, new) => {
+                format!("recycle segment {} as {}", old.file_name(), new.file_name())
+            }
+            Step::Zero(new) => format!("prepare segment {}", new.file_name()),
+            Step::Delete(old) => format!("delete segment {}", old.file_name()),
+        };
+        let text = format!(
+            "cannot {what} in {}: {error}",
+            self.config.log_dir.display()
+        );
+        let mut plan = self.shared.plan();
+        if plan.stop {
+            return;
+        }
+        if plan.space_error.as_ref() != Some(&text) {
+            tracing::error!("{text}; appends will be refused when no segment is left");
+            plan.space_error = Some(text);
+        }
+        self.announce(plan);
+        let retry_at = Instant::now() + RETRY_INTERVAL;
+        let mut plan = self.shared.plan();
+        while !plan.stop {
+            let left = retry_at.saturating_duration_since(Instant::now());
+            // A released segment can be recycled at once: that needs no space.
+            if left.is_zero() || plan.first < plan.released_until && matches!(step, Step::Zero(_)) {
+                return;
+            }
+            plan = self
+                .shared
+                .change
+                .wait_timeout(plan, left)
+                .expect("the segment preparer's lock")
+                .0;
+        }
+    }
+
+    fn announce(&self, plan: MutexGuard<'_, Plan>) {
+        drop(plan);
+        self.shared.news.store(true, Ordering::Release);
+        self.shared.change.notify_all();
+        self.waker.wake();
+    }
+
+    fn path(&self, number: SegmentNo) -> PathBuf {
+        self.config.log_dir.join(number.file_name())
+    }
+
+    fn recycle(&self, old: SegmentNo, new: SegmentNo) -> Result<File, Failure> {
+        match fs::rename(self.path(old), self.path(new)) {
+            // Renamed by an attempt that failed after it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path(new).exists() => {}
+            renamed => renamed?,
+        }
+        self.sync_names()?;
+        Ok(open_segment(&self.path(new), self.config.buffered)?)
+    }
+
+    fn delete(&self, old: SegmentNo) -> Result<(), Failure> {
+        remove_if_there(&self.path(old))?;
+        self.sync_names()
+    }
+
+    fn zero(&self, new: SegmentNo) -> Result<File, Failure> {
+        let temporary = self.config.log_dir.join(TEMPORARY_FILE);
+        let written = write_zeros(
+            &temporary,
+            self.config.segment_bytes,
+            self.config.buffered,
+            || self.pace(),
+        );
+        if let Err(error) = written {
+            // What was taken of the disk is given back: others may need it more while we wait.
+            let _ = remove_if_there(&temporary);
+            return Err(error.into());
+        }
+        fs::rename(&temporary, self.path(new))?;
+        self.sync_names()?;
+        Ok(open_segment(&self.path(new), self.config.buffered)?)
+    }
+
+    fn sync_names(&self) -> Result<(), Failure> {
+        sync_dir(&self.config.log_dir).map_err(|error| Failure {
+            error,
+            lasting: true,
+        })
+    }
+
+    /// True when the log has a segment in hand, so that zeros may leave the disk to its writes half of the time.
+    fn pace(&self) -> io::Result<bool> {
+        let plan = self.shared.plan();
+        if plan.stop {
+            return Err(io::Error::other("the log is being closed"));
+        }
+        Ok(plan.next.0 + 1 >= plan.wanted_until.0)
+    }
+}
+
+/// Zeros that O_DIRECT can write from.
+struct Zeros(Box<[u8]>);
+
+impl Zeros {
+    fn new() -> Zeros {
+        Zeros(vec![0; ZERO_WRITE_BYTES + FRAME_ALIGN_BYTES].into_boxed_slice())
+    }
+
+    fn aligned(&self) -> &[u8] {
+        let skip = self.0.as_ptr().align_offset(FRAME_ALIGN_BYTES);
+        &self.0[skip..skip + ZERO_WRITE_BYTES]
+    }
+}
+
+/// Makes `path` a file of `bytes` zeros whose blocks are all written, and durable. `pace` is asked before each
+/// piece: `true` leaves the disk idle for as long as the piece took, an error ends it.
+pub(crate) fn write_zeros(
+    path: &Path,
+    bytes: u64,
+    buffered: bool,
+    mut pace: impl FnMut() -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o640);
+    if !buffered {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    let file = options.open(path)?;
+    // Reserves the space in one go: few extents, and a full disk shows before anything is written.
+    // SAFETY: a plain system call on our own descriptor.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) } {
+        0 => {}
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            error => return Err(error),
+        },
+    }
+    let zeros = Zeros::new();
+    let mut at = 0;
+    while at < bytes {
+        let idle = pace()?;
+        let started = Instant::now();
+        let piece = (bytes - at).min(ZERO_WRITE_BYTES as u64);
+        file.write_all_at(&zeros.aligned()[..piece as usize], at)?;
+        at += piece;
+        if idle {
+            std::thread::sleep(started.elapsed());
+        }
+    }
+    file.sync_all()
+}
+
+/// Opens a segment for the log's writes.
+pub(crate) fn open_segment(path: &Path, buffered: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if !buffered {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    options.open(path)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
