@@ -1,0 +1,205 @@
+//! One real node as its users meet it: it keeps what it said, names what is wrong, and ends when asked.
+
+mod common;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Client, Node, Reply, directory, log_bytes};
+
+fn ok() -> Reply {
+    Reply::Simple("OK".into())
+}
+
+#[test]
+fn what_was_written_is_there_after_a_clean_stop_and_after_a_kill() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let mut client = node.client();
+    for number in 0..500 {
+        client.send(&["SET", &format!("key:{number}"), &number.to_string()]).expect("send");
+    }
+    for _ in 0..500 {
+        assert_eq!(client.reply().expect("reply"), ok());
+    }
+    assert_eq!(client.command(&["MULTI"]), ok());
+    client.command(&["INCRBY", "sum", "5"]);
+    client.command(&["XADD", "history", "*", "delta", "5"]);
+    let Reply::Array(replies) = client.command(&["EXEC"]) else { panic!("EXEC answers with an array") };
+    assert_eq!(replies[0], Reply::Integer(5));
+    let (code, took) = node.stop();
+    assert_eq!(code, Some(0), "SIGTERM is a clean end");
+    assert!(took < Duration::from_secs(5), "SIGTERM took {took:?}");
+
+    let node = Node::start(root.path(), "a", &[]);
+    let mut client = node.client();
+    assert_eq!(client.command(&["DBSIZE"]), Reply::Integer(502));
+    assert_eq!(client.command(&["INCRBY", "sum", "1"]), Reply::Integer(6));
+    node.kill();
+
+    let node = Node::start(root.path(), "a", &[]);
+    let mut client = node.client();
+    assert_eq!(client.command(&["GET", "sum"]), Reply::Bulk("6".into()));
+    assert_eq!(client.command(&["XLEN", "history"]), Reply::Integer(1));
+    assert_eq!(client.command(&["GET", "key:499"]), Reply::Bulk("499".into()));
+}
+
+#[test]
+fn a_second_start_on_the_same_data_names_the_first() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let log = Node::try_start(root.path(), "a", &[]).err().expect("the second start fails");
+    let named = log.lines().last().is_some_and(|line| line.contains(&node.pid().to_string()));
+    assert!(named, "the error names the process that holds the directory:\n{log}");
+    assert_eq!(node.client().command(&["PING"]), Reply::Simple("PONG".into()), "the first node goes on");
+}
+
+/// Writes at level `local` until the log holds several frames; gives the flushed end of the log in bytes.
+fn fill(node: &Node, commits: u64) -> u64 {
+    let mut client = node.client();
+    for number in 0..commits {
+        assert_eq!(client.command(&["SET", &format!("k{number}"), "value"]), ok());
+    }
+    let lsn = client.command(&["LSN"]).text().to_owned();
+    let (high, low) = lsn.split_once('/').expect("an LSN");
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+}
+
+fn flip(node_data: &std::path::Path, offset: u64) {
+    let file = node_data.join("log/0000000000000000.wal");
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(file).expect("the first segment");
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.write_all(&[byte[0] ^ 0x10]).unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn damage_in_what_was_flushed_stops_the_node_and_is_named() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let data = node.data.clone();
+    fill(&node, 20);
+    node.kill();
+    // Each commit of a lone client is a frame of its own, 4 KiB: this is in the fifth.
+    flip(&data, 4 * 4096 + 70);
+    let before = log_bytes(&data, 0, 16 << 20);
+    let log = Node::try_start(root.path(), "a", &[]).err().expect("the node refuses to start");
+    assert!(log.contains("0000000000000000.wal") && log.contains("0/4000"), "file and LSN are named:\n{log}");
+    assert!(log_bytes(&data, 0, 16 << 20) == before, "the damaged log is not touched");
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_said() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let data = node.data.clone();
+    let end = fill(&node, 20);
+    node.kill();
+    flip(&data, end - 1);
+    let node = Node::start(root.path(), "a", &[]);
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("the node's log");
+    assert!(log.contains("torn"), "the cut is logged:\n{log}");
+    let mut client = node.client();
+    assert_eq!(client.command(&["GET", "k18"]), Reply::Bulk("value".into()));
+    assert_eq!(client.command(&["GET", "k19"]), Reply::Nil, "the torn commit is gone");
+    assert_eq!(client.command(&["SET", "k19", "again"]), ok());
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space() {
+    let root = directory();
+    let image = root.path().join("disk.img");
+    let mount = root.path().join("disk");
+    std::fs::create_dir(&mount).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
+    let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|out| out.status.success());
+    let (image_name, mount_name) = (image.to_str().unwrap(), mount.to_str().unwrap());
+    if !run("mkfs.ext4", &["-q", "-m", "0", image_name]) || !run("mount", &["-o", "loop", image_name, mount_name]) {
+        println!("skipped: mounting a small disk needs root, mkfs.ext4 and a loop device");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| full_disk(&mount));
+    assert!(run("umount", &["-l", mount_name]), "the small disk is unmounted");
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn full_disk(mount: &std::path::Path) {
+    let node = Node::start(mount, "a", &["--keep-bytes-min", "0"]);
+    let mut client = node.client();
+    assert_eq!(client.command(&["SET", "kept", "1"]), ok());
+    let ballast = mount.join("ballast");
+    fill_up(&ballast);
+    let value = "v".repeat(256 << 10);
+    let mut refusal = None;
+    for number in 0..400 {
+        match client.command(&["SET", &format!("big:{number}"), &value]) {
+            Reply::Error(text) => {
+                refusal = Some(text);
+                break;
+            }
+            reply => assert_eq!(reply, ok()),
+        }
+    }
+    let refusal = refusal.expect("a full disk refuses writes");
+    assert!(refusal.contains("space"), "the refusal says why: {refusal}");
+    assert_eq!(client.command(&["GET", "kept"]), Reply::Bulk("1".into()), "reads go on");
+    std::fs::remove_file(&ballast).unwrap();
+    common::until("writes are taken again", || client.command(&["SET", "after", "1"]) == ok());
+}
+
+/// Leaves no block free.
+fn fill_up(file: &std::path::Path) {
+    let mut file = std::fs::File::create(file).unwrap();
+    let block = vec![1; 64 << 10];
+    while file.write_all(&block).is_ok() {}
+    while file.write_all(&block[..512]).is_ok() {}
+    // What does not fit any more is the point; the error of the last write is expected.
+    let _ = file.sync_all();
+}
+
+#[test]
+fn a_protocol_error_closes_that_connection_only() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let mut good = node.client();
+    let mut bad = std::net::TcpStream::connect(node.listen).unwrap();
+    bad.write_all(b"*1\r\n+not a bulk string\r\n").unwrap();
+    let mut answer = String::new();
+    bad.read_to_string(&mut answer).expect("an answer, then the end");
+    assert!(answer.starts_with("-ERR Protocol error"), "{answer}");
+    assert_eq!(good.command(&["PING"]), Reply::Simple("PONG".into()));
+}
+
+#[test]
+fn another_session_never_reads_what_is_not_durable_and_the_writer_reads_its_own() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--commit-level", "off"]);
+    let mut writer = node.client();
+    let mut reader = node.client();
+    for number in 0..200 {
+        let value = number.to_string();
+        assert_eq!(writer.command(&["SET", "k", &value]), ok());
+        assert_eq!(writer.command(&["GET", "k"]), Reply::Bulk(value.clone()), "the writer reads its own write");
+        // The writer's read was answered, so the write is durable and everybody may see it.
+        assert_eq!(reader.command(&["GET", "k"]), Reply::Bulk(value));
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_in_the_middle_disturbs_nobody() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    for _ in 0..50 {
+        let mut leaver = Client::connect(node.listen).unwrap();
+        leaver.send(&["SET", "gone", "1"]).unwrap();
+        drop(leaver);
+    }
+    let mut half = std::net::TcpStream::connect(node.listen).unwrap();
+    half.write_all(b"*3\r\n$3\r\nSET\r\n$1\r\n").unwrap();
+    drop(half);
+    assert_eq!(node.client().command(&["SET", "still", "here"]), ok());
+}
