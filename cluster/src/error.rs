@@ -1,0 +1,37 @@
+//! What can be wrong with bytes from a peer. Made by the codec, shown by both link drivers, which close the
+//! connection: after any of these the stream's framing is lost.
+
+/// Why bytes from a peer are not a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// No message of this number exists in this protocol version.
+    #[error("the peer sent a message of unknown kind {0}")]
+    Kind(u8),
+    /// The envelope's reserved bytes are not zero: this is no walferry peer, or the stream lost its framing.
+    #[error("the peer does not speak walferry's protocol")]
+    Envelope,
+    /// The first message does not start with the protocol's magic.
+    #[error("the peer's first message is not a walferry hello")]
+    Magic,
+    /// A length beyond its bound.
+    #[error("the peer sent a {kind} of {bytes} bytes; at most {bytes_max} are allowed")]
+    Length {
+        /// The message.
+        kind: &'static str,
+        /// What its envelope says.
+        bytes: usize,
+        /// The bound.
+        bytes_max: usize,
+    },
+    /// A body that ends before its fields do, or goes on after them.
+    #[error("the peer sent a {0} whose body does not hold its fields")]
+    Body(&'static str),
+    /// A field with a value that it cannot have.
+    #[error("the peer sent a {kind} with an impossible {field}")]
+    Field {
+        /// The message.
+        kind: &'static str,
+        /// The field.
+        field: &'static str,
+    },
+}

@@ -1,0 +1,109 @@
+//! The in-sync set (Kafka's ISR): the replicas whose lag in time is at most `replica_lag_time_max`. Core: the shipper
+//! tells each replica's lag, the set says who joins and leaves. It reads no clock and knows no connection.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::member::MemberName;
+
+/// A replica's membership changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It keeps up: commits under `ALL` wait for it from now on.
+    Joined,
+    /// It lagged for too long, or was silent for too long: commits no longer wait for it.
+    Left,
+}
+
+/// The in-sync set.
+#[derive(Clone, Debug)]
+pub struct InSync {
+    lag_time_max: Duration,
+    members: BTreeSet<MemberName>,
+}
+
+impl InSync {
+    /// An empty set; a replica leaves when it lags for longer than `lag_time_max`.
+    pub fn new(lag_time_max: Duration) -> InSync {
+        InSync {
+            lag_time_max,
+            members: BTreeSet::new(),
+        }
+    }
+
+    /// A replica's lag now: the age of the oldest byte that it has not flushed, and for a replica without connection at
+    /// least the time since it had one. `may_join`: it streams, and holds everything that is committed.
+    pub fn observe(&mut self, name: &MemberName, lag: Duration, may_join: bool) -> Option<Change> {
+        let member = self.members.contains(name);
+        if member && lag > self.lag_time_max {
+            self.members.remove(name);
+            return Some(Change::Left);
+        }
+        if !member && may_join && lag <= self.lag_time_max {
+            self.members.insert(name.clone());
+            return Some(Change::Joined);
+        }
+        None
+    }
+
+    /// The replica is no longer known.
+    pub fn forget(&mut self, name: &MemberName) {
+        self.members.remove(name);
+    }
+
+    /// True for members.
+    pub fn contains(&self, name: &MemberName) -> bool {
+        self.members.contains(name)
+    }
+
+    /// The members, by name.
+    pub fn members(&self) -> impl ExactSizeIterator<Item = &MemberName> {
+        self.members.iter()
+    }
+
+    /// Why commits at a remote level are refused while at least `min_in_sync` replicas have to be in sync.
+    pub fn shortage(&self, min_in_sync: usize) -> Option<String> {
+        let (have, need) = (self.members.len(), min_in_sync);
+        (have < need).then(|| format!("{have} replicas are in sync, min_in_sync asks for {need}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_join_when_they_keep_up_and_leave_when_they_lag() {
+        let mut set = InSync::new(Duration::from_secs(10));
+        let name: MemberName = "a".parse().expect("a name");
+        let table = [
+            // lag in seconds, may join, change, member after
+            (0, false, None, false),
+            (11, true, None, false),
+            (10, true, Some(Change::Joined), true),
+            (0, true, None, true),
+            (9, false, None, true),
+            (10, false, None, true),
+            (11, true, Some(Change::Left), false),
+            (11, true, None, false),
+            (0, true, Some(Change::Joined), true),
+        ];
+        for (step, (lag_s, may_join, change, member)) in table.into_iter().enumerate() {
+            assert_eq!(
+                set.observe(&name, Duration::from_secs(lag_s), may_join),
+                change,
+                "step {step}"
+            );
+            assert_eq!(set.contains(&name), member, "step {step}");
+            assert_eq!(set.shortage(1).is_some(), !member, "step {step}");
+        }
+        assert_eq!(set.shortage(0), None);
+        assert_eq!(set.members().len(), 1);
+        set.forget(&name);
+        assert!(
+            set.shortage(1)
+                .expect("nobody is left")
+                .contains("min_in_sync")
+        );
+    }
+}

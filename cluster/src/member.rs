@@ -1,0 +1,108 @@
+//! Who takes part: names of nodes and the id of their cluster. Plain values; nothing here knows who is connected.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The longest name of a node; PostgreSQL's bound for identifiers.
+pub const MEMBER_NAME_BYTES_MAX: usize = 63;
+/// Digits of a cluster id as text.
+const CLUSTER_ID_DIGITS: usize = 32;
+
+/// The name of a node: 1 to 63 of `a-z 0-9 _ -`. A replica's name is also the name of its slot. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberName(Arc<str>);
+
+impl MemberName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What was given is not a node's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a node name: expected 1 to 63 of a-z, 0-9, _ and -")]
+pub struct NameSyntax(String);
+
+impl FromStr for MemberName {
+    type Err = NameSyntax;
+
+    fn from_str(text: &str) -> Result<MemberName, NameSyntax> {
+        let known = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
+        };
+        if (1..=MEMBER_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(known) {
+            return Ok(MemberName(text.into()));
+        }
+        Err(NameSyntax(
+            text.chars().take(MEMBER_NAME_BYTES_MAX + 1).collect(),
+        ))
+    }
+}
+
+/// The id that every node of a cluster carries, random, made when its first node was initialised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterId(pub u128);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// What was given is not a cluster id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a cluster id: expected 32 hexadecimal digits")]
+pub struct ClusterIdSyntax(String);
+
+impl FromStr for ClusterId {
+    type Err = ClusterIdSyntax;
+
+    fn from_str(text: &str) -> Result<ClusterId, ClusterIdSyntax> {
+        let digits = text.len() == CLUSTER_ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = digits
+            .then(|| u128::from_str_radix(text, 16).ok())
+            .flatten();
+        id.map(ClusterId)
+            .ok_or_else(|| ClusterIdSyntax(text.chars().take(CLUSTER_ID_DIGITS + 1).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_bounded() {
+        for right in ["a", "node-1", "r_2", &"x".repeat(63)] {
+            assert_eq!(
+                right.parse::<MemberName>().map(|n| n.to_string()),
+                Ok(right.to_owned())
+            );
+        }
+        for wrong in ["", "A", "a b", "é", "a.b", &"x".repeat(64)] {
+            assert!(wrong.parse::<MemberName>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn cluster_ids_round_trip() {
+        let id = ClusterId(0xAB);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in [
+            "",
+            "ab",
+            "+0000000000000000000000000000000",
+            &"g".repeat(32),
+        ] {
+            assert!(wrong.parse::<ClusterId>().is_err(), "{wrong:?}");
+        }
+    }
+}

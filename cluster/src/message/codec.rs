@@ -1,0 +1,452 @@
+//! Messages to bytes and back, in the layout that `message.rs` shows. Every length is checked against the bound of its
+//! kind before anything is taken or allocated.
+
+use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::{
+    ACK_BODY_BYTES, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
+    EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello,
+    MESSAGE_BYTES_MAX, Message, PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX,
+    Refuse, RefuseCode, Welcome,
+};
+use crate::error::MessageError;
+use crate::member::{ClusterId, MemberName};
+
+const MAGIC: [u8; 4] = *b"WFPR";
+const CHUNK_BODY_BYTES: usize = 16;
+
+/// The number of a message in its envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Hello = 1,
+    Welcome = 2,
+    Refuse = 3,
+    Frame = 4,
+    Chunk = 5,
+    Heartbeat = 6,
+    Ack = 7,
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Option<Kind> {
+        let all = [
+            Kind::Hello,
+            Kind::Welcome,
+            Kind::Refuse,
+            Kind::Frame,
+            Kind::Chunk,
+            Kind::Heartbeat,
+            Kind::Ack,
+        ];
+        all.into_iter().find(|kind| *kind as u8 == number)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Kind::Hello => "Hello",
+            Kind::Welcome => "Welcome",
+            Kind::Refuse => "Refuse",
+            Kind::Frame => "Frame",
+            Kind::Chunk => "Chunk",
+            Kind::Heartbeat => "Heartbeat",
+            Kind::Ack => "Ack",
+        }
+    }
+
+    const fn body_bytes(self) -> (usize, usize) {
+        const HANDSHAKE_MAX: usize = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
+        match self {
+            Kind::Hello | Kind::Welcome => (HANDSHAKE_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::Refuse => (
+                REFUSE_FIXED_BYTES,
+                REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX,
+            ),
+            Kind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
+            Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
+            Kind::Heartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
+            Kind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
+        }
+    }
+}
+
+/// The envelope of a frame; the frame's `wire_bytes` follow it on the wire.
+pub fn frame_envelope(wire_bytes: usize) -> [u8; ENVELOPE_BYTES] {
+    assert!((FRAME_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&wire_bytes));
+    envelope(Kind::Frame, wire_bytes)
+}
+
+pub(super) fn envelope(kind: Kind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
+    let mut bytes = [0; ENVELOPE_BYTES];
+    bytes[..4].copy_from_slice(&(body_bytes as u32).to_le_bytes());
+    bytes[4] = kind as u8;
+    bytes
+}
+
+/// Takes the message at the start of `bytes`: the message and how many bytes it took. `None`: more bytes are needed.
+/// For `Frame` and `Chunk` the raw bytes are not counted: they follow what was taken. Wrong bytes are noticed as soon
+/// as the envelope is there; nothing is allocated beyond the bounds of the messages.
+pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
+    let Some((head, rest)) = bytes.split_at_checked(ENVELOPE_BYTES) else {
+        return Ok(None);
+    };
+    let body_bytes = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    if head[5..] != [0; 3] {
+        return Err(MessageError::Envelope);
+    }
+    let kind = Kind::from_number(head[4]).ok_or(MessageError::Kind(head[4]))?;
+    let (bytes_min, bytes_max) = kind.body_bytes();
+    if body_bytes > bytes_max {
+        return Err(MessageError::Length {
+            kind: kind.name(),
+            bytes: body_bytes,
+            bytes_max,
+        });
+    }
+    if body_bytes < bytes_min && !matches!(kind, Kind::Hello | Kind::Welcome) {
+        return Err(MessageError::Body(kind.name()));
+    }
+    if kind == Kind::Frame {
+        return Ok(Some((
+            Message::Frame {
+                wire_bytes: body_bytes,
+            },
+            ENVELOPE_BYTES,
+        )));
+    }
+    let Some(body) = rest.get(..body_bytes) else {
+        return Ok(None);
+    };
+    let body = Body { kind, rest: body };
+    let message = match kind {
+        Kind::Hello => Message::Hello(decode_hello(body)?),
+        Kind::Welcome => Message::Welcome(decode_welcome(body)?),
+        Kind::Refuse => Message::Refuse(decode_refuse(body)?),
+        Kind::Chunk => Message::Chunk(decode_chunk(body)?),
+        Kind::Heartbeat => Message::Heartbeat(decode_heartbeat(body)?),
+        Kind::Ack => Message::Ack(decode_ack(body)?),
+        Kind::Frame => unreachable!("returned above"),
+    };
+    Ok(Some((message, ENVELOPE_BYTES + body_bytes)))
+}
+
+impl Message {
+    /// Appends the message's bytes to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; ENVELOPE_BYTES]);
+        let kind = match self {
+            Message::Hello(hello) => {
+                put_handshake(
+                    out,
+                    hello.protocol,
+                    hello.cluster_id,
+                    &hello.name,
+                    hello.flushed,
+                    hello.crc,
+                );
+                put_history(out, &hello.history);
+                out.extend_from_slice(hello.name.as_str().as_bytes());
+                Kind::Hello
+            }
+            Message::Welcome(welcome) => {
+                let (start, interval) = (welcome.start, welcome.heartbeat_ms);
+                put_handshake(
+                    out,
+                    welcome.protocol,
+                    Some(welcome.cluster_id),
+                    &welcome.name,
+                    start,
+                    interval,
+                );
+                put_history(out, &welcome.history);
+                out.extend_from_slice(welcome.name.as_str().as_bytes());
+                Kind::Welcome
+            }
+            Message::Refuse(refuse) => {
+                out.extend_from_slice(&(refuse.code as u16).to_le_bytes());
+                out.extend_from_slice(&[0; 2]);
+                let cut = refuse.text.floor_char_boundary(REFUSE_TEXT_BYTES_MAX);
+                out.extend_from_slice(&refuse.text.as_bytes()[..cut]);
+                Kind::Refuse
+            }
+            Message::Frame { wire_bytes } => {
+                out.truncate(start);
+                out.extend_from_slice(&frame_envelope(*wire_bytes));
+                return;
+            }
+            Message::Chunk(chunk) => {
+                assert!((1..=CHUNK_BYTES_MAX).contains(&chunk.bytes));
+                put_u64s(out, &[chunk.lsn.0, chunk.bytes]);
+                Kind::Chunk
+            }
+            Message::Heartbeat(beat) => {
+                assert!(
+                    beat.committed <= beat.flushed && beat.flushed <= beat.end,
+                    "{beat:?}"
+                );
+                put_u64s(
+                    out,
+                    &[
+                        beat.end.0,
+                        beat.flushed.0,
+                        beat.committed.0,
+                        beat.sent_at_us,
+                        beat.epoch.0,
+                    ],
+                );
+                Kind::Heartbeat
+            }
+            Message::Ack(ack) => {
+                assert!(
+                    ack.applied <= ack.flushed && ack.flushed <= ack.written,
+                    "{ack:?}"
+                );
+                put_u64s(
+                    out,
+                    &[ack.written.0, ack.flushed.0, ack.applied.0, ack.echo_us],
+                );
+                for duration in [ack.echo_held_us, ack.write_us, ack.flush_us, ack.apply_us] {
+                    out.extend_from_slice(&duration.to_le_bytes());
+                }
+                Kind::Ack
+            }
+        };
+        let body_bytes = out.len() - start - ENVELOPE_BYTES;
+        out[start..start + ENVELOPE_BYTES].copy_from_slice(&envelope(kind, body_bytes));
+    }
+}
+
+fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
+    values
+        .iter()
+        .for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn put_handshake(
+    out: &mut Vec<u8>,
+    protocol: u16,
+    id: Option<ClusterId>,
+    name: &MemberName,
+    lsn: Lsn,
+    number: u32,
+) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&protocol.to_le_bytes());
+    out.extend_from_slice(&[name.as_str().len() as u8, 0]);
+    out.extend_from_slice(&id.map_or(0, |id| id.0).to_le_bytes());
+    out.extend_from_slice(&lsn.0.to_le_bytes());
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_history(out: &mut Vec<u8>, history: &[(Epoch, Lsn)]) {
+    let newest = &history[history.len().saturating_sub(EPOCHS_PER_MESSAGE_MAX)..];
+    out.extend_from_slice(&(newest.len() as u32).to_le_bytes());
+    newest
+        .iter()
+        .for_each(|(epoch, lsn)| put_u64s(out, &[epoch.0, lsn.0]));
+}
+
+/// The rest of a body; every take is checked.
+struct Body<'a> {
+    kind: Kind,
+    rest: &'a [u8],
+}
+
+impl<'a> Body<'a> {
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], MessageError> {
+        let short = MessageError::Body(self.kind.name());
+        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(short)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn number<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], MessageError> {
+        Ok(self.take(BYTES)?.try_into().expect("as many as asked for"))
+    }
+
+    fn u16(&mut self) -> Result<u16, MessageError> {
+        self.number().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, MessageError> {
+        self.number().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, MessageError> {
+        self.number().map(u64::from_le_bytes)
+    }
+
+    fn lsn(&mut self) -> Result<Lsn, MessageError> {
+        self.u64().map(Lsn)
+    }
+
+    fn field(&self, field: &'static str) -> MessageError {
+        MessageError::Field {
+            kind: self.kind.name(),
+            field,
+        }
+    }
+
+    fn end(self) -> Result<(), MessageError> {
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(MessageError::Body(self.kind.name()))
+        }
+    }
+
+    /// Magic, version; true when the rest is of our version.
+    fn version(&mut self) -> Result<(u16, bool), MessageError> {
+        if self.take(MAGIC.len())? != MAGIC {
+            return Err(MessageError::Magic);
+        }
+        let protocol = self.u16()?;
+        Ok((protocol, protocol == PROTOCOL_VERSION))
+    }
+
+    fn history(&mut self) -> Result<Vec<(Epoch, Lsn)>, MessageError> {
+        let count = self.u32()? as usize;
+        if count > EPOCHS_PER_MESSAGE_MAX {
+            return Err(self.field("epoch count"));
+        }
+        let mut epochs = Body {
+            kind: self.kind,
+            rest: self.take(count * EPOCH_BYTES)?,
+        };
+        let mut history: Vec<(Epoch, Lsn)> = Vec::with_capacity(count);
+        while !epochs.rest.is_empty() {
+            let next = (Epoch(epochs.u64()?), epochs.lsn()?);
+            if history
+                .last()
+                .is_some_and(|last| next.0 <= last.0 || next.1 < last.1)
+            {
+                return Err(self.field("epoch history"));
+            }
+            history.push(next);
+        }
+        Ok(history)
+    }
+
+    fn name(&mut self, bytes: u8) -> Result<MemberName, MessageError> {
+        let name = self.take(usize::from(bytes))?;
+        let text = std::str::from_utf8(name).map_err(|_| self.field("name"))?;
+        text.parse().map_err(|_| self.field("name"))
+    }
+}
+
+fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
+    let (protocol, ours) = body.version()?;
+    if !ours {
+        let name = "unknown".parse().expect("a name");
+        let (flushed, history) = (Lsn::ZERO, Vec::new());
+        return Ok(Hello {
+            protocol,
+            cluster_id: None,
+            name,
+            flushed,
+            crc: 0,
+            history,
+        });
+    }
+    let [name_bytes, _] = body.number()?;
+    let id = u128::from_le_bytes(body.number()?);
+    let cluster_id = (id != 0).then_some(ClusterId(id));
+    let flushed = body.lsn()?;
+    let crc = body.u32()?;
+    let history = body.history()?;
+    let name = body.name(name_bytes)?;
+    body.end()?;
+    Ok(Hello {
+        protocol,
+        cluster_id,
+        name,
+        flushed,
+        crc,
+        history,
+    })
+}
+
+fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
+    let (protocol, ours) = body.version()?;
+    if !ours {
+        return Err(body.field("protocol version"));
+    }
+    let [name_bytes, _] = body.number()?;
+    let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
+    let start = body.lsn()?;
+    let heartbeat_ms = body.u32()?;
+    let history = body.history()?;
+    let name = body.name(name_bytes)?;
+    body.end()?;
+    Ok(Welcome {
+        protocol,
+        cluster_id,
+        name,
+        start,
+        heartbeat_ms,
+        history,
+    })
+}
+
+fn decode_refuse(mut body: Body<'_>) -> Result<Refuse, MessageError> {
+    let code = body.u16()?;
+    let code = RefuseCode::from_number(code).ok_or_else(|| body.field("code"))?;
+    body.take(2)?;
+    let text = String::from_utf8_lossy(body.rest);
+    // It goes into logs: what a peer sends must not forge lines there.
+    let text = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    Ok(Refuse { code, text })
+}
+
+fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
+    let chunk = Chunk {
+        lsn: body.lsn()?,
+        bytes: body.u64()?,
+    };
+    if !(1..=CHUNK_BYTES_MAX).contains(&chunk.bytes) {
+        return Err(body.field("length"));
+    }
+    body.end()?;
+    Ok(chunk)
+}
+
+fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
+    let (end, flushed, committed) = (body.lsn()?, body.lsn()?, body.lsn()?);
+    let beat = Heartbeat {
+        end,
+        flushed,
+        committed,
+        sent_at_us: body.u64()?,
+        epoch: Epoch(body.u64()?),
+    };
+    if beat.committed > beat.flushed || beat.flushed > beat.end {
+        return Err(body.field("order of positions"));
+    }
+    body.end()?;
+    Ok(beat)
+}
+
+fn decode_ack(mut body: Body<'_>) -> Result<Ack, MessageError> {
+    let (written, flushed, applied, echo_us) = (body.lsn()?, body.lsn()?, body.lsn()?, body.u64()?);
+    let [echo_held_us, write_us, flush_us, apply_us] =
+        [body.u32()?, body.u32()?, body.u32()?, body.u32()?];
+    if applied > flushed || flushed > written {
+        return Err(body.field("order of positions"));
+    }
+    body.end()?;
+    Ok(Ack {
+        written,
+        flushed,
+        applied,
+        echo_us,
+        echo_held_us,
+        write_us,
+        flush_us,
+        apply_us,
+    })
+}

@@ -1,0 +1,441 @@
+//! The sync policy: which replicas have to confirm a commit at a remote level. PostgreSQL's grammar and meaning of
+//! `synchronous_standby_names`, and `ALL` for Kafka's acks=all. Pure; asked by the shipper's commit rule, which
+//! knows where the replicas are. The replicas are unaware of the policy: they confirm what they have.
+//!
+//! ```text
+//! policy = ""                                  nobody: remote levels mean local
+//!        | list                                FIRST 1 (list)
+//!        | k "(" list ")"                      FIRST k (list)
+//!        | "FIRST" k "(" list ")"              the first k of the list that are connected and streaming
+//!        | "ANY" k "(" list ")"                any k of the list
+//!        | "ALL"                               every member of the in-sync set
+//! list   = name { "," name }                   name: a node's name, may be quoted; or "*" for every replica
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use walferry_engine::lsn::Lsn;
+
+use crate::member::{MemberName, NameSyntax};
+
+/// Names in a list, at most; also the bound for k.
+pub const POLICY_NAMES_MAX: usize = 64;
+
+/// One entry of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamePattern {
+    /// `*`.
+    Every,
+    /// One replica.
+    Name(MemberName),
+}
+
+impl NamePattern {
+    fn matches(&self, name: &MemberName) -> bool {
+        match self {
+            NamePattern::Every => true,
+            NamePattern::Name(own) => own == name,
+        }
+    }
+}
+
+/// Which replicas have to confirm a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// Nobody: remote levels mean local.
+    #[default]
+    None,
+    /// The first `k` of `names`, in this order of priority, that are connected and streaming.
+    First {
+        /// How many.
+        k: usize,
+        /// Highest priority first; `k <= names.len()` unless it has a `*`.
+        names: Vec<NamePattern>,
+    },
+    /// Any `k` of `names`.
+    Any {
+        /// How many.
+        k: usize,
+        /// In any order.
+        names: Vec<NamePattern>,
+    },
+    /// Every member of the in-sync set.
+    All,
+}
+
+/// A replica as the policy sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a MemberName,
+    /// Connected, and past its catch-up.
+    pub streaming: bool,
+    /// Member of the in-sync set.
+    pub in_sync: bool,
+    /// What it has confirmed at the level in question.
+    pub position: Lsn,
+}
+
+/// What the policy makes of a replica, as in `pg_stat_replication.sync_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SyncState {
+    /// Commits wait for it.
+    Sync,
+    /// It takes over when one that commits wait for is gone.
+    Potential,
+    /// One of those of which any k suffice.
+    Quorum,
+    /// No commit waits for it.
+    Async,
+}
+
+impl fmt::Display for SyncState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SyncState::Sync => "sync",
+            SyncState::Potential => "potential",
+            SyncState::Quorum => "quorum",
+            SyncState::Async => "async",
+        })
+    }
+}
+
+fn priority(names: &[NamePattern], name: &MemberName) -> Option<usize> {
+    names.iter().position(|pattern| pattern.matches(name))
+}
+
+impl SyncPolicy {
+    /// What the policy's replicas have confirmed: `Lsn::MAX` when nobody has to, `None` when too few are there to ask.
+    pub fn confirmed(&self, candidates: &[Candidate<'_>]) -> Option<Lsn> {
+        match self {
+            SyncPolicy::None => Some(Lsn::MAX),
+            SyncPolicy::First { k, names } => {
+                let chosen = chosen(candidates, names);
+                let chosen = chosen.get(..*k)?;
+                chosen.iter().map(|index| candidates[*index].position).min()
+            }
+            SyncPolicy::Any { k, names } => {
+                let of_list = chosen(candidates, names);
+                let mut positions: Vec<Lsn> = of_list
+                    .into_iter()
+                    .map(|index| candidates[index].position)
+                    .collect();
+                positions.sort_unstable_by(|a, b| b.cmp(a));
+                positions.get(*k - 1).copied()
+            }
+            SyncPolicy::All => {
+                let members = candidates.iter().filter(|candidate| candidate.in_sync);
+                Some(
+                    members
+                        .map(|member| member.position)
+                        .min()
+                        .unwrap_or(Lsn::MAX),
+                )
+            }
+        }
+    }
+
+    /// What the policy makes of the candidate at `index`.
+    pub fn sync_state(&self, candidates: &[Candidate<'_>], index: usize) -> SyncState {
+        let candidate = &candidates[index];
+        match self {
+            SyncPolicy::First { k, names } if priority(names, candidate.name).is_some() => {
+                let rank = chosen(candidates, names)
+                    .iter()
+                    .position(|other| *other == index);
+                if rank.is_some_and(|rank| rank < *k) {
+                    SyncState::Sync
+                } else {
+                    SyncState::Potential
+                }
+            }
+            SyncPolicy::Any { names, .. } if priority(names, candidate.name).is_some() => {
+                SyncState::Quorum
+            }
+            SyncPolicy::All if candidate.in_sync => SyncState::Sync,
+            SyncPolicy::All => SyncState::Potential,
+            _ => SyncState::Async,
+        }
+    }
+
+    /// True when remote levels wait for replicas.
+    pub fn waits(&self) -> bool {
+        *self != SyncPolicy::None
+    }
+
+    /// How many streaming replicas the policy needs, and how many it has; `None` when it has no fixed number.
+    pub fn needs(&self, candidates: &[Candidate<'_>]) -> Option<(usize, usize)> {
+        match self {
+            SyncPolicy::First { k, names } | SyncPolicy::Any { k, names } => {
+                Some((*k, chosen(candidates, names).len()))
+            }
+            SyncPolicy::None | SyncPolicy::All => None,
+        }
+    }
+}
+
+/// Indices of the streaming candidates that the list names, highest priority first, then by name.
+fn chosen(candidates: &[Candidate<'_>], names: &[NamePattern]) -> Vec<usize> {
+    let mut chosen: Vec<(usize, &MemberName, usize)> = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| candidate.streaming)
+        .filter_map(|(index, candidate)| {
+            Some((priority(names, candidate.name)?, candidate.name, index))
+        })
+        .collect();
+    chosen.sort_unstable();
+    chosen.into_iter().map(|(_, _, index)| index).collect()
+}
+
+impl fmt::Display for SyncPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, k, names) = match self {
+            SyncPolicy::None => return Ok(()),
+            SyncPolicy::All => return f.write_str("ALL"),
+            SyncPolicy::First { k, names } => ("FIRST", k, names),
+            SyncPolicy::Any { k, names } => ("ANY", k, names),
+        };
+        write!(f, "{word} {k} (")?;
+        for (index, name) in names.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { ", " })?;
+            match name {
+                NamePattern::Every => f.write_str("*")?,
+                NamePattern::Name(name) => write!(f, "{name}")?,
+            }
+        }
+        f.write_str(")")
+    }
+}
+
+/// What was given is not a sync policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicySyntax {
+    /// Neither of the forms.
+    #[error("{0:?} is not a sync policy: expected FIRST k (a, b), ANY k (a, b), ALL or nothing")]
+    Form(String),
+    /// A name that no node can have.
+    #[error(transparent)]
+    Name(#[from] NameSyntax),
+    /// A k that cannot be met.
+    #[error("a sync policy cannot ask for {k} of {names} names")]
+    Count {
+        /// What was asked for.
+        k: usize,
+        /// Out of how many.
+        names: usize,
+    },
+}
+
+impl FromStr for SyncPolicy {
+    type Err = PolicySyntax;
+
+    fn from_str(text: &str) -> Result<SyncPolicy, PolicySyntax> {
+        let form = || PolicySyntax::Form(text.chars().take(200).collect());
+        let trimmed = text.trim();
+        match trimmed {
+            "" => return Ok(SyncPolicy::None),
+            all if all.eq_ignore_ascii_case("all") => return Ok(SyncPolicy::All),
+            _ => {}
+        }
+        let Some((head, list)) = trimmed.split_once('(') else {
+            return build(false, 1, parse_list(trimmed, form)?);
+        };
+        let list = list.strip_suffix(')').ok_or_else(form)?;
+        let words: Vec<&str> = head.split_whitespace().collect();
+        let (any, k) = match words[..] {
+            [k] => (false, k),
+            [word, k] if word.eq_ignore_ascii_case("first") => (false, k),
+            [word, k] if word.eq_ignore_ascii_case("any") => (true, k),
+            _ => return Err(form()),
+        };
+        let digits = k.bytes().all(|byte| byte.is_ascii_digit());
+        let k = digits.then(|| k.parse().ok()).flatten().ok_or_else(form)?;
+        build(any, k, parse_list(list, form)?)
+    }
+}
+
+fn parse_list(
+    list: &str,
+    form: impl Fn() -> PolicySyntax,
+) -> Result<Vec<NamePattern>, PolicySyntax> {
+    let mut names = Vec::new();
+    for word in list.split(',') {
+        let word = word.trim();
+        let quoted = word
+            .strip_prefix('"')
+            .and_then(|word| word.strip_suffix('"'));
+        let name = quoted.unwrap_or(word);
+        let pattern = match name {
+            "" => return Err(form()),
+            "*" => NamePattern::Every,
+            // As in PostgreSQL, case does not matter unless quoted; nodes' names are lower case.
+            _ if quoted.is_none() => NamePattern::Name(name.to_ascii_lowercase().parse()?),
+            _ => NamePattern::Name(name.parse()?),
+        };
+        if !names.contains(&pattern) {
+            names.push(pattern);
+        }
+    }
+    Ok(names)
+}
+
+fn build(any: bool, k: usize, names: Vec<NamePattern>) -> Result<SyncPolicy, PolicySyntax> {
+    let open_ended = names.contains(&NamePattern::Every);
+    let count_max = if open_ended {
+        POLICY_NAMES_MAX
+    } else {
+        names.len()
+    };
+    if k == 0 || k > count_max || names.len() > POLICY_NAMES_MAX {
+        return Err(PolicySyntax::Count {
+            k,
+            names: names.len(),
+        });
+    }
+    Ok(if any {
+        SyncPolicy::Any { k, names }
+    } else {
+        SyncPolicy::First { k, names }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_parse_as_postgresql_reads_them() {
+        let table = [
+            ("", ""),
+            ("  ", ""),
+            ("a", "FIRST 1 (a)"),
+            ("a, b", "FIRST 1 (a, b)"),
+            ("*", "FIRST 1 (*)"),
+            ("2 (a, b)", "FIRST 2 (a, b)"),
+            ("first 2 (a,b,c)", "FIRST 2 (a, b, c)"),
+            ("ANY 1 (A, \"b\")", "ANY 1 (a, b)"),
+            ("any 3(*)", "ANY 3 (*)"),
+            ("FIRST 1 (first, any)", "FIRST 1 (first, any)"),
+            ("a, a", "FIRST 1 (a)"),
+            ("all", "ALL"),
+        ];
+        for (text, printed) in table {
+            let policy: SyncPolicy = text
+                .parse()
+                .unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert_eq!(policy.to_string(), printed);
+            assert_eq!(printed.parse(), Ok(policy));
+        }
+        let wrong = [
+            "FIRST (a)",
+            "ANY 0 (a)",
+            "ANY 2 (a)",
+            "ANY 2 (a, a)",
+            "SOME 1 (a)",
+            "FIRST 1 (a",
+            "FIRST 1 a",
+            "a,,b",
+            "FIRST 1 ()",
+            "FIRST -1 (a)",
+            "FIRST 1 (a) b",
+            "a b",
+            "ANY 99999999999999999999 (*)",
+            "ANY 65 (*)",
+        ];
+        for text in wrong {
+            assert!(text.parse::<SyncPolicy>().is_err(), "{text:?}");
+        }
+    }
+
+    /// Each replica: name, streaming, in sync, position.
+    fn confirmed(policy: &str, replicas: &[(&str, bool, bool, u64)]) -> Option<u64> {
+        let names: Vec<MemberName> = replicas
+            .iter()
+            .map(|replica| replica.0.parse().expect("a name"))
+            .collect();
+        let mut candidates = Vec::new();
+        for (name, (_, streaming, in_sync, position)) in names.iter().zip(replicas.iter().copied())
+        {
+            candidates.push(Candidate {
+                name,
+                streaming,
+                in_sync,
+                position: Lsn(position),
+            });
+        }
+        policy
+            .parse::<SyncPolicy>()
+            .expect("a policy")
+            .confirmed(&candidates)
+            .map(|lsn| lsn.0)
+    }
+
+    #[test]
+    fn who_has_to_confirm() {
+        let (on, off) = (true, false);
+        let abc = [("a", on, on, 10), ("b", on, on, 30), ("c", on, on, 20)];
+        let no_a = [("a", off, off, 10), ("b", on, on, 30), ("c", on, on, 20)];
+        let only_c = [("a", off, off, 10), ("b", off, on, 30), ("c", on, on, 20)];
+        let max = Some(u64::MAX);
+        let table: [(&str, &[_], Option<u64>); 19] = [
+            ("", &abc, max),
+            ("", &[], max),
+            ("a", &abc, Some(10)),
+            ("b, a", &abc, Some(30)),
+            ("FIRST 2 (c, b, a)", &abc, Some(20)),
+            ("FIRST 3 (a, b, c)", &abc, Some(10)),
+            ("FIRST 1 (a, b)", &no_a, Some(30)),
+            ("FIRST 2 (a, b, c)", &no_a, Some(20)),
+            ("FIRST 3 (a, b, c)", &no_a, None),
+            ("FIRST 1 (a)", &no_a, None),
+            ("FIRST 1 (*)", &abc, Some(10)),
+            ("FIRST 2 (c, *)", &abc, Some(10)),
+            ("ANY 1 (a, b, c)", &abc, Some(30)),
+            ("ANY 2 (a, b, c)", &abc, Some(20)),
+            ("ANY 2 (a, b)", &no_a, None),
+            ("ANY 1 (*)", &[], None),
+            ("ALL", &abc, Some(10)),
+            // b has just lost its connection: commits wait until it is back, or out of the set.
+            ("ALL", &only_c, Some(20)),
+            ("ALL", &[], max),
+        ];
+        for (policy, replicas, expected) in table {
+            assert_eq!(
+                confirmed(policy, replicas),
+                expected,
+                "{policy} with {replicas:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn sync_states_are_those_of_postgresql() {
+        let names: Vec<MemberName> = ["a", "b", "c"]
+            .iter()
+            .map(|name| name.parse().expect("a name"))
+            .collect();
+        let streaming = [true, true, false];
+        let of = |index: usize| Candidate {
+            name: &names[index],
+            streaming: streaming[index],
+            in_sync: streaming[index],
+            position: Lsn(1),
+        };
+        let candidates = [of(0), of(1), of(2)];
+        use SyncState::*;
+        let table = [
+            ("", [Async, Async, Async]),
+            ("FIRST 1 (c, b, a)", [Potential, Sync, Potential]),
+            ("FIRST 1 (b)", [Async, Sync, Async]),
+            ("ANY 1 (a, c)", [Quorum, Async, Quorum]),
+            ("ALL", [Sync, Sync, Potential]),
+        ];
+        for (text, expected) in table {
+            let policy: SyncPolicy = text.parse().expect("a policy");
+            let states = [0, 1, 2].map(|index| policy.sync_state(&candidates, index));
+            assert_eq!(states, expected, "{text}");
+        }
+    }
+}
