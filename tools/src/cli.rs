@@ -1,6 +1,7 @@
 //! The command line: subcommands, help texts, exit codes. Called by `main`; starts the module of each subcommand
 //! and knows nothing of how it works.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,7 +99,9 @@ pub struct NodeArgs {
 
 impl NodeArgs {
     fn file_settings(&self) -> Result<Settings, ConfigError> {
-        self.config.as_deref().map_or(Ok(Settings::default()), Settings::from_file)
+        self.config
+            .as_deref()
+            .map_or(Ok(Settings::default()), Settings::from_file)
     }
 
     fn node_config(self) -> Result<NodeConfig, ConfigError> {
@@ -154,10 +157,18 @@ impl Failure {
     /// The exit code of the process, as documented in the help text.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Usage(_) | Failure::Config(_) => ExitCode::from(2),
+            Failure::Usage(_)
+            | Failure::Config(_)
+            | Failure::Node(daemon::DaemonError::Config(_)) => ExitCode::from(2),
             Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
         }
     }
+}
+
+/// One line on the standard output; a closed pipe is an error that `main` keeps quiet about.
+pub fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    Ok(writeln!(out, "{line}")?)
 }
 
 /// Runs the chosen subcommand to its end.
@@ -183,16 +194,17 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 fn config_check(file: &std::path::Path) -> Result<(), Failure> {
     let settings = Settings::from_file(file)?;
     // The data directory may be left to a flag of the unit file; everything else must stand on its own.
-    let flags = Settings { data: settings.data.is_none().then(PathBuf::new), ..Settings::default() };
+    let flags = Settings {
+        data: settings.data.is_none().then(PathBuf::new),
+        ..Settings::default()
+    };
     NodeConfig::new(flags, settings)?;
-    crate::out!("{}: ok", file.display());
-    Ok(())
+    say(format_args!("{}: ok", file.display()))
 }
 
 fn config_show(args: &NodeArgs) -> Result<(), Failure> {
     let file = args.file_settings()?;
-    crate::out!("{}", config::show(&args.settings, &file, args.config.as_deref()).trim_end());
-    Ok(())
+    say(config::show(&args.settings, &file, args.config.as_deref()).trim_end())
 }
 
 #[cfg(test)]
@@ -208,8 +220,15 @@ mod tests {
     #[test]
     fn every_help_text_tells_an_example() {
         for command in Cli::command().get_subcommands() {
-            let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
-            assert!(help.contains("Examples:"), "`walferry {}` has no example", command.get_name());
+            let help = command
+                .get_after_help()
+                .map(|text| text.to_string())
+                .unwrap_or_default();
+            assert!(
+                help.contains("Examples:"),
+                "`walferry {}` has no example",
+                command.get_name()
+            );
         }
     }
 
