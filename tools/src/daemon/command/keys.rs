@@ -1,0 +1,184 @@
+//! Commands on keys of any kind: DEL EXISTS SCAN DBSIZE.
+
+use std::collections::HashSet;
+
+use walferry_applier::record::Effect;
+
+use crate::daemon::reply::Reply;
+use crate::daemon::resp::Args;
+
+use super::view::{Kind, View};
+use super::{CommandError, Executed, Writer, integer};
+
+/// SCAN looks at this many keys when no COUNT is given.
+const SCAN_COUNT_DEFAULT: usize = 10;
+/// SCAN looks at no more keys than this, whatever COUNT says.
+const SCAN_COUNT_MAX: usize = 10_000;
+
+/// DEL key...
+pub fn del(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
+    // Looked up before anything is emitted: a key given twice is deleted once.
+    let mut deleted = HashSet::new();
+    for key in args.from(1) {
+        if !deleted.contains(key) && writer.view().kind(key)?.is_some() {
+            deleted.insert(key);
+        }
+    }
+    reply.count(deleted.len());
+    for key in args.from(1) {
+        if deleted.remove(key) {
+            writer.emit(Effect::Delete { key });
+        }
+    }
+    Ok(())
+}
+
+/// EXISTS key...
+pub fn exists(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
+    let mut count = 0;
+    for key in args.from(1) {
+        count += i64::from(view.kind(key)?.is_some());
+    }
+    reply.integer(count);
+    Ok(())
+}
+
+/// DBSIZE
+pub fn dbsize(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Executed {
+    reply.count(view.len()?);
+    Ok(())
+}
+
+struct ScanOptions<'a> {
+    pattern: Option<&'a [u8]>,
+    kind: Option<&'a [u8]>,
+    count: usize,
+}
+
+fn scan_options<'a>(args: &Args<'a>) -> Result<ScanOptions<'a>, CommandError> {
+    let mut options = ScanOptions {
+        pattern: None,
+        kind: None,
+        count: SCAN_COUNT_DEFAULT,
+    };
+    let mut rest = args.from(2);
+    while let Some(option) = rest.next() {
+        let value = rest.next();
+        match (&option.to_ascii_uppercase()[..], value) {
+            (b"MATCH", Some(pattern)) => options.pattern = Some(pattern),
+            (b"TYPE", Some(kind)) => options.kind = Some(kind),
+            (b"COUNT", Some(count)) => match integer(count).ok_or(CommandError::NotAnInteger)? {
+                count @ 1.. => {
+                    options.count = usize::try_from(count)
+                        .unwrap_or(usize::MAX)
+                        .min(SCAN_COUNT_MAX)
+                }
+                _ => return Err(CommandError::Syntax),
+            },
+            _ => return Err(CommandError::Syntax),
+        }
+    }
+    Ok(options)
+}
+
+/// SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]
+pub fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
+    let cursor = std::str::from_utf8(&args[1])
+        .ok()
+        .and_then(|text| text.parse::<u64>().ok());
+    let cursor = cursor.ok_or_else(|| CommandError::text("ERR invalid cursor"))?;
+    let options = scan_options(args)?;
+    let (next, mut keys) = view.scan(cursor, options.count)?;
+    if let Some(pattern) = options.pattern {
+        keys.retain(|key| glob_matches(pattern, key));
+    }
+    if let Some(wanted) = options.kind {
+        let mut kept = Vec::new();
+        for key in keys {
+            let name = match view.kind(&key)? {
+                Some(Kind::String) => &b"string"[..],
+                Some(Kind::Stream) => b"stream",
+                None => continue,
+            };
+            if name.eq_ignore_ascii_case(wanted) {
+                kept.push(key);
+            }
+        }
+        keys = kept;
+    }
+    reply.array(2);
+    reply.text(next);
+    reply.array(keys.len());
+    for key in &keys {
+        reply.bulk(key);
+    }
+    Ok(())
+}
+
+/// Whether `text` matches a pattern of redis-server's kind: `*`, `?`, `[a-c]`, `[^a]`, `\` before a character meant as itself.
+/// Takes at most `pattern * text` steps, whatever the pattern.
+pub fn glob_matches(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when a match fails: after the last star, which then swallows one more byte.
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        if pattern.get(p) == Some(&b'*') {
+            p += 1;
+            star = Some((p, t));
+            continue;
+        }
+        match text.get(t) {
+            None if p == pattern.len() => return true,
+            // No star can help: the text is too short.
+            None => return false,
+            Some(&byte) => match glob_one(&pattern[p..], byte) {
+                Some(length) => (p, t) = (p + length, t + 1),
+                None => {
+                    let Some((after, from)) = star else {
+                        return false;
+                    };
+                    (p, t) = (after, from + 1);
+                    star = Some((after, from + 1));
+                }
+            },
+        }
+    }
+}
+
+/// The length of the pattern's first element, if it matches `byte`.
+fn glob_one(pattern: &[u8], byte: u8) -> Option<usize> {
+    match pattern {
+        [] => None,
+        [b'?', ..] => Some(1),
+        [b'\\', escaped, ..] => (*escaped == byte).then_some(2),
+        [b'[', rest @ ..] => {
+            let negated = rest.first() == Some(&b'^');
+            let (matched, length) = glob_class(&rest[usize::from(negated)..], byte);
+            (matched != negated).then_some(1 + usize::from(negated) + length)
+        }
+        [literal, ..] => (*literal == byte).then_some(1),
+    }
+}
+
+/// Whether `byte` is in the class, and the class's length with its bracket. An open class ends with the pattern.
+fn glob_class(class: &[u8], byte: u8) -> (bool, usize) {
+    let (mut at, mut matched) = (0, false);
+    loop {
+        match &class[at..] {
+            [] => return (matched, at),
+            [b']', ..] => return (matched, at + 1),
+            [b'\\', escaped, ..] => {
+                matched |= *escaped == byte;
+                at += 2;
+            }
+            [low, b'-', high, ..] => {
+                matched |= (*low.min(high)..=*low.max(high)).contains(&byte);
+                at += 3;
+            }
+            [literal, ..] => {
+                matched |= *literal == byte;
+                at += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Commands about commits and their way to the replicas: WAIT and WAITAOF as redis-server has them, and walferry's own
+//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE.
+
+use std::time::Duration;
+
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::lsn::Lsn;
+
+use crate::daemon::host::{Host, ReplicationRow};
+use crate::daemon::parked::Parked;
+use crate::daemon::reply::Reply;
+use crate::daemon::resp::Args;
+use crate::daemon::session::Client;
+
+use super::{CommandError, Outcome, integer};
+
+/// A timeout of at most 24 days, in milliseconds: beyond it, clock arithmetic is the least of the worries.
+pub const TIMEOUT_MS_MAX: i64 = i32::MAX as i64;
+
+/// A timeout in milliseconds; on a bad one writes redis-server's error.
+pub fn timeout(text: &[u8], reply: &mut Reply) -> Option<Duration> {
+    match integer(text) {
+        Some(ms @ 0..=TIMEOUT_MS_MAX) => Some(Duration::from_millis(ms as u64)),
+        Some(..0) => {
+            reply.error("ERR timeout is negative");
+            None
+        }
+        _ => {
+            reply.error("ERR timeout is not an integer or out of range");
+            None
+        }
+    }
+}
+
+fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
+    let wanted = integer(text).and_then(|number| usize::try_from(number).ok());
+    if wanted.is_none() {
+        reply.error(CommandError::NotAnInteger);
+    }
+    wanted
+}
+
+/// Polls once, and parks if there is nothing yet.
+fn poll_or_park(
+    parked: Parked,
+    client: &mut Client,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    match parked.poll(client, host, reply) {
+        Ok(hold) => hold.map_or(Outcome::DONE, Outcome::Done),
+        Err(parked) => Outcome::Park(parked),
+    }
+}
+
+/// WAIT numreplicas timeout
+pub fn wait(
+    client: &mut Client,
+    args: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    let Some(wanted) = replicas_wanted(&args[1], reply) else {
+        return Outcome::DONE;
+    };
+    let Some(timeout) = timeout(&args[2], reply) else {
+        return Outcome::DONE;
+    };
+    if host.facts().following.is_some() {
+        reply.error("ERR WAIT cannot be used with replica instances.");
+        return Outcome::DONE;
+    }
+    poll_or_park(
+        Parked::for_replicas(client.last_commit, wanted, timeout, host),
+        client,
+        host,
+        reply,
+    )
+}
+
+/// WAITAOF numlocal numreplicas timeout
+pub fn waitaof(
+    client: &mut Client,
+    args: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    let local = match integer(&args[1]) {
+        Some(0) => false,
+        Some(1) => true,
+        _ => {
+            reply.error("ERR value is out of range, must be between 0 and 1");
+            return Outcome::DONE;
+        }
+    };
+    let Some(wanted) = replicas_wanted(&args[2], reply) else {
+        return Outcome::DONE;
+    };
+    let Some(timeout) = timeout(&args[3], reply) else {
+        return Outcome::DONE;
+    };
+    if host.facts().following.is_some() {
+        reply.error("ERR WAITAOF cannot be used with replica instances.");
+        return Outcome::DONE;
+    }
+    poll_or_park(
+        Parked::for_durable(client.last_commit, local, wanted, timeout, host),
+        client,
+        host,
+        reply,
+    )
+}
+
+/// WAITLSN lsn timeout-ms
+pub fn waitlsn(
+    client: &mut Client,
+    args: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    let lsn = match String::from_utf8_lossy(&args[1]).parse::<Lsn>() {
+        Ok(lsn) => lsn,
+        Err(error) => {
+            reply.error(format_args!("ERR {error}"));
+            return Outcome::DONE;
+        }
+    };
+    let Some(timeout) = timeout(&args[2], reply) else {
+        return Outcome::DONE;
+    };
+    poll_or_park(Parked::for_applied(lsn, timeout, host), client, host, reply)
+}
+
+/// LSN
+pub fn lsn(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    reply.text(client.last_commit);
+    Outcome::DONE
+}
+
+/// COMMITLEVEL [level]
+pub fn commitlevel(
+    client: &mut Client,
+    args: &Args<'_>,
+    _: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    match args.get(1) {
+        None => reply.text(client.level),
+        Some(_) if args.len() > 2 => reply.error(super::wrong_arity("commitlevel")),
+        Some(level) => match String::from_utf8_lossy(level)
+            .to_ascii_lowercase()
+            .parse::<CommitLevel>()
+        {
+            Ok(level) => {
+                client.level = level;
+                reply.ok();
+            }
+            Err(error) => reply.error(format_args!("ERR {error}")),
+        },
+    }
+    Outcome::DONE
+}
+
+/// COMMITTIMEOUT [milliseconds]; 0 waits without end.
+pub fn committimeout(
+    client: &mut Client,
+    args: &Args<'_>,
+    _: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    match args.get(1) {
+        None => reply.count(
+            client
+                .commit_timeout
+                .map_or(0, |timeout| timeout.as_millis() as usize),
+        ),
+        Some(_) if args.len() > 2 => reply.error(super::wrong_arity("committimeout")),
+        Some(text) => {
+            if let Some(timeout) = timeout(text, reply) {
+                client.commit_timeout = (!timeout.is_zero()).then_some(timeout);
+                reply.ok();
+            }
+        }
+    }
+    Outcome::DONE
+}
+
+/// COMMITINFO
+pub fn commitinfo(
+    client: &mut Client,
+    _: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    let Some(acknowledged) = client.acknowledged else {
+        reply.null();
+        return Outcome::DONE;
+    };
+    let evidence = host.evidence(acknowledged.lsn);
+    reply.map(6);
+    reply.bulk(b"epoch");
+    reply.integer(evidence.epoch.0 as i64);
+    reply.bulk(b"lsn");
+    reply.text(acknowledged.lsn);
+    reply.bulk(b"level");
+    reply.text(acknowledged.level);
+    reply.bulk(b"confirmed");
+    reply.integer(i64::from(acknowledged.confirmed));
+    reply.bulk(b"replicas");
+    reply.map(evidence.replicas.len());
+    for replica in &evidence.replicas {
+        reply.text(&replica.name);
+        reply.text(replica.level);
+    }
+    reply.bulk(b"stages_us");
+    reply.map(evidence.stages_us.len() + 1);
+    for (stage, us) in &evidence.stages_us {
+        reply.text(stage);
+        reply.integer(*us as i64);
+    }
+    reply.bulk(b"total");
+    reply.integer(acknowledged.held_for.as_micros() as i64);
+    Outcome::DONE
+}
+
+/// REPLICATION
+pub fn replication(
+    _: &mut Client,
+    _: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    let rows = host.replication();
+    reply.array(rows.len());
+    for row in &rows {
+        write_row(row, reply);
+    }
+    Outcome::DONE
+}
+
+fn write_row(row: &ReplicationRow, reply: &mut Reply) {
+    reply.map(11);
+    let texts: [(&str, &dyn std::fmt::Display); 8] = [
+        ("name", &row.name),
+        ("address", &row.address),
+        ("state", &row.state),
+        ("sent_lsn", &row.sent),
+        ("written_lsn", &row.written),
+        ("flushed_lsn", &row.flushed),
+        ("applied_lsn", &row.applied),
+        ("sync_state", &row.sync_state),
+    ];
+    for (field, value) in texts {
+        reply.text(field);
+        reply.text(value);
+    }
+    for (field, value) in [
+        ("lag_bytes", row.lag_bytes),
+        ("lag_us", row.lag_us),
+        ("in_sync", u64::from(row.in_sync)),
+    ] {
+        reply.text(field);
+        reply.integer(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}
+
+/// PROMOTE: the new epoch.
+pub fn promote(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    match host.promote() {
+        Ok(epoch) => reply.integer(epoch.0 as i64),
+        Err(error) => reply.error(format_args!("ERR {error}")),
+    }
+    Outcome::DONE
+}

@@ -1,0 +1,275 @@
+//! MULTI EXEC DISCARD WATCH UNWATCH. A transaction is executed in one go against one view and becomes one record: all of it is
+//! in the log, or nothing. As with redis-server, a command that fails when it is executed does not undo the others.
+
+use walferry_engine::lsn::Lsn;
+
+use crate::daemon::host::{Host, Refusal};
+use crate::daemon::outbox::Hold;
+use crate::daemon::reply::Reply;
+use crate::daemon::resp::{Args, COMMAND_BYTES_MAX};
+use crate::daemon::session::Client;
+
+use super::view::{Overlay, View};
+use super::{CommandError, Outcome, Run, Spec, Writer, answer, refusal_text};
+
+/// A transaction has at most this many commands...
+pub const TRANSACTION_COMMANDS_MAX: usize = 64 << 10;
+/// ...of at most this many bytes and arguments together.
+pub const TRANSACTION_BYTES_MAX: usize = COMMAND_BYTES_MAX;
+/// A session watches at most this many keys.
+pub const WATCHED_KEYS_MAX: usize = 4096;
+
+/// A key that EXEC wants unchanged.
+#[derive(Debug)]
+pub struct Watched {
+    key: Vec<u8>,
+    version: Lsn,
+}
+
+/// What was queued since MULTI.
+#[derive(Default)]
+pub struct Transaction {
+    bytes: Vec<u8>,
+    ranges: Vec<(u32, u32)>,
+    commands: Vec<Queued>,
+    aborted: bool,
+}
+
+struct Queued {
+    spec: &'static Spec,
+    args: std::ops::Range<usize>,
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Transaction of {} commands, aborted: {}",
+            self.commands.len(),
+            self.aborted
+        )
+    }
+}
+
+impl Transaction {
+    /// Keeps a command for EXEC.
+    pub fn queue(&mut self, spec: &'static Spec, args: &Args<'_>) -> Result<(), String> {
+        if self.aborted {
+            // EXEC will answer EXECABORT: nothing needs to be kept.
+            return Ok(());
+        }
+        let bytes = self.bytes.len()
+            + args.bytes_len()
+            + (self.ranges.len() + args.len()) * size_of::<(u32, u32)>();
+        if self.commands.len() >= TRANSACTION_COMMANDS_MAX || bytes > TRANSACTION_BYTES_MAX {
+            self.abort();
+            return Err(format!(
+                "ERR a transaction has at most {TRANSACTION_COMMANDS_MAX} commands of at most {TRANSACTION_BYTES_MAX} bytes"
+            ));
+        }
+        let first = self.ranges.len();
+        for arg in args.from(0) {
+            let start = self.bytes.len() as u32;
+            self.bytes.extend_from_slice(arg);
+            self.ranges.push((start, self.bytes.len() as u32));
+        }
+        self.commands.push(Queued {
+            spec,
+            args: first..self.ranges.len(),
+        });
+        Ok(())
+    }
+
+    /// EXEC will refuse: a command could not be queued.
+    pub fn abort(&mut self) {
+        *self = Transaction {
+            aborted: true,
+            ..Transaction::default()
+        };
+    }
+
+    fn writes(&self) -> bool {
+        self.commands
+            .iter()
+            .any(|queued| matches!(queued.spec.run, Run::Write(_)))
+    }
+}
+
+/// MULTI
+pub fn multi(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    if client.transaction.is_some() {
+        reply.error("ERR MULTI calls can not be nested");
+    } else {
+        client.transaction = Some(Transaction::default());
+        reply.ok();
+    }
+    Outcome::DONE
+}
+
+/// DISCARD
+pub fn discard(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    if client.transaction.take().is_some() {
+        client.watched.clear();
+        reply.ok();
+    } else {
+        reply.error("ERR DISCARD without MULTI");
+    }
+    Outcome::DONE
+}
+
+/// WATCH key...
+pub fn watch(
+    client: &mut Client,
+    args: &Args<'_>,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    if client.transaction.is_some() {
+        reply.error("ERR WATCH inside MULTI is not allowed");
+        return Outcome::DONE;
+    }
+    // What is watched is the newest version, durable or not: the session's reads must not be older, or it would decide by a
+    // value that EXEC cannot tell from the newest. The reply tells nothing, so it is not held.
+    let _ = client.observe(host);
+    let view = View::pending(host);
+    for key in args.from(1) {
+        if client.watched.iter().any(|watched| watched.key == key) {
+            continue;
+        }
+        if client.watched.len() >= WATCHED_KEYS_MAX {
+            reply.error(format_args!(
+                "ERR a session watches at most {WATCHED_KEYS_MAX} keys"
+            ));
+            return Outcome::DONE;
+        }
+        match view.version(key) {
+            Ok(version) => client.watched.push(Watched {
+                key: key.to_vec(),
+                version,
+            }),
+            Err(error) => {
+                reply.error(error);
+                return Outcome::DONE;
+            }
+        }
+    }
+    reply.ok();
+    Outcome::DONE
+}
+
+/// UNWATCH
+pub fn unwatch(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    client.watched.clear();
+    reply.ok();
+    Outcome::DONE
+}
+
+fn is_unchanged(watched: &[Watched], host: &dyn Host) -> Result<bool, CommandError> {
+    let view = View::pending(host);
+    for watched in watched {
+        if view.version(&watched.key)? != watched.version {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// EXEC. On `Refusal::Busy` the transaction is as it was, to be tried again.
+pub fn exec(
+    client: &mut Client,
+    record: &mut Vec<u8>,
+    reply: &mut Reply,
+    host: &mut dyn Host,
+) -> Result<Hold, Refusal> {
+    let Some(transaction) = client.transaction.take() else {
+        reply.error("ERR EXEC without MULTI");
+        return Ok(Hold::Nothing);
+    };
+    let watched = std::mem::take(&mut client.watched);
+    if transaction.aborted {
+        reply.error("EXECABORT Transaction discarded because of previous errors.");
+        return Ok(Hold::Nothing);
+    }
+    match is_unchanged(&watched, host) {
+        Ok(true) => {}
+        Ok(false) => {
+            reply.null_array();
+            return Ok(client.observe(host));
+        }
+        Err(error) => {
+            reply.error(format_args!(
+                "EXECABORT Transaction discarded because of: {error}"
+            ));
+            return Ok(Hold::Nothing);
+        }
+    }
+    match execute(client, &transaction, record, reply, host) {
+        Ok(hold) => Ok(hold),
+        Err(Refusal::Busy) => {
+            (client.transaction, client.watched) = (Some(transaction), watched);
+            Err(Refusal::Busy)
+        }
+        Err(refusal) => {
+            reply.undo();
+            reply.error(format_args!(
+                "EXECABORT Transaction discarded because of: {}",
+                refusal_text(&refusal)
+            ));
+            Ok(Hold::Nothing)
+        }
+    }
+}
+
+fn execute(
+    client: &mut Client,
+    transaction: &Transaction,
+    record: &mut Vec<u8>,
+    reply: &mut Reply,
+    host: &mut dyn Host,
+) -> Result<Hold, Refusal> {
+    let writes = transaction.writes();
+    if writes {
+        host.writable(client.level)?;
+    }
+    let hold = if writes {
+        Hold::Nothing
+    } else {
+        client.read(host).1
+    };
+    let newest = writes || hold != Hold::Nothing;
+    let mut overlay = Overlay::default();
+    reply.array(transaction.commands.len());
+    for queued in &transaction.commands {
+        let args = Args::new(&transaction.bytes, &transaction.ranges[queued.args.clone()]);
+        let from = reply.written();
+        let base = if newest {
+            View::pending(host)
+        } else {
+            View::durable(host)
+        };
+        match queued.spec.run {
+            Run::Read(read) | Run::Await(read, _) => {
+                answer(read(&base.with(&overlay), &args, reply), from, reply)
+            }
+            Run::Write(write) => {
+                let now_ms = host.wall_clock_us() / 1000;
+                let mut writer = Writer::in_transaction(base, record, &mut overlay, now_ms);
+                let executed = write(&mut writer, &args, reply);
+                answer(executed, from, reply);
+            }
+            Run::Control(control) => {
+                let _ = control(client, &args, host, reply);
+            }
+            Run::Exec => unreachable!("EXEC is never queued"),
+        }
+        if reply.is_over() {
+            return Err(Refusal::TooLarge(
+                "the replies of the transaction are too large".to_owned(),
+            ));
+        }
+    }
+    if !record.is_empty() {
+        return client.commit(record, host);
+    }
+    Ok(if writes { client.observe(host) } else { hold })
+}

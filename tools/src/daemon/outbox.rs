@@ -1,0 +1,279 @@
+//! The replies of one session in order, and what each is held for. Used by `session`; knows commit levels and LSNs, but neither
+//! commands nor sockets.
+//!
+//! ```text
+//! reply.bytes:  | may leave (`ready`) | part | part | part |
+//! ```
+//!
+//! A part is one reply that is held, or that stands behind one that is. The front part leaves when its level has reached its LSN.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::lsn::Lsn;
+
+use super::host::{Host, SessionId};
+use super::reply::Reply;
+
+/// With this many replies held a session executes nothing further until some have left.
+pub const HELD_REPLIES_MAX: usize = 64 << 10;
+/// With this many bytes of replies not yet sent a session executes nothing further until some were.
+pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// A buffer that one large reply made larger than this is given back.
+const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
+
+/// Why a reply may not leave yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It may.
+    Nothing,
+    /// It tells of changes that are not durable yet: until `Local` has reached this LSN.
+    Seen(Lsn),
+    /// It confirms this commit: until the level has reached it.
+    Commit(CommitLevel, Lsn),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    bytes: usize,
+    hold: Hold,
+    at: Instant,
+    deadline: Option<Instant>,
+    /// The deadline passed before the commit was even durable here.
+    overdue: bool,
+}
+
+/// The session's last commit whose acknowledgement left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The end of its record.
+    pub lsn: Lsn,
+    /// The level at which it was acknowledged.
+    pub level: CommitLevel,
+    /// From execution to release.
+    pub held_for: Duration,
+    /// False for `-UNCERTAIN`.
+    pub confirmed: bool,
+}
+
+/// The replies of one session.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Where the next reply is written.
+    pub reply: Reply,
+    ready: usize,
+    parts: VecDeque<Part>,
+    output: BytesMut,
+    /// Asked of the host at the end of the batch: one hold for many replies.
+    batch: Option<(CommitLevel, Lsn)>,
+    /// What was acknowledged last.
+    pub acknowledged: Option<Acknowledged>,
+}
+
+impl Hold {
+    fn target(self) -> Option<(CommitLevel, Lsn)> {
+        match self {
+            Hold::Nothing => None,
+            Hold::Seen(lsn) => Some((CommitLevel::Local, lsn)),
+            Hold::Commit(level, lsn) => Some((level, lsn)),
+        }
+    }
+}
+
+impl Outbox {
+    /// The reply that was written since `reply.begin` is complete.
+    pub fn push(
+        &mut self,
+        hold: Hold,
+        timeout: Option<Duration>,
+        id: SessionId,
+        host: &mut dyn Host,
+    ) {
+        self.reply.finish();
+        let bytes = self.reply.written();
+        match hold.target() {
+            None if self.parts.is_empty() => {
+                self.ready += bytes;
+                return;
+            }
+            None => {}
+            // At level off nothing is held back for; the LSN is still the session's last commit.
+            Some((CommitLevel::Off, lsn)) if self.parts.is_empty() => {
+                self.ready += bytes;
+                let held_for = Duration::ZERO;
+                self.acknowledged = Some(Acknowledged {
+                    lsn,
+                    level: CommitLevel::Off,
+                    held_for,
+                    confirmed: true,
+                });
+                return;
+            }
+            Some((CommitLevel::Off, _)) => {}
+            Some((level, lsn)) => self.ask(level, lsn, id, host),
+        }
+        let at = host.now();
+        let deadline = match hold {
+            Hold::Commit(level, _) if level > CommitLevel::Local => {
+                timeout.map(|timeout| at + timeout)
+            }
+            _ => None,
+        };
+        self.parts.push_back(Part {
+            bytes,
+            hold,
+            at,
+            deadline,
+            overdue: false,
+        });
+    }
+
+    fn ask(&mut self, level: CommitLevel, lsn: Lsn, id: SessionId, host: &mut dyn Host) {
+        match &mut self.batch {
+            Some((asked, highest)) if *asked == level => *highest = lsn.max(*highest),
+            _ => {
+                self.end_batch(id, host);
+                self.batch = Some((level, lsn));
+            }
+        }
+    }
+
+    /// The input of this turn is done: asks the host for what its replies are held for.
+    pub fn end_batch(&mut self, id: SessionId, host: &mut dyn Host) {
+        if let Some((level, lsn)) = self.batch.take() {
+            host.hold(id, level, lsn);
+        }
+    }
+
+    /// Lets go of every reply whose level has reached its LSN, in order, and answers `-UNCERTAIN` for commits that are durable
+    /// here but overdue elsewhere.
+    pub fn release(&mut self, id: SessionId, host: &mut dyn Host) {
+        let mut known: Option<(CommitLevel, Lsn)> = None;
+        while let Some(part) = self.parts.front().copied() {
+            if let Some((level, lsn)) = part.hold.target() {
+                let released = match known {
+                    Some((of, released)) if of == level => released,
+                    _ => host.released(level),
+                };
+                known = Some((level, released));
+                if released < lsn && !self.expire(part, id, host) {
+                    return;
+                }
+                if released >= lsn {
+                    self.acknowledge(&part, true, host.now());
+                }
+            }
+            // `expire` may have changed the length.
+            self.ready += self.parts.pop_front().map_or(0, |part| part.bytes);
+        }
+    }
+
+    fn acknowledge(&mut self, part: &Part, confirmed: bool, now: Instant) {
+        if let Hold::Commit(level, lsn) = part.hold {
+            let held_for = now.saturating_duration_since(part.at);
+            self.acknowledged = Some(Acknowledged {
+                lsn,
+                level,
+                held_for,
+                confirmed,
+            });
+        }
+    }
+
+    /// Replaces the front part's reply by `-UNCERTAIN` if its time is up and it is durable here.
+    fn expire(&mut self, part: Part, id: SessionId, host: &mut dyn Host) -> bool {
+        let (Hold::Commit(level, lsn), Some(deadline)) = (part.hold, part.deadline) else {
+            return false;
+        };
+        let now = host.now();
+        if now < deadline {
+            return false;
+        }
+        if host.released(CommitLevel::Local) < lsn {
+            // Not even durable here: that comes soon, or the node stops and says so.
+            if !part.overdue {
+                self.parts[0].overdue = true;
+                host.hold(id, CommitLevel::Local, lsn);
+            }
+            return false;
+        }
+        let by = host.unconfirmed_by(lsn, level);
+        self.replace(format_args!(
+            "UNCERTAIN committed locally at {lsn}, not confirmed by {by} at level {level}"
+        ));
+        self.acknowledge(&part, false, now);
+        true
+    }
+
+    /// Writes `error` in place of the front part's reply.
+    fn replace(&mut self, error: impl std::fmt::Display) {
+        let Some(part) = self.parts.front_mut() else {
+            return;
+        };
+        let mut line = Reply::default();
+        line.error(error);
+        let bytes = self.reply.bytes();
+        let tail = bytes.split_off(self.ready);
+        bytes.extend_from_slice(line.bytes());
+        bytes.extend_from_slice(&tail[part.bytes..]);
+        part.bytes = line.len();
+    }
+
+    /// The node no longer answers commits: every held reply says that its fate is not known, and may leave.
+    pub fn abandon(&mut self, reason: &str) {
+        while let Some(part) = self.parts.front() {
+            match part.hold {
+                Hold::Nothing => {}
+                Hold::Seen(lsn) => {
+                    self.replace(format_args!(
+                        "UNCERTAIN what was read is durable only at {lsn}: {reason}"
+                    ));
+                }
+                Hold::Commit(_, lsn) => {
+                    self.replace(format_args!(
+                        "UNCERTAIN the commit at {lsn} is not confirmed: {reason}"
+                    ));
+                }
+            }
+            self.ready += self.parts.pop_front().map_or(0, |part| part.bytes);
+        }
+        self.batch = None;
+    }
+
+    /// When the front reply becomes `-UNCERTAIN`.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.parts
+            .front()
+            .filter(|part| !part.overdue)
+            .and_then(|part| part.deadline)
+    }
+
+    /// True when nothing more should be executed before something has left.
+    pub fn is_full(&self) -> bool {
+        self.parts.len() >= HELD_REPLIES_MAX
+            || self.reply.len() + self.output.len() >= OUTPUT_BYTES_MAX
+    }
+
+    /// True when replies are held.
+    pub fn is_holding(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// The bytes that may be sent now; the caller takes them out.
+    pub fn output(&mut self) -> &mut BytesMut {
+        let bytes = self.reply.bytes();
+        if self.ready == bytes.len() && self.output.is_empty() {
+            std::mem::swap(bytes, &mut self.output);
+            if bytes.capacity() > KEPT_CAPACITY_BYTES_MAX {
+                *bytes = BytesMut::new();
+            }
+        } else if self.ready > 0 {
+            self.output.extend_from_slice(&bytes[..self.ready]);
+            bytes.advance(self.ready);
+        }
+        self.ready = 0;
+        &mut self.output
+    }
+}

@@ -1,0 +1,158 @@
+//! A session that waits for something: room in the log, replicas, an LSN, or entries of streams. Used by `session`, which asks
+//! again with `poll` whenever the node says that something may have changed.
+
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Lsn;
+
+use super::command::stream::ReadRequest;
+use super::host::{Host, Stage, Wait};
+use super::outbox::Hold;
+use super::reply::Reply;
+use super::session::Client;
+
+/// What is waited for, and until when.
+#[derive(Debug)]
+pub struct Parked {
+    what: What,
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum What {
+    Room,
+    Applied(Lsn),
+    Replicas {
+        lsn: Lsn,
+        wanted: usize,
+    },
+    Durable {
+        lsn: Lsn,
+        local: bool,
+        wanted: usize,
+    },
+    Streams(ReadRequest),
+}
+
+/// The moment `timeout` from now; zero is never.
+fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
+    (!timeout.is_zero()).then(|| host.now() + timeout)
+}
+
+impl Parked {
+    /// Until the log takes records again: then the command is executed again.
+    pub fn for_room() -> Parked {
+        Parked {
+            what: What::Room,
+            deadline: None,
+        }
+    }
+
+    /// WAITLSN.
+    pub fn for_applied(lsn: Lsn, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked {
+            what: What::Applied(lsn),
+            deadline: deadline(timeout, host),
+        }
+    }
+
+    /// WAIT: `wanted` replicas that have applied `lsn`.
+    pub fn for_replicas(lsn: Lsn, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked {
+            what: What::Replicas { lsn, wanted },
+            deadline: deadline(timeout, host),
+        }
+    }
+
+    /// WAITAOF: durable here if `local`, and on `wanted` replicas.
+    pub fn for_durable(
+        lsn: Lsn,
+        local: bool,
+        wanted: usize,
+        timeout: Duration,
+        host: &dyn Host,
+    ) -> Parked {
+        Parked {
+            what: What::Durable { lsn, local, wanted },
+            deadline: deadline(timeout, host),
+        }
+    }
+
+    /// XREAD BLOCK.
+    pub fn for_streams(request: ReadRequest, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked {
+            what: What::Streams(request),
+            deadline: deadline(timeout, host),
+        }
+    }
+
+    /// When the wait ends at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What the node is asked to watch.
+    pub fn wait(&self) -> Wait {
+        match &self.what {
+            What::Room => Wait::Room,
+            What::Applied(lsn) => Wait::Applied(*lsn),
+            What::Replicas { .. } | What::Durable { .. } => Wait::Acknowledged,
+            What::Streams(request) => Wait::Streams(request.keys().map(<[u8]>::to_vec).collect()),
+        }
+    }
+
+    /// The reply, once there is one: `Ok(Some(hold))`; `Ok(None)` when the session only goes on; `Err(self)`: wait on.
+    pub fn poll(
+        self,
+        client: &mut Client,
+        host: &mut dyn Host,
+        reply: &mut Reply,
+    ) -> Result<Option<Hold>, Parked> {
+        let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
+        match &self.what {
+            What::Room => return Ok(None),
+            What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
+            What::Applied(lsn) if over => {
+                let applied = host.applied();
+                reply.error(format_args!(
+                    "TIMEOUT {lsn} is not applied here in time: applied is {applied}"
+                ));
+            }
+            What::Replicas { lsn, wanted } => {
+                let replicas = host.replicas_at(Stage::Applied, *lsn);
+                if replicas < *wanted && !over {
+                    return Err(self);
+                }
+                reply.count(replicas);
+            }
+            What::Durable { lsn, local, wanted } => {
+                let here = host.flushed() >= *lsn;
+                let replicas = host.replicas_at(Stage::Flushed, *lsn);
+                if (replicas < *wanted || (*local && !here)) && !over {
+                    return Err(self);
+                }
+                reply.array(2);
+                reply.integer(i64::from(here));
+                reply.count(replicas);
+            }
+            What::Streams(request) => {
+                let (view, hold) = client.read(host);
+                match request.read(&view, reply) {
+                    Ok(true) => return Ok(Some(hold)),
+                    Ok(false) => {}
+                    Err(error) => {
+                        reply.error(error);
+                        return Ok(Some(hold));
+                    }
+                }
+                if over {
+                    reply.null_array();
+                    return Ok(Some(Hold::Nothing));
+                }
+                return Err(self);
+            }
+            What::Applied(_) => return Err(self),
+        }
+        Ok(Some(Hold::Nothing))
+    }
+}
