@@ -16,21 +16,24 @@
 //!             7  zero             1
 //!             8  cluster id      16   0: none yet, takes the leader's
 //!            24  flushed lsn      8   end of the replica's durable log, always the end of a frame
-//!            32  crc              4   of the frame that ends there, 0 for an empty log
-//!            36  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
-//!            40  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
+//!            32  segment bytes    8   the replica's segment size; must be the leader's
+//!            40  crc              4   of the frame that ends at the flushed lsn, 0 for an empty log
+//!            44  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
+//!            48  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
 //!             .  name                 the replica's, and the name of its slot
 //! 2 Welcome   0  magic            4   "WFPR"
 //!             4  protocol         2   1
 //!             6  name length      1
-//!             7  zero             1
+//!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16
 //!            24  start lsn        8   the stream starts here: <= Hello's flushed lsn. If it is less, the replica
 //!                                     has frames that the leader does not have: it truncates its log to here
-//!            32  heartbeat ms     4   the leader sends something at least this often, and expects the same
-//!            36  epoch count      4
-//!            40  epochs          16   each, as in Hello; to be durable at the replica before any byte of the log is
+//!            32  segment bytes    8   the leader's
+//!            40  heartbeat ms     4   the leader sends something at least this often, and expects the same
+//!            44  epoch count      4
+//!            48  epochs          16   each, as in Hello; to be durable at the replica before any byte of the log is
 //!             .  name                 the leader's
+//!             .  address              where clients reach the leader, `HOST:PORT`, for -READONLY; may be empty
 //! 3 Refuse    0  code             2   RefuseCode
 //!             2  zeros            2
 //!             4  text                 one line for people, <= REFUSE_TEXT_BYTES_MAX
@@ -78,19 +81,22 @@ pub const ENVELOPE_BYTES: usize = 8;
 pub const EPOCHS_PER_MESSAGE_MAX: usize = 4096;
 /// The longest text of a refusal; a longer one is cut.
 pub const REFUSE_TEXT_BYTES_MAX: usize = 512;
+/// The longest address for clients.
+pub const ADDRESS_BYTES_MAX: usize = 255;
 /// Raw bytes in a chunk, at most. Between chunks there is room for a heartbeat.
 pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// Bytes of a message with its envelope, frames' and chunks' raw bytes aside: a receive buffer of this size suffices.
 pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + HANDSHAKE_FIXED_BYTES
     + EPOCHS_PER_MESSAGE_MAX * EPOCH_BYTES
-    + MEMBER_NAME_BYTES_MAX;
+    + MEMBER_NAME_BYTES_MAX
+    + ADDRESS_BYTES_MAX;
 /// Bytes of an Ack with its envelope.
 pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
 /// Bytes of a Heartbeat with its envelope.
 pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
-const HANDSHAKE_FIXED_BYTES: usize = 40;
+const HANDSHAKE_FIXED_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
 const HEARTBEAT_BODY_BYTES: usize = 40;
 const ACK_BODY_BYTES: usize = 48;
@@ -110,7 +116,9 @@ pub struct Hello {
     pub name: MemberName,
     /// End of the replica's durable log.
     pub flushed: Lsn,
-    /// The crc of the frame that ends there; 0 for an empty log.
+    /// The replica's segment size.
+    pub segment_bytes: u64,
+    /// The crc of the frame that ends at `flushed`; 0 for an empty log.
     pub crc: u32,
     /// The replica's epoch history, ascending; at most the newest EPOCHS_PER_MESSAGE_MAX.
     pub history: Vec<(Epoch, Lsn)>,
@@ -127,6 +135,10 @@ pub struct Welcome {
     pub name: MemberName,
     /// Where the stream starts; the replica truncates its log to here first.
     pub start: Lsn,
+    /// The leader's segment size.
+    pub segment_bytes: u64,
+    /// Where clients reach the leader; empty when unknown. At most ADDRESS_BYTES_MAX.
+    pub client_address: String,
     /// The leader's heartbeat interval, milliseconds.
     pub heartbeat_ms: u32,
     /// The leader's epoch history, ascending.
@@ -145,6 +157,8 @@ pub enum RefuseCode {
     NewerEpoch = 3,
     /// The replica's log is not an earlier state of the leader's and cannot be truncated to one.
     Diverged = 4,
+    /// The segment sizes differ.
+    SegmentBytes = 11,
     /// The log that the replica needs was recycled (its slot is lost).
     LogGone = 5,
     /// This node does not lead.

@@ -5,7 +5,7 @@ use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{
-    ACK_BODY_BYTES, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
+    ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
     EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello,
     MESSAGE_BYTES_MAX, Message, PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX,
     Refuse, RefuseCode, Welcome,
@@ -138,37 +138,33 @@ impl Message {
         out.extend_from_slice(&[0; ENVELOPE_BYTES]);
         let kind = match self {
             Message::Hello(hello) => {
-                put_handshake(
-                    out,
-                    hello.protocol,
-                    hello.cluster_id,
-                    &hello.name,
-                    hello.flushed,
-                    hello.crc,
-                );
+                put_handshake(out, hello.protocol, &hello.name, "", hello.cluster_id);
+                put_u64s(out, &[hello.flushed.0, hello.segment_bytes]);
+                out.extend_from_slice(&hello.crc.to_le_bytes());
                 put_history(out, &hello.history);
                 out.extend_from_slice(hello.name.as_str().as_bytes());
                 Kind::Hello
             }
             Message::Welcome(welcome) => {
-                let (start, interval) = (welcome.start, welcome.heartbeat_ms);
+                let address = cut(&welcome.client_address, ADDRESS_BYTES_MAX);
                 put_handshake(
                     out,
                     welcome.protocol,
-                    Some(welcome.cluster_id),
                     &welcome.name,
-                    start,
-                    interval,
+                    address,
+                    Some(welcome.cluster_id),
                 );
+                put_u64s(out, &[welcome.start.0, welcome.segment_bytes]);
+                out.extend_from_slice(&welcome.heartbeat_ms.to_le_bytes());
                 put_history(out, &welcome.history);
                 out.extend_from_slice(welcome.name.as_str().as_bytes());
+                out.extend_from_slice(address.as_bytes());
                 Kind::Welcome
             }
             Message::Refuse(refuse) => {
                 out.extend_from_slice(&(refuse.code as u16).to_le_bytes());
                 out.extend_from_slice(&[0; 2]);
-                let cut = refuse.text.floor_char_boundary(REFUSE_TEXT_BYTES_MAX);
-                out.extend_from_slice(&refuse.text.as_bytes()[..cut]);
+                out.extend_from_slice(cut(&refuse.text, REFUSE_TEXT_BYTES_MAX).as_bytes());
                 Kind::Refuse
             }
             Message::Frame { wire_bytes } => {
@@ -227,17 +223,21 @@ fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
 fn put_handshake(
     out: &mut Vec<u8>,
     protocol: u16,
-    id: Option<ClusterId>,
     name: &MemberName,
-    lsn: Lsn,
-    number: u32,
+    address: &str,
+    id: Option<ClusterId>,
 ) {
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&protocol.to_le_bytes());
-    out.extend_from_slice(&[name.as_str().len() as u8, 0]);
+    out.extend_from_slice(&[name.as_str().len() as u8, address.len() as u8]);
     out.extend_from_slice(&id.map_or(0, |id| id.0).to_le_bytes());
-    out.extend_from_slice(&lsn.0.to_le_bytes());
-    out.extend_from_slice(&number.to_le_bytes());
+}
+
+/// The longest beginning of `text` within `bytes_max` that ends with a whole character.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let longest = text.len().min(bytes_max);
+    let end = (0..=longest).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 fn put_history(out: &mut Vec<u8>, history: &[(Epoch, Lsn)]) {
@@ -346,6 +346,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
             cluster_id: None,
             name,
             flushed,
+            segment_bytes: 0,
             crc: 0,
             history,
         });
@@ -353,8 +354,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     let [name_bytes, _] = body.number()?;
     let id = u128::from_le_bytes(body.number()?);
     let cluster_id = (id != 0).then_some(ClusterId(id));
-    let flushed = body.lsn()?;
-    let crc = body.u32()?;
+    let (flushed, segment_bytes, crc) = (body.lsn()?, body.u64()?, body.u32()?);
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     body.end()?;
@@ -363,6 +363,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
         cluster_id,
         name,
         flushed,
+        segment_bytes,
         crc,
         history,
     })
@@ -373,18 +374,26 @@ fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
     if !ours {
         return Err(body.field("protocol version"));
     }
-    let [name_bytes, _] = body.number()?;
+    let [name_bytes, address_bytes] = body.number()?;
     let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
-    let start = body.lsn()?;
-    let heartbeat_ms = body.u32()?;
+    let (start, segment_bytes, heartbeat_ms) = (body.lsn()?, body.u64()?, body.u32()?);
     let history = body.history()?;
     let name = body.name(name_bytes)?;
+    let address = body.take(usize::from(address_bytes))?;
+    let address = std::str::from_utf8(address).map_err(|_| body.field("client address"))?;
+    // It goes into replies and logs, where a control character could forge a line.
+    if address.chars().any(char::is_control) {
+        return Err(body.field("client address"));
+    }
+    let client_address = address.to_owned();
     body.end()?;
     Ok(Welcome {
         protocol,
         cluster_id,
         name,
         start,
+        segment_bytes,
+        client_address,
         heartbeat_ms,
         history,
     })

@@ -17,6 +17,7 @@ fn samples() -> Vec<Message> {
             cluster_id,
             name: name(),
             flushed: Lsn(8192),
+            segment_bytes: 1 << 26,
             crc: 7,
             history,
         })
@@ -26,6 +27,8 @@ fn samples() -> Vec<Message> {
         cluster_id: ClusterId(u128::MAX),
         name: name(),
         start: Lsn(4096),
+        segment_bytes: 1 << 26,
+        client_address: "10.0.0.1:6380".to_owned(),
         heartbeat_ms: 1000,
         history: history(3),
     };
