@@ -92,7 +92,7 @@ pub fn initialise(options: &Options) -> Result<Duration, Failure> {
 }
 
 /// Compares the sums of the leader and of its replicas; without `named` those that the leader lists.
-fn check(url: &Url, named: &[Url]) -> Result<Vec<tables::CheckedNode>, Failure> {
+pub fn check(url: &Url, named: &[Url]) -> Result<Vec<tables::CheckedNode>, Failure> {
     let mut leader = run::connect(url, None)?;
     let replicas = if named.is_empty() {
         listed_replicas(&mut leader, url)?
