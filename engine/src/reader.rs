@@ -1,0 +1,76 @@
+//! The frames of a log from a position on, read from its segment files: for replay at the start, `log dump` and `log verify`.
+//! Works beside a running node; knows nothing of the ring.
+
+use std::path::Path;
+
+use crate::epoch::EpochHistory;
+use crate::error::RecoverError;
+use crate::frame::{Frame, FrameError, UnverifiedFrame};
+use crate::limits::FRAME_HEADER_BYTES;
+use crate::lsn::Lsn;
+use crate::segment::{DirBytes, LogBytes};
+
+/// Reads frame after frame.
+pub struct LogReader {
+    bytes: DirBytes,
+    at: Lsn,
+    until: Lsn,
+    previous_crc: Option<u32>,
+}
+
+impl LogReader {
+    /// Reads from `from` (a frame boundary) up to `until`. `log_dir` is the directory of the segments.
+    pub fn open(log_dir: &Path, segment_bytes: u64, from: Lsn, until: Lsn) -> Result<LogReader, RecoverError> {
+        let bytes = DirBytes::open(log_dir, segment_bytes)?;
+        let previous_crc = (from == Lsn::ZERO).then_some(0);
+        Ok(LogReader { bytes, at: from, until, previous_crc })
+    }
+
+    /// The oldest position that has a segment.
+    pub fn start(&self) -> Lsn {
+        let segment_bytes = self.bytes.segment_bytes();
+        self.bytes.segments().first().map_or(Lsn::ZERO, |first| first.start(segment_bytes))
+    }
+
+    /// Where the next frame is read.
+    pub fn position(&self) -> Lsn {
+        self.at
+    }
+
+    /// The next frame, verified with its place in the chain; `None` at `until`. A frame that is not valid is an error that names
+    /// file, offset and LSN.
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, RecoverError> {
+        if self.at >= self.until {
+            return Ok(None);
+        }
+        let at = self.at;
+        let (path, offset) = self.bytes.locate(at);
+        let bad = |reason| RecoverError::Rot {
+            path,
+            offset,
+            lsn: at,
+            reason,
+            evidence: format!("the log is known to reach {}", self.until),
+        };
+        let wire_bytes = match UnverifiedFrame::parse(self.bytes.read(at, FRAME_HEADER_BYTES)?, at) {
+            Ok(frame) => frame.wire_bytes(),
+            Err(reason) => return Err(bad(reason)),
+        };
+        let frame = match Frame::read(self.bytes.read(at, wire_bytes)?, at) {
+            Ok(frame) => frame,
+            Err(reason) => return Err(bad(reason)),
+        };
+        if self.previous_crc.is_some_and(|crc| frame.follows(crc).is_err()) {
+            return Err(bad(FrameError::Chain));
+        }
+        self.at = frame.header().end();
+        self.previous_crc = Some(frame.header().crc);
+        Ok(Some(frame))
+    }
+
+    /// The end of the log and what is wrong with it, by the rules of recovery.
+    pub fn find_end(&mut self, history: &EpochHistory) -> Result<crate::recover::Recovery, RecoverError> {
+        let start = self.start();
+        crate::recover::find_end(&mut self.bytes, start, history)
+    }
+}

@@ -1,0 +1,209 @@
+//! Recovery over logs in memory: every combination of evidence, and every place where a crash or a flipped bit can strike.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, SEGMENT_BYTES_MIN};
+use crate::lsn::SegmentNo;
+
+struct Memory {
+    bytes: Vec<u8>,
+    segments: Vec<SegmentNo>,
+}
+
+impl LogBytes for Memory {
+    fn read(&mut self, at: Lsn, bytes: usize) -> Result<&[u8], RecoverError> {
+        let from = (at.0 as usize).min(self.bytes.len());
+        Ok(&self.bytes[from..(from + bytes).min(self.bytes.len())])
+    }
+    fn locate(&self, at: Lsn) -> (PathBuf, u64) {
+        (PathBuf::from("memory"), at.0)
+    }
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES_MIN
+    }
+    fn segments(&self) -> &[SegmentNo] {
+        &self.segments
+    }
+}
+
+/// A log in the making: frames with one record each.
+struct Writer {
+    bytes: Vec<u8>,
+    crc: u32,
+    epoch: Epoch,
+    starts: Vec<Lsn>,
+}
+
+const BLANK_BYTES: usize = 64 << 10;
+
+impl Writer {
+    fn new(epoch: u64) -> Writer {
+        Writer { bytes: Vec::new(), crc: 0, epoch: Epoch(epoch), starts: Vec::new() }
+    }
+
+    /// Appends a frame whose header says that everything before `flushed` was durable.
+    fn frame(&mut self, flushed: u64, record: &[u8]) -> Lsn {
+        let lsn = Lsn(self.bytes.len() as u64);
+        let payload_bytes = (RECORD_LENGTH_BYTES + record.len()) as u32;
+        let header = FrameHeader {
+            filler: false,
+            epoch: self.epoch,
+            lsn,
+            payload_bytes,
+            record_count: 1,
+            previous_crc: self.crc,
+            crc: 0,
+            flushed: Lsn(flushed),
+            committed: Lsn::ZERO,
+            sealed_at_us: 1,
+        };
+        let mut frame = vec![0; header.span_bytes()];
+        let at = FRAME_HEADER_BYTES + RECORD_LENGTH_BYTES;
+        frame[FRAME_HEADER_BYTES..at].copy_from_slice(&(record.len() as u32).to_le_bytes());
+        frame[at..at + record.len()].copy_from_slice(record);
+        self.crc = header.seal(&mut frame).crc;
+        self.bytes.extend(frame);
+        self.starts.push(lsn);
+        lsn
+    }
+
+    fn end(&self) -> Lsn {
+        Lsn(self.bytes.len() as u64)
+    }
+
+    fn memory(&self) -> Memory {
+        let mut bytes = self.bytes.clone();
+        bytes.resize(bytes.len() + BLANK_BYTES, 0);
+        Memory { bytes, segments: vec![SegmentNo(0)] }
+    }
+}
+
+fn history(entries: &[(u64, u64)]) -> EpochHistory {
+    EpochHistory::from_entries(&entries.iter().map(|&(e, l)| (Epoch(e), Lsn(l))).collect::<Vec<_>>()).unwrap()
+}
+
+#[test]
+fn every_combination_of_evidence_has_one_verdict() {
+    let at = Lsn(0x5000);
+    let blocks =
+        [Block::Nothing, Block::Recycled, Block::Stale, Block::Damaged(FrameError::Checksum), Block::Damaged(FrameError::Chain)];
+    let laters = [Later::None, Later::NotFlushed(Lsn(0x6000)), Later::Flushed(Lsn(0x6000))];
+    for block in blocks {
+        for later in laters {
+            for needed in [Lsn(0x5000), Lsn(0x6000)] {
+                let verdict = match judge(at, block, later, needed) {
+                    Verdict::End => "end",
+                    Verdict::Torn(_) => "torn",
+                    Verdict::Rot { .. } => "rot",
+                };
+                let expected = match (block, later, needed > at) {
+                    (_, Later::Flushed(_), _) | (_, _, true) => "rot",
+                    (Block::Damaged(_), _, false) | (_, Later::NotFlushed(_), false) => "torn",
+                    (_, Later::None, false) => "end",
+                };
+                assert_eq!(verdict, expected, "{block:?} {later:?} needed {needed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_and_a_clean_log_end_where_they_end() {
+    let empty = find_end(&mut Memory { bytes: vec![], segments: vec![] }, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+    assert_eq!((empty.end, empty.crc, empty.cut), (Lsn::ZERO, 0, None));
+    let mut log = Writer::new(1);
+    for number in 0..5 {
+        log.frame(0, &vec![number; 6000]);
+    }
+    for needed in [Lsn::ZERO, log.starts[2], log.end()] {
+        let found = find_end(&mut log.memory(), needed, &history(&[(1, 0)])).unwrap();
+        assert_eq!((found.end, found.crc, found.cut), (log.end(), log.crc, None));
+    }
+}
+
+/// Four frames of which the first two were flushed when the third was sealed, as with two writes in flight.
+fn in_flight() -> Writer {
+    let mut log = Writer::new(1);
+    log.frame(0, &[1; 5000]);
+    log.frame(0, &[2; 5000]);
+    let flushed = log.end().0;
+    log.frame(flushed, &[3; 5000]);
+    log.frame(flushed, &[4; 5000]);
+    log
+}
+
+#[test]
+fn a_flipped_bit_is_rot_before_the_flushed_mark_and_a_torn_tail_after_it() {
+    let log = in_flight();
+    let flushed = log.starts[2];
+    for offset in (0..log.bytes.len()).step_by(512) {
+        let frame = log.starts.iter().rposition(|start| start.0 <= offset as u64).unwrap();
+        let in_frame = offset as u64 - log.starts[frame].0;
+        if in_frame >= (FRAME_HEADER_BYTES + RECORD_LENGTH_BYTES + 5000) as u64 {
+            continue; // padding carries nothing
+        }
+        let mut memory = log.memory();
+        memory.bytes[offset] ^= 1;
+        let outcome = find_end(&mut memory, Lsn::ZERO, &history(&[(1, 0)]));
+        if log.starts[frame] < flushed {
+            let error = outcome.expect_err("damage in flushed data stops recovery").to_string();
+            assert!(error.contains(&format!("LSN {}", log.starts[frame])), "{error}");
+        } else {
+            let found = outcome.unwrap();
+            assert_eq!(found.end, log.starts[frame], "flipped at {offset}");
+            // Without its magic the last frame looks like any recycled block: an end, not a tear.
+            let told = in_frame >= 4 || frame + 1 < log.starts.len();
+            assert_eq!(found.cut.is_some(), told, "a torn tail is reported, flipped at {offset}");
+        }
+    }
+}
+
+#[test]
+fn a_tail_lost_at_any_sector_ends_at_a_frame() {
+    let log = in_flight();
+    for kept in (log.starts[2].0 as usize..log.bytes.len()).step_by(512) {
+        let mut memory = log.memory();
+        memory.bytes[kept..].fill(0);
+        let found = find_end(&mut memory, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+        assert!(found.end.0 as usize <= kept.next_multiple_of(FRAME_ALIGN_BYTES), "kept {kept}");
+        assert!(log.starts.contains(&found.end) || found.end == log.end());
+    }
+}
+
+#[test]
+fn a_lost_frame_under_a_whole_one_is_a_torn_tail() {
+    let log = in_flight();
+    let mut memory = log.memory();
+    memory.bytes[log.starts[2].0 as usize..log.starts[3].0 as usize].fill(0);
+    let found = find_end(&mut memory, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+    assert_eq!(found.end, log.starts[2]);
+    assert!(found.cut.unwrap().reason.contains("without it"));
+}
+
+#[test]
+fn frames_of_an_older_epoch_behind_a_fork_are_stale() {
+    let log = in_flight();
+    // The history says that epoch 2 began in the middle: what epoch 1 wrote behind it was truncated.
+    let fork = log.starts[1];
+    let found = find_end(&mut log.memory(), Lsn::ZERO, &history(&[(1, 0), (2, fork.0)])).unwrap();
+    assert_eq!((found.end, found.cut), (fork, None));
+}
+
+#[test]
+fn recycled_blocks_end_the_log() {
+    let log = in_flight();
+    let mut memory = log.memory();
+    let (end, old) = (log.bytes.len(), log.bytes[..8192].to_vec());
+    memory.bytes[end..end + old.len()].copy_from_slice(&old);
+    let found = find_end(&mut memory, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+    assert_eq!((found.end, found.cut), (log.end(), None));
+}
+
+#[test]
+fn a_log_that_does_not_reach_what_the_store_holds_is_refused() {
+    let log = in_flight();
+    let beyond = log.end().advance(4096);
+    let error = find_end(&mut log.memory(), beyond, &history(&[(1, 0)])).unwrap_err();
+    assert!(error.to_string().contains("the store holds"), "{error}");
+}
