@@ -33,6 +33,8 @@ pub struct PinId(u32);
 struct Mirror {
     base: NonNull<u8>,
     bytes: usize,
+    /// Not unmapped at the end.
+    keep: bool,
 }
 
 impl Mirror {
@@ -48,6 +50,7 @@ impl Mirror {
         let mirror = Mirror {
             base: base.cast(),
             bytes,
+            keep: false,
         };
         for half in 0..2 {
             let address = NonZeroUsize::new(base.as_ptr() as usize + half * bytes);
@@ -75,8 +78,10 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        // SAFETY: the whole reservation, made by us; LogBuffer leaks it when the kernel may still read from it.
-        let _ = unsafe { munmap(self.base.cast(), self.bytes * 2) };
+        if !self.keep {
+            // SAFETY: the whole reservation, made by us, and nothing of ours refers to it any more.
+            let _ = unsafe { munmap(self.base.cast(), self.bytes * 2) };
+        }
     }
 }
 
@@ -225,8 +230,8 @@ impl LogBuffer {
     }
 
     /// Leaves the memory mapped for good: the kernel may still read from it for an operation in flight.
-    pub fn leak(self) {
-        std::mem::forget(self.memory);
+    pub fn keep_mapped(&mut self) {
+        self.memory.keep = true;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lsn::Lsn;
 const WINDOW_WRITES: usize = WRITE_DEPTH_MAX * 2;
 
 /// The number of a write, in the order of submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WriteNo(pub u64);
 
 impl WriteNo {
@@ -146,9 +146,15 @@ impl Commit {
 
     /// The log ends at `to` from now on. Only when nothing is in flight.
     pub fn truncate(&mut self, to: Lsn) {
-        assert!(self.in_flight == 0 && self.oldest == self.next && to <= self.flushed);
-        (self.sealed, self.written, self.flushed) = (to, to, to);
-        self.applied = self.applied.min(to);
+        assert!(self.in_flight == 0 && self.oldest == self.next && to <= self.sealed);
+        for stage in [
+            &mut self.sealed,
+            &mut self.written,
+            &mut self.flushed,
+            &mut self.applied,
+        ] {
+            *stage = to.min(*stage);
+        }
         self.assert_order();
     }
 

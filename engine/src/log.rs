@@ -1,0 +1,421 @@
+//! The driver of one log on one disk: frames are sealed in the log buffer, written through the ring, and become
+//! durable in order. The daemon's ring thread owns it and calls it; it knows nothing of networks or commands.
+//! Its duties, in the order in which [`Log::poll`] does them: take segments that became ready, resubmit what the
+//! disk wrote short, seal the open frame when the disk can take a write, submit sealed frames.
+//!
+//! ```text
+//!  append ──> open frame ──seal──┐
+//!                                ├─> log buffer ──submit──> ring ──completion──> flushed ──> next_flushed
+//!  receive ──> verify ───────────┘        └──> hot_frame (the shipper, pinned)
+//! ```
+//!
+//! The parts: `open` (recovery at the start), `lead` (append and seal), `receive` (a replica's side, truncation),
+//! `submit` (writes and their completions), `error`.
+
+mod error;
+mod lead;
+mod open;
+mod receive;
+mod submit;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use crate::buffer::{LogBuffer, PinId};
+use crate::commit::Commit;
+use crate::epoch::EpochHistory;
+use crate::frame::{Frame, FrameHeader};
+use crate::ledger::Ledger;
+use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::lock::DirLock;
+use crate::lsn::{Epoch, Lsn, SegmentNo};
+use crate::prepare::Preparer;
+
+pub use error::{AppendError, LogError, LogFailure, ReceiveError};
+pub use open::direct_io_refusal;
+use submit::Flights;
+
+/// Segments that are kept ready beyond the current one at first.
+const READY_SEGMENTS_MIN: u64 = 2;
+/// Each time that an append finds no segment ready, twice as many are kept ready, up to this many.
+const READY_SEGMENTS_MAX: u64 = 16;
+/// Ready segments take no more than this.
+const READY_BYTES_MAX: u64 = 1 << 30;
+/// The index of the log buffer among the ring's fixed buffers.
+pub const LOG_BUFFER_INDEX: u16 = 0;
+
+/// How a write is made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SyncMethod {
+    /// The write itself carries `RWF_DSYNC`.
+    Dsync,
+    /// The write is followed by a linked `fdatasync`.
+    Fdatasync,
+}
+
+impl SyncMethod {
+    /// The name in config and output.
+    pub fn name(self) -> &'static str {
+        match self {
+            SyncMethod::Dsync => "dsync",
+            SyncMethod::Fdatasync => "fdatasync",
+        }
+    }
+}
+
+impl std::fmt::Display for SyncMethod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Not the name of a sync method.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a sync method: expected dsync or fdatasync")]
+pub struct SyncMethodSyntax(String);
+
+impl FromStr for SyncMethod {
+    type Err = SyncMethodSyntax;
+    fn from_str(text: &str) -> Result<SyncMethod, SyncMethodSyntax> {
+        match text {
+            "dsync" => Ok(SyncMethod::Dsync),
+            "fdatasync" => Ok(SyncMethod::Fdatasync),
+            _ => Err(SyncMethodSyntax(text.to_owned())),
+        }
+    }
+}
+
+/// What a log is opened with.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The data directory; the segments are in its `log/`.
+    pub dir: PathBuf,
+    /// The size of a segment; the same on every node of a cluster.
+    pub segment_bytes: u64,
+    /// The most writes in flight.
+    pub write_depth: usize,
+    /// How a write is made durable.
+    pub sync_method: SyncMethod,
+    /// No O_DIRECT, and always `fdatasync`.
+    pub buffered: bool,
+    /// How long the first record of a frame may wait for company; zero seals as soon as the disk is free.
+    pub commit_delay: Duration,
+    /// The size of the log buffer.
+    pub log_buffer_bytes: usize,
+    /// Log that retention keeps behind the flushed end; `retain.rs` reads it, the log itself does not.
+    pub keep_bytes_min: u64,
+}
+
+impl LogConfig {
+    /// The largest frame that fits a segment of this size, which is what bounds a record on every node.
+    pub fn frame_bytes_max(&self) -> usize {
+        FRAME_BYTES_MAX.min(self.segment_bytes as usize)
+    }
+}
+
+/// The frame that is being filled.
+#[derive(Debug)]
+struct OpenFrame {
+    /// Header and records so far; FRAME_HEADER_BYTES when there are none.
+    bytes: usize,
+    /// How far it may grow; 0 until the first record has found its room. `records > 0 => bytes <= bytes_limit`.
+    bytes_limit: usize,
+    records: u32,
+    /// When `poll` first saw a record in it.
+    since: Option<Instant>,
+}
+
+impl OpenFrame {
+    const EMPTY: OpenFrame = OpenFrame {
+        bytes: FRAME_HEADER_BYTES,
+        bytes_limit: 0,
+        records: 0,
+        since: None,
+    };
+}
+
+/// Durations of the last write that completed, for acknowledgements.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastWrite {
+    /// From the arrival of its oldest frame to its submission.
+    pub queue: Duration,
+    /// From submission to durable.
+    pub device: Duration,
+}
+
+/// The log. See the module's head for the way through it.
+pub struct Log {
+    config: LogConfig,
+    log_dir: PathBuf,
+    buffer: LogBuffer,
+    /// The log buffer is registered with the ring as buffer [`LOG_BUFFER_INDEX`].
+    registered: bool,
+    commit: Commit,
+    open: OpenFrame,
+    /// The crc of the frame that ends at `sealed`.
+    crc: u32,
+    /// The epoch of the frames sealed here; `None` on a replica.
+    leading: Option<Epoch>,
+    history: EpochHistory,
+    committed: Lsn,
+    /// Raw bytes received; `sealed <= received`.
+    received: Lsn,
+    /// Open files in order without a gap: the segment of the oldest write in flight, up to the last ready one.
+    segments: VecDeque<(SegmentNo, File)>,
+    /// The oldest segment on disk.
+    first_segment: SegmentNo,
+    /// How many segments beyond the current one are kept ready.
+    ready_segments: u64,
+    /// The last segment that the log had to wait for.
+    waited_for: SegmentNo,
+    preparer: Preparer,
+    flights: Flights,
+    /// When the oldest bytes arrived that wait for their write.
+    queued_since: Option<Instant>,
+    last_write: LastWrite,
+    short_of_room: bool,
+    ledger: Ledger,
+    stopped: Option<String>,
+    space_error: Option<String>,
+    /// Last, so that the directory stays ours until everything else is gone.
+    _lock: DirLock,
+}
+
+/// A frame in the log buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct HotFrame<'a> {
+    header: FrameHeader,
+    span: &'a [u8],
+}
+
+impl<'a> HotFrame<'a> {
+    /// The header.
+    pub fn header(&self) -> &FrameHeader {
+        &self.header
+    }
+
+    /// Header and records, without padding. The address stays while the frame is pinned.
+    pub fn wire_bytes(&self) -> &'a [u8] {
+        &self.span[..self.header.wire_bytes()]
+    }
+
+    /// The bytes as they stand in the log, padding included.
+    pub fn span(&self) -> &'a [u8] {
+        self.span
+    }
+
+    /// Where the next frame starts.
+    pub fn end(&self) -> Lsn {
+        self.header.end()
+    }
+}
+
+impl Log {
+    /// End of the log with the open frame: a commit appended last ends here.
+    pub fn end(&self) -> Lsn {
+        let open = if self.open.records > 0 {
+            self.open.bytes as u64
+        } else {
+            0
+        };
+        self.sealed().advance(open)
+    }
+
+    /// End of the last whole frame, submitted or not.
+    pub fn sealed(&self) -> Lsn {
+        self.commit.sealed()
+    }
+
+    /// End of what was submitted to the kernel.
+    pub fn written(&self) -> Lsn {
+        self.commit.written()
+    }
+
+    /// End of the contiguous prefix that is durable.
+    pub fn flushed(&self) -> Lsn {
+        self.commit.flushed()
+    }
+
+    /// End of the frames that [`Log::next_flushed`] has handed out.
+    pub fn taken(&self) -> Lsn {
+        self.commit.applied()
+    }
+
+    /// Raw bytes received on a replica; the next byte from the leader belongs here.
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// The oldest byte on disk.
+    pub fn start(&self) -> Lsn {
+        self.first_segment.start(self.config.segment_bytes)
+    }
+
+    /// The oldest frame in the log buffer.
+    pub fn hot_start(&self) -> Lsn {
+        self.buffer.hot_start()
+    }
+
+    /// The crc of the frame that ends at `sealed`; 0 in an empty log.
+    pub fn crc_at_end(&self) -> u32 {
+        self.crc
+    }
+
+    /// The sealed frame that starts at `at`, while it is in the log buffer.
+    pub fn hot_frame(&self, at: Lsn) -> Option<HotFrame<'_>> {
+        if at < self.hot_start() || at >= self.sealed() {
+            return None;
+        }
+        let header = *self.buffer.parse(at)?.claimed();
+        Some(HotFrame {
+            header,
+            span: self.buffer.bytes(at, header.span_bytes()),
+        })
+    }
+
+    /// The index of the ring's fixed buffer that holds these bytes of the log buffer, for SEND_ZC and the like.
+    pub fn fixed_index(&self, from: Lsn, bytes: usize) -> Option<u16> {
+        (self.registered && self.buffer.is_fixed(from, bytes)).then_some(LOG_BUFFER_INDEX)
+    }
+
+    /// Keeps the log buffer from `lsn` on in place until [`Log::unpin`]; `lsn >= hot_start()`.
+    pub fn pin(&mut self, lsn: Lsn) -> PinId {
+        self.buffer.pin(lsn)
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&mut self, pin: PinId) {
+        self.buffer.unpin(pin);
+    }
+
+    /// The pin that keeps the log from taking more, if one does.
+    pub fn pin_blocking(&self) -> Option<PinId> {
+        let evictable = self.commit.applied();
+        self.short_of_room
+            .then(|| self.buffer.lowest_pin(evictable))
+            .flatten()
+    }
+
+    /// The next frame that became durable here, for applying. Each is handed out once, in order.
+    pub fn next_flushed(&mut self) -> Option<Frame<'_>> {
+        self.next_flushed_until(Lsn::MAX)
+    }
+
+    /// As [`Log::next_flushed`], but nothing that ends beyond `limit`: a replica applies nothing past what its
+    /// leader calls durable.
+    pub fn next_flushed_until(&mut self, limit: Lsn) -> Option<Frame<'_>> {
+        let at = self.commit.applied();
+        if at >= self.commit.flushed() {
+            return None;
+        }
+        let frame = self
+            .buffer
+            .parse(at)
+            .expect("a flushed frame stays in the log buffer until it was taken");
+        let end = frame.claimed().end();
+        if end > limit {
+            return None;
+        }
+        self.commit.apply(end);
+        Some(frame.known_good(self.buffer.bytes(at, frame.wire_bytes())))
+    }
+
+    /// Segments that lie wholly before `lsn` may be recycled. Whoever calls knows what slots, checkpoints and
+    /// retention still need.
+    pub fn release_before(&mut self, lsn: Lsn) {
+        let until = lsn
+            .min(self.commit.applied())
+            .segment(self.config.segment_bytes);
+        if until > self.first_segment {
+            self.first_segment = until;
+            self.preparer.release(until);
+        }
+    }
+
+    /// Where a segment's file is.
+    pub fn segment_path(&self, number: SegmentNo) -> PathBuf {
+        self.log_dir.join(number.file_name())
+    }
+
+    /// The directory of the segments.
+    pub fn log_dir(&self) -> &Path {
+        &self.log_dir
+    }
+
+    /// What the log was opened with.
+    pub fn config(&self) -> &LogConfig {
+        &self.config
+    }
+
+    /// What the disk did so far.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How long the last write took.
+    pub fn last_write(&self) -> LastWrite {
+        self.last_write
+    }
+
+    /// Why the log stopped for good, once it has.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// Why no segment can be prepared at the moment. Appends go on until the ready ones are full.
+    pub fn space_error(&self) -> Option<&str> {
+        self.space_error.as_deref()
+    }
+
+    /// True when no write is in flight and nothing waits for one.
+    pub fn idle(&self) -> bool {
+        self.flights.outstanding() == 0 && self.open.records == 0 && self.written() == self.sealed()
+    }
+
+    fn segment_of(&self, lsn: Lsn) -> SegmentNo {
+        lsn.segment(self.config.segment_bytes)
+    }
+
+    /// The open file of a segment, when it is ready.
+    fn segment_file(&self, number: SegmentNo) -> Option<&File> {
+        let first = self.segments.front()?.0;
+        let (found, file) = self.segments.get(number.0.checked_sub(first.0)? as usize)?;
+        debug_assert_eq!(*found, number);
+        Some(file)
+    }
+
+    /// Makes room in the log buffer for `bytes` after `tail`, out of frames that are durable and applied.
+    fn make_room(&mut self, tail: Lsn, bytes: usize) -> bool {
+        let made = self.buffer.make_room(tail, bytes, self.commit.applied());
+        self.short_of_room = !made;
+        made
+    }
+
+    /// Asks for as many segments ahead of `number` as are kept ready.
+    fn want_segments(&mut self, number: SegmentNo) {
+        self.preparer
+            .want(SegmentNo(number.0 + 1 + self.ready_segments));
+    }
+
+    fn ready_segments_max(&self) -> u64 {
+        READY_SEGMENTS_MAX
+            .min(READY_BYTES_MAX / self.config.segment_bytes)
+            .max(READY_SEGMENTS_MIN)
+    }
+
+    /// The log needs segment `number` and it is not ready: keeps more of them ready from now on.
+    fn wait_for_segment(&mut self, number: SegmentNo) {
+        if number > self.waited_for && self.space_error.is_none() {
+            self.waited_for = number;
+            self.ready_segments = (self.ready_segments * 2).min(self.ready_segments_max());
+            tracing::debug!(
+                "the log waits for a segment: {} are kept ready from now on",
+                self.ready_segments
+            );
+        }
+        self.want_segments(number);
+    }
+}

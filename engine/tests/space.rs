@@ -1,0 +1,99 @@
+//! A full disk: appends are refused, what is there stays readable, and service resumes when there is space.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::*;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use walferry_engine::log::{AppendError, LogConfig};
+use walferry_engine::lsn::{Lsn, SegmentNo};
+
+/// A filesystem of a given size, in a mount namespace of this thread (and those it starts): nothing is left behind
+/// however the test ends.
+fn small_filesystem(at: &Path, size: &str) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(
+        Some("tmpfs"),
+        at,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(format!("size={size}").as_str()),
+    )
+}
+
+#[test]
+fn a_full_disk_refuses_appends_until_there_is_space() {
+    let dir = directory();
+    if let Err(error) = small_filesystem(dir.path(), "40m") {
+        println!("skipped: this user may not mount a small filesystem ({error})");
+        return;
+    }
+    // Two segments of 16 MiB fit, a third does not.
+    let mut node = Node::leader(LogConfig {
+        buffered: true,
+        ..config(dir.path())
+    });
+    node.run("the preparer reports the full disk", |log| {
+        let _ = log.next_flushed();
+        log.space_error().is_some()
+    });
+    let record = vec![4; 2 << 20];
+    let mut appended = 0;
+    let refused = loop {
+        match node.log.append(&record) {
+            Ok(_) => appended += 1,
+            Err(AppendError::Busy) => {
+                node.turn().expect("the disk works");
+                node.take_all();
+            }
+            Err(AppendError::NoSpace(text)) => break text,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(
+        refused.contains("No space left") && refused.contains("0000000000000002.wal"),
+        "{refused}"
+    );
+    assert!(appended >= 14, "both segments were filled: {appended}");
+    node.flush();
+    let flushed = node.log.flushed();
+    assert_eq!(flushed, SegmentNo(2).start(16 << 20));
+    frames_on_disk(&node.log, Lsn::ZERO, flushed, |_| ());
+    // Retention lets a segment go: it comes back as the next one, without any new space.
+    node.take_all();
+    node.log.release_before(SegmentNo(1).start(16 << 20));
+    node.run("the released segment is recycled", |log| {
+        log.append(b"again").is_ok()
+    });
+    node.flush();
+    // And with new space the preparer gets ahead again.
+    let none: Option<&str> = None;
+    mount(
+        none,
+        dir.path(),
+        none,
+        MsFlags::MS_REMOUNT,
+        Some("size=200m"),
+    )
+    .expect("remount");
+    node.run("the space error clears", |log| log.space_error().is_none());
+    let until = SegmentNo(5).start(16 << 20);
+    while node.log.end() < until {
+        match node.log.append(&record) {
+            Ok(_) => {}
+            Err(AppendError::Busy) => {
+                node.turn().expect("the disk works");
+                node.take_all();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    node.flush();
+    assert!(node.log.next_timeout().is_none() && node.log.config().commit_delay == Duration::ZERO);
+    node.close();
+}
