@@ -84,13 +84,7 @@ impl Hold {
 
 impl Outbox {
     /// The reply that was written since `reply.begin` is complete.
-    pub fn push(
-        &mut self,
-        hold: Hold,
-        timeout: Option<Duration>,
-        id: SessionId,
-        host: &mut dyn Host,
-    ) {
+    pub fn push(&mut self, hold: Hold, timeout: Option<Duration>, id: SessionId, host: &mut dyn Host) {
         self.reply.finish();
         let bytes = self.reply.written();
         match hold.target() {
@@ -103,12 +97,7 @@ impl Outbox {
             Some((CommitLevel::Off, lsn)) if self.parts.is_empty() => {
                 self.ready += bytes;
                 let held_for = Duration::ZERO;
-                self.acknowledged = Some(Acknowledged {
-                    lsn,
-                    level: CommitLevel::Off,
-                    held_for,
-                    confirmed: true,
-                });
+                self.acknowledged = Some(Acknowledged { lsn, level: CommitLevel::Off, held_for, confirmed: true });
                 return;
             }
             Some((CommitLevel::Off, _)) => {}
@@ -116,18 +105,10 @@ impl Outbox {
         }
         let at = host.now();
         let deadline = match hold {
-            Hold::Commit(level, _) if level > CommitLevel::Local => {
-                timeout.map(|timeout| at + timeout)
-            }
+            Hold::Commit(level, _) if level > CommitLevel::Local => timeout.map(|timeout| at + timeout),
             _ => None,
         };
-        self.parts.push_back(Part {
-            bytes,
-            hold,
-            at,
-            deadline,
-            overdue: false,
-        });
+        self.parts.push_back(Part { bytes, hold, at, deadline, overdue: false });
     }
 
     fn ask(&mut self, level: CommitLevel, lsn: Lsn, id: SessionId, host: &mut dyn Host) {
@@ -173,12 +154,7 @@ impl Outbox {
     fn acknowledge(&mut self, part: &Part, confirmed: bool, now: Instant) {
         if let Hold::Commit(level, lsn) = part.hold {
             let held_for = now.saturating_duration_since(part.at);
-            self.acknowledged = Some(Acknowledged {
-                lsn,
-                level,
-                held_for,
-                confirmed,
-            });
+            self.acknowledged = Some(Acknowledged { lsn, level, held_for, confirmed });
         }
     }
 
@@ -200,9 +176,7 @@ impl Outbox {
             return false;
         }
         let by = host.unconfirmed_by(lsn, level);
-        self.replace(format_args!(
-            "UNCERTAIN committed locally at {lsn}, not confirmed by {by} at level {level}"
-        ));
+        self.replace(format_args!("UNCERTAIN committed locally at {lsn}, not confirmed by {by} at level {level}"));
         self.acknowledge(&part, false, now);
         true
     }
@@ -218,7 +192,7 @@ impl Outbox {
         let tail = bytes.split_off(self.ready);
         bytes.extend_from_slice(line.bytes());
         bytes.extend_from_slice(&tail[part.bytes..]);
-        part.bytes = line.len();
+        part.bytes = line.buffered();
     }
 
     /// The node no longer answers commits: every held reply says that its fate is not known, and may leave.
@@ -227,14 +201,10 @@ impl Outbox {
             match part.hold {
                 Hold::Nothing => {}
                 Hold::Seen(lsn) => {
-                    self.replace(format_args!(
-                        "UNCERTAIN what was read is durable only at {lsn}: {reason}"
-                    ));
+                    self.replace(format_args!("UNCERTAIN what was read is durable only at {lsn}: {reason}"));
                 }
                 Hold::Commit(_, lsn) => {
-                    self.replace(format_args!(
-                        "UNCERTAIN the commit at {lsn} is not confirmed: {reason}"
-                    ));
+                    self.replace(format_args!("UNCERTAIN the commit at {lsn} is not confirmed: {reason}"));
                 }
             }
             self.ready += self.parts.pop_front().map_or(0, |part| part.bytes);
@@ -244,16 +214,12 @@ impl Outbox {
 
     /// When the front reply becomes `-UNCERTAIN`.
     pub fn deadline(&self) -> Option<Instant> {
-        self.parts
-            .front()
-            .filter(|part| !part.overdue)
-            .and_then(|part| part.deadline)
+        self.parts.front().filter(|part| !part.overdue).and_then(|part| part.deadline)
     }
 
     /// True when nothing more should be executed before something has left.
     pub fn is_full(&self) -> bool {
-        self.parts.len() >= HELD_REPLIES_MAX
-            || self.reply.len() + self.output.len() >= OUTPUT_BYTES_MAX
+        self.parts.len() >= HELD_REPLIES_MAX || self.reply.buffered() + self.output.len() >= OUTPUT_BYTES_MAX
     }
 
     /// True when replies are held.

@@ -51,17 +51,14 @@ impl Reply {
 
     /// An empty one for a part whose length must be known before it is written here.
     pub fn scratch(&self) -> Reply {
-        Reply {
-            resp3: self.resp3,
-            ..Reply::default()
-        }
+        Reply { resp3: self.resp3, ..Reply::default() }
     }
 
     /// Adds a part that was written apart.
     pub fn append(&mut self, part: Reply) {
-        if part.overflown || self.written() + part.len() > REPLY_BYTES_MAX {
+        if part.overflown || self.written() + part.buffered() > REPLY_BYTES_MAX {
             self.overflown = true;
-        } else if self.written() == 0 && self.start == 0 && self.bytes.capacity() < part.len() {
+        } else if self.written() == 0 && self.start == 0 && self.bytes.capacity() < part.buffered() {
             self.bytes = part.bytes;
         } else {
             self.bytes.extend_from_slice(&part.bytes);
@@ -84,7 +81,7 @@ impl Reply {
     }
 
     /// Bytes written and not taken.
-    pub fn len(&self) -> usize {
+    pub fn buffered(&self) -> usize {
         self.bytes.len()
     }
 
@@ -171,14 +168,12 @@ impl Reply {
 
     /// Nothing where a string could be.
     pub fn null(&mut self) {
-        self.bytes
-            .extend_from_slice(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
+        self.bytes.extend_from_slice(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
     }
 
     /// Nothing where an array could be.
     pub fn null_array(&mut self) {
-        self.bytes
-            .extend_from_slice(if self.resp3 { b"_\r\n" } else { b"*-1\r\n" });
+        self.bytes.extend_from_slice(if self.resp3 { b"_\r\n" } else { b"*-1\r\n" });
     }
 
     /// An array of `length` elements, which follow.
@@ -188,11 +183,7 @@ impl Reply {
 
     /// A map of `length` pairs, which follow: in RESP2 an array twice as long.
     pub fn map(&mut self, length: usize) {
-        if self.resp3 {
-            self.header(b'%', length as i64)
-        } else {
-            self.array(length * 2)
-        }
+        if self.resp3 { self.header(b'%', length as i64) } else { self.array(length * 2) }
     }
 
     /// A set of `length` elements, which follow: in RESP2 an array.

@@ -2,18 +2,15 @@
 
 use super::reply::{Reply, decimal};
 use super::resp::{
-    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, LINE_BYTES_MAX, Parser, Progress, ProtocolError,
-    SKIP_BYTES_MAX, VALUE_BYTES_MAX,
+    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, LINE_BYTES_MAX, Parser, Progress, ProtocolError, SKIP_BYTES_MAX,
+    VALUE_BYTES_MAX,
 };
 
 /// What a parser makes of a stream of bytes: each command's arguments, or `None` for one beyond the bounds.
 type Commands = Vec<Option<Vec<Vec<u8>>>>;
 
 /// Feeds `pieces` as a session does and returns the commands, and how the stream ended.
-fn feed<'a>(
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-    parser: &mut Parser,
-) -> (Commands, Result<(), ProtocolError>) {
+fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, parser: &mut Parser) -> (Commands, Result<(), ProtocolError>) {
     let (mut kept, mut commands) = (Vec::new(), Vec::new());
     for piece in pieces {
         kept.extend_from_slice(piece);
@@ -25,13 +22,7 @@ fn feed<'a>(
                     break;
                 }
                 Ok(Progress::Command { bytes }) => {
-                    commands.push(Some(
-                        parser
-                            .args(&kept[at..])
-                            .from(0)
-                            .map(<[u8]>::to_vec)
-                            .collect(),
-                    ));
+                    commands.push(Some(parser.args(&kept[at..]).from(0).map(<[u8]>::to_vec).collect()));
                     at += bytes;
                     parser.next();
                 }
@@ -72,17 +63,10 @@ fn requests_parse_the_same_cut_at_every_byte() {
     for first in 0..=stream.len() {
         for second in first..=stream.len() {
             let pieces = [&stream[..first], &stream[first..second], &stream[second..]];
-            assert_eq!(
-                feed(pieces, &mut Parser::default()),
-                (expected.clone(), Ok(())),
-                "cut at {first} and {second}"
-            );
+            assert_eq!(feed(pieces, &mut Parser::default()), (expected.clone(), Ok(())), "cut at {first} and {second}");
         }
     }
-    assert_eq!(
-        feed(stream.chunks(1), &mut Parser::default()),
-        (expected, Ok(()))
-    );
+    assert_eq!(feed(stream.chunks(1), &mut Parser::default()), (expected, Ok(())));
 }
 
 #[test]
@@ -111,11 +95,7 @@ fn what_is_not_the_protocol_is_told_in_redis_servers_words() {
     for (bytes, error) in table {
         let (commands, end) = parse(bytes);
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
-        assert_eq!(
-            (commands.len(), end.map_err(|error| error.to_string())),
-            (0, Err(error.to_owned())),
-            "{shown:?}"
-        );
+        assert_eq!((commands.len(), end.map_err(|error| error.to_string())), (0, Err(error.to_owned())), "{shown:?}");
     }
 }
 
@@ -126,14 +106,8 @@ fn a_client_that_has_not_authenticated_gets_little_room() {
         parser.unauthenticated = true;
         parser
     };
-    assert_eq!(
-        feed([&b"*11\r\n"[..]], &mut strict()).1,
-        Err(ProtocolError::UnauthenticatedCount)
-    );
-    assert_eq!(
-        feed([&b"*1\r\n$16385\r\n"[..]], &mut strict()).1,
-        Err(ProtocolError::UnauthenticatedLength)
-    );
+    assert_eq!(feed([&b"*11\r\n"[..]], &mut strict()).1, Err(ProtocolError::UnauthenticatedCount));
+    assert_eq!(feed([&b"*1\r\n$16385\r\n"[..]], &mut strict()).1, Err(ProtocolError::UnauthenticatedLength));
 }
 
 #[test]
@@ -157,10 +131,7 @@ fn the_largest_value_parses_from_small_pieces_and_a_larger_command_is_read_past(
     let (commands, end) = feed(stream.chunks(16 << 10), &mut Parser::default());
     assert_eq!(end, Ok(()));
     assert_eq!(commands.len(), 5);
-    assert_eq!(
-        commands[0].as_ref().map(|args| args[2].len()),
-        Some(VALUE_BYTES_MAX)
-    );
+    assert_eq!(commands[0].as_ref().map(|args| args[2].len()), Some(VALUE_BYTES_MAX));
     assert_eq!(commands[1], None);
     assert_eq!(commands[2], words(&["PING"]));
     assert_eq!(commands[3], None);
@@ -174,17 +145,8 @@ fn a_command_beyond_every_bound_is_a_protocol_error() {
     let (_, end) = feed([format!("*99\r\n${length}\r\n").as_bytes()], &mut parser);
     assert_eq!(end, Ok(()));
     let body = vec![0; length];
-    let mut ends = (0..99).map(|_| {
-        feed(
-            [&body[..], format!("\r\n${length}\r\n").as_bytes()],
-            &mut parser,
-        )
-        .1
-    });
-    assert!(
-        ends.any(|end| end == Err(ProtocolError::Length)),
-        "it must not be read past without end"
-    );
+    let mut ends = (0..99).map(|_| feed([&body[..], format!("\r\n${length}\r\n").as_bytes()], &mut parser).1);
+    assert!(ends.any(|end| end == Err(ProtocolError::Length)), "it must not be read past without end");
 }
 
 #[test]
@@ -197,20 +159,13 @@ fn noise_never_panics() {
         state ^= state << 17;
         state
     };
-    let alphabet: &[&[u8]] = &[
-        b"*", b"$", b"\r\n", b"1", b"3", b"-", b"SET", b"\"", b"'", b"\\x", b" ", b"\n", b"\0",
-        b"\xff", b"0",
-    ];
+    let alphabet: &[&[u8]] =
+        &[b"*", b"$", b"\r\n", b"1", b"3", b"-", b"SET", b"\"", b"'", b"\\x", b" ", b"\n", b"\0", b"\xff", b"0"];
     for _ in 0..20_000 {
         let length = random() % 24;
-        let bytes: Vec<u8> = (0..length)
-            .flat_map(|_| alphabet[random() as usize % alphabet.len()].to_vec())
-            .collect();
+        let bytes: Vec<u8> = (0..length).flat_map(|_| alphabet[random() as usize % alphabet.len()].to_vec()).collect();
         let whole = parse(&bytes);
-        let cut = feed(
-            bytes.chunks(1 + random() as usize % 3),
-            &mut Parser::default(),
-        );
+        let cut = feed(bytes.chunks(1 + random() as usize % 3), &mut Parser::default());
         assert_eq!(whole, cut, "{bytes:?}");
     }
 }

@@ -53,12 +53,7 @@ fn is_right(client: &Client, user: &[u8], password: &[u8]) -> bool {
     };
     let differing = (0..password.len()).fold(0u8, |differing, at| {
         // An empty expected password cannot be configured; the index stays in bounds for any other.
-        differing
-            | (password[at]
-                ^ expected
-                    .get(at % expected.len().max(1))
-                    .copied()
-                    .unwrap_or(1))
+        differing | (password[at] ^ expected.get(at % expected.len().max(1)).copied().unwrap_or(1))
     });
     user == b"default" && differing == 0 && password.len() == expected.len()
 }
@@ -90,12 +85,7 @@ pub fn auth(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut 
 }
 
 /// HELLO [protocol [AUTH user password] [SETNAME name]]
-pub fn hello(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let resp3 = match args.get(1).map(integer) {
         None => reply.resp3,
         Some(Some(2)) => false,
@@ -158,11 +148,7 @@ fn greet(client: &Client, host: &mut dyn Host, reply: &mut Reply) {
     reply.bulk(b"mode");
     reply.bulk(b"standalone");
     reply.bulk(b"role");
-    reply.bulk(if host.facts().following.is_some() {
-        b"replica"
-    } else {
-        b"master"
-    });
+    reply.bulk(if host.facts().following.is_some() { b"replica" } else { b"master" });
     reply.bulk(b"modules");
     reply.array(0);
 }
@@ -174,9 +160,7 @@ fn set_name(client: &mut Client, name: &[u8], reply: &mut Reply) -> bool {
         return false;
     }
     if name.len() > NAME_BYTES_MAX {
-        reply.error(format_args!(
-            "ERR a client name has at most {NAME_BYTES_MAX} bytes"
-        ));
+        reply.error(format_args!("ERR a client name has at most {NAME_BYTES_MAX} bytes"));
         return false;
     }
     client.name = name.to_vec();
@@ -184,12 +168,7 @@ fn set_name(client: &mut Client, name: &[u8], reply: &mut Reply) -> bool {
 }
 
 /// CLIENT SETNAME name | GETNAME | SETINFO attribute value | ID
-pub fn client(
-    client: &mut Client,
-    args: &Args<'_>,
-    _: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn client(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let subcommand = args[1].to_ascii_uppercase();
     match (&subcommand[..], args.len()) {
         (b"ID", 2) => reply.integer(client.id.0 as i64),
@@ -222,7 +201,5 @@ fn is_library_attribute(attribute: &[u8]) -> bool {
 /// As redis-server words it, but naming what there is no help for.
 pub fn unknown_subcommand(command: &str, subcommand: &[u8], reply: &mut Reply) {
     let subcommand = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
-    reply.error(format_args!(
-        "ERR unknown subcommand '{subcommand}'. {command} {subcommand} is not supported."
-    ));
+    reply.error(format_args!("ERR unknown subcommand '{subcommand}'. {command} {subcommand} is not supported."));
 }

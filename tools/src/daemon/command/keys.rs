@@ -45,7 +45,7 @@ pub fn exists(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
 
 /// DBSIZE
 pub fn dbsize(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Executed {
-    reply.count(view.len()?);
+    reply.count(view.key_count()?);
     Ok(())
 }
 
@@ -56,11 +56,7 @@ struct ScanOptions<'a> {
 }
 
 fn scan_options<'a>(args: &Args<'a>) -> Result<ScanOptions<'a>, CommandError> {
-    let mut options = ScanOptions {
-        pattern: None,
-        kind: None,
-        count: SCAN_COUNT_DEFAULT,
-    };
+    let mut options = ScanOptions { pattern: None, kind: None, count: SCAN_COUNT_DEFAULT };
     let mut rest = args.from(2);
     while let Some(option) = rest.next() {
         let value = rest.next();
@@ -68,11 +64,7 @@ fn scan_options<'a>(args: &Args<'a>) -> Result<ScanOptions<'a>, CommandError> {
             (b"MATCH", Some(pattern)) => options.pattern = Some(pattern),
             (b"TYPE", Some(kind)) => options.kind = Some(kind),
             (b"COUNT", Some(count)) => match integer(count).ok_or(CommandError::NotAnInteger)? {
-                count @ 1.. => {
-                    options.count = usize::try_from(count)
-                        .unwrap_or(usize::MAX)
-                        .min(SCAN_COUNT_MAX)
-                }
+                count @ 1.. => options.count = usize::try_from(count).unwrap_or(usize::MAX).min(SCAN_COUNT_MAX),
                 _ => return Err(CommandError::Syntax),
             },
             _ => return Err(CommandError::Syntax),
@@ -83,9 +75,7 @@ fn scan_options<'a>(args: &Args<'a>) -> Result<ScanOptions<'a>, CommandError> {
 
 /// SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]
 pub fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    let cursor = std::str::from_utf8(&args[1])
-        .ok()
-        .and_then(|text| text.parse::<u64>().ok());
+    let cursor = std::str::from_utf8(&args[1]).ok().and_then(|text| text.parse::<u64>().ok());
     let cursor = cursor.ok_or_else(|| CommandError::text("ERR invalid cursor"))?;
     let options = scan_options(args)?;
     let (next, mut keys) = view.scan(cursor, options.count)?;

@@ -52,12 +52,7 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// A command on its own: emits into `record`, which is empty.
     pub fn new(base: View<'a>, record: &'a mut Vec<u8>, now_ms: u64) -> Writer<'a> {
-        Writer {
-            base,
-            record,
-            overlay: None,
-            now_ms,
-        }
+        Writer { base, record, overlay: None, now_ms }
     }
 
     /// A command of a transaction.
@@ -67,12 +62,7 @@ impl<'a> Writer<'a> {
         overlay: &'a mut Overlay,
         now_ms: u64,
     ) -> Writer<'a> {
-        Writer {
-            base,
-            record,
-            overlay: Some(overlay),
-            now_ms,
-        }
+        Writer { base, record, overlay: Some(overlay), now_ms }
     }
 
     /// The newest state, this transaction's own changes included.
@@ -101,8 +91,7 @@ impl<'a> Writer<'a> {
 pub fn find(args: &Args<'_>) -> Result<&'static Spec, String> {
     let name = &args[0];
     let Some(spec) = lookup(name) else {
-        let shown =
-            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(128)]).into_owned();
+        let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(128)]).into_owned();
         let mut beginning = String::new();
         for arg in args.from(1) {
             if beginning.len() >= 128 {
@@ -110,35 +99,23 @@ pub fn find(args: &Args<'_>) -> Result<&'static Spec, String> {
             }
             beginning.push_str(&format!("'{}' ", shown(arg)));
         }
-        return Err(format!(
-            "ERR unknown command '{}', with args beginning with: {beginning}",
-            shown(name)
-        ));
+        return Err(format!("ERR unknown command '{}', with args beginning with: {beginning}", shown(name)));
     };
     let enough = match spec.arity {
         exact @ 0.. => args.len() == exact as usize,
         at_least => args.len() >= at_least.unsigned_abs() as usize,
     };
-    if enough {
-        Ok(spec)
-    } else {
-        Err(wrong_arity(spec.name))
-    }
+    if enough { Ok(spec) } else { Err(wrong_arity(spec.name)) }
 }
 
 /// The command of this name in any case.
 pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
-    COMMANDS
-        .iter()
-        .find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
+    COMMANDS.iter().find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
 }
 
 /// As redis-server words it; `name` in lower case, a subcommand as `command|subcommand`.
 pub fn wrong_arity(name: &str) -> String {
-    format!(
-        "ERR wrong number of arguments for '{}' command",
-        name.to_ascii_lowercase()
-    )
+    format!("ERR wrong number of arguments for '{}' command", name.to_ascii_lowercase())
 }
 
 /// Why a command failed, in redis-server's words where it has any.
@@ -177,10 +154,7 @@ impl CommandError {
 
     /// `option` of `command` is known to redis-server and not supported here.
     pub fn unsupported(option: &[u8], command: &'static str) -> CommandError {
-        CommandError::Unsupported {
-            option: String::from_utf8_lossy(option).to_uppercase(),
-            command,
-        }
+        CommandError::Unsupported { option: String::from_utf8_lossy(option).to_uppercase(), command }
     }
 }
 
@@ -205,14 +179,11 @@ pub fn integer(text: &[u8]) -> Option<i64> {
 pub fn refusal_text(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Busy => "BUSY the log's buffer is full".to_owned(),
-        Refusal::ReadOnly {
-            leader: Some(leader),
-        } => {
+        Refusal::ReadOnly { leader: Some(leader) } => {
             format!("READONLY You can't write against a read only replica. The leader is {leader}.")
         }
         Refusal::ReadOnly { leader: None } => {
-            "READONLY You can't write against a read only replica. The leader is not known."
-                .to_owned()
+            "READONLY You can't write against a read only replica. The leader is not known.".to_owned()
         }
         Refusal::NoSpace(text) => format!("NOSPACE {text}"),
         Refusal::NoReplicas(text) => format!("NOREPLICAS {text}"),

@@ -41,12 +41,7 @@ fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
 }
 
 /// Polls once, and parks if there is nothing yet.
-fn poll_or_park(
-    parked: Parked,
-    client: &mut Client,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+fn poll_or_park(parked: Parked, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match parked.poll(client, host, reply) {
         Ok(hold) => hold.map_or(Outcome::DONE, Outcome::Done),
         Err(parked) => Outcome::Park(parked),
@@ -54,12 +49,7 @@ fn poll_or_park(
 }
 
 /// WAIT numreplicas timeout
-pub fn wait(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn wait(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let Some(wanted) = replicas_wanted(&args[1], reply) else {
         return Outcome::DONE;
     };
@@ -70,21 +60,11 @@ pub fn wait(
         reply.error("ERR WAIT cannot be used with replica instances.");
         return Outcome::DONE;
     }
-    poll_or_park(
-        Parked::for_replicas(client.last_commit, wanted, timeout, host),
-        client,
-        host,
-        reply,
-    )
+    poll_or_park(Parked::for_replicas(client.last_commit, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITAOF numlocal numreplicas timeout
-pub fn waitaof(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn waitaof(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let local = match integer(&args[1]) {
         Some(0) => false,
         Some(1) => true,
@@ -103,21 +83,11 @@ pub fn waitaof(
         reply.error("ERR WAITAOF cannot be used with replica instances.");
         return Outcome::DONE;
     }
-    poll_or_park(
-        Parked::for_durable(client.last_commit, local, wanted, timeout, host),
-        client,
-        host,
-        reply,
-    )
+    poll_or_park(Parked::for_durable(client.last_commit, local, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITLSN lsn timeout-ms
-pub fn waitlsn(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn waitlsn(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let lsn = match String::from_utf8_lossy(&args[1]).parse::<Lsn>() {
         Ok(lsn) => lsn,
         Err(error) => {
@@ -138,19 +108,11 @@ pub fn lsn(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Repl
 }
 
 /// COMMITLEVEL [level]
-pub fn commitlevel(
-    client: &mut Client,
-    args: &Args<'_>,
-    _: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn commitlevel(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match args.get(1) {
         None => reply.text(client.level),
         Some(_) if args.len() > 2 => reply.error(super::wrong_arity("commitlevel")),
-        Some(level) => match String::from_utf8_lossy(level)
-            .to_ascii_lowercase()
-            .parse::<CommitLevel>()
-        {
+        Some(level) => match String::from_utf8_lossy(level).to_ascii_lowercase().parse::<CommitLevel>() {
             Ok(level) => {
                 client.level = level;
                 reply.ok();
@@ -162,18 +124,9 @@ pub fn commitlevel(
 }
 
 /// COMMITTIMEOUT [milliseconds]; 0 waits without end.
-pub fn committimeout(
-    client: &mut Client,
-    args: &Args<'_>,
-    _: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn committimeout(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match args.get(1) {
-        None => reply.count(
-            client
-                .commit_timeout
-                .map_or(0, |timeout| timeout.as_millis() as usize),
-        ),
+        None => reply.count(client.commit_timeout.map_or(0, |timeout| timeout.as_millis() as usize)),
         Some(_) if args.len() > 2 => reply.error(super::wrong_arity("committimeout")),
         Some(text) => {
             if let Some(timeout) = timeout(text, reply) {
@@ -186,12 +139,7 @@ pub fn committimeout(
 }
 
 /// COMMITINFO
-pub fn commitinfo(
-    client: &mut Client,
-    _: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn commitinfo(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let Some(acknowledged) = client.acknowledged else {
         reply.null();
         return Outcome::DONE;
@@ -224,12 +172,7 @@ pub fn commitinfo(
 }
 
 /// REPLICATION
-pub fn replication(
-    _: &mut Client,
-    _: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn replication(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let rows = host.replication();
     reply.array(rows.len());
     for row in &rows {
@@ -254,11 +197,7 @@ fn write_row(row: &ReplicationRow, reply: &mut Reply) {
         reply.text(field);
         reply.text(value);
     }
-    for (field, value) in [
-        ("lag_bytes", row.lag_bytes),
-        ("lag_us", row.lag_us),
-        ("in_sync", u64::from(row.in_sync)),
-    ] {
+    for (field, value) in [("lag_bytes", row.lag_bytes), ("lag_us", row.lag_us), ("in_sync", u64::from(row.in_sync))] {
         reply.text(field);
         reply.integer(i64::try_from(value).unwrap_or(i64::MAX));
     }

@@ -25,9 +25,7 @@ fn invalid_id() -> CommandError {
 
 fn number(text: &[u8]) -> Option<u64> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    digits
-        .then(|| std::str::from_utf8(text).ok()?.parse().ok())
-        .flatten()
+    digits.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
 /// `ms-seq`, or `ms` alone with `missing_seq`.
@@ -68,18 +66,14 @@ fn parse_new_id(text: &[u8]) -> Result<NewId, CommandError> {
         return number(ms).map(NewId::AutoSeq).ok_or_else(invalid_id);
     }
     match parse_id(text, 0)? {
-        ID_MIN => Err(CommandError::text(
-            "ERR The ID specified in XADD must be greater than 0-0",
-        )),
+        ID_MIN => Err(CommandError::text("ERR The ID specified in XADD must be greater than 0-0")),
         id => Ok(NewId::Given(id)),
     }
 }
 
 fn choose_id(wanted: NewId, last: Id, now_ms: u64) -> Result<Id, CommandError> {
     if last == ID_MAX {
-        return Err(CommandError::text(
-            "ERR The stream has exhausted the last possible ID, unable to add more items",
-        ));
+        return Err(CommandError::text("ERR The stream has exhausted the last possible ID, unable to add more items"));
     }
     let chosen = match wanted {
         NewId::Auto if now_ms > last.0 => Some((now_ms, 0)),
@@ -89,18 +83,13 @@ fn choose_id(wanted: NewId, last: Id, now_ms: u64) -> Result<Id, CommandError> {
         NewId::Given(id) => Some(id),
     };
     chosen.filter(|id| *id > last).ok_or_else(|| {
-        CommandError::text(
-            "ERR The ID specified in XADD is equal or smaller than the target stream top item",
-        )
+        CommandError::text("ERR The ID specified in XADD is equal or smaller than the target stream top item")
     })
 }
 
 /// XADD key id field value [field value...]
 pub fn xadd(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    if XADD_UNSUPPORTED
-        .iter()
-        .any(|option| args[2].eq_ignore_ascii_case(option))
-    {
+    if XADD_UNSUPPORTED.iter().any(|option| args[2].eq_ignore_ascii_case(option)) {
         return Err(CommandError::unsupported(&args[2], "XADD"));
     }
     if args.len().is_multiple_of(2) {
@@ -108,27 +97,17 @@ pub fn xadd(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Exec
     }
     let wanted = parse_new_id(&args[2])?;
     let key = &args[1];
-    let last = writer
-        .view()
-        .stream(key)?
-        .map_or(ID_MIN, |stream| stream.last_id);
+    let last = writer.view().stream(key)?.map_or(ID_MIN, |stream| stream.last_id);
     let id = choose_id(wanted, last, writer.now_ms())?;
     let encoded = encode_fields(args.from(3));
-    writer.emit(Effect::StreamAdd {
-        key,
-        id,
-        fields: &encoded,
-    });
+    writer.emit(Effect::StreamAdd { key, id, fields: &encoded });
     write_id(id, reply);
     Ok(())
 }
 
 /// XLEN key
 pub fn xlen(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    reply.integer(
-        view.stream(&args[1])?
-            .map_or(0, |stream| stream.entries as i64),
-    );
+    reply.integer(view.stream(&args[1])?.map_or(0, |stream| stream.entries as i64));
     Ok(())
 }
 
@@ -182,24 +161,14 @@ fn bound(text: &[u8], is_start: bool) -> Result<Id, CommandError> {
         b"+" => Ok(ID_MAX),
         [b'(', id @ ..] => {
             let id = parse_id(id, missing_seq)?;
-            let (next, end) = if is_start {
-                (next_id(id), "start")
-            } else {
-                (previous_id(id), "end")
-            };
+            let (next, end) = if is_start { (next_id(id), "start") } else { (previous_id(id), "end") };
             next.ok_or_else(|| CommandError::text(format!("ERR invalid {end} ID for the interval")))
         }
         id => parse_id(id, missing_seq),
     }
 }
 
-fn range(
-    view: &View<'_>,
-    args: &Args<'_>,
-    (start, end): (&[u8], &[u8]),
-    reverse: bool,
-    reply: &mut Reply,
-) -> Executed {
+fn range(view: &View<'_>, args: &Args<'_>, (start, end): (&[u8], &[u8]), reverse: bool, reply: &mut Reply) -> Executed {
     let (from, to) = (bound(start, true)?, bound(end, false)?);
     let limit = match (args.get(4), args.get(5), args.len()) {
         (None, _, _) => usize::MAX,
@@ -227,16 +196,8 @@ pub struct ReadRequest {
 }
 
 impl ReadRequest {
-    fn parse(
-        view: &View<'_>,
-        args: &Args<'_>,
-        reply: &mut Reply,
-    ) -> Result<Option<ReadRequest>, CommandError> {
-        let mut request = ReadRequest {
-            streams: Vec::new(),
-            limit: usize::MAX,
-            block: None,
-        };
+    fn parse(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<Option<ReadRequest>, CommandError> {
+        let mut request = ReadRequest { streams: Vec::new(), limit: usize::MAX, block: None };
         let mut at = 1;
         loop {
             let option = args.get(at).ok_or(CommandError::Syntax)?;
@@ -244,11 +205,7 @@ impl ReadRequest {
                 (b"STREAMS", Some(_)) => break,
                 (b"COUNT", Some(count)) => {
                     let count = integer(count).ok_or(CommandError::NotAnInteger)?;
-                    request.limit = if count <= 0 {
-                        usize::MAX
-                    } else {
-                        count as usize
-                    };
+                    request.limit = if count <= 0 { usize::MAX } else { count as usize };
                 }
                 (b"BLOCK", Some(text)) => match timeout(text, reply) {
                     Some(timeout) => request.block = Some(timeout),
@@ -329,12 +286,7 @@ pub fn xread_now(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Execute
 }
 
 /// XREAD: waits if BLOCK says so.
-pub fn xread(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn xread(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let (view, hold) = client.read(host);
     let request = match ReadRequest::parse(&view, args, reply) {
         Ok(Some(request)) => request,

@@ -68,11 +68,7 @@ pub fn set(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Execu
         return Ok(());
     }
     let options = set_options(args)?;
-    let previous = if options.get {
-        Some(writer.view().string(key)?)
-    } else {
-        None
-    };
+    let previous = if options.get { Some(writer.view().string(key)?) } else { None };
     let exists = match &previous {
         Some(value) => value.is_some(),
         None => (options.only_new || options.only_existing) && writer.view().kind(key)?.is_some(),
@@ -93,10 +89,7 @@ pub fn set(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Execu
 pub fn setnx(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
     let exists = writer.view().kind(&args[1])?.is_some();
     if !exists {
-        writer.emit(Effect::Put {
-            key: &args[1],
-            value: &args[2],
-        });
+        writer.emit(Effect::Put { key: &args[1], value: &args[2] });
     }
     reply.integer(i64::from(!exists));
     Ok(())
@@ -130,20 +123,12 @@ pub fn append(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Ex
     let length = writer.view().string(&args[1])?.map(|value| value.len());
     let after = length.unwrap_or(0) + args[2].len();
     if after > VALUE_BYTES_MAX {
-        return Err(CommandError::text(format!(
-            "ERR too large: a value has at most {VALUE_BYTES_MAX} bytes"
-        )));
+        return Err(CommandError::text(format!("ERR too large: a value has at most {VALUE_BYTES_MAX} bytes")));
     }
     match length {
         Some(_) if args[2].is_empty() => {}
-        Some(_) => writer.emit(Effect::Append {
-            key: &args[1],
-            bytes: &args[2],
-        }),
-        None => writer.emit(Effect::Put {
-            key: &args[1],
-            value: &args[2],
-        }),
+        Some(_) => writer.emit(Effect::Append { key: &args[1], bytes: &args[2] }),
+        None => writer.emit(Effect::Put { key: &args[1], value: &args[2] }),
     }
     reply.count(after);
     Ok(())
@@ -161,20 +146,13 @@ pub fn decr(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Exec
 
 /// INCRBY key increment
 pub fn incrby(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    add(
-        writer,
-        &args[1],
-        integer(&args[2]).ok_or(CommandError::NotAnInteger)?,
-        reply,
-    )
+    add(writer, &args[1], integer(&args[2]).ok_or(CommandError::NotAnInteger)?, reply)
 }
 
 /// DECRBY key decrement
 pub fn decrby(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
     let decrement = integer(&args[2]).ok_or(CommandError::NotAnInteger)?;
-    let delta = decrement
-        .checked_neg()
-        .ok_or_else(|| CommandError::text("ERR decrement would overflow"))?;
+    let delta = decrement.checked_neg().ok_or_else(|| CommandError::text("ERR decrement would overflow"))?;
     add(writer, &args[1], delta, reply)
 }
 
@@ -183,13 +161,9 @@ fn add(writer: &mut Writer<'_>, key: &[u8], delta: i64, reply: &mut Reply) -> Ex
         Some(text) => integer(&text).ok_or(CommandError::NotAnInteger)?,
         None => 0,
     };
-    let sum = value
-        .checked_add(delta)
-        .ok_or_else(|| CommandError::text("ERR increment or decrement would overflow"))?;
-    writer.emit(Effect::Put {
-        key,
-        value: decimal(sum, &mut [0; 20]),
-    });
+    let sum =
+        value.checked_add(delta).ok_or_else(|| CommandError::text("ERR increment or decrement would overflow"))?;
+    writer.emit(Effect::Put { key, value: decimal(sum, &mut [0; 20]) });
     reply.integer(sum);
     Ok(())
 }

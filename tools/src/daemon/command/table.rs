@@ -1,8 +1,6 @@
 //! The table of commands: the one place that names them all. COMMAND tells what stands here.
 
-use super::{
-    Control, Read, Write, connection, keys, replication, server, stream, string, transaction,
-};
+use super::{Control, Read, Write, connection, keys, replication, server, stream, string, transaction};
 
 /// How a command is executed.
 #[derive(Clone, Copy)]
@@ -63,9 +61,7 @@ const READ: &[&str] = &["readonly", "fast"];
 const READ_SLOW: &[&str] = &["readonly"];
 const WRITE: &[&str] = &["write", "denyoom", "fast"];
 const CONNECTION: &[&str] = &["noscript", "loading", "stale", "fast"];
-const OPEN: &[&str] = &[
-    "noscript", "loading", "stale", "fast", "no_auth", "no_multi",
-];
+const OPEN: &[&str] = &["noscript", "loading", "stale", "fast", "no_auth", "no_multi"];
 const BLOCKING: &[&str] = &["blocking", "noscript", "no_multi"];
 const OWN: &[&str] = &["loading", "stale", "fast"];
 const OWN_SINCE: &str = "0.1.0";
@@ -73,63 +69,16 @@ const OWN_SINCE: &str = "0.1.0";
 type Keys = (i32, i32, i32);
 type Flags = &'static [&'static str];
 
-const fn string(
-    name: &'static str,
-    arity: i32,
-    flags: Flags,
-    keys: Keys,
-    run: Run,
-    summary: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        arity,
-        flags,
-        keys,
-        group: "string",
-        since: "1.0.0",
-        summary,
-        run,
-    }
+const fn string(name: &'static str, arity: i32, flags: Flags, keys: Keys, run: Run, summary: &'static str) -> Spec {
+    Spec { name, arity, flags, keys, group: "string", since: "1.0.0", summary, run }
 }
 
-const fn generic(
-    name: &'static str,
-    arity: i32,
-    flags: Flags,
-    keys: Keys,
-    run: Run,
-    summary: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        arity,
-        flags,
-        keys,
-        group: "generic",
-        since: "1.0.0",
-        summary,
-        run,
-    }
+const fn generic(name: &'static str, arity: i32, flags: Flags, keys: Keys, run: Run, summary: &'static str) -> Spec {
+    Spec { name, arity, flags, keys, group: "generic", since: "1.0.0", summary, run }
 }
 
-const fn stream(
-    name: &'static str,
-    arity: i32,
-    flags: Flags,
-    run: Run,
-    summary: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        arity,
-        flags,
-        keys: ONE,
-        group: "stream",
-        since: "5.0.0",
-        summary,
-        run,
-    }
+const fn stream(name: &'static str, arity: i32, flags: Flags, run: Run, summary: &'static str) -> Spec {
+    Spec { name, arity, flags, keys: ONE, group: "stream", since: "5.0.0", summary, run }
 }
 
 const fn control(
@@ -140,94 +89,22 @@ const fn control(
     run: Control,
     summary: &'static str,
 ) -> Spec {
-    Spec {
-        name,
-        arity,
-        flags,
-        keys: NONE,
-        group,
-        since: "1.0.0",
-        summary,
-        run: Run::Control(run),
-    }
+    Spec { name, arity, flags, keys: NONE, group, since: "1.0.0", summary, run: Run::Control(run) }
 }
 
-const fn own(
-    name: &'static str,
-    arity: i32,
-    flags: Flags,
-    run: Control,
-    summary: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        arity,
-        flags,
-        keys: NONE,
-        group: "walferry",
-        since: OWN_SINCE,
-        summary,
-        run: Run::Control(run),
-    }
+const fn own(name: &'static str, arity: i32, flags: Flags, run: Control, summary: &'static str) -> Spec {
+    Spec { name, arity, flags, keys: NONE, group: "walferry", since: OWN_SINCE, summary, run: Run::Control(run) }
 }
 
 /// Every command; looked through in this order, so the most frequent stand first.
 pub static COMMANDS: &[Spec] = &[
-    string(
-        "set",
-        -3,
-        WRITE,
-        ONE,
-        Run::Write(string::set),
-        "Sets the string value of a key",
-    ),
-    string(
-        "get",
-        2,
-        READ,
-        ONE,
-        Run::Read(string::get),
-        "Returns the string value of a key",
-    ),
-    string(
-        "incr",
-        2,
-        WRITE,
-        ONE,
-        Run::Write(string::incr),
-        "Increments the integer value of a key by one",
-    ),
-    string(
-        "incrby",
-        3,
-        WRITE,
-        ONE,
-        Run::Write(string::incrby),
-        "Increments the integer value of a key by a number",
-    ),
-    string(
-        "mset",
-        -3,
-        WRITE,
-        (1, -1, 2),
-        Run::Write(string::mset),
-        "Sets the string values of keys, all or none",
-    ),
-    string(
-        "mget",
-        -2,
-        READ,
-        ALL,
-        Run::Read(string::mget),
-        "Returns the string values of keys",
-    ),
-    stream(
-        "xadd",
-        -5,
-        WRITE,
-        Run::Write(stream::xadd),
-        "Appends an entry to a stream",
-    ),
+    string("set", -3, WRITE, ONE, Run::Write(string::set), "Sets the string value of a key"),
+    string("get", 2, READ, ONE, Run::Read(string::get), "Returns the string value of a key"),
+    string("incr", 2, WRITE, ONE, Run::Write(string::incr), "Increments the integer value of a key by one"),
+    string("incrby", 3, WRITE, ONE, Run::Write(string::incrby), "Increments the integer value of a key by a number"),
+    string("mset", -3, WRITE, (1, -1, 2), Run::Write(string::mset), "Sets the string values of keys, all or none"),
+    string("mget", -2, READ, ALL, Run::Read(string::mget), "Returns the string values of keys"),
+    stream("xadd", -5, WRITE, Run::Write(stream::xadd), "Appends an entry to a stream"),
     Spec {
         name: "exec",
         arity: 1,
@@ -238,38 +115,10 @@ pub static COMMANDS: &[Spec] = &[
         summary: "Executes the commands of a transaction as one record",
         run: Run::Exec,
     },
-    control(
-        "multi",
-        1,
-        CONNECTION,
-        "transactions",
-        transaction::multi,
-        "Starts a transaction",
-    ),
-    string(
-        "append",
-        3,
-        WRITE,
-        ONE,
-        Run::Write(string::append),
-        "Appends to the string value of a key",
-    ),
-    string(
-        "decr",
-        2,
-        WRITE,
-        ONE,
-        Run::Write(string::decr),
-        "Decrements the integer value of a key by one",
-    ),
-    string(
-        "decrby",
-        3,
-        WRITE,
-        ONE,
-        Run::Write(string::decrby),
-        "Decrements the integer value of a key by a number",
-    ),
+    control("multi", 1, CONNECTION, "transactions", transaction::multi, "Starts a transaction"),
+    string("append", 3, WRITE, ONE, Run::Write(string::append), "Appends to the string value of a key"),
+    string("decr", 2, WRITE, ONE, Run::Write(string::decr), "Decrements the integer value of a key by one"),
+    string("decrby", 3, WRITE, ONE, Run::Write(string::decrby), "Decrements the integer value of a key by a number"),
     string(
         "getdel",
         2,
@@ -278,67 +127,14 @@ pub static COMMANDS: &[Spec] = &[
         Run::Write(string::getdel),
         "Returns the string value of a key and deletes the key",
     ),
-    string(
-        "setnx",
-        3,
-        WRITE,
-        ONE,
-        Run::Write(string::setnx),
-        "Sets the string value of a key that does not exist",
-    ),
-    string(
-        "strlen",
-        2,
-        READ,
-        ONE,
-        Run::Read(string::strlen),
-        "Returns the length of a string value",
-    ),
-    generic(
-        "del",
-        -2,
-        &["write"],
-        ALL,
-        Run::Write(keys::del),
-        "Deletes keys",
-    ),
-    generic(
-        "exists",
-        -2,
-        READ,
-        ALL,
-        Run::Read(keys::exists),
-        "Counts how many of the keys exist",
-    ),
-    generic(
-        "scan",
-        -2,
-        READ_SLOW,
-        NONE,
-        Run::Read(keys::scan),
-        "Iterates over the keys",
-    ),
-    stream(
-        "xlen",
-        2,
-        READ,
-        Run::Read(stream::xlen),
-        "Returns the number of entries of a stream",
-    ),
-    stream(
-        "xrange",
-        -4,
-        READ_SLOW,
-        Run::Read(stream::xrange),
-        "Returns the entries of a stream between two ids",
-    ),
-    stream(
-        "xrevrange",
-        -4,
-        READ_SLOW,
-        Run::Read(stream::xrevrange),
-        "Returns entries of a stream, the newest first",
-    ),
+    string("setnx", 3, WRITE, ONE, Run::Write(string::setnx), "Sets the string value of a key that does not exist"),
+    string("strlen", 2, READ, ONE, Run::Read(string::strlen), "Returns the length of a string value"),
+    generic("del", -2, &["write"], ALL, Run::Write(keys::del), "Deletes keys"),
+    generic("exists", -2, READ, ALL, Run::Read(keys::exists), "Counts how many of the keys exist"),
+    generic("scan", -2, READ_SLOW, NONE, Run::Read(keys::scan), "Iterates over the keys"),
+    stream("xlen", 2, READ, Run::Read(stream::xlen), "Returns the number of entries of a stream"),
+    stream("xrange", -4, READ_SLOW, Run::Read(stream::xrange), "Returns the entries of a stream between two ids"),
+    stream("xrevrange", -4, READ_SLOW, Run::Read(stream::xrevrange), "Returns entries of a stream, the newest first"),
     Spec {
         name: "xread",
         arity: -4,
@@ -349,14 +145,7 @@ pub static COMMANDS: &[Spec] = &[
         summary: "Returns the entries of streams after given ids, or awaits them",
         run: Run::Await(stream::xread_now, stream::xread),
     },
-    control(
-        "discard",
-        1,
-        CONNECTION,
-        "transactions",
-        transaction::discard,
-        "Forgets the transaction",
-    ),
+    control("discard", 1, CONNECTION, "transactions", transaction::discard, "Forgets the transaction"),
     control(
         "watch",
         -2,
@@ -365,78 +154,15 @@ pub static COMMANDS: &[Spec] = &[
         transaction::watch,
         "Makes EXEC depend on keys staying as they are",
     ),
-    control(
-        "unwatch",
-        1,
-        CONNECTION,
-        "transactions",
-        transaction::unwatch,
-        "Forgets the watched keys",
-    ),
-    control(
-        "ping",
-        -1,
-        CONNECTION,
-        "connection",
-        connection::ping,
-        "Answers PONG",
-    ),
-    control(
-        "echo",
-        2,
-        CONNECTION,
-        "connection",
-        connection::echo,
-        "Returns its argument",
-    ),
-    control(
-        "hello",
-        -1,
-        OPEN,
-        "connection",
-        connection::hello,
-        "Chooses the protocol and authenticates",
-    ),
-    control(
-        "auth",
-        -2,
-        OPEN,
-        "connection",
-        connection::auth,
-        "Authenticates the connection",
-    ),
-    control(
-        "quit",
-        -1,
-        OPEN,
-        "connection",
-        connection::quit,
-        "Closes the connection",
-    ),
-    control(
-        "select",
-        2,
-        CONNECTION,
-        "connection",
-        connection::select,
-        "Selects database 0, the only one",
-    ),
-    control(
-        "client",
-        -2,
-        CONNECTION,
-        "connection",
-        connection::client,
-        "Names and identifies the connection",
-    ),
-    control(
-        "command",
-        -1,
-        CONNECTION,
-        "server",
-        server::command,
-        "Tells of the commands",
-    ),
+    control("unwatch", 1, CONNECTION, "transactions", transaction::unwatch, "Forgets the watched keys"),
+    control("ping", -1, CONNECTION, "connection", connection::ping, "Answers PONG"),
+    control("echo", 2, CONNECTION, "connection", connection::echo, "Returns its argument"),
+    control("hello", -1, OPEN, "connection", connection::hello, "Chooses the protocol and authenticates"),
+    control("auth", -2, OPEN, "connection", connection::auth, "Authenticates the connection"),
+    control("quit", -1, OPEN, "connection", connection::quit, "Closes the connection"),
+    control("select", 2, CONNECTION, "connection", connection::select, "Selects database 0, the only one"),
+    control("client", -2, CONNECTION, "connection", connection::client, "Names and identifies the connection"),
+    control("command", -1, CONNECTION, "server", server::command, "Tells of the commands"),
     control(
         "config",
         -2,
@@ -445,22 +171,8 @@ pub static COMMANDS: &[Spec] = &[
         server::config,
         "Tells the configuration",
     ),
-    control(
-        "info",
-        -1,
-        CONNECTION,
-        "server",
-        server::info,
-        "Tells of the node",
-    ),
-    control(
-        "role",
-        1,
-        CONNECTION,
-        "server",
-        server::role,
-        "Tells the node's part in replication",
-    ),
+    control("info", -1, CONNECTION, "server", server::info, "Tells of the node"),
+    control("role", 1, CONNECTION, "server", server::role, "Tells the node's part in replication"),
     Spec {
         name: "dbsize",
         arity: 1,
@@ -471,77 +183,14 @@ pub static COMMANDS: &[Spec] = &[
         summary: "Returns the number of keys",
         run: Run::Read(keys::dbsize),
     },
-    control(
-        "time",
-        1,
-        CONNECTION,
-        "server",
-        server::time,
-        "Returns the node's clock",
-    ),
-    control(
-        "wait",
-        3,
-        BLOCKING,
-        "generic",
-        replication::wait,
-        "Awaits replicas that have applied the last commit",
-    ),
-    control(
-        "waitaof",
-        4,
-        BLOCKING,
-        "generic",
-        replication::waitaof,
-        "Awaits the last commit being durable",
-    ),
-    own(
-        "commitlevel",
-        -1,
-        OWN,
-        replication::commitlevel,
-        "Tells or sets the session's commit level",
-    ),
-    own(
-        "committimeout",
-        -1,
-        OWN,
-        replication::committimeout,
-        "Tells or sets the session's commit timeout, ms",
-    ),
-    own(
-        "commitinfo",
-        1,
-        OWN,
-        replication::commitinfo,
-        "Tells the evidence behind the last acknowledgement",
-    ),
-    own(
-        "lsn",
-        1,
-        OWN,
-        replication::lsn,
-        "Returns the LSN of the session's last commit",
-    ),
-    own(
-        "waitlsn",
-        3,
-        BLOCKING,
-        replication::waitlsn,
-        "Awaits an LSN being applied here",
-    ),
-    own(
-        "replication",
-        1,
-        OWN,
-        replication::replication,
-        "Tells of the replicas, as pg_stat_replication",
-    ),
-    own(
-        "promote",
-        1,
-        &["admin", "no_multi"],
-        replication::promote,
-        "Makes this replica the leader",
-    ),
+    control("time", 1, CONNECTION, "server", server::time, "Returns the node's clock"),
+    control("wait", 3, BLOCKING, "generic", replication::wait, "Awaits replicas that have applied the last commit"),
+    control("waitaof", 4, BLOCKING, "generic", replication::waitaof, "Awaits the last commit being durable"),
+    own("commitlevel", -1, OWN, replication::commitlevel, "Tells or sets the session's commit level"),
+    own("committimeout", -1, OWN, replication::committimeout, "Tells or sets the session's commit timeout, ms"),
+    own("commitinfo", 1, OWN, replication::commitinfo, "Tells the evidence behind the last acknowledgement"),
+    own("lsn", 1, OWN, replication::lsn, "Returns the LSN of the session's last commit"),
+    own("waitlsn", 3, BLOCKING, replication::waitlsn, "Awaits an LSN being applied here"),
+    own("replication", 1, OWN, replication::replication, "Tells of the replicas, as pg_stat_replication"),
+    own("promote", 1, &["admin", "no_multi"], replication::promote, "Makes this replica the leader"),
 ];

@@ -42,12 +42,7 @@ struct Queued {
 
 impl std::fmt::Debug for Transaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Transaction of {} commands, aborted: {}",
-            self.commands.len(),
-            self.aborted
-        )
+        write!(f, "Transaction of {} commands, aborted: {}", self.commands.len(), self.aborted)
     }
 }
 
@@ -58,9 +53,7 @@ impl Transaction {
             // EXEC will answer EXECABORT: nothing needs to be kept.
             return Ok(());
         }
-        let bytes = self.bytes.len()
-            + args.bytes_len()
-            + (self.ranges.len() + args.len()) * size_of::<(u32, u32)>();
+        let bytes = self.bytes.len() + args.bytes_len() + (self.ranges.len() + args.len()) * size_of::<(u32, u32)>();
         if self.commands.len() >= TRANSACTION_COMMANDS_MAX || bytes > TRANSACTION_BYTES_MAX {
             self.abort();
             return Err(format!(
@@ -73,25 +66,17 @@ impl Transaction {
             self.bytes.extend_from_slice(arg);
             self.ranges.push((start, self.bytes.len() as u32));
         }
-        self.commands.push(Queued {
-            spec,
-            args: first..self.ranges.len(),
-        });
+        self.commands.push(Queued { spec, args: first..self.ranges.len() });
         Ok(())
     }
 
     /// EXEC will refuse: a command could not be queued.
     pub fn abort(&mut self) {
-        *self = Transaction {
-            aborted: true,
-            ..Transaction::default()
-        };
+        *self = Transaction { aborted: true, ..Transaction::default() };
     }
 
     fn writes(&self) -> bool {
-        self.commands
-            .iter()
-            .any(|queued| matches!(queued.spec.run, Run::Write(_)))
+        self.commands.iter().any(|queued| matches!(queued.spec.run, Run::Write(_)))
     }
 }
 
@@ -118,12 +103,7 @@ pub fn discard(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut 
 }
 
 /// WATCH key...
-pub fn watch(
-    client: &mut Client,
-    args: &Args<'_>,
-    host: &mut dyn Host,
-    reply: &mut Reply,
-) -> Outcome {
+pub fn watch(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     if client.transaction.is_some() {
         reply.error("ERR WATCH inside MULTI is not allowed");
         return Outcome::DONE;
@@ -137,16 +117,11 @@ pub fn watch(
             continue;
         }
         if client.watched.len() >= WATCHED_KEYS_MAX {
-            reply.error(format_args!(
-                "ERR a session watches at most {WATCHED_KEYS_MAX} keys"
-            ));
+            reply.error(format_args!("ERR a session watches at most {WATCHED_KEYS_MAX} keys"));
             return Outcome::DONE;
         }
         match view.version(key) {
-            Ok(version) => client.watched.push(Watched {
-                key: key.to_vec(),
-                version,
-            }),
+            Ok(version) => client.watched.push(Watched { key: key.to_vec(), version }),
             Err(error) => {
                 reply.error(error);
                 return Outcome::DONE;
@@ -197,9 +172,7 @@ pub fn exec(
             return Ok(client.observe(host));
         }
         Err(error) => {
-            reply.error(format_args!(
-                "EXECABORT Transaction discarded because of: {error}"
-            ));
+            reply.error(format_args!("EXECABORT Transaction discarded because of: {error}"));
             return Ok(Hold::Nothing);
         }
     }
@@ -211,10 +184,7 @@ pub fn exec(
         }
         Err(refusal) => {
             reply.undo();
-            reply.error(format_args!(
-                "EXECABORT Transaction discarded because of: {}",
-                refusal_text(&refusal)
-            ));
+            reply.error(format_args!("EXECABORT Transaction discarded because of: {}", refusal_text(&refusal)));
             Ok(Hold::Nothing)
         }
     }
@@ -231,26 +201,16 @@ fn execute(
     if writes {
         host.writable(client.level)?;
     }
-    let hold = if writes {
-        Hold::Nothing
-    } else {
-        client.read(host).1
-    };
+    let hold = if writes { Hold::Nothing } else { client.read(host).1 };
     let newest = writes || hold != Hold::Nothing;
     let mut overlay = Overlay::default();
     reply.array(transaction.commands.len());
     for queued in &transaction.commands {
         let args = Args::new(&transaction.bytes, &transaction.ranges[queued.args.clone()]);
         let from = reply.written();
-        let base = if newest {
-            View::pending(host)
-        } else {
-            View::durable(host)
-        };
+        let base = if newest { View::pending(host) } else { View::durable(host) };
         match queued.spec.run {
-            Run::Read(read) | Run::Await(read, _) => {
-                answer(read(&base.with(&overlay), &args, reply), from, reply)
-            }
+            Run::Read(read) | Run::Await(read, _) => answer(read(&base.with(&overlay), &args, reply), from, reply),
             Run::Write(write) => {
                 let now_ms = host.wall_clock_us() / 1000;
                 let mut writer = Writer::in_transaction(base, record, &mut overlay, now_ms);
@@ -263,9 +223,7 @@ fn execute(
             Run::Exec => unreachable!("EXEC is never queued"),
         }
         if reply.is_over() {
-            return Err(Refusal::TooLarge(
-                "the replies of the transaction are too large".to_owned(),
-            ));
+            return Err(Refusal::TooLarge("the replies of the transaction are too large".to_owned()));
         }
     }
     if !record.is_empty() {

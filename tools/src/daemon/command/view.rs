@@ -57,8 +57,7 @@ impl Overlay {
     pub fn apply(&mut self, effect: &Effect<'_>) {
         match *effect {
             Effect::Put { key, value } => {
-                self.changes
-                    .insert(key.to_vec(), Change::Put(value.to_vec()));
+                self.changes.insert(key.to_vec(), Change::Put(value.to_vec()));
             }
             Effect::Delete { key } => {
                 self.changes.insert(key.to_vec(), Change::Deleted);
@@ -70,8 +69,7 @@ impl Overlay {
                     debug_assert!(false, "the command saw a stream here")
                 }
                 None => {
-                    self.changes
-                        .insert(key.to_vec(), Change::Append(bytes.to_vec()));
+                    self.changes.insert(key.to_vec(), Change::Append(bytes.to_vec()));
                 }
             },
             Effect::StreamAdd { key, id, fields } => {
@@ -80,13 +78,7 @@ impl Overlay {
                     Some(Change::Stream { entries, .. }) => entries.push(entry),
                     known => {
                         let fresh = known.is_some();
-                        self.changes.insert(
-                            key.to_vec(),
-                            Change::Stream {
-                                fresh,
-                                entries: vec![entry],
-                            },
-                        );
+                        self.changes.insert(key.to_vec(), Change::Stream { fresh, entries: vec![entry] });
                     }
                 }
             }
@@ -97,20 +89,12 @@ impl Overlay {
 impl<'a> View<'a> {
     /// What is durable.
     pub fn durable(host: &'a dyn Host) -> View<'a> {
-        View {
-            store: host.store(),
-            pending: None,
-            overlay: None,
-        }
+        View { store: host.store(), pending: None, overlay: None }
     }
 
     /// The newest state.
     pub fn pending(host: &'a dyn Host) -> View<'a> {
-        View {
-            store: host.store(),
-            pending: Some(host.pending()),
-            overlay: None,
-        }
+        View { store: host.store(), pending: Some(host.pending()), overlay: None }
     }
 }
 
@@ -120,10 +104,7 @@ impl<'a> View<'a> {
     where
         'a: 'b,
     {
-        View {
-            overlay: Some(overlay),
-            ..*self
-        }
+        View { overlay: Some(overlay), ..*self }
     }
 
     /// Asks the state below the transaction.
@@ -180,17 +161,10 @@ impl<'a> View<'a> {
             Some(Change::Deleted) => Ok(None),
             Some(Change::Put(_) | Change::Append(_)) => Err(CommandError::WrongType),
             Some(Change::Stream { fresh, entries }) => {
-                let below = if *fresh {
-                    None
-                } else {
-                    self.stream_below(key)?
-                };
+                let below = if *fresh { None } else { self.stream_below(key)? };
                 let count = below.map_or(0, |stream| stream.entries) + entries.len() as u64;
                 let last = entries.last().map_or((0, 0), |(id, _)| *id);
-                Ok(Some(Stream {
-                    entries: count,
-                    last_id: last,
-                }))
+                Ok(Some(Stream { entries: count, last_id: last }))
             }
             None => self.stream_below(key),
         }
@@ -198,10 +172,7 @@ impl<'a> View<'a> {
 
     fn stream_below(&self, key: &[u8]) -> Result<Option<Stream>, CommandError> {
         match self.below(|view| view.get(key))? {
-            Some(Value::Stream(meta)) => Ok(Some(Stream {
-                entries: meta.entries,
-                last_id: meta.last_id,
-            })),
+            Some(Value::Stream(meta)) => Ok(Some(Stream { entries: meta.entries, last_id: meta.last_id })),
             Some(Value::String(_)) => Err(CommandError::WrongType),
             None => Ok(None),
         }
@@ -223,11 +194,8 @@ impl<'a> View<'a> {
         let mut left = limit;
         let own = |left: &mut usize, each: &mut dyn FnMut(Id, &[u8]) -> bool| {
             let inside = entries.iter().filter(|(id, _)| (from..=to).contains(id));
-            let mut ordered: Box<dyn Iterator<Item = &(Id, Vec<u8>)>> = if reverse {
-                Box::new(inside.rev())
-            } else {
-                Box::new(inside)
-            };
+            let mut ordered: Box<dyn Iterator<Item = &(Id, Vec<u8>)>> =
+                if reverse { Box::new(inside.rev()) } else { Box::new(inside) };
             *left > 0
                 && ordered.by_ref().take(*left).all(|(id, fields)| {
                     *left -= 1;
@@ -262,9 +230,7 @@ impl<'a> View<'a> {
             keys.retain(|key| !matches!(overlay.changes.get(key), Some(Change::Deleted)));
             if next == 0 {
                 for (key, change) in &overlay.changes {
-                    if !matches!(change, Change::Deleted)
-                        && self.below(|view| view.kind(key))?.is_none()
-                    {
+                    if !matches!(change, Change::Deleted) && self.below(|view| view.kind(key))?.is_none() {
                         keys.push(key.clone());
                     }
                 }
@@ -274,7 +240,7 @@ impl<'a> View<'a> {
     }
 
     /// How many keys there are.
-    pub fn len(&self) -> Result<usize, CommandError> {
+    pub fn key_count(&self) -> Result<usize, CommandError> {
         let mut count = self.below(|view| view.len())? as usize;
         for (key, change) in self.overlay.iter().flat_map(|overlay| &overlay.changes) {
             let existed = self.below(|view| view.kind(key))?.is_some();

@@ -1,0 +1,643 @@
+//! A session's promises: order, what a reply is held for, transactions, waiting, bounds.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::lsn::Lsn;
+
+use super::host::{Host, Refusal, ReplicationRow, SessionId, Wait};
+use super::outbox::OUTPUT_BYTES_MAX;
+use super::resp::VALUE_BYTES_MAX;
+use super::session::SessionSettings;
+use super::test_host::{TestClient, TestHost};
+
+fn pair() -> (TestHost, TestClient) {
+    (TestHost::new(), TestClient::new())
+}
+
+/// The record of one `SET a 1` ends here: after the frame's header and its own length. Later ones are compared relatively.
+fn lsn_of(host: &mut TestHost, client: &mut TestClient) -> Lsn {
+    let reply = client.ask(host, "LSN");
+    reply.lines().nth(1).expect("a bulk string").parse().expect("an LSN")
+}
+
+#[test]
+fn a_write_is_answered_when_it_is_durable() {
+    let (mut host, mut client) = pair();
+    assert_eq!(client.send(&mut host, b"SET a 1\r\nPING\r\n"), "", "PING stands behind the reply that is held");
+    assert_eq!(host.holds, [(CommitLevel::Local, host.log_end())]);
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "");
+    assert!(client.session.holding());
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n+PONG\r\n");
+    assert!(!client.session.holding());
+}
+
+#[test]
+fn a_pipeline_asks_for_one_hold() {
+    let (mut host, mut client) = pair();
+    let pipeline = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n".repeat(16);
+    assert_eq!(client.send(&mut host, &pipeline), "");
+    assert_eq!(host.holds, [(CommitLevel::Local, host.log_end())]);
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n".repeat(16));
+}
+
+#[test]
+fn replies_leave_in_order_whatever_their_levels() {
+    let (mut host, mut client) = pair();
+    let input =
+        b"COMMITLEVEL remote_apply\r\nINCR n\r\nCOMMITLEVEL off\r\nINCR n\r\nCOMMITLEVEL local\r\nINCR n\r\nGET n\r\n";
+    assert_eq!(client.send(&mut host, input), "+OK\r\n");
+    let levels: Vec<CommitLevel> = host.holds.iter().map(|(level, _)| *level).collect();
+    assert_eq!(levels, [CommitLevel::RemoteApply, CommitLevel::Local]);
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "", "everything stands behind the commit that waits for a replica");
+    host.confirm(CommitLevel::RemoteApply);
+    client.session.release(&mut host);
+    assert_eq!(client.output(), ":1\r\n+OK\r\n:2\r\n+OK\r\n:3\r\n$1\r\n3\r\n");
+}
+
+#[test]
+fn level_off_answers_at_once_and_its_session_reads_its_write() {
+    let (mut host, mut client) = pair();
+    assert_eq!(client.send(&mut host, b"COMMITLEVEL off\r\nSET a 1\r\n"), "+OK\r\n+OK\r\n");
+    assert_eq!(client.send(&mut host, b"GET a\r\n"), "", "what is not durable is not shown");
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "$1\r\n1\r\n");
+}
+
+#[test]
+fn others_see_only_what_is_durable() {
+    let (mut host, mut writer) = pair();
+    let mut reader = TestClient::with(&SessionSettings::default(), 2);
+    writer.ask(&mut host, "SET a 1");
+    writer.send(&mut host, b"SET a 2\r\n");
+    assert_eq!(reader.send(&mut host, b"GET a\r\n"), "$1\r\n1\r\n");
+    host.flush();
+    assert_eq!(reader.send(&mut host, b"GET a\r\n"), "$1\r\n2\r\n");
+}
+
+#[test]
+fn a_write_that_changes_nothing_waits_for_what_it_saw() {
+    let (mut host, mut writer) = pair();
+    let mut other = TestClient::with(&SessionSettings::default(), 2);
+    assert_eq!(other.send(&mut host, b"DEL a\r\n"), ":0\r\n", "nothing is pending: nothing to wait for");
+    writer.send(&mut host, b"SET a 1\r\n");
+    let end = host.log_end();
+    assert_eq!(other.send(&mut host, b"SETNX a 2\r\n"), "");
+    assert_eq!(host.log_end(), end, "nothing is appended");
+    assert_eq!(other.send(&mut host, b"GET a\r\n"), "", "and no later read is older");
+    host.flush();
+    other.session.release(&mut host);
+    assert_eq!(other.output(), ":0\r\n$1\r\n1\r\n");
+}
+
+#[test]
+fn lsn_and_commitinfo_tell_of_the_last_commit() {
+    let (mut host, mut client) = pair();
+    assert_eq!(client.ask(&mut host, "LSN"), "$3\r\n0/0\r\n");
+    assert_eq!(client.ask(&mut host, "COMMITINFO"), "$-1\r\n");
+    client.ask(&mut host, "COMMITLEVEL remote_apply");
+    client.send(&mut host, b"SET a 1\r\n");
+    let end = host.log_end();
+    host.flush();
+    host.confirm(CommitLevel::RemoteApply);
+    host.pass(Duration::from_micros(250));
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n");
+    assert_eq!(lsn_of(&mut host, &mut client), end);
+    let lsn = end.to_string();
+    assert_eq!(
+        client.ask(&mut host, "COMMITINFO"),
+        format!(
+            "*12\r\n$5\r\nepoch\r\n:7\r\n$3\r\nlsn\r\n${}\r\n{lsn}\r\n$5\r\nlevel\r\n$12\r\nremote_apply\r\n$9\r\nconfirmed\r\n:1\r\n\
+             $8\r\nreplicas\r\n*2\r\n$1\r\nb\r\n$12\r\nremote_apply\r\n$9\r\nstages_us\r\n*4\r\n$5\r\nflush\r\n:120\r\n\
+             $5\r\ntotal\r\n:250\r\n",
+            lsn.len()
+        )
+    );
+}
+
+#[test]
+fn commit_level_and_timeout_are_the_sessions_own() {
+    let settings = SessionSettings {
+        commit_level: Some(CommitLevel::RemoteFlush),
+        commit_timeout: Some(Duration::from_secs(2)),
+        ..SessionSettings::default()
+    };
+    let (mut host, mut client) = (TestHost::new(), TestClient::with(&settings, 1));
+    for (line, reply) in [
+        ("COMMITLEVEL", "$12\r\nremote_flush\r\n"),
+        ("COMMITTIMEOUT", ":2000\r\n"),
+        ("COMMITLEVEL ON", "+OK\r\n"),
+        ("COMMITLEVEL local", "+OK\r\n"),
+        ("COMMITTIMEOUT 0", "+OK\r\n"),
+        ("COMMITLEVEL", "$5\r\nlocal\r\n"),
+        ("COMMITTIMEOUT", ":0\r\n"),
+        ("COMMITTIMEOUT x", "-ERR timeout is not an integer or out of range\r\n"),
+        ("COMMITLEVEL a b", "-ERR wrong number of arguments for 'commitlevel' command\r\n"),
+    ] {
+        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+    }
+    assert!(client.ask(&mut host, "COMMITLEVEL most").starts_with("-ERR \"most\" is not a commit level"));
+}
+
+#[test]
+fn an_unconfirmed_commit_is_answered_uncertain_once_it_is_durable_here() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "COMMITLEVEL remote_flush");
+    client.ask(&mut host, "COMMITTIMEOUT 100");
+    client.send(&mut host, b"SET a 1\r\nSET b 2\r\nPING\r\n");
+    let end = host.log_end();
+    let first = {
+        // Both records have the same length, and the frame's header stands before the first.
+        Lsn(64 + (end.0 - 64) / 2)
+    };
+    let deadline = client.session.deadline().expect("a deadline");
+    assert_eq!(deadline, host.now() + Duration::from_millis(100));
+    host.pass(Duration::from_millis(100));
+    assert_eq!(client.resume(&mut host), "", "not durable here: neither yes nor uncertain");
+    assert_eq!(client.session.deadline(), None, "the hold that was asked for ends the wait");
+    assert_eq!(host.holds.last(), Some(&(CommitLevel::Local, first)));
+    host.flush();
+    client.session.release(&mut host);
+    let uncertain = |lsn: Lsn| {
+        format!("-UNCERTAIN committed locally at {lsn}, not confirmed by ANY 1 (b) at level remote_flush\r\n")
+    };
+    assert_eq!(client.output(), format!("{}{}+PONG\r\n", uncertain(first), uncertain(end)));
+    assert!(client.ask(&mut host, "COMMITINFO").contains("confirmed\r\n:0\r\n"));
+    assert_eq!(client.ask(&mut host, "COMMITLEVEL local"), "+OK\r\n");
+    assert_eq!(client.ask(&mut host, "GET a"), "$1\r\n1\r\n");
+}
+
+#[test]
+fn a_node_that_stops_answers_what_it_does_not_know() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "SET z 0");
+    client.send(&mut host, b"SET a 1\r\nGET a\r\nPING\r\n");
+    client.session.abandon("write failed: EIO");
+    let reply = client.output();
+    let lines: Vec<&str> = reply.lines().collect();
+    assert!(lines[0].starts_with("-UNCERTAIN the commit at 0/") && lines[0].ends_with("write failed: EIO"), "{reply}");
+    assert!(lines[1].starts_with("-UNCERTAIN what was read is durable only at 0/"), "{reply}");
+    assert_eq!(lines[2], "+PONG");
+    host.refusal = Some(Refusal::Stopped("the log is stopped: write failed: EIO".to_owned()));
+    assert_eq!(client.send(&mut host, b"SET a 1\r\n"), "-STOPPED the log is stopped: write failed: EIO\r\n");
+}
+
+#[test]
+fn refusals_say_why() {
+    let (mut host, mut client) = pair();
+    let read_only = "-READONLY You can't write against a read only replica. The leader is";
+    for (refusal, reply) in [
+        (Refusal::ReadOnly { leader: Some("10.0.0.1:7000".to_owned()) }, format!("{read_only} 10.0.0.1:7000.\r\n")),
+        (Refusal::ReadOnly { leader: None }, format!("{read_only} not known.\r\n")),
+        (Refusal::NoSpace("the disk is full".to_owned()), "-NOSPACE the disk is full\r\n".to_owned()),
+        (Refusal::NoReplicas("0 of 1 in sync".to_owned()), "-NOREPLICAS 0 of 1 in sync\r\n".to_owned()),
+        (Refusal::TooLarge("too large".to_owned()), "-ERR too large\r\n".to_owned()),
+    ] {
+        host.refusal = Some(refusal);
+        assert_eq!(client.send(&mut host, b"SET a 1\r\n"), reply);
+        assert_eq!(client.send(&mut host, b"GET a\r\n"), "$-1\r\n");
+    }
+}
+
+#[test]
+fn a_busy_log_parks_the_session_and_loses_nothing() {
+    let (mut host, mut client) = pair();
+    host.refusal = Some(Refusal::Busy);
+    assert_eq!(client.send(&mut host, b"PING\r\nSET a 1\r\nGET a\r\nSET "), "+PONG\r\n");
+    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::Room));
+    assert_eq!(client.send(&mut host, b"b 2\r\n"), "");
+    assert_eq!(client.resume(&mut host), "", "still busy");
+    host.refusal = None;
+    assert_eq!(client.resume(&mut host), "");
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n$1\r\n1\r\n+OK\r\n");
+    host.refusal = Some(Refusal::Busy);
+    assert_eq!(client.send(&mut host, b"MULTI\r\nINCR a\r\nEXEC\r\n"), "+OK\r\n+QUEUED\r\n");
+    host.refusal = None;
+    client.session.resume(&mut host);
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "*1\r\n:2\r\n");
+}
+
+#[test]
+fn a_transaction_is_one_record_and_sees_itself() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "SET a 1");
+    client.ask(&mut host, "XADD s 1-0 f v");
+    let before = lsn_of(&mut host, &mut client);
+    for line in [
+        "MULTI",
+        "INCR a",
+        "INCR a",
+        "GET a",
+        "APPEND a x",
+        "GET a",
+        "DEL a",
+        "EXISTS a",
+        "APPEND a y",
+        "GET a",
+        "SET n 1",
+        "XADD s 2-0 f w",
+        "XLEN s",
+        "XRANGE s - + COUNT 2",
+        "XREVRANGE s + - COUNT 1",
+        "XREAD BLOCK 0 STREAMS s 1-0",
+        "DBSIZE",
+        "SCAN 0 MATCH n",
+        "INCR s",
+        "DEL s",
+        "XADD s 0-1 f x",
+        "XLEN s",
+        "PING",
+    ] {
+        let reply = client.send(&mut host, format!("{line}\r\n").as_bytes());
+        assert_eq!(reply, if line == "MULTI" { "+OK\r\n" } else { "+QUEUED\r\n" }, "{line}");
+    }
+    assert_eq!(lsn_of_queued(&host), before, "nothing is appended before EXEC");
+    assert_eq!(client.send(&mut host, b"EXEC\r\n"), "");
+    assert_eq!(host.pending_records(), 1);
+    host.flush();
+    client.session.release(&mut host);
+    let entry = |id: &str, value: &str| format!("*2\r\n$3\r\n{id}\r\n*2\r\n$1\r\nf\r\n$1\r\n{value}\r\n");
+    let (first, second) = (entry("1-0", "v"), entry("2-0", "w"));
+    assert_eq!(
+        client.output(),
+        format!(
+            "*22\r\n:2\r\n:3\r\n$1\r\n3\r\n:2\r\n$2\r\n3x\r\n:1\r\n:0\r\n:1\r\n$1\r\ny\r\n+OK\r\n$3\r\n2-0\r\n:2\r\n\
+             *2\r\n{first}{second}*1\r\n{second}*1\r\n*2\r\n$1\r\ns\r\n*1\r\n{second}:3\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\nn\r\n\
+             -WRONGTYPE Operation against a key holding the wrong kind of value\r\n:1\r\n$3\r\n0-1\r\n:1\r\n+PONG\r\n"
+        )
+    );
+    assert_eq!(client.ask(&mut host, "MGET a n"), "*2\r\n$1\r\ny\r\n$1\r\n1\r\n");
+    assert_eq!(client.ask(&mut host, "XRANGE s - +"), format!("*1\r\n{}", entry("0-1", "x")));
+}
+
+/// Where the log ended when nothing is in its open frame: at a frame's end, so the last record's frame is looked at instead.
+fn lsn_of_queued(host: &TestHost) -> Lsn {
+    assert_eq!(host.pending_records(), 0);
+    host.last_commit()
+}
+
+#[test]
+fn transactions_are_refused_as_a_whole() {
+    let (mut host, mut client) = pair();
+    let aborted = "-EXECABORT Transaction discarded because of previous errors.\r\n";
+    for (line, reply) in [
+        ("EXEC", "-ERR EXEC without MULTI\r\n"),
+        ("DISCARD", "-ERR DISCARD without MULTI\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("MULTI", "-ERR MULTI calls can not be nested\r\n"),
+        ("WATCH a", "-ERR WATCH inside MULTI is not allowed\r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("DISCARD", "+OK\r\n"),
+        ("GET a", "$-1\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("SET a", "-ERR wrong number of arguments for 'set' command\r\n"),
+        ("EXEC", aborted),
+        ("MULTI", "+OK\r\n"),
+        ("NOPE", "-ERR unknown command 'NOPE', with args beginning with: \r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("EXEC", aborted),
+        ("MULTI", "+OK\r\n"),
+        ("WAIT 1 0", "-ERR WAIT is not allowed in a transaction\r\n"),
+        ("EXEC", aborted),
+        ("GET a", "$-1\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("EXEC", "*0\r\n"),
+    ] {
+        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+    }
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "SET a 1");
+    host.refusal = Some(Refusal::NoReplicas("0 of 1 in sync".to_owned()));
+    assert_eq!(
+        client.ask(&mut host, "EXEC"),
+        "-EXECABORT Transaction discarded because of: NOREPLICAS 0 of 1 in sync\r\n"
+    );
+    client.ask(&mut host, "MULTI");
+    assert_eq!(client.ask(&mut host, "SET a 1"), "-NOREPLICAS 0 of 1 in sync\r\n");
+    assert_eq!(client.ask(&mut host, "EXEC"), aborted);
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "GET a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n$-1\r\n", "reading is allowed where writing is not");
+}
+
+#[test]
+fn watch_makes_exec_depend_on_the_newest_version() {
+    let (mut host, mut client) = pair();
+    let mut other = TestClient::with(&SessionSettings::default(), 2);
+    client.ask(&mut host, "SET a 1");
+    // Somebody else's change, pending or durable, aborts.
+    client.ask(&mut host, "WATCH a b");
+    other.send(&mut host, b"SET b 1\r\n");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+    // EXEC forgot the watched keys; so do UNWATCH and DISCARD.
+    for forget in ["PING", "UNWATCH", "DISCARD"] {
+        if forget != "PING" {
+            client.ask(&mut host, "WATCH a");
+        }
+        if forget == "DISCARD" {
+            client.ask(&mut host, "MULTI");
+        }
+        client.ask(&mut host, forget);
+        other.ask(&mut host, "SET a 1");
+        client.ask(&mut host, "MULTI");
+        client.ask(&mut host, "INCR a");
+        assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n:2\r\n", "after {forget}");
+    }
+    // A change that was pending at WATCH: the reads that follow see it, so EXEC may succeed.
+    other.send(&mut host, b"SET a 10\r\n");
+    assert_eq!(client.send(&mut host, b"WATCH a\r\nGET a\r\n"), "+OK\r\n");
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "$2\r\n10\r\n");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n:11\r\n");
+    // Deleting a key is a change too.
+    client.ask(&mut host, "WATCH a");
+    other.ask(&mut host, "DEL a");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+}
+
+#[test]
+fn xread_waits_for_entries_that_are_durable() {
+    let (mut host, mut reader) = pair();
+    let mut writer = TestClient::with(&SessionSettings::default(), 2);
+    assert_eq!(reader.send(&mut host, b"XREAD BLOCK 1000 STREAMS s t $ $\r\nPING\r\n"), "");
+    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::Streams(vec![b"s".to_vec(), b"t".to_vec()])));
+    writer.send(&mut host, b"XADD t 1-0 f v\r\n");
+    assert_eq!(reader.resume(&mut host), "");
+    host.flush();
+    let entry = "*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n";
+    assert_eq!(reader.resume(&mut host), format!("*1\r\n*2\r\n$1\r\nt\r\n{entry}+PONG\r\n"));
+    assert!(host.parked.is_empty());
+    assert_eq!(reader.send(&mut host, b"XREAD BLOCK 1000 STREAMS t $\r\n"), "");
+    assert_eq!(reader.session.deadline(), Some(host.now() + Duration::from_secs(1)));
+    host.pass(Duration::from_secs(1));
+    assert_eq!(reader.resume(&mut host), "*-1\r\n");
+    assert_eq!(reader.send(&mut host, b"XREAD BLOCK 0 STREAMS t $\r\n"), "");
+    assert_eq!(reader.session.deadline(), None, "0 waits without end");
+}
+
+fn replica(flushed: Lsn, applied: Lsn) -> ReplicationRow {
+    ReplicationRow {
+        name: "b".to_owned(),
+        address: "127.0.0.1:7001".to_owned(),
+        state: "streaming".to_owned(),
+        sent: flushed,
+        written: flushed,
+        flushed,
+        applied,
+        lag_bytes: 0,
+        lag_us: 0,
+        sync_state: "async".to_owned(),
+        in_sync: true,
+    }
+}
+
+#[test]
+fn wait_and_waitaof_count_replicas() {
+    let (mut host, mut client) = pair();
+    host.rows = vec![replica(Lsn::ZERO, Lsn::ZERO), replica(Lsn::ZERO, Lsn::ZERO)];
+    assert_eq!(client.ask(&mut host, "WAIT 2 0"), ":2\r\n", "nothing was written: nobody is behind");
+    client.ask(&mut host, "SET a 1");
+    let lsn = lsn_of(&mut host, &mut client);
+    assert_eq!(client.send(&mut host, b"WAIT 1 100\r\nPING\r\n"), "");
+    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::Acknowledged));
+    host.rows[0].flushed = lsn;
+    assert_eq!(client.resume(&mut host), "", "flushed is not applied");
+    host.rows[0].applied = lsn;
+    assert_eq!(client.resume(&mut host), ":1\r\n+PONG\r\n");
+    assert_eq!(client.send(&mut host, b"WAIT 2 100\r\n"), "");
+    host.pass(Duration::from_millis(100));
+    assert_eq!(client.resume(&mut host), ":1\r\n");
+    assert_eq!(client.send(&mut host, b"WAITAOF 1 1 0\r\n"), "*2\r\n:1\r\n:1\r\n");
+    assert_eq!(client.send(&mut host, b"COMMITLEVEL off\r\nSET a 2\r\nWAITAOF 1 0 100\r\n"), "+OK\r\n+OK\r\n");
+    host.flush();
+    assert_eq!(client.resume(&mut host), "*2\r\n:1\r\n:0\r\n");
+    for (line, reply) in [
+        ("WAIT x 1", "-ERR value is not an integer or out of range\r\n"),
+        ("WAIT -1 1", "-ERR value is not an integer or out of range\r\n"),
+        ("WAIT 1 x", "-ERR timeout is not an integer or out of range\r\n"),
+        ("WAIT 1 -1", "-ERR timeout is negative\r\n"),
+        ("WAITAOF 2 0 0", "-ERR value is out of range, must be between 0 and 1\r\n"),
+    ] {
+        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+    }
+}
+
+#[test]
+fn waitlsn_returns_when_applied_or_says_that_it_is_not() {
+    let (mut host, mut writer) = pair();
+    let mut waiter = TestClient::with(&SessionSettings::default(), 2);
+    writer.send(&mut host, b"SET a 1\r\n");
+    let lsn = host.log_end();
+    assert_eq!(waiter.send(&mut host, format!("WAITLSN {lsn} 50\r\n").as_bytes()), "");
+    assert_eq!(host.parked.get(&SessionId(2)), Some(&Wait::Applied(lsn)));
+    host.pass(Duration::from_millis(50));
+    assert_eq!(waiter.resume(&mut host), format!("-TIMEOUT {lsn} is not applied here in time: applied is 0/0\r\n"));
+    assert_eq!(waiter.send(&mut host, format!("WAITLSN {lsn} 0\r\n").as_bytes()), "");
+    host.flush();
+    assert_eq!(waiter.resume(&mut host), "+OK\r\n");
+    assert_eq!(waiter.send(&mut host, format!("WAITLSN {lsn} 0\r\n").as_bytes()), "+OK\r\n");
+    assert!(waiter.ask(&mut host, "WAITLSN x 0").starts_with("-ERR \"x\" is not an LSN"));
+}
+
+#[test]
+fn a_password_is_asked_for() {
+    let settings = SessionSettings { password: Some(Rc::from("secret")), ..SessionSettings::default() };
+    let mut host = TestHost::new();
+    let no_auth = "-NOAUTH Authentication required.\r\n";
+    let wrong = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+    let mut client = TestClient::with(&settings, 1);
+    for (line, reply) in [
+        ("PING", no_auth),
+        ("GET a", no_auth),
+        ("AUTH nope", wrong),
+        ("AUTH secretsecret", wrong),
+        ("AUTH \"\"", wrong),
+        ("AUTH other secret", wrong),
+        ("GET a", no_auth),
+        ("AUTH secret", "+OK\r\n"),
+        ("GET a", "$-1\r\n"),
+    ] {
+        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+    }
+    let mut client = TestClient::with(&settings, 2);
+    assert!(client.ask(&mut host, "HELLO 3").starts_with("-NOAUTH HELLO must be called"));
+    assert_eq!(client.ask(&mut host, "HELLO 3 AUTH default nope"), wrong);
+    assert!(client.ask(&mut host, "HELLO 3 AUTH default secret SETNAME me").starts_with("%7\r\n"));
+    assert_eq!(client.ask(&mut host, "GET a"), "_\r\n");
+    let mut client = TestClient::with(&settings, 3);
+    assert_eq!(client.ask(&mut host, "QUIT"), "+OK\r\n");
+    assert!(client.session.closing());
+    let mut client = TestClient::with(&settings, 4);
+    assert_eq!(client.send(&mut host, b"*11\r\n"), "-ERR Protocol error: unauthenticated multibulk length\r\n");
+}
+
+#[test]
+fn input_cut_anywhere_gives_the_same_replies() {
+    let input: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$4\r\n1\r\n2\r\nget a\r\n*1\r\n$5\r\nMULTI\r\nINCR n\r\n*1\r\n$4\r\nEXEC\r\nPING\r\n";
+    let expected = "+OK\r\n$4\r\n1\r\n2\r\n+OK\r\n+QUEUED\r\n*1\r\n:1\r\n+PONG\r\n";
+    let mut host = TestHost::new();
+    for cut in 0..=input.len() {
+        let mut client = TestClient::new();
+        client.ask(&mut host, "DEL n");
+        let mut output = client.send(&mut host, &input[..cut]);
+        output += &client.send(&mut host, &input[cut..]);
+        host.flush();
+        client.session.release(&mut host);
+        output += &client.output();
+        assert_eq!(output, expected, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_protocol_error_is_told_after_what_went_before_and_closes() {
+    let (mut host, mut client) = pair();
+    assert_eq!(client.send(&mut host, b"SET a 1\r\n*1\r\nGET\r\nPING\r\n"), "");
+    assert!(!client.session.closing(), "not before the held reply has left");
+    assert!(!client.session.wants_input());
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n-ERR Protocol error: expected '$', got 'G'\r\n");
+    assert!(client.session.closing());
+    assert_eq!(client.send(&mut host, b"PING\r\n"), "");
+}
+
+#[test]
+fn values_up_to_the_bound_are_kept_and_larger_ones_refused() {
+    let (mut host, mut client) = pair();
+    let set = |length: usize| {
+        let mut bytes = format!("*3\r\n$3\r\nSET\r\n$1\r\na\r\n${length}\r\n").into_bytes();
+        bytes.resize(bytes.len() + length, b'v');
+        [bytes, b"\r\n".to_vec()].concat()
+    };
+    for piece in set(VALUE_BYTES_MAX).chunks(100_000) {
+        client.session.handle_input(piece, &mut host);
+    }
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n");
+    assert_eq!(client.ask(&mut host, "STRLEN a"), format!(":{VALUE_BYTES_MAX}\r\n"));
+    let mut output = String::new();
+    for piece in set(VALUE_BYTES_MAX + 1).chunks(100_000) {
+        output += &client.send(&mut host, piece);
+    }
+    assert_eq!(
+        output,
+        "-ERR too large: a key or value has at most 16777216 bytes, a command at most 25165824 bytes\r\n"
+    );
+    assert_eq!(client.ask(&mut host, "APPEND a x"), "-ERR too large: a value has at most 16777216 bytes\r\n");
+    assert_eq!(client.ask(&mut host, "PING"), "+PONG\r\n");
+    let gets = format!("MGET{}", " a".repeat(17));
+    assert!(client.ask(&mut host, &gets).starts_with("-ERR the reply would be larger than 268435456 bytes"));
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_executed_for() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, &format!("SET a {}", "v".repeat(60_000)));
+    let gets = b"GET a\r\n".repeat(1000);
+    client.session.handle_input(&gets, &mut host);
+    assert!(client.session.wants_input(), "a little more may come");
+    client.session.handle_input(&b"PING\r\n".repeat(20_000), &mut host);
+    assert!(!client.session.wants_input());
+    let mut total = 0;
+    loop {
+        let taken = client.output().len();
+        assert!(taken <= OUTPUT_BYTES_MAX + 70_000, "the output is bounded");
+        total += taken;
+        if taken == 0 {
+            break;
+        }
+        client.session.resume(&mut host);
+    }
+    assert_eq!(total, 1000 * (60_000 + "$60000\r\n\r\n".len()) + 20_000 * "+PONG\r\n".len());
+    assert!(client.session.wants_input());
+}
+
+#[test]
+fn noise_never_panics_a_session() {
+    let mut state = 0x2545_F491_4F6C_DD1Du64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize
+    };
+    let words = [
+        "SET",
+        "GET",
+        "XADD",
+        "XRANGE",
+        "XREAD",
+        "STREAMS",
+        "BLOCK",
+        "COUNT",
+        "MULTI",
+        "EXEC",
+        "WATCH",
+        "DEL",
+        "SCAN",
+        "a",
+        "s",
+        "*",
+        "-",
+        "+",
+        "$",
+        "0",
+        "1-1",
+        "(5",
+        "99999999999999999999",
+        "\"\"",
+        "NX",
+        "GET",
+        "HELLO",
+        "3",
+        "WAIT",
+        "CLIENT",
+        "COMMITLEVEL",
+        "off",
+        "INFO",
+        "APPEND",
+        "INCRBY",
+        "\u{0}",
+        "CONFIG",
+        "MATCH",
+        "[^",
+        "\\",
+    ];
+    let mut host = TestHost::new();
+    for id in 0..300 {
+        let mut client = TestClient::with(&SessionSettings::default(), id);
+        for _ in 0..20 {
+            let line: Vec<&str> = (0..1 + random() % 7).map(|_| words[random() % words.len()]).collect();
+            client.session.handle_input(format!("{}\r\n", line.join(" ")).as_bytes(), &mut host);
+            host.pass(Duration::from_secs(1));
+            if random() % 3 == 0 {
+                host.flush();
+            }
+            client.session.resume(&mut host);
+            client.output();
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A node for session tests: the real store and pending changes over a log of which only the positions are kept. Nothing
+//! happens by itself: a test says when the log is flushed, what replicas have reached, and what time it is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use walferry_applier::pending::Pending;
+use walferry_applier::store::Store;
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::frame::{Frame, FrameHeader};
+use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::host::{
+    Evidence, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
+};
+use super::session::{Session, SessionSettings};
+
+/// The node.
+pub struct TestHost {
+    store: Store,
+    pending: Pending,
+    /// The open frame: its start and its records with their lengths in front.
+    open_start: Lsn,
+    open: Vec<u8>,
+    open_records: u32,
+    last_commit: Lsn,
+    flushed: Lsn,
+    previous_crc: u32,
+    now: Instant,
+    /// What remote levels have reached.
+    pub reached: BTreeMap<CommitLevel, Lsn>,
+    /// What commits are refused with.
+    pub refusal: Option<Refusal>,
+    /// Every hold that sessions asked for.
+    pub holds: Vec<(CommitLevel, Lsn)>,
+    /// What sessions wait for.
+    pub parked: BTreeMap<SessionId, Wait>,
+    /// Set on a replica.
+    pub facts: NodeFacts,
+    /// What REPLICATION tells.
+    pub rows: Vec<ReplicationRow>,
+    _dir: TempDir,
+}
+
+impl TestHost {
+    /// A leader with an empty log and no replicas.
+    pub fn new() -> TestHost {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory for the store");
+        let store = open_store(dir.path());
+        TestHost {
+            store,
+            pending: Pending::default(),
+            open_start: Lsn::ZERO,
+            open: Vec::new(),
+            open_records: 0,
+            last_commit: Lsn::ZERO,
+            flushed: Lsn::ZERO,
+            previous_crc: 0,
+            now: Instant::now(),
+            reached: BTreeMap::new(),
+            refusal: None,
+            holds: Vec::new(),
+            parked: BTreeMap::new(),
+            facts: NodeFacts::default(),
+            rows: Vec::new(),
+            _dir: dir,
+        }
+    }
+
+    /// Makes everything durable and applies it.
+    pub fn flush(&mut self) {
+        if self.open_records == 0 {
+            return;
+        }
+        let mut bytes = vec![0; FRAME_HEADER_BYTES];
+        bytes.append(&mut self.open);
+        let header = FrameHeader {
+            filler: false,
+            epoch: Epoch(1),
+            lsn: self.open_start,
+            payload_bytes: (bytes.len() - FRAME_HEADER_BYTES) as u32,
+            record_count: std::mem::take(&mut self.open_records),
+            previous_crc: self.previous_crc,
+            crc: 0,
+            flushed: self.flushed,
+            committed: self.flushed,
+            sealed_at_us: 0,
+        };
+        bytes.resize(frame_aligned(bytes.len()), 0);
+        let header = header.seal(&mut bytes);
+        self.previous_crc = header.crc;
+        let frame = Frame::read(&bytes, header.lsn).expect("a frame that was just sealed");
+        self.store.apply(&frame).expect("the store takes what commands emitted");
+        self.open_start = header.end();
+        self.flushed = header.end();
+        self.pending.forget(self.flushed);
+    }
+
+    /// A remote level has reached everything.
+    pub fn confirm(&mut self, level: CommitLevel) {
+        self.reached.insert(level, self.log_end());
+    }
+
+    /// Records that are not durable yet.
+    pub fn pending_records(&self) -> u32 {
+        self.open_records
+    }
+
+    /// The end of the last record that was committed.
+    pub fn last_commit(&self) -> Lsn {
+        self.last_commit
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+}
+
+impl Host for TestHost {
+    fn now(&self) -> Instant {
+        self.now
+    }
+    fn wall_clock_us(&self) -> u64 {
+        1_700_000_000_123_456
+    }
+    fn store(&self) -> &Store {
+        &self.store
+    }
+    fn pending(&self) -> &Pending {
+        &self.pending
+    }
+    fn writable(&self, _: CommitLevel) -> Result<(), Refusal> {
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+    fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal> {
+        self.writable(level)?;
+        if self.open_records == 0 {
+            self.open_start = self.flushed;
+        }
+        self.open.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        self.open.extend_from_slice(record);
+        self.open_records += 1;
+        let lsn = self.log_end();
+        self.last_commit = lsn;
+        record_pending(&mut self.pending, lsn, record);
+        Ok(lsn)
+    }
+    fn log_end(&self) -> Lsn {
+        let header = if self.open_records == 0 { 0 } else { FRAME_HEADER_BYTES };
+        debug_assert!(self.open.len() >= self.open_records as usize * RECORD_LENGTH_BYTES);
+        self.open_start.advance((header + self.open.len()) as u64)
+    }
+    fn flushed(&self) -> Lsn {
+        self.flushed
+    }
+    fn applied(&self) -> Lsn {
+        self.flushed
+    }
+    fn released(&self, level: CommitLevel) -> Lsn {
+        match level {
+            CommitLevel::Off => Lsn::MAX,
+            CommitLevel::Local => self.flushed,
+            remote => self.reached.get(&remote).copied().unwrap_or_default().min(self.flushed),
+        }
+    }
+    fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
+        let reached = |row: &&ReplicationRow| match stage {
+            Stage::Flushed => row.flushed >= lsn,
+            Stage::Applied => row.applied >= lsn,
+        };
+        self.rows.iter().filter(reached).count()
+    }
+    fn hold(&mut self, _: SessionId, level: CommitLevel, lsn: Lsn) {
+        self.holds.push((level, lsn));
+    }
+    fn park(&mut self, session: SessionId, wait: Wait) {
+        self.parked.insert(session, wait);
+    }
+    fn unpark(&mut self, session: SessionId) {
+        self.parked.remove(&session);
+    }
+    fn replication(&self) -> Vec<ReplicationRow> {
+        self.rows.clone()
+    }
+    fn evidence(&self, _: Lsn) -> Evidence {
+        let replica = ReplicaEvidence { name: "b".to_owned(), level: CommitLevel::RemoteApply };
+        Evidence { epoch: Epoch(7), replicas: vec![replica], stages_us: vec![("flush", 120)] }
+    }
+    fn facts(&self) -> NodeFacts {
+        self.facts.clone()
+    }
+    fn info_sections(&self) -> Vec<InfoSection> {
+        vec![("Ledger", vec![("flushes".to_owned(), "3".to_owned())])]
+    }
+    fn config(&self) -> Vec<(String, String)> {
+        vec![("commit_level".to_owned(), "local".to_owned())]
+    }
+    fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
+        "ANY 1 (b)".to_owned()
+    }
+    fn promote(&mut self) -> Result<Epoch, String> {
+        match self.facts.following.take() {
+            Some(_) => Ok(Epoch(8)),
+            None => Err("this node leads already".to_owned()),
+        }
+    }
+}
+
+/// A session and what came out of it.
+pub struct TestClient {
+    /// The session under test.
+    pub session: Session,
+}
+
+impl TestClient {
+    /// A client of a node without a password.
+    pub fn new() -> TestClient {
+        TestClient::with(&SessionSettings::default(), 1)
+    }
+
+    /// A client of a node with these settings.
+    pub fn with(settings: &SessionSettings, id: u64) -> TestClient {
+        let address: SocketAddr = ([127, 0, 0, 1], 4711).into();
+        TestClient { session: Session::new(SessionId(id), address, settings) }
+    }
+
+    /// What may be sent now.
+    pub fn output(&mut self) -> String {
+        let output = self.session.output().split();
+        String::from_utf8_lossy(&output).into_owned()
+    }
+
+    /// Sends bytes; returns what is answered at once.
+    pub fn send(&mut self, host: &mut TestHost, bytes: &[u8]) -> String {
+        self.session.handle_input(bytes, host);
+        self.output()
+    }
+
+    /// Sends an inline command; returns its reply once the log is flushed.
+    pub fn ask(&mut self, host: &mut TestHost, line: &str) -> String {
+        self.session.handle_input(format!("{line}\r\n").as_bytes(), host);
+        host.flush();
+        self.session.release(host);
+        self.output()
+    }
+
+    /// The node calls back.
+    pub fn resume(&mut self, host: &mut TestHost) -> String {
+        self.session.resume(host);
+        self.output()
+    }
+}
