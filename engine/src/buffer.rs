@@ -45,13 +45,8 @@ impl Mirror {
         let once = NonZeroUsize::new(bytes).expect("a buffer has bytes");
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: fresh address space, taken to keep both halves in a row; nothing else is mapped there.
-        let base =
-            unsafe { mmap_anonymous(None, twice, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)? };
-        let mirror = Mirror {
-            base: base.cast(),
-            bytes,
-            keep: false,
-        };
+        let base = unsafe { mmap_anonymous(None, twice, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)? };
+        let mirror = Mirror { base: base.cast(), bytes, keep: false };
         for half in 0..2 {
             let address = NonZeroUsize::new(base.as_ptr() as usize + half * bytes);
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
@@ -100,11 +95,7 @@ impl LogBuffer {
         let bytes = bytes.next_multiple_of(LOG_BUFFER_ALIGN_BYTES);
         let memory = Mirror::new(bytes)?;
         memory.populate();
-        Ok(LogBuffer {
-            memory,
-            hot_start: start,
-            pins: Vec::new(),
-        })
+        Ok(LogBuffer { memory, hot_start: start, pins: Vec::new() })
     }
 
     /// Bytes that the buffer holds.
@@ -119,10 +110,7 @@ impl LogBuffer {
 
     /// What to register with the ring: the first of the two mappings. A range that runs into the second is not in it.
     pub fn fixed_range(&self) -> libc::iovec {
-        libc::iovec {
-            iov_base: self.memory.base.as_ptr().cast(),
-            iov_len: self.memory.bytes,
-        }
+        libc::iovec { iov_base: self.memory.base.as_ptr().cast(), iov_len: self.memory.bytes }
     }
 
     /// True when the range lies within [`LogBuffer::fixed_range`].
@@ -165,11 +153,7 @@ impl LogBuffer {
         if self.room(tail) >= wanted {
             return true;
         }
-        let limit = self
-            .pins
-            .iter()
-            .flatten()
-            .fold(limit, |limit, pin| limit.min(*pin));
+        let limit = self.evictable(limit);
         while self.hot_start < limit && self.room(tail) < wanted {
             let end = self.frame_end(self.hot_start);
             if end > limit {
@@ -180,11 +164,18 @@ impl LogBuffer {
         self.room(tail) >= wanted
     }
 
+    /// `limit`, or the lowest pin before it.
+    fn evictable(&self, limit: Lsn) -> Lsn {
+        self.pins.iter().flatten().fold(limit, |limit, pin| limit.min(*pin))
+    }
+
+    /// Bytes that `make_room` could free after `tail` at most.
+    pub fn room_after_eviction(&self, tail: Lsn, limit: Lsn) -> usize {
+        self.room(tail) + self.evictable(limit).since(self.hot_start) as usize
+    }
+
     fn frame_end(&self, at: Lsn) -> Lsn {
-        self.parse(at)
-            .expect("the log buffer holds whole frames from its start on")
-            .claimed()
-            .end()
+        self.parse(at).expect("the log buffer holds whole frames from its start on").claimed().end()
     }
 
     /// The header of the frame at `at`, unverified; `None` when no frame starts there.
@@ -194,10 +185,7 @@ impl LogBuffer {
 
     /// Forgets everything and starts anew at `start`.
     pub fn reset(&mut self, start: Lsn) {
-        assert!(
-            self.pins.iter().all(Option::is_none),
-            "the log buffer is reset while something sends from it"
-        );
+        assert!(self.pins.iter().all(Option::is_none), "the log buffer is reset while something sends from it");
         self.hot_start = start;
     }
 
@@ -206,10 +194,7 @@ impl LogBuffer {
         assert!(lsn >= self.hot_start, "{lsn} has left the log buffer");
         let free = self.pins.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
-            assert!(
-                self.pins.len() < PINS_MAX,
-                "more than {PINS_MAX} pins in the log buffer"
-            );
+            assert!(self.pins.len() < PINS_MAX, "more than {PINS_MAX} pins in the log buffer");
             self.pins.push(None);
             self.pins.len() - 1
         });

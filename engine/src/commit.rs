@@ -55,38 +55,13 @@ impl Commit {
         assert!((1..=WRITE_DEPTH_MAX).contains(&depth));
         let window = [Window::default(); WINDOW_WRITES];
         let (applied, flushed, written, sealed) = (end, end, end, end);
-        Commit {
-            applied,
-            flushed,
-            written,
-            sealed,
-            window,
-            oldest: 0,
-            next: 0,
-            in_flight: 0,
-            depth,
-        }
+        Commit { applied, flushed, written, sealed, window, oldest: 0, next: 0, in_flight: 0, depth }
     }
 
     fn assert_order(&self) {
-        assert!(
-            self.applied <= self.flushed,
-            "applied {} > flushed {}",
-            self.applied,
-            self.flushed
-        );
-        assert!(
-            self.flushed <= self.written,
-            "flushed {} > written {}",
-            self.flushed,
-            self.written
-        );
-        assert!(
-            self.written <= self.sealed,
-            "written {} > sealed {}",
-            self.written,
-            self.sealed
-        );
+        assert!(self.applied <= self.flushed, "applied {} > flushed {}", self.applied, self.flushed);
+        assert!(self.flushed <= self.written, "flushed {} > written {}", self.flushed, self.written);
+        assert!(self.written <= self.sealed, "written {} > sealed {}", self.written, self.sealed);
         assert!(self.oldest <= self.next && self.next - self.oldest <= WINDOW_WRITES as u64);
         assert!(self.in_flight <= self.depth && self.in_flight as u64 <= self.next - self.oldest);
     }
@@ -106,10 +81,7 @@ impl Commit {
     pub fn submit(&mut self, end: Lsn) -> WriteNo {
         assert!(self.can_submit() && end > self.written && end <= self.sealed);
         let number = WriteNo(self.next);
-        self.window[number.slot()] = Window {
-            end,
-            complete: false,
-        };
+        self.window[number.slot()] = Window { end, complete: false };
         self.next += 1;
         self.in_flight += 1;
         self.written = end;
@@ -119,11 +91,7 @@ impl Commit {
 
     /// Every byte of the write is durable. True when the durable prefix grew.
     pub fn complete(&mut self, number: WriteNo) -> bool {
-        assert!(
-            (self.oldest..self.next).contains(&number.0),
-            "write {} is not in flight",
-            number.0
-        );
+        assert!((self.oldest..self.next).contains(&number.0), "write {} is not in flight", number.0);
         let write = &mut self.window[number.slot()];
         assert!(!write.complete, "write {} completed twice", number.0);
         write.complete = true;
@@ -147,12 +115,7 @@ impl Commit {
     /// The log ends at `to` from now on. Only when nothing is in flight.
     pub fn truncate(&mut self, to: Lsn) {
         assert!(self.in_flight == 0 && self.oldest == self.next && to <= self.sealed);
-        for stage in [
-            &mut self.sealed,
-            &mut self.written,
-            &mut self.flushed,
-            &mut self.applied,
-        ] {
+        for stage in [&mut self.sealed, &mut self.written, &mut self.flushed, &mut self.applied] {
             *stage = to.min(*stage);
         }
         self.assert_order();
@@ -195,14 +158,7 @@ mod tests {
 
     #[test]
     fn durable_is_the_contiguous_prefix_in_every_order_of_completion() {
-        let orders = [
-            [0, 1, 2],
-            [0, 2, 1],
-            [1, 0, 2],
-            [1, 2, 0],
-            [2, 0, 1],
-            [2, 1, 0],
-        ];
+        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
         for order in orders {
             let mut commit = Commit::new(Lsn(100), 3);
             let ends = [Lsn(110), Lsn(130), Lsn(160)];
@@ -217,11 +173,7 @@ mod tests {
                 commit.complete(writes[index]);
                 done[index] = true;
                 let prefix = done.iter().take_while(|d| **d).count();
-                let expected = if prefix == 0 {
-                    Lsn(100)
-                } else {
-                    ends[prefix - 1]
-                };
+                let expected = if prefix == 0 { Lsn(100) } else { ends[prefix - 1] };
                 assert_eq!(commit.flushed(), expected, "{order:?}");
             }
             assert_eq!(commit.in_flight(), 0);
@@ -254,15 +206,7 @@ mod tests {
         commit.complete(write);
         commit.apply(Lsn(10));
         commit.truncate(Lsn(4));
-        assert_eq!(
-            [
-                commit.applied(),
-                commit.flushed(),
-                commit.written(),
-                commit.sealed()
-            ],
-            [Lsn(4); 4]
-        );
+        assert_eq!([commit.applied(), commit.flushed(), commit.written(), commit.sealed()], [Lsn(4); 4]);
     }
 
     #[test]

@@ -45,25 +45,14 @@ impl DirLock {
     /// Locks `dir` and writes this process's pid into the lock file. Never waits.
     pub fn take(dir: &Path) -> Result<DirLock, LockError> {
         let path = dir.join(LOCK_FILE);
-        let io = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| LockError::Io { path: path.clone(), source };
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644);
+        options.read(true).write(true).create(true).truncate(false).mode(0o644);
         let file = options.open(&path).map_err(io)?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((mut file, Errno::EWOULDBLOCK)) => {
-                return Err(LockError::Held {
-                    dir: dir.to_owned(),
-                    holder: holder(&mut file),
-                });
+                return Err(LockError::Held { dir: dir.to_owned(), holder: holder(&mut file) });
             }
             Err((_, errno)) => return Err(io(errno.into())),
         };
@@ -94,10 +83,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let first = DirLock::take(dir.path()).expect("the first lock");
         let text = DirLock::take(dir.path()).expect_err("held").to_string();
-        assert!(
-            text.contains(&format!("in use by process {}", std::process::id())),
-            "{text}"
-        );
+        assert!(text.contains(&format!("in use by process {}", std::process::id())), "{text}");
         drop(first);
         DirLock::take(dir.path()).expect("free again");
     }

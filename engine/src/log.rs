@@ -129,12 +129,7 @@ struct OpenFrame {
 }
 
 impl OpenFrame {
-    const EMPTY: OpenFrame = OpenFrame {
-        bytes: FRAME_HEADER_BYTES,
-        bytes_limit: 0,
-        records: 0,
-        since: None,
-    };
+    const EMPTY: OpenFrame = OpenFrame { bytes: FRAME_HEADER_BYTES, bytes_limit: 0, records: 0, since: None };
 }
 
 /// Durations of the last write that completed, for acknowledgements.
@@ -216,11 +211,7 @@ impl<'a> HotFrame<'a> {
 impl Log {
     /// End of the log with the open frame: a commit appended last ends here.
     pub fn end(&self) -> Lsn {
-        let open = if self.open.records > 0 {
-            self.open.bytes as u64
-        } else {
-            0
-        };
+        let open = if self.open.records > 0 { self.open.bytes as u64 } else { 0 };
         self.sealed().advance(open)
     }
 
@@ -270,10 +261,7 @@ impl Log {
             return None;
         }
         let header = *self.buffer.parse(at)?.claimed();
-        Some(HotFrame {
-            header,
-            span: self.buffer.bytes(at, header.span_bytes()),
-        })
+        Some(HotFrame { header, span: self.buffer.bytes(at, header.span_bytes()) })
     }
 
     /// The index of the ring's fixed buffer that holds these bytes of the log buffer, for SEND_ZC and the like.
@@ -294,9 +282,7 @@ impl Log {
     /// The pin that keeps the log from taking more, if one does.
     pub fn pin_blocking(&self) -> Option<PinId> {
         let evictable = self.commit.applied();
-        self.short_of_room
-            .then(|| self.buffer.lowest_pin(evictable))
-            .flatten()
+        self.short_of_room.then(|| self.buffer.lowest_pin(evictable)).flatten()
     }
 
     /// The next frame that became durable here, for applying. Each is handed out once, in order.
@@ -311,10 +297,7 @@ impl Log {
         if at >= self.commit.flushed() {
             return None;
         }
-        let frame = self
-            .buffer
-            .parse(at)
-            .expect("a flushed frame stays in the log buffer until it was taken");
+        let frame = self.buffer.parse(at).expect("a flushed frame stays in the log buffer until it was taken");
         let end = frame.claimed().end();
         if end > limit {
             return None;
@@ -326,9 +309,7 @@ impl Log {
     /// Segments that lie wholly before `lsn` may be recycled. Whoever calls knows what slots, checkpoints and
     /// retention still need.
     pub fn release_before(&mut self, lsn: Lsn) {
-        let until = lsn
-            .min(self.commit.applied())
-            .segment(self.config.segment_bytes);
+        let until = lsn.min(self.commit.applied()).segment(self.config.segment_bytes);
         if until > self.first_segment {
             self.first_segment = until;
             self.preparer.release(until);
@@ -396,14 +377,11 @@ impl Log {
 
     /// Asks for as many segments ahead of `number` as are kept ready.
     fn want_segments(&mut self, number: SegmentNo) {
-        self.preparer
-            .want(SegmentNo(number.0 + 1 + self.ready_segments));
+        self.preparer.want(SegmentNo(number.0 + 1 + self.ready_segments));
     }
 
     fn ready_segments_max(&self) -> u64 {
-        READY_SEGMENTS_MAX
-            .min(READY_BYTES_MAX / self.config.segment_bytes)
-            .max(READY_SEGMENTS_MIN)
+        READY_SEGMENTS_MAX.min(READY_BYTES_MAX / self.config.segment_bytes).max(READY_SEGMENTS_MIN)
     }
 
     /// The log needs segment `number` and it is not ready: keeps more of them ready from now on.
@@ -411,10 +389,7 @@ impl Log {
         if number > self.waited_for && self.space_error.is_none() {
             self.waited_for = number;
             self.ready_segments = (self.ready_segments * 2).min(self.ready_segments_max());
-            tracing::debug!(
-                "the log waits for a segment: {} are kept ready from now on",
-                self.ready_segments
-            );
+            tracing::debug!("the log waits for a segment: {} are kept ready from now on", self.ready_segments);
         }
         self.want_segments(number);
     }

@@ -71,9 +71,7 @@ struct Shared {
 
 impl Shared {
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan
-            .lock()
-            .expect("the segment preparer's lock: a holder panicked")
+        self.plan.lock().expect("the segment preparer's lock: a holder panicked")
     }
 }
 
@@ -95,33 +93,12 @@ impl Preparer {
     ) -> io::Result<Preparer> {
         remove_if_there(&config.log_dir.join(TEMPORARY_FILE))?;
         let (ready, space_error) = (VecDeque::new(), None);
-        let plan = Plan {
-            wanted_until,
-            released_until: first,
-            first,
-            next,
-            ready,
-            space_error,
-            stop: false,
-        };
+        let plan = Plan { wanted_until, released_until: first, first, next, ready, space_error, stop: false };
         let (plan, change) = (Mutex::new(plan), Condvar::new());
-        let shared = Arc::new(Shared {
-            plan,
-            change,
-            news: AtomicBool::new(false),
-        });
-        let work = Work {
-            config,
-            shared: Arc::clone(&shared),
-            waker,
-        };
-        let thread = std::thread::Builder::new()
-            .name("segments".to_owned())
-            .spawn(move || work.run())?;
-        Ok(Preparer {
-            shared,
-            thread: Some(thread),
-        })
+        let shared = Arc::new(Shared { plan, change, news: AtomicBool::new(false) });
+        let work = Work { config, shared: Arc::clone(&shared), waker };
+        let thread = std::thread::Builder::new().name("segments".to_owned()).spawn(move || work.run())?;
+        Ok(Preparer { shared, thread: Some(thread) })
     }
 
     /// Segments below `until` are wanted.
@@ -145,14 +122,8 @@ impl Preparer {
 
     /// Moves what became ready into `segments`, in order, and updates the reason why nothing does.
     /// Costs one atomic load when nothing changed.
-    pub fn take(
-        &self,
-        segments: &mut VecDeque<(SegmentNo, File)>,
-        space_error: &mut Option<String>,
-    ) {
-        if self.shared.news.load(Ordering::Relaxed)
-            && self.shared.news.swap(false, Ordering::Acquire)
-        {
+    pub fn take(&self, segments: &mut VecDeque<(SegmentNo, File)>, space_error: &mut Option<String>) {
+        if self.shared.news.load(Ordering::Relaxed) && self.shared.news.swap(false, Ordering::Acquire) {
             let mut plan = self.shared.plan();
             segments.append(&mut plan.ready);
             space_error.clone_from(&plan.space_error);
@@ -163,11 +134,7 @@ impl Preparer {
     pub fn wait(&self) {
         let mut plan = self.shared.plan();
         while plan.ready.is_empty() && plan.space_error.is_none() && plan.next < plan.wanted_until {
-            plan = self
-                .shared
-                .change
-                .wait(plan)
-                .expect("the segment preparer's lock: a holder panicked");
+            plan = self.shared.change.wait(plan).expect("the segment preparer's lock: a holder panicked");
         }
     }
 }
@@ -198,10 +165,7 @@ struct Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure {
-            error,
-            lasting: false,
-        }
+        Failure { error, lasting: false }
     }
 }
 
@@ -246,11 +210,7 @@ impl Work {
             } else if released {
                 return Some(Step::Delete(plan.first));
             }
-            plan = self
-                .shared
-                .change
-                .wait(plan)
-                .expect("the segment preparer's lock: a holder panicked");
+            plan = self.shared.change.wait(plan).expect("the segment preparer's lock: a holder panicked");
         }
     }
 
@@ -277,10 +237,7 @@ impl Work {
             Step::Zero(new) => format!("prepare segment {}", new.file_name()),
             Step::Delete(old) => format!("delete segment {}", old.file_name()),
         };
-        let text = format!(
-            "cannot {what} in {}: {error}",
-            self.config.log_dir.display()
-        );
+        let text = format!("cannot {what} in {}: {error}", self.config.log_dir.display());
         let mut plan = self.shared.plan();
         if plan.stop {
             return;
@@ -298,12 +255,7 @@ impl Work {
             if left.is_zero() || plan.first < plan.released_until && matches!(step, Step::Zero(_)) {
                 return;
             }
-            plan = self
-                .shared
-                .change
-                .wait_timeout(plan, left)
-                .expect("the segment preparer's lock")
-                .0;
+            plan = self.shared.change.wait_timeout(plan, left).expect("the segment preparer's lock").0;
         }
     }
 
@@ -335,12 +287,7 @@ impl Work {
 
     fn zero(&self, new: SegmentNo) -> Result<File, Failure> {
         let temporary = self.config.log_dir.join(TEMPORARY_FILE);
-        let written = write_zeros(
-            &temporary,
-            self.config.segment_bytes,
-            self.config.buffered,
-            || self.pace(),
-        );
+        let written = write_zeros(&temporary, self.config.segment_bytes, self.config.buffered, || self.pace());
         if let Err(error) = written {
             // What was taken of the disk is given back: others may need it more while we wait.
             let _ = remove_if_there(&temporary);
@@ -352,10 +299,7 @@ impl Work {
     }
 
     fn sync_names(&self) -> Result<(), Failure> {
-        sync_dir(&self.config.log_dir).map_err(|error| Failure {
-            error,
-            lasting: true,
-        })
+        sync_dir(&self.config.log_dir).map_err(|error| Failure { error, lasting: true })
     }
 
     /// True when the log has a segment in hand, so that zeros may leave the disk to its writes half of the time.

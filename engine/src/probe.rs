@@ -103,11 +103,7 @@ impl ProbeConfig {
     /// For `walferry fsync`: every method, within about `budget`.
     pub fn full(budget: Duration) -> ProbeConfig {
         ProbeConfig {
-            methods: vec![
-                ProbeMethod::Dsync,
-                ProbeMethod::Fdatasync,
-                ProbeMethod::BufferedFdatasync,
-            ],
+            methods: vec![ProbeMethod::Dsync, ProbeMethod::Fdatasync, ProbeMethod::BufferedFdatasync],
             depths: vec![1, 2, 4, 8, 16],
             sizes_bytes: vec![4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20],
             budget,
@@ -192,10 +188,7 @@ impl Drop for Scratch {
 /// Probes the disk of `dir`, an existing directory.
 pub fn run(dir: &Path, config: &ProbeConfig) -> Result<ProbeReport, ProbeError> {
     let scratch = Scratch(dir.join(PROBE_FILE));
-    let io = |source| ProbeError::Io {
-        path: scratch.0.clone(),
-        source,
-    };
+    let io = |source| ProbeError::Io { path: scratch.0.clone(), source };
     let mut refused = Vec::new();
     let mut methods = Vec::new();
     for method in config.methods.iter().copied() {
@@ -209,12 +202,7 @@ pub fn run(dir: &Path, config: &ProbeConfig) -> Result<ProbeReport, ProbeError> 
     }
     let direct = methods.iter().any(|method| !method.buffered());
     write_zeros(&scratch.0, config.file_bytes, !direct, || Ok(false)).map_err(io)?;
-    let bytes_max = config
-        .sizes_bytes
-        .iter()
-        .max()
-        .copied()
-        .unwrap_or(FRAME_ALIGN_BYTES);
+    let bytes_max = config.sizes_bytes.iter().max().copied().unwrap_or(FRAME_ALIGN_BYTES);
     let mut trial = Trial::new(bytes_max, config.file_bytes).map_err(|error| match error {
         TrialError::Ring(error) => ProbeError::Ring(error),
         TrialError::Io(error) => io(error),
@@ -231,11 +219,7 @@ pub fn run(dir: &Path, config: &ProbeConfig) -> Result<ProbeReport, ProbeError> 
         }
     }
     let recommendation = recommend(&rows);
-    Ok(ProbeReport {
-        rows,
-        refused,
-        recommendation,
-    })
+    Ok(ProbeReport { rows, refused, recommendation })
 }
 
 enum TrialError {
@@ -263,21 +247,12 @@ impl Trial {
         let mut ring = Ring::new(WRITE_DEPTH_MAX as u32 * 2).map_err(TrialError::Ring)?;
         let mut buffer = LogBuffer::new(bytes_max, Lsn::ZERO).map_err(TrialError::Io)?;
         // Not zeros: some virtual disks take a shortcut for those.
-        for (index, byte) in buffer
-            .bytes_mut(Lsn::ZERO, bytes_max)
-            .iter_mut()
-            .enumerate()
-        {
+        for (index, byte) in buffer.bytes_mut(Lsn::ZERO, bytes_max).iter_mut().enumerate() {
             *byte = (index % 251) as u8 + 1;
         }
         // SAFETY: ring and buffer live and end together, and every trial waits for its writes.
         let registered = unsafe { ring.register_buffers(&[buffer.fixed_range()]) }.is_ok();
-        Ok(Trial {
-            ring,
-            buffer,
-            registered,
-            file_bytes,
-        })
+        Ok(Trial { ring, buffer, registered, file_bytes })
     }
 
     fn run(
@@ -289,16 +264,9 @@ impl Trial {
         time: Duration,
     ) -> io::Result<ProbeRow> {
         assert!((1..=WRITE_DEPTH_MAX).contains(&depth) && bytes as u64 <= self.file_bytes);
-        let mut latency =
-            Histogram::<u64>::new_with_bounds(1, LATENCY_US_MAX, 3).expect("sound bounds");
+        let mut latency = Histogram::<u64>::new_with_bounds(1, LATENCY_US_MAX, 3).expect("sound bounds");
         let started = Instant::now();
-        let mut slots = vec![
-            Slot {
-                started,
-                outstanding: 0
-            };
-            depth
-        ];
+        let mut slots = vec![Slot { started, outstanding: 0 }; depth];
         let mut at = 0;
         for (slot, state) in slots.iter_mut().enumerate() {
             *state = self.push(file, method, slot, bytes, &mut at);
@@ -311,24 +279,15 @@ impl Trial {
             self.ring.completions(&mut completions);
             let now = Instant::now();
             for completion in completions.drain(..) {
-                let (slot, is_write) = (
-                    (completion.token.id() >> 1) as usize,
-                    completion.token.id() & 1 == 0,
-                );
+                let (slot, is_write) = ((completion.token.id() >> 1) as usize, completion.token.id() & 1 == 0);
                 if completion.result < 0 || is_write && completion.result as usize != bytes {
-                    failure = failure.or(Some(
-                        completion
-                            .outcome()
-                            .err()
-                            .unwrap_or(io::ErrorKind::WriteZero.into()),
-                    ));
+                    failure = failure.or(Some(completion.outcome().err().unwrap_or(io::ErrorKind::WriteZero.into())));
                 }
                 slots[slot].outstanding -= 1;
                 if slots[slot].outstanding > 0 {
                     continue;
                 }
-                latency
-                    .saturating_record(now.duration_since(slots[slot].started).as_micros() as u64);
+                latency.saturating_record(now.duration_since(slots[slot].started).as_micros() as u64);
                 if failure.is_none() && now.duration_since(started) < time {
                     slots[slot] = self.push(file, method, slot, bytes, &mut at);
                 } else {
@@ -351,57 +310,32 @@ impl Trial {
     }
 
     /// Queues a durable write at the next place of the file.
-    fn push(
-        &mut self,
-        file: &File,
-        method: ProbeMethod,
-        slot: usize,
-        bytes: usize,
-        at: &mut u64,
-    ) -> Slot {
+    fn push(&mut self, file: &File, method: ProbeMethod, slot: usize, bytes: usize, at: &mut u64) -> Slot {
         if *at + bytes as u64 > self.file_bytes {
             *at = 0;
         }
         let fd = types::Fd(file.as_raw_fd());
         let address = self.buffer.address(Lsn::ZERO).cast_const();
-        let flags = if method == ProbeMethod::Dsync {
-            libc::RWF_DSYNC
-        } else {
-            0
-        };
+        let flags = if method == ProbeMethod::Dsync { libc::RWF_DSYNC } else { 0 };
         let write = if self.registered {
-            opcode::WriteFixed::new(fd, address, bytes as u32, 0)
-                .offset(*at)
-                .rw_flags(flags)
-                .build()
+            opcode::WriteFixed::new(fd, address, bytes as u32, 0).offset(*at).rw_flags(flags).build()
         } else {
-            opcode::Write::new(fd, address, bytes as u32)
-                .offset(*at)
-                .rw_flags(flags)
-                .build()
+            opcode::Write::new(fd, address, bytes as u32).offset(*at).rw_flags(flags).build()
         };
         *at += bytes as u64;
         let token = |part| u64::from(Token::new(Owner::Log, (slot as u64) << 1 | part));
         let write = write.user_data(token(0));
         let linked = method != ProbeMethod::Dsync;
         if linked {
-            let flush = opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build();
-            let chain = [
-                write.flags(squeue::Flags::IO_LINK),
-                flush.user_data(token(1)),
-            ];
+            let flush = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
+            let chain = [write.flags(squeue::Flags::IO_LINK), flush.user_data(token(1))];
             // SAFETY: `run` holds buffer and file until the completions are in.
             unsafe { self.ring.push_chain(&chain) };
         } else {
             // SAFETY: as above.
             unsafe { self.ring.push(write) };
         }
-        Slot {
-            started: Instant::now(),
-            outstanding: if linked { 2 } else { 1 },
-        }
+        Slot { started: Instant::now(), outstanding: if linked { 2 } else { 1 } }
     }
 }
 
@@ -409,22 +343,9 @@ impl Trial {
 fn recommend(rows: &[ProbeRow]) -> Option<Recommendation> {
     let smallest = rows.iter().map(|row| row.bytes).min()?;
     let direct = rows.iter().any(|row| !row.method.buffered());
-    let small = || {
-        rows.iter()
-            .filter(|row| row.bytes == smallest && row.method.buffered() != direct)
-    };
-    let best = |method| {
-        small()
-            .filter(|r| r.method == method)
-            .map(|r| r.per_second)
-            .fold(0.0, f64::max)
-    };
-    let alone = |method| {
-        small()
-            .filter(|r| r.method == method)
-            .min_by_key(|r| r.depth)
-            .map_or(u64::MAX, |r| r.p50_us)
-    };
+    let small = || rows.iter().filter(|row| row.bytes == smallest && row.method.buffered() != direct);
+    let best = |method| small().filter(|r| r.method == method).map(|r| r.per_second).fold(0.0, f64::max);
+    let alone = |method| small().filter(|r| r.method == method).min_by_key(|r| r.depth).map_or(u64::MAX, |r| r.p50_us);
     let mut chosen = small().next()?.method;
     for method in small().map(|row| row.method) {
         let faster = best(method) / best(chosen);
@@ -444,16 +365,8 @@ fn recommend(rows: &[ProbeRow]) -> Option<Recommendation> {
 
 impl fmt::Display for Recommendation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let buffered = if self.buffered {
-            ", buffered = true"
-        } else {
-            ""
-        };
-        write!(
-            f,
-            "sync_method = \"{}\", write_depth = {}{buffered}",
-            self.sync_method, self.write_depth
-        )
+        let buffered = if self.buffered { ", buffered = true" } else { "" };
+        write!(f, "sync_method = \"{}\", write_depth = {}{buffered}", self.sync_method, self.write_depth)
     }
 }
 
@@ -479,11 +392,7 @@ impl fmt::Display for ProbeReport {
             )?;
         }
         for (method, reason) in &self.refused {
-            writeln!(
-                f,
-                "{:<20} refused by this filesystem: {reason}",
-                method.name()
-            )?;
+            writeln!(f, "{:<20} refused by this filesystem: {reason}", method.name())?;
         }
         match &self.recommendation {
             Some(recommendation) => write!(f, "recommended: {recommendation}"),
@@ -497,15 +406,7 @@ mod tests {
     use super::*;
 
     fn row(method: ProbeMethod, depth: usize, per_second: f64, p50_us: u64) -> ProbeRow {
-        ProbeRow {
-            method,
-            depth,
-            bytes: 4096,
-            writes: 1,
-            per_second,
-            p50_us,
-            p99_us: p50_us,
-        }
+        ProbeRow { method, depth, bytes: 4096, writes: 1, per_second, p50_us, p99_us: p50_us }
     }
 
     #[test]
@@ -519,19 +420,10 @@ mod tests {
             row(ProbeMethod::BufferedFdatasync, 8, 90_000.0, 10),
         ];
         let recommended = recommend(&rows).expect("rows");
-        assert_eq!(
-            (recommended.sync_method, recommended.write_depth),
-            (SyncMethod::Dsync, 4)
-        );
-        let fast = [
-            rows[0],
-            row(ProbeMethod::Fdatasync, 1, 7000.0, 130),
-            row(ProbeMethod::Fdatasync, 2, 12_000.0, 150),
-        ];
-        assert_eq!(
-            recommend(&fast).map(|r| (r.sync_method, r.write_depth)),
-            Some((SyncMethod::Fdatasync, 2))
-        );
+        assert_eq!((recommended.sync_method, recommended.write_depth), (SyncMethod::Dsync, 4));
+        let fast =
+            [rows[0], row(ProbeMethod::Fdatasync, 1, 7000.0, 130), row(ProbeMethod::Fdatasync, 2, 12_000.0, 150)];
+        assert_eq!(recommend(&fast).map(|r| (r.sync_method, r.write_depth)), Some((SyncMethod::Fdatasync, 2)));
         let cached = recommend(&rows[5..]).expect("rows");
         assert!(cached.buffered && recommend(&[]).is_none());
     }

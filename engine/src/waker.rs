@@ -44,16 +44,8 @@ impl WakeSource {
     /// A pair: clones of the waker go to other threads, the source stays with the ring.
     pub fn new() -> io::Result<(Waker, WakeSource)> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared {
-            event,
-            pending: AtomicBool::new(false),
-        });
-        Ok((
-            Waker {
-                shared: Arc::clone(&shared),
-            },
-            WakeSource { shared },
-        ))
+        let shared = Arc::new(Shared { event, pending: AtomicBool::new(false) });
+        Ok((Waker { shared: Arc::clone(&shared) }, WakeSource { shared }))
     }
 
     /// The eventfd.
@@ -69,9 +61,7 @@ impl WakeSource {
     /// Starts listening on `ring`; once, before the first wait.
     pub fn arm(&self, ring: &mut Ring) {
         let fd = types::Fd(self.fd());
-        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
-            .multi(true)
-            .build();
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
         // SAFETY: a poll names no memory, and the kernel holds the file while the poll lasts.
         unsafe { ring.push(entry.user_data(Self::token().into())) };
     }
@@ -103,8 +93,7 @@ mod tests {
             let waker = waker.clone();
             let thread = std::thread::spawn(move || (0..10).for_each(|_| waker.wake()));
             while seen.is_empty() {
-                ring.submit_and_wait(Some(Duration::from_secs(5)))
-                    .expect("wait");
+                ring.submit_and_wait(Some(Duration::from_secs(5))).expect("wait");
                 ring.completions(&mut seen);
             }
             thread.join().expect("the waking thread");

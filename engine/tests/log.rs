@@ -15,20 +15,8 @@ use walferry_engine::lsn::{Lsn, SegmentNo};
 fn variants(dir: &Path) -> [(&'static str, LogConfig); 3] {
     [
         ("dsync", config(dir)),
-        (
-            "fdatasync",
-            LogConfig {
-                sync_method: SyncMethod::Fdatasync,
-                ..config(dir)
-            },
-        ),
-        (
-            "buffered",
-            LogConfig {
-                buffered: true,
-                ..config(dir)
-            },
-        ),
+        ("fdatasync", LogConfig { sync_method: SyncMethod::Fdatasync, ..config(dir) }),
+        ("buffered", LogConfig { buffered: true, ..config(dir) }),
     ]
 }
 
@@ -52,11 +40,7 @@ fn what_was_flushed_is_there_after_reopening() {
         let (end, crc) = (node.log.flushed(), node.log.crc_at_end());
         node.close();
         let node = Node::open(config);
-        assert_eq!(
-            (node.log.flushed(), node.log.crc_at_end()),
-            (end, crc),
-            "{name}"
-        );
+        assert_eq!((node.log.flushed(), node.log.crc_at_end()), (end, crc), "{name}");
         assert!(node.recovery.cut.is_none());
         node.close();
     }
@@ -67,10 +51,7 @@ fn many_writes_in_flight_become_durable_in_order() {
     for index in 0..3 {
         let dir = directory();
         let (name, config) = variants(dir.path())[index].clone();
-        let mut node = Node::leader(LogConfig {
-            write_depth: 8,
-            ..config
-        });
+        let mut node = Node::leader(LogConfig { write_depth: 8, ..config });
         let count = 6000;
         let mut taken = 0;
         let mut take = |node: &mut Node| {
@@ -101,9 +82,7 @@ fn many_writes_in_flight_become_durable_in_order() {
         assert_eq!(taken, count, "{name}");
         let (flushed, log) = (node.log.flushed(), &node.log);
         let mut on_disk = 0;
-        frames_on_disk(log, Lsn::ZERO, flushed, |frame| {
-            on_disk += frame.records().count() as u64
-        });
+        frames_on_disk(log, Lsn::ZERO, flushed, |frame| on_disk += frame.records().count() as u64);
         assert_eq!(on_disk, count, "{name}");
         node.close();
     }
@@ -123,11 +102,9 @@ fn segments_are_filled_and_recycled() {
     node.take_all();
     let flushed = node.log.flushed();
     let (mut fillers, mut records) = (0, 0);
-    frames_on_disk(&node.log, Lsn::ZERO, flushed, |frame| {
-        match frame.header().filler {
-            true => fillers += 1,
-            false => records += frame.records().count() as u64,
-        }
+    frames_on_disk(&node.log, Lsn::ZERO, flushed, |frame| match frame.header().filler {
+        true => fillers += 1,
+        false => records += frame.records().count() as u64,
     });
     assert_eq!((fillers, records), (4, appended));
     assert_eq!(node.log.start(), Lsn::ZERO);
@@ -137,9 +114,7 @@ fn segments_are_filled_and_recycled() {
     // The files of the released segments come back under the numbers that follow the last one ready.
     let path = |number| node.log.segment_path(SegmentNo(number));
     let (oldest, recycled) = (path(0), path(9));
-    node.run("released segments are recycled", |_| {
-        !oldest.exists() && recycled.exists()
-    });
+    node.run("released segments are recycled", |_| !oldest.exists() && recycled.exists());
     while node.log.end() < SegmentNo(9).start(SEGMENT_BYTES_MIN) {
         node.append(&big);
     }
@@ -197,18 +172,9 @@ fn a_memory_filesystem_is_refused_unless_buffered() {
         println!("skipped: there is no /dev/shm to write to");
         return;
     };
-    let text = Node::try_open(config(dir.path()), &history(), Lsn::ZERO)
-        .err()
-        .expect("refused")
-        .to_string();
-    assert!(
-        text.contains("--buffered") && text.contains("tmpfs"),
-        "{text}"
-    );
-    let mut node = Node::leader(LogConfig {
-        buffered: true,
-        ..config(dir.path())
-    });
+    let text = Node::try_open(config(dir.path()), &history(), Lsn::ZERO).err().expect("refused").to_string();
+    assert!(text.contains("--buffered") && text.contains("tmpfs"), "{text}");
+    let mut node = Node::leader(LogConfig { buffered: true, ..config(dir.path()) });
     node.append(b"in memory");
     node.flush();
     node.close();
@@ -217,39 +183,12 @@ fn a_memory_filesystem_is_refused_unless_buffered() {
 #[test]
 fn settings_out_of_bounds_are_named() {
     let dir = directory();
-    let refuse = |config| {
-        Node::try_open(config, &history(), Lsn::ZERO)
-            .err()
-            .expect("refused")
-            .to_string()
-    };
-    assert!(
-        refuse(LogConfig {
-            segment_bytes: 4096,
-            ..config(dir.path())
-        })
-        .contains("4096")
-    );
-    assert!(
-        refuse(LogConfig {
-            write_depth: 0,
-            ..config(dir.path())
-        })
-        .contains("write depth")
-    );
-    assert!(
-        refuse(LogConfig {
-            log_buffer_bytes: 1 << 20,
-            ..config(dir.path())
-        })
-        .contains("log buffer")
-    );
+    let refuse = |config| Node::try_open(config, &history(), Lsn::ZERO).err().expect("refused").to_string();
+    assert!(refuse(LogConfig { segment_bytes: 4096, ..config(dir.path()) }).contains("4096"));
+    assert!(refuse(LogConfig { write_depth: 0, ..config(dir.path()) }).contains("write depth"));
+    assert!(refuse(LogConfig { log_buffer_bytes: 1 << 20, ..config(dir.path()) }).contains("log buffer"));
     Node::leader(config(dir.path())).close();
-    let other = LogConfig {
-        segment_bytes: 2 * SEGMENT_BYTES_MIN,
-        log_buffer_bytes: 64 << 20,
-        ..config(dir.path())
-    };
+    let other = LogConfig { segment_bytes: 2 * SEGMENT_BYTES_MIN, log_buffer_bytes: 64 << 20, ..config(dir.path()) };
     let text = refuse(other);
     assert!(text.contains("segment"), "{text}");
 }
@@ -259,16 +198,10 @@ fn a_record_that_no_frame_holds_is_refused_and_the_largest_fits() {
     let dir = directory();
     let mut node = Node::leader(config(dir.path()));
     node.append(b"small");
-    let Err(AppendError::TooLarge { bytes_max, .. }) =
-        node.log.append(&vec![0; SEGMENT_BYTES_MIN as usize])
-    else {
+    let Err(AppendError::TooLarge { bytes_max, .. }) = node.log.append(&vec![0; SEGMENT_BYTES_MIN as usize]) else {
         panic!("too large");
     };
-    assert_eq!(
-        node.log.end(),
-        Lsn(64 + 4 + 5),
-        "a refused record leaves no trace"
-    );
+    assert_eq!(node.log.end(), Lsn(64 + 4 + 5), "a refused record leaves no trace");
     node.append(&vec![9; bytes_max]);
     node.flush();
     assert_eq!(node.log.flushed(), SegmentNo(2).start(SEGMENT_BYTES_MIN));
@@ -289,9 +222,7 @@ fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
                 Ok(_) => appended += 1,
                 Err(error) => assert_eq!(error, AppendError::Busy),
             }
-            if node.log.idle()
-                && node.log.append(&record) == Err(AppendError::Busy)
-                && node.log.space_error().is_none()
+            if node.log.idle() && node.log.append(&record) == Err(AppendError::Busy) && node.log.space_error().is_none()
             {
                 // Idle and still busy: either a segment is on its way, or the buffer is full for good.
                 let room_is_short = node.log.end() - node.log.hot_start() > 28 << 20;
@@ -304,20 +235,15 @@ fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
     };
     let first = fill(&mut node);
     assert!(first > 20, "{first} MiB");
-    assert_eq!(
-        node.log.pin_blocking(),
-        None,
-        "what was not applied blocks, not the pin"
-    );
+    assert_eq!(node.log.pin_blocking(), None, "what was not applied blocks, not the pin");
     let taken = node.take_all();
     assert!(taken >= first);
     assert_eq!(node.log.append(&record), Err(AppendError::Busy));
+    assert!(!node.log.has_room());
     assert_eq!(node.log.pin_blocking(), Some(pin));
-    assert_eq!(
-        node.log.hot_frame(Lsn::ZERO).expect("pinned").header().lsn,
-        Lsn::ZERO
-    );
+    assert_eq!(node.log.hot_frame(Lsn::ZERO).expect("pinned").header().lsn, Lsn::ZERO);
     node.log.unpin(pin);
+    assert!(node.log.has_room());
     node.append(&record);
     assert_eq!(node.log.pin_blocking(), None);
     assert!(node.log.hot_frame(Lsn::ZERO).is_none());
@@ -328,10 +254,7 @@ fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
 fn an_error_of_the_disk_stops_the_log_for_good() {
     for (index, what) in [(0, "write failed"), (1, "fdatasync failed")] {
         let dir = directory();
-        let mut node = Node::leader(LogConfig {
-            write_depth: 2,
-            ..variants(dir.path())[index].1.clone()
-        });
+        let mut node = Node::leader(LogConfig { write_depth: 2, ..variants(dir.path())[index].1.clone() });
         node.append(b"durable");
         node.flush();
         let flushed = node.log.flushed();
@@ -349,21 +272,17 @@ fn an_error_of_the_disk_stops_the_log_for_good() {
         };
         assert_eq!(failure.lsn, flushed);
         let text = failure.to_string();
-        assert!(
-            text.contains(what) && text.contains(".wal") && text.contains("LSN 0/1000"),
-            "{text}"
-        );
+        assert!(text.contains(what) && text.contains(".wal") && text.contains("LSN 0/1000"), "{text}");
         node.meddle = None;
-        assert_eq!(
-            node.log.append(b"refused"),
-            Err(AppendError::Stopped(text.clone()))
-        );
+        assert_eq!(node.log.append(b"refused"), Err(AppendError::Stopped(text.clone())));
         assert_eq!(node.log.stopped(), Some(text.as_str()));
         for _ in 0..3 {
             node.turn().expect("a failure is told once");
         }
         assert_eq!(node.log.flushed(), flushed);
-        node.close();
+        assert!(node.log.has_room(), "who waits for room is to learn why there will be none");
+        let closed = node.log.shutdown(&mut node.ring).expect_err("not everything is durable");
+        assert_eq!(closed.to_string(), text);
     }
 }
 
@@ -376,11 +295,7 @@ fn a_short_write_is_finished_with_a_flush_of_its_own() {
         let (writes, flushes) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let (w, f) = (Rc::clone(&writes), Rc::clone(&flushes));
         node.meddle = Some(Box::new(move |completion| {
-            let counter = if completion.token.id() & 1 == 0 {
-                &w
-            } else {
-                &f
-            };
+            let counter = if completion.token.id() & 1 == 0 { &w } else { &f };
             counter.set(counter.get() + 1);
             // The first write of three blocks ends in the middle of the second; its flush reports success.
             if completion.token.id() & 1 == 0 && w.get() == 1 {
@@ -390,11 +305,7 @@ fn a_short_write_is_finished_with_a_flush_of_its_own() {
         node.append(&[5; 10_000]);
         node.flush();
         assert_eq!(node.log.flushed(), Lsn(3 * 4096));
-        assert_eq!(
-            (writes.get(), flushes.get()),
-            (2, if index == 0 { 0 } else { 2 }),
-            "{name}"
-        );
+        assert_eq!((writes.get(), flushes.get()), (2, if index == 0 { 0 } else { 2 }), "{name}");
         frames_on_disk(&node.log, Lsn::ZERO, node.log.flushed(), |_| ());
         node.close();
     }
@@ -403,17 +314,16 @@ fn a_short_write_is_finished_with_a_flush_of_its_own() {
 #[test]
 fn an_open_frame_is_sealed_at_its_target_and_after_the_commit_delay() {
     let dir = directory();
-    let mut node = Node::leader(LogConfig {
-        commit_delay: Duration::from_millis(20),
-        ..config(dir.path())
-    });
+    let mut node = Node::leader(LogConfig { commit_delay: Duration::from_millis(20), ..config(dir.path()) });
     node.append(b"waits");
     node.log.poll(&mut node.ring, std::time::Instant::now());
     assert_eq!(node.log.sealed(), Lsn::ZERO);
-    let due = node.log.next_timeout().expect("a deadline");
-    node.log.poll(&mut node.ring, due);
+    let now = std::time::Instant::now();
+    let left = node.log.next_timeout(now).expect("a deadline");
+    assert!(left <= Duration::from_millis(20));
+    node.log.poll(&mut node.ring, now + left);
     assert_eq!(node.log.sealed(), Lsn(4096));
-    assert_eq!(node.log.next_timeout(), None);
+    assert_eq!(node.log.next_timeout(now), None);
     node.flush();
     let piece = vec![1; 100_000];
     while node.log.sealed() == Lsn(4096) {

@@ -17,11 +17,7 @@ fn ship_frame(leader: &Node, replica: &mut Node) -> bool {
         return false;
     };
     let wire = frame.wire_bytes().to_vec();
-    while !replica
-        .log
-        .receive_frame(&wire, Instant::now())
-        .expect("a good frame")
-    {
+    while !replica.log.receive_frame(&wire, Instant::now()).expect("a good frame") {
         replica.turn().expect("the disk works");
         replica.take_all();
     }
@@ -39,10 +35,7 @@ fn ship_bytes(bytes: &[u8], replica: &mut Node) {
                 let (now, later) = rest.split_at(space.len());
                 space.copy_from_slice(now);
                 rest = later;
-                replica
-                    .log
-                    .receive_advance(now.len(), Instant::now())
-                    .expect("good bytes");
+                replica.log.receive_advance(now.len(), Instant::now()).expect("good bytes");
                 replica.log.poll(&mut replica.ring, Instant::now());
             }
             None => {
@@ -58,10 +51,7 @@ fn assert_same_files(leader: &Node, replica: &Node) {
     assert_eq!(until, leader.log.flushed());
     assert_eq!(replica.log.crc_at_end(), leader.log.crc_at_end());
     let theirs = bytes_on_disk(&replica.log, Lsn::ZERO, until);
-    assert!(
-        theirs == bytes_on_disk(&leader.log, Lsn::ZERO, until),
-        "the logs differ"
-    );
+    assert!(theirs == bytes_on_disk(&leader.log, Lsn::ZERO, until), "the logs differ");
 }
 
 fn replica(config: LogConfig) -> Node {
@@ -74,10 +64,7 @@ fn replica(config: LogConfig) -> Node {
 fn hot_frames_make_the_same_log() {
     let (here, there) = (directory(), directory());
     let mut leader = Node::leader(config(here.path()));
-    let mut replica = replica(LogConfig {
-        write_depth: 2,
-        ..config(there.path())
-    });
+    let mut replica = replica(LogConfig { write_depth: 2, ..config(there.path()) });
     for number in 0..3000 {
         leader.append(&record(number));
         if number % 3 == 0 {
@@ -95,10 +82,7 @@ fn hot_frames_make_the_same_log() {
     leader.flush();
     while ship_frame(&leader, &mut replica) {}
     replica.flush();
-    assert!(
-        replica.log.flushed() > SegmentNo(2).start(SEGMENT_BYTES_MIN),
-        "several segments"
-    );
+    assert!(replica.log.flushed() > SegmentNo(2).start(SEGMENT_BYTES_MIN), "several segments");
     assert_same_files(&leader, &replica);
     leader.close();
     replica.close();
@@ -147,70 +131,29 @@ fn what_is_not_the_next_frame_is_refused_and_nothing_of_it_written() {
         leader.append(b"a record");
         leader.flush();
     }
-    let first = leader
-        .log
-        .hot_frame(Lsn::ZERO)
-        .expect("hot")
-        .span()
-        .to_vec();
-    let second = leader
-        .log
-        .hot_frame(Lsn(4096))
-        .expect("hot")
-        .wire_bytes()
-        .to_vec();
-    let wire = &first[..leader
-        .log
-        .hot_frame(Lsn::ZERO)
-        .expect("hot")
-        .wire_bytes()
-        .len()];
+    let first = leader.log.hot_frame(Lsn::ZERO).expect("hot").span().to_vec();
+    let second = leader.log.hot_frame(Lsn(4096)).expect("hot").wire_bytes().to_vec();
+    let wire = &first[..leader.log.hot_frame(Lsn::ZERO).expect("hot").wire_bytes().len()];
     let mut replica = replica(config(there.path()));
-    let refuse = |replica: &mut Node, bytes: &[u8]| {
-        replica
-            .log
-            .receive_frame(bytes, Instant::now())
-            .expect_err("refused")
-    };
-    let frame = |lsn, source| ReceiveError::Frame {
-        lsn: Lsn(lsn),
-        source,
-    };
-    assert_eq!(
-        refuse(&mut replica, &second),
-        frame(0, FrameError::Position(Lsn(4096)))
-    );
-    assert_eq!(
-        refuse(&mut replica, &wire[..wire.len() - 1]),
-        frame(0, FrameError::Short)
-    );
+    let refuse =
+        |replica: &mut Node, bytes: &[u8]| replica.log.receive_frame(bytes, Instant::now()).expect_err("refused");
+    let frame = |lsn, source| ReceiveError::Frame { lsn: Lsn(lsn), source };
+    assert_eq!(refuse(&mut replica, &second), frame(0, FrameError::Position(Lsn(4096))));
+    assert_eq!(refuse(&mut replica, &wire[..wire.len() - 1]), frame(0, FrameError::Short));
     let mut flipped = wire.to_vec();
     *flipped.last_mut().expect("bytes") ^= 1;
-    assert_eq!(
-        refuse(&mut replica, &flipped),
-        frame(0, FrameError::Checksum)
-    );
+    assert_eq!(refuse(&mut replica, &flipped), frame(0, FrameError::Checksum));
     let mut later = history();
     later.push(Epoch(2), Lsn(4096)).expect("a later epoch");
     replica.log.follow(&later);
     assert_eq!(replica.log.receive_frame(wire, Instant::now()), Ok(true));
-    assert!(matches!(
-        refuse(&mut replica, &second),
-        ReceiveError::Epoch {
-            epoch: EPOCH,
-            expected: Epoch(2),
-            ..
-        }
-    ));
+    assert!(matches!(refuse(&mut replica, &second), ReceiveError::Epoch { epoch: EPOCH, expected: Epoch(2), .. }));
     replica.flush();
     assert_eq!(replica.log.flushed(), Lsn(4096));
     // Raw bytes with something in the padding: the format says zeros, and zeros are written.
     let mut dirty = first.clone();
     *dirty.last_mut().expect("bytes") = 1;
-    replica
-        .log
-        .truncate(Lsn::ZERO, &history())
-        .expect("back to the start");
+    replica.log.truncate(Lsn::ZERO, &history()).expect("back to the start");
     ship_bytes(&dirty, &mut replica);
     replica.flush();
     assert!(bytes_on_disk(&replica.log, Lsn::ZERO, Lsn(4096)) == first);
@@ -249,28 +192,16 @@ fn a_replica_behind_a_fork_truncates_and_follows_the_new_epoch() {
     }
     leader.flush();
     let beyond = Lsn(1 << 40);
-    assert!(matches!(
-        old.log.truncate(beyond, &forked),
-        Err(LogError::Truncate { .. })
-    ));
+    assert!(matches!(old.log.truncate(beyond, &forked), Err(LogError::Truncate { .. })));
     old.log.truncate(fork, &forked).expect("truncate");
-    let at_fork = [
-        old.log.taken(),
-        old.log.flushed(),
-        old.log.written(),
-        old.log.sealed(),
-        old.log.received(),
-    ];
+    let at_fork = [old.log.taken(), old.log.flushed(), old.log.written(), old.log.sealed(), old.log.received()];
     assert_eq!(at_fork, [fork; 5]);
     // A crash right after it: what lies behind the fork is not mistaken for the log's tail.
     let config = old.log.config().clone();
     old.close();
     let mut old = Node::try_open(config, &forked, Lsn::ZERO).expect("it opens");
     assert_eq!(old.log.flushed(), fork);
-    ship_bytes(
-        &bytes_on_disk(&leader.log, fork, leader.log.flushed()),
-        &mut old,
-    );
+    ship_bytes(&bytes_on_disk(&leader.log, fork, leader.log.flushed()), &mut old);
     old.flush();
     assert_same_files(&leader, &old);
     leader.close();

@@ -58,6 +58,14 @@ pub enum LogError {
         /// Why it cannot.
         reason: String,
     },
+    /// The log was closed before everything in it was durable.
+    #[error("the log was closed at {end}, but is durable only up to {flushed}")]
+    Unflushed {
+        /// The end of the durable prefix.
+        flushed: Lsn,
+        /// The end of the log.
+        end: Lsn,
+    },
     /// The log stopped for good.
     #[error("{0}")]
     Stopped(String),
@@ -73,9 +81,7 @@ pub enum AppendError {
     #[error("{0}")]
     NoSpace(String),
     /// No frame can hold the record.
-    #[error(
-        "a record of {bytes} bytes is larger than {bytes_max} bytes, the most that a frame of this log holds"
-    )]
+    #[error("a record of {bytes} bytes is larger than {bytes_max} bytes, the most that a frame of this log holds")]
     TooLarge {
         /// The record's size.
         bytes: usize,

@@ -1,6 +1,6 @@
 //! The leader's side of the log: records into the open frame, and its sealing.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{AppendError, Log, OpenFrame};
 use crate::frame::FrameHeader;
@@ -11,10 +11,7 @@ impl Log {
     /// Frames sealed from now on carry `epoch`; the caller has made the epoch history that says so durable.
     /// A half received frame is forgotten.
     pub fn lead(&mut self, epoch: Epoch) {
-        assert!(
-            self.leading.is_none_or(|leading| leading < epoch),
-            "an epoch never goes back"
-        );
+        assert!(self.leading.is_none_or(|leading| leading < epoch), "an epoch never goes back");
         self.seal_open();
         self.receive_reset();
         self.leading = Some(epoch);
@@ -38,10 +35,7 @@ impl Log {
     fn put(&mut self, record: &[u8]) -> Lsn {
         let bytes = RECORD_LENGTH_BYTES + record.len();
         let at = self.commit.sealed().advance(self.open.bytes as u64);
-        let (length, body) = self
-            .buffer
-            .bytes_mut(at, bytes)
-            .split_at_mut(RECORD_LENGTH_BYTES);
+        let (length, body) = self.buffer.bytes_mut(at, bytes).split_at_mut(RECORD_LENGTH_BYTES);
         length.copy_from_slice(&(record.len() as u32).to_le_bytes());
         body.copy_from_slice(record);
         self.open.bytes += bytes;
@@ -60,10 +54,7 @@ impl Log {
         let overhead = FRAME_HEADER_BYTES + RECORD_LENGTH_BYTES;
         let bytes_max = self.config.frame_bytes_max() - overhead;
         if record_bytes > bytes_max {
-            return Err(AppendError::TooLarge {
-                bytes: record_bytes,
-                bytes_max,
-            });
+            return Err(AppendError::TooLarge { bytes: record_bytes, bytes_max });
         }
         self.seal_open();
         let span = frame_aligned(overhead + record_bytes);
@@ -86,8 +77,7 @@ impl Log {
     fn segment_rest(&mut self) -> Result<usize, AppendError> {
         let number = self.segment_of(self.sealed());
         if self.segment_file(number).is_none() {
-            self.preparer
-                .take(&mut self.segments, &mut self.space_error);
+            self.preparer.take(&mut self.segments, &mut self.space_error);
         }
         if self.segment_file(number).is_none() {
             self.wait_for_segment(number);
@@ -116,11 +106,7 @@ impl Log {
     pub(super) fn seal_open(&mut self) {
         let open = std::mem::replace(&mut self.open, OpenFrame::EMPTY);
         if open.records > 0 {
-            self.seal_frame(
-                false,
-                (open.bytes - FRAME_HEADER_BYTES) as u32,
-                open.records,
-            );
+            self.seal_frame(false, (open.bytes - FRAME_HEADER_BYTES) as u32, open.records);
             self.queued_since = self.queued_since.or(open.since);
         }
     }
@@ -155,22 +141,28 @@ impl Log {
     pub(super) fn open_frame_is_due(&self, now: Instant) -> bool {
         let delay = self.config.commit_delay;
         self.open.records > 0
-            && (delay.is_zero()
-                || self
-                    .open
-                    .since
-                    .is_some_and(|since| now.duration_since(since) >= delay))
+            && (delay.is_zero() || self.open.since.is_some_and(|since| now.duration_since(since) >= delay))
     }
 
-    /// When `poll` wants to be called again even if nothing completes: the end of the commit delay.
-    pub fn next_timeout(&self) -> Option<Instant> {
+    /// How long until `poll` has something to do even if nothing completes: the end of the commit delay.
+    pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let since = self.open.since.filter(|_| self.open.records > 0)?;
-        (!self.config.commit_delay.is_zero()).then(|| since + self.config.commit_delay)
+        let delay = self.config.commit_delay;
+        (!delay.is_zero()).then(|| (since + delay).saturating_duration_since(now))
+    }
+
+    /// True when an append that was refused with `Busy` is worth trying again, be it to learn of another error.
+    pub fn has_room(&self) -> bool {
+        if self.stopped.is_some() {
+            return true;
+        }
+        if self.segment_file(self.segment_of(self.sealed())).is_none() {
+            return self.space_error.is_some();
+        }
+        self.buffer.room_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
     }
 }
 
 fn wall_clock_us() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }

@@ -50,10 +50,7 @@ impl LogConfig {
             ));
         }
         if !(1..=WRITE_DEPTH_MAX).contains(&self.write_depth) {
-            return config(format!(
-                "a write depth of {}: from 1 to {WRITE_DEPTH_MAX}",
-                self.write_depth
-            ));
+            return config(format!("a write depth of {}: from 1 to {WRITE_DEPTH_MAX}", self.write_depth));
         }
         if self.log_buffer_bytes < self.log_buffer_bytes_min() {
             return config(format!(
@@ -91,13 +88,10 @@ impl Log {
         let lock = DirLock::take(&config.dir)?;
         let log_dir = make_log_dir(&config)?;
         if !config.buffered {
-            let refusal = direct_io_refusal(&log_dir, config.sync_method)
-                .map_err(io_error("try O_DIRECT in", &log_dir))?;
+            let refusal =
+                direct_io_refusal(&log_dir, config.sync_method).map_err(io_error("try O_DIRECT in", &log_dir))?;
             if let Some(reason) = refusal {
-                return Err(LogError::NoDirectIo {
-                    dir: log_dir,
-                    reason,
-                });
+                return Err(LogError::NoDirectIo { dir: log_dir, reason });
             }
         }
         // Before recovery looks: what it reads must come from the disk, not from pages that a failed flush of an
@@ -107,9 +101,7 @@ impl Log {
         // What was read back is not thereby durable.
         settle(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
-        let log = Log::assemble(
-            config, log_dir, lock, on_disk, &recovery, history, ring, waker,
-        )?;
+        let log = Log::assemble(config, log_dir, lock, on_disk, &recovery, history, ring, waker)?;
         Ok((log, recovery))
     }
 
@@ -125,13 +117,10 @@ impl Log {
         waker: Waker,
     ) -> Result<Log, LogError> {
         let end = recovery.end;
-        let buffer = LogBuffer::new(config.log_buffer_bytes, end)
-            .map_err(io_error("map the log buffer of", &log_dir))?;
-        let prepare = PrepareConfig {
-            log_dir: log_dir.clone(),
-            segment_bytes: config.segment_bytes,
-            buffered: config.buffered,
-        };
+        let buffer =
+            LogBuffer::new(config.log_buffer_bytes, end).map_err(io_error("map the log buffer of", &log_dir))?;
+        let prepare =
+            PrepareConfig { log_dir: log_dir.clone(), segment_bytes: config.segment_bytes, buffered: config.buffered };
         let wanted = SegmentNo(end.segment(config.segment_bytes).0 + 1 + READY_SEGMENTS_MIN);
         let preparer = Preparer::start(prepare, on_disk.first, on_disk.next, wanted, waker)
             .map_err(io_error("prepare segments in", &log_dir))?;
@@ -180,13 +169,7 @@ fn make_log_dir(config: &LogConfig) -> Result<PathBuf, LogError> {
 }
 
 /// Flushes the segments that hold `from..=until`, and the directory. With `forget` the page cache lets them go.
-fn settle(
-    log_dir: &Path,
-    config: &LogConfig,
-    from: Lsn,
-    until: Lsn,
-    forget: bool,
-) -> Result<(), LogError> {
+fn settle(log_dir: &Path, config: &LogConfig, from: Lsn, until: Lsn, forget: bool) -> Result<(), LogError> {
     let numbers = list_segments(log_dir).map_err(io_error("list", log_dir))?;
     // Recovery looks at the frame before as well: its crc is part of the chain.
     let before = Lsn(from.0.saturating_sub(1));
@@ -212,22 +195,12 @@ impl OnDisk {
         while first.0 > 0 && has(first.0 - 1) {
             first.0 -= 1;
         }
-        let mut on_disk = OnDisk {
-            first,
-            next: last,
-            open: VecDeque::new(),
-        };
+        let mut on_disk = OnDisk { first, next: last, open: VecDeque::new() };
         for number in numbers.iter().copied() {
             let path = log_dir.join(number.file_name());
-            let bytes = fs::metadata(&path)
-                .map_err(io_error("look at", &path))?
-                .len();
+            let bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
             if bytes != config.segment_bytes {
-                return Err(LogError::SegmentSize {
-                    path,
-                    bytes,
-                    expected: config.segment_bytes,
-                });
+                return Err(LogError::SegmentSize { path, bytes, expected: config.segment_bytes });
             }
             if number == on_disk.next {
                 let file = open_segment(&path, config.buffered).map_err(io_error("open", &path))?;
@@ -294,28 +267,12 @@ pub fn direct_io_refusal(dir: &Path, method: SyncMethod) -> io::Result<Option<St
 
 fn try_direct_write(path: &Path, method: SyncMethod) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o640)
-        .custom_flags(libc::O_DIRECT);
+    options.write(true).create(true).truncate(true).mode(0o640).custom_flags(libc::O_DIRECT);
     let file = options.open(path)?;
     let block = Box::new(Block([0; FRAME_ALIGN_BYTES]));
-    let piece = libc::iovec {
-        iov_base: block.0.as_ptr().cast_mut().cast(),
-        iov_len: FRAME_ALIGN_BYTES,
-    };
-    let flags = if method == SyncMethod::Dsync {
-        libc::RWF_DSYNC
-    } else {
-        0
-    };
+    let piece = libc::iovec { iov_base: block.0.as_ptr().cast_mut().cast(), iov_len: FRAME_ALIGN_BYTES };
+    let flags = if method == SyncMethod::Dsync { libc::RWF_DSYNC } else { 0 };
     // SAFETY: the block lives through the call.
     let written = unsafe { libc::pwritev2(file.as_raw_fd(), &piece, 1, 0, flags) };
-    if written < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -51,9 +51,7 @@ impl Log {
             if here < frame.claimed().span_bytes() {
                 return Ok(());
             }
-            let verified = frame
-                .verify(self.buffer.bytes(at, here))
-                .and_then(|f| self.chained(f));
+            let verified = frame.verify(self.buffer.bytes(at, here)).and_then(|f| self.chained(f));
             let header = verified.map_err(|source| ReceiveError::Frame { lsn: at, source })?;
             self.accept_frame(&header, now);
         }
@@ -66,17 +64,10 @@ impl Log {
             return Err(ReceiveError::Stopped(text.clone()));
         }
         let at = self.sealed();
-        assert!(
-            self.received == at,
-            "a hot frame in the middle of raw log bytes"
-        );
+        assert!(self.received == at, "a hot frame in the middle of raw log bytes");
         let verified = UnverifiedFrame::parse(wire, at).and_then(|frame| {
             let whole = frame.wire_bytes() == wire.len();
-            if whole {
-                frame.verify(wire).and_then(|f| self.chained(f))
-            } else {
-                Err(FrameError::Short)
-            }
+            if whole { frame.verify(wire).and_then(|f| self.chained(f)) } else { Err(FrameError::Short) }
         });
         let header = verified.map_err(|source| ReceiveError::Frame { lsn: at, source })?;
         self.check_place(&header)?;
@@ -109,11 +100,7 @@ impl Log {
         }
         let expected = self.history.epoch_at(lsn);
         if header.epoch != expected {
-            return Err(ReceiveError::Epoch {
-                lsn,
-                epoch: header.epoch,
-                expected,
-            });
+            return Err(ReceiveError::Epoch { lsn, epoch: header.epoch, expected });
         }
         Ok(())
     }
@@ -123,9 +110,7 @@ impl Log {
         debug_assert!(self.received >= header.end());
         // The checksum ends with the records; zeros after them are part of the format.
         let padding = header.lsn.advance(header.wire_bytes() as u64);
-        self.buffer
-            .bytes_mut(padding, (header.end() - padding) as usize)
-            .fill(0);
+        self.buffer.bytes_mut(padding, (header.end() - padding) as usize).fill(0);
         self.crc = header.crc;
         self.commit.seal(header.end());
         self.queued_since = self.queued_since.or(Some(now));
@@ -143,11 +128,7 @@ impl Log {
         self.follow(history);
         if to >= self.sealed() {
             let reason = format!("it ends at {}", self.sealed());
-            return if to == self.sealed() {
-                Ok(())
-            } else {
-                Err(LogError::Truncate { to, reason })
-            };
+            return if to == self.sealed() { Ok(()) } else { Err(LogError::Truncate { to, reason }) };
         }
         if to < self.start() {
             let reason = format!("the oldest segment on disk starts at {}", self.start());
@@ -173,33 +154,19 @@ impl Log {
         let mut bytes = [0; FRAME_HEADER_BYTES];
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut bytes, at.offset(self.config.segment_bytes)))
-            .map_err(|source| LogError::Io {
-                what: "read",
-                path,
-                source,
-            })?;
+            .map_err(|source| LogError::Io { what: "read", path, source })?;
         let frame = UnverifiedFrame::parse(&bytes, at);
-        let frame = frame.map_err(|source| LogError::Truncate {
-            to: at,
-            reason: source.to_string(),
-        })?;
+        let frame = frame.map_err(|source| LogError::Truncate { to: at, reason: source.to_string() })?;
         Ok(*frame.claimed())
     }
 
     /// Opens the segments from `first` up to the oldest one that is still open.
     fn reopen_segments(&mut self, first: SegmentNo) -> Result<(), LogError> {
-        let until = self
-            .segments
-            .front()
-            .map_or(self.segment_of(self.sealed()), |(number, _)| *number);
+        let until = self.segments.front().map_or(self.segment_of(self.sealed()), |(number, _)| *number);
         for number in (first.0..until.0).rev().map(SegmentNo) {
             let path = self.segment_path(number);
             let file = open_segment(&path, self.config.buffered);
-            let file = file.map_err(|source| LogError::Io {
-                what: "open",
-                path,
-                source,
-            })?;
+            let file = file.map_err(|source| LogError::Io { what: "open", path, source })?;
             self.segments.push_front((number, file));
         }
         Ok(())

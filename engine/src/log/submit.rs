@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, squeue, types};
 
-use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogFailure, SyncMethod};
+use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogError, LogFailure, SyncMethod};
 use crate::commit::{Commit, WriteNo};
 use crate::ledger::DurableWrite;
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_TARGET_BYTES};
@@ -56,11 +56,7 @@ pub(super) struct Flights {
 
 impl Flights {
     pub(super) fn new() -> Flights {
-        Flights {
-            slots: [Flight::default(); Commit::WINDOW],
-            short: 0,
-            outstanding: 0,
-        }
+        Flights { slots: [Flight::default(); Commit::WINDOW], short: 0, outstanding: 0 }
     }
 
     /// Completions that are still to come, and writes to submit again.
@@ -83,8 +79,7 @@ fn token(number: WriteNo, part: Part) -> u64 {
 impl Log {
     /// Seals and submits what the disk can take; once per turn of the ring thread's loop.
     pub fn poll(&mut self, ring: &mut Ring, now: Instant) {
-        self.preparer
-            .take(&mut self.segments, &mut self.space_error);
+        self.preparer.take(&mut self.segments, &mut self.space_error);
         if self.stopped.is_some() {
             return;
         }
@@ -117,17 +112,10 @@ impl Log {
             self.wait_for_segment(segment);
             return false;
         }
-        let mut flight = Flight {
-            start,
-            from: start,
-            submitted: Some(now),
-            ..Flight::default()
-        };
+        let mut flight = Flight { start, from: start, submitted: Some(now), ..Flight::default() };
         flight.end = start;
         self.gather(&mut flight, segment);
-        flight.queue = self
-            .queued_since
-            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        flight.queue = self.queued_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         flight.number = self.commit.submit(flight.end);
         let slot = flight.number.slot();
         self.queued_since = (self.written() < self.sealed()).then_some(now);
@@ -139,21 +127,12 @@ impl Log {
 
     /// Takes whole frames of one segment into the write, at least one.
     fn gather(&self, flight: &mut Flight, segment: SegmentNo) {
-        let limit = self
-            .sealed()
-            .min(segment.next().start(self.config.segment_bytes));
+        let limit = self.sealed().min(segment.next().start(self.config.segment_bytes));
         let free = self.commit.depth() - self.commit.in_flight();
         let waiting = (self.sealed() - flight.start) as usize;
-        let bytes_max = if waiting > free * FRAME_TARGET_BYTES {
-            WRITE_BYTES_MAX
-        } else {
-            FRAME_TARGET_BYTES
-        };
+        let bytes_max = if waiting > free * FRAME_TARGET_BYTES { WRITE_BYTES_MAX } else { FRAME_TARGET_BYTES };
         while flight.end < limit {
-            let frame = self
-                .buffer
-                .parse(flight.end)
-                .expect("sealed frames stay until they are durable");
+            let frame = self.buffer.parse(flight.end).expect("sealed frames stay until they are durable");
             let header = frame.claimed();
             let first = flight.end == flight.start;
             if !first && (header.end() - flight.start) as usize > bytes_max {
@@ -161,25 +140,16 @@ impl Log {
             }
             flight.end = header.end();
             flight.records += header.record_count;
-            flight.wire_bytes += if header.filler {
-                0
-            } else {
-                header.wire_bytes() as u64
-            };
+            flight.wire_bytes += if header.filler { 0 } else { header.wire_bytes() as u64 };
         }
-        assert!(
-            flight.end <= limit,
-            "a frame crosses the end of its segment"
-        );
+        assert!(flight.end <= limit, "a frame crosses the end of its segment");
     }
 
     /// Queues the entries for what is left of a write.
     fn push_write(&mut self, ring: &mut Ring, slot: usize) {
         let flight = self.flights.slots[slot];
         let segment = self.segment_of(flight.from);
-        let file = self
-            .segment_file(segment)
-            .expect("a segment stays open while writes to it are in flight");
+        let file = self.segment_file(segment).expect("a segment stays open while writes to it are in flight");
         let fd = types::Fd(file.as_raw_fd());
         let bytes = (flight.end - flight.from) as usize;
         let offset = flight.from.offset(self.config.segment_bytes);
@@ -191,22 +161,15 @@ impl Log {
                 .offset(offset)
                 .rw_flags(flags)
                 .build(),
-            None => opcode::Write::new(fd, address, bytes as u32)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
+            None => opcode::Write::new(fd, address, bytes as u32).offset(offset).rw_flags(flags).build(),
         };
         let write = entry.user_data(token(flight.number, Part::Write));
         // SAFETY: the log buffer keeps these bytes until they are durable, and is leaked when the log is dropped
         // before; the file stays open until then as well.
         if linked {
             let write = write.flags(squeue::Flags::IO_LINK);
-            let flush = opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build();
-            unsafe {
-                ring.push_chain(&[write, flush.user_data(token(flight.number, Part::Flush))])
-            };
+            let flush = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
+            unsafe { ring.push_chain(&[write, flush.user_data(token(flight.number, Part::Flush))]) };
         } else {
             unsafe { ring.push(write) };
         }
@@ -217,23 +180,12 @@ impl Log {
     }
 
     /// Takes a completion of [`Owner::Log`]. An error means that the log has stopped for good; it is told once.
-    pub fn handle_completion(
-        &mut self,
-        completion: &Completion,
-        now: Instant,
-    ) -> Result<(), LogFailure> {
+    pub fn handle_completion(&mut self, completion: &Completion, now: Instant) -> Result<(), LogFailure> {
         let number = WriteNo(completion.token.id() >> 1);
-        let part = if completion.token.id() & 1 == 0 {
-            Part::Write
-        } else {
-            Part::Flush
-        };
+        let part = if completion.token.id() & 1 == 0 { Part::Write } else { Part::Flush };
         let slot = number.slot();
         let flight = &mut self.flights.slots[slot];
-        assert!(
-            flight.number == number && flight.outstanding > 0,
-            "a completion that nobody waits for"
-        );
+        assert!(flight.number == number && flight.outstanding > 0, "a completion that nobody waits for");
         flight.outstanding -= 1;
         self.flights.outstanding -= 1;
         if self.stopped.is_some() {
@@ -269,11 +221,7 @@ impl Log {
             flight.short_writes += 1;
             if flight.short_writes > SHORT_WRITES_MAX {
                 let text = format!("{written} of {left} bytes written, again and again");
-                return Err(self.fail(
-                    "write",
-                    slot,
-                    io::Error::new(io::ErrorKind::WriteZero, text),
-                ));
+                return Err(self.fail("write", slot, io::Error::new(io::ErrorKind::WriteZero, text)));
             }
         }
         // A part of a block is written again: O_DIRECT wants whole ones, and nobody was told about this one.
@@ -295,13 +243,8 @@ impl Log {
 
     fn complete(&mut self, number: WriteNo, now: Instant) {
         let flight = self.flights.slots[number.slot()];
-        let device = flight
-            .submitted
-            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.last_write = LastWrite {
-            queue: flight.queue,
-            device,
-        };
+        let device = flight.submitted.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.last_write = LastWrite { queue: flight.queue, device };
         self.ledger.record(&DurableWrite {
             records: u64::from(flight.records),
             bytes: flight.end - flight.start,
@@ -317,11 +260,7 @@ impl Log {
     /// Closes segments whose last write is durable.
     fn retire_segments(&mut self) {
         let current = self.segment_of(self.flushed());
-        while self
-            .segments
-            .front()
-            .is_some_and(|(number, _)| *number < current)
-        {
+        while self.segments.front().is_some_and(|(number, _)| *number < current) {
             self.segments.pop_front();
         }
     }
@@ -329,20 +268,10 @@ impl Log {
     fn fail(&mut self, what: &'static str, slot: usize, source: io::Error) -> LogFailure {
         // A failed flush says nothing about any byte of the write.
         let flight = self.flights.slots[slot];
-        let lsn = if what == "write" {
-            flight.from
-        } else {
-            flight.start
-        };
+        let lsn = if what == "write" { flight.from } else { flight.start };
         let path = self.segment_path(self.segment_of(lsn));
         let offset = lsn.offset(self.config.segment_bytes);
-        let failure = LogFailure {
-            what,
-            path,
-            offset,
-            lsn,
-            source,
-        };
+        let failure = LogFailure { what, path, offset, lsn, source };
         self.stopped = Some(failure.to_string());
         self.open.bytes_limit = 0;
         self.flights.short = 0;
@@ -350,8 +279,8 @@ impl Log {
     }
 
     /// Makes everything appended durable, waits for the writes in flight, and closes the log. The last to use the
-    /// ring: completions of other owners are dropped.
-    pub fn shutdown(mut self, ring: &mut Ring) {
+    /// ring: completions of other owners are dropped. An error when something appended is not durable.
+    pub fn shutdown(mut self, ring: &mut Ring) -> Result<(), LogError> {
         let deadline = Instant::now() + SHUTDOWN_WAIT_MAX;
         self.config.commit_delay = Duration::ZERO;
         let mut completions = Vec::new();
@@ -362,15 +291,13 @@ impl Log {
             if self.flights.outstanding() == 0 && (stuck || self.idle()) || now >= deadline {
                 break;
             }
-            if let Err(error) = ring.submit_and_wait(Some(SHUTDOWN_POLL_INTERVAL)) {
-                tracing::error!("the log is closed without waiting for its writes: {error}");
-                break;
-            }
+            ring.submit_and_wait(Some(SHUTDOWN_POLL_INTERVAL)).map_err(|source| LogError::Io {
+                what: "wait for writes to",
+                path: self.log_dir.clone(),
+                source,
+            })?;
             ring.completions(&mut completions);
-            for completion in completions
-                .drain(..)
-                .filter(|c| c.token.owner() == Owner::Log)
-            {
+            for completion in completions.drain(..).filter(|c| c.token.owner() == Owner::Log) {
                 if let Err(failure) = self.handle_completion(&completion, Instant::now()) {
                     tracing::error!("{failure}");
                 }
@@ -378,6 +305,11 @@ impl Log {
         }
         if self.registered && self.flights.outstanding() == 0 {
             let _ = ring.unregister_buffers();
+        }
+        match self.stopped.take() {
+            Some(text) => Err(LogError::Stopped(text)),
+            None if self.idle() => Ok(()),
+            None => Err(LogError::Unflushed { flushed: self.flushed(), end: self.end() }),
         }
     }
 }

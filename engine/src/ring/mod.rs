@@ -98,9 +98,7 @@ impl Completion {
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
     /// The kernel was built without it, or is too old.
-    #[error(
-        "this kernel has no io_uring: walferry needs Linux 5.19 or newer, built with CONFIG_IO_URING"
-    )]
+    #[error("this kernel has no io_uring: walferry needs Linux 5.19 or newer, built with CONFIG_IO_URING")]
     Missing,
     /// `kernel.io_uring_disabled` or a seccomp filter forbids it.
     #[error("io_uring is forbidden here (kernel.io_uring_disabled = {setting}): {remedy}")]
@@ -134,12 +132,8 @@ impl RingError {
                 let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
                     .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned());
                 let remedy = match setting.as_str() {
-                    "1" => {
-                        "set kernel.io_uring_disabled = 0, or put walferry's group into kernel.io_uring_group"
-                    }
-                    "2" => {
-                        "set kernel.io_uring_disabled = 0 (sysctl -w kernel.io_uring_disabled=0)"
-                    }
+                    "1" => "set kernel.io_uring_disabled = 0, or put walferry's group into kernel.io_uring_group",
+                    "2" => "set kernel.io_uring_disabled = 0 (sysctl -w kernel.io_uring_disabled=0)",
                     _ => "a seccomp filter or container policy blocks io_uring_setup; allow it",
                 };
                 RingError::Forbidden { setting, remedy }
@@ -174,19 +168,12 @@ impl Ring {
         if !uring.params().is_feature_ext_arg() {
             return Err(RingError::Feature("IORING_FEAT_EXT_ARG"));
         }
-        Ok(Ring {
-            uring,
-            reaped: VecDeque::new(),
-            one_thread: PhantomData,
-        })
+        Ok(Ring { uring, reaped: VecDeque::new(), one_thread: PhantomData })
     }
 
     fn build(entries: u32, deferred: bool) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_submit_all()
-            .setup_cqsize(entries * COMPLETIONS_PER_ENTRY);
+        builder.dontfork().setup_submit_all().setup_cqsize(entries * COMPLETIONS_PER_ENTRY);
         if deferred {
             builder.setup_single_issuer().setup_defer_taskrun();
         } else {
@@ -297,10 +284,7 @@ impl Ring {
 
     /// Puts descriptors (or -1 for none) into the fixed file slots from `slot` on.
     pub fn register_files_update(&mut self, slot: u32, files: &[RawFd]) -> io::Result<()> {
-        self.uring
-            .submitter()
-            .register_files_update(slot, files)
-            .map(|_| ())
+        self.uring.submitter().register_files_update(slot, files).map(|_| ())
     }
 
     /// The ring's own interface, for rare registrations that have no method here (provided-buffer rings, say).
@@ -316,14 +300,7 @@ mod tests {
 
     #[test]
     fn a_token_keeps_owner_and_id() {
-        for owner in [
-            Owner::Log,
-            Owner::Client,
-            Owner::Peer,
-            Owner::Wake,
-            Owner::Timer,
-            Owner::Accept,
-        ] {
+        for owner in [Owner::Log, Owner::Client, Owner::Peer, Owner::Wake, Owner::Timer, Owner::Accept] {
             for id in [0, 1, (1 << TOKEN_ID_BITS) - 1] {
                 let token = Token::new(owner, id);
                 assert_eq!((token.owner(), token.id()), (owner, id));
@@ -336,16 +313,13 @@ mod tests {
         let mut ring = Ring::new(8).expect("io_uring");
         let count = 8 * COMPLETIONS_PER_ENTRY as u64 * 3;
         for id in 0..count {
-            let entry = opcode::Nop::new()
-                .build()
-                .user_data(Token::new(Owner::Timer, id).into());
+            let entry = opcode::Nop::new().build().user_data(Token::new(Owner::Timer, id).into());
             // SAFETY: a no-op names no memory.
             unsafe { ring.push(entry) };
         }
         let mut seen = Vec::new();
         while seen.len() < count as usize {
-            ring.submit_and_wait(Some(Duration::from_secs(5)))
-                .expect("wait");
+            ring.submit_and_wait(Some(Duration::from_secs(5))).expect("wait");
             ring.completions(&mut seen);
         }
         let mut ids: Vec<u64> = seen.iter().map(|c| c.token.id()).collect();
@@ -356,8 +330,7 @@ mod tests {
     #[test]
     fn waiting_ends_at_the_timeout() {
         let mut ring = Ring::new(8).expect("io_uring");
-        ring.submit_and_wait(Some(Duration::from_millis(5)))
-            .expect("a timeout is no error");
+        ring.submit_and_wait(Some(Duration::from_millis(5))).expect("a timeout is no error");
         let mut seen = Vec::new();
         ring.completions(&mut seen);
         assert!(seen.is_empty());

@@ -57,22 +57,12 @@ impl Node {
         Node::try_open(config, &history(), Lsn::ZERO).expect("the log opens")
     }
 
-    pub fn try_open(
-        config: LogConfig,
-        history: &EpochHistory,
-        from: Lsn,
-    ) -> Result<Node, LogError> {
+    pub fn try_open(config: LogConfig, history: &EpochHistory, from: Lsn) -> Result<Node, LogError> {
         let mut ring = Ring::new(64).expect("io_uring");
         let (waker, source) = WakeSource::new().expect("eventfd");
         source.arm(&mut ring);
         let (log, recovery) = Log::open(config, from, history, &mut ring, waker)?;
-        Ok(Node {
-            log,
-            ring,
-            recovery,
-            meddle: None,
-            source,
-        })
+        Ok(Node { log, ring, recovery, meddle: None, source })
     }
 
     /// A leader in the first epoch.
@@ -85,9 +75,7 @@ impl Node {
     /// One turn of the loop: poll, wait for something, dispatch.
     pub fn turn(&mut self) -> Result<(), LogFailure> {
         self.log.poll(&mut self.ring, Instant::now());
-        self.ring
-            .submit_and_wait(Some(Duration::from_millis(100)))
-            .expect("the ring waits");
+        self.ring.submit_and_wait(Some(Duration::from_millis(100))).expect("the ring waits");
         let mut completions = Vec::new();
         self.ring.completions(&mut completions);
         let mut outcome = Ok(());
@@ -143,7 +131,7 @@ impl Node {
 
     /// Flushes and closes.
     pub fn close(mut self) {
-        self.log.shutdown(&mut self.ring);
+        self.log.shutdown(&mut self.ring).expect("everything is durable");
     }
 }
 
@@ -163,8 +151,7 @@ pub fn frames_on_disk(log: &Log, from: Lsn, until: Lsn, mut visit: impl FnMut(&F
         let number = at.segment(segment_bytes);
         let bytes = std::fs::read(log.segment_path(number)).expect("the segment's file");
         while at < until && at.segment(segment_bytes) == number {
-            let frame = Frame::read(&bytes[at.offset(segment_bytes) as usize..], at)
-                .expect("a valid frame");
+            let frame = Frame::read(&bytes[at.offset(segment_bytes) as usize..], at).expect("a valid frame");
             if let Some(crc) = crc {
                 frame.follows(crc).expect("the chain");
             }
