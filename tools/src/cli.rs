@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use walferry_engine::meta::Meta;
 
 use crate::config::{self, ConfigError, NodeConfig, Settings};
 use crate::{daemon, demo, fsync, init, inspect, load, logging, promote, status};
@@ -99,13 +100,19 @@ pub struct NodeArgs {
 
 impl NodeArgs {
     fn file_settings(&self) -> Result<Settings, ConfigError> {
-        self.config
-            .as_deref()
-            .map_or(Ok(Settings::default()), Settings::from_file)
+        self.config.as_deref().map_or(Ok(Settings::default()), Settings::from_file)
     }
 
-    fn node_config(self) -> Result<NodeConfig, ConfigError> {
+    /// The checked configuration. A node that is named nowhere keeps the name that its data directory has.
+    fn node_config(mut self) -> Result<NodeConfig, ConfigError> {
         let file = self.file_settings()?;
+        let data = self.settings.data.as_ref().or(file.data.as_ref());
+        if self.settings.name.is_none()
+            && file.name.is_none()
+            && let Some(Ok(Some(meta))) = data.map(|data| Meta::load(data))
+        {
+            self.settings.name = Some(meta.name);
+        }
         NodeConfig::new(self.settings, file)
     }
 }
@@ -157,9 +164,7 @@ impl Failure {
     /// The exit code of the process, as documented in the help text.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Usage(_)
-            | Failure::Config(_)
-            | Failure::Node(daemon::DaemonError::Config(_)) => ExitCode::from(2),
+            Failure::Usage(_) | Failure::Config(_) | Failure::Node(daemon::DaemonError::Config(_)) => ExitCode::from(2),
             Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
         }
     }
@@ -194,10 +199,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 fn config_check(file: &std::path::Path) -> Result<(), Failure> {
     let settings = Settings::from_file(file)?;
     // The data directory may be left to a flag of the unit file; everything else must stand on its own.
-    let flags = Settings {
-        data: settings.data.is_none().then(PathBuf::new),
-        ..Settings::default()
-    };
+    let flags = Settings { data: settings.data.is_none().then(PathBuf::new), ..Settings::default() };
     NodeConfig::new(flags, settings)?;
     say(format_args!("{}: ok", file.display()))
 }
@@ -220,15 +222,8 @@ mod tests {
     #[test]
     fn every_help_text_tells_an_example() {
         for command in Cli::command().get_subcommands() {
-            let help = command
-                .get_after_help()
-                .map(|text| text.to_string())
-                .unwrap_or_default();
-            assert!(
-                help.contains("Examples:"),
-                "`walferry {}` has no example",
-                command.get_name()
-            );
+            let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+            assert!(help.contains("Examples:"), "`walferry {}` has no example", command.get_name());
         }
     }
 

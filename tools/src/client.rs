@@ -38,26 +38,15 @@ impl Url {
     /// The URL of a node at this address, with the credentials of this one.
     pub fn with_address(&self, address: &str) -> Result<Url, String> {
         let other: Url = format!("redis://{address}").parse()?;
-        Ok(Url {
-            user: self.user.clone(),
-            password: self.password.clone(),
-            ..other
-        })
+        Ok(Url { user: self.user.clone(), password: self.password.clone(), ..other })
     }
 
     /// The first address that the host stands for.
     pub fn resolve(&self) -> Result<SocketAddr, ClientError> {
-        let failed = |source| ClientError::Connect {
-            address: self.address(),
-            source,
-        };
+        let failed = |source| ClientError::Connect { address: self.address(), source };
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let no_address = || failed(std::io::Error::other("the name has no address"));
-        (host, self.port)
-            .to_socket_addrs()
-            .map_err(failed)?
-            .next()
-            .ok_or_else(no_address)
+        (host, self.port).to_socket_addrs().map_err(failed)?.next().ok_or_else(no_address)
     }
 
     /// `HOST:PORT`, without credentials.
@@ -69,17 +58,13 @@ impl Url {
 impl FromStr for Url {
     type Err = String;
     fn from_str(text: &str) -> Result<Url, String> {
-        let wrong = |why: &str| {
-            format!("{text:?} {why}; expected redis://HOST:PORT, such as redis://127.0.0.1:6400")
-        };
+        let wrong = |why: &str| format!("{text:?} {why}; expected redis://HOST:PORT, such as redis://127.0.0.1:6400");
         let rest = match text.split_once("://") {
             Some(("redis", rest)) => rest,
             Some((scheme, _)) => return Err(wrong(&format!("has the scheme {scheme:?}"))),
             None => return Err(wrong("has no scheme")),
         };
-        let (credentials, rest) = rest
-            .rsplit_once('@')
-            .map_or((None, rest), |(left, right)| (Some(left), right));
+        let (credentials, rest) = rest.rsplit_once('@').map_or((None, rest), |(left, right)| (Some(left), right));
         let (address, database) = rest.split_once('/').unwrap_or((rest, ""));
         if !matches!(database, "" | "0") {
             return Err(wrong("names a database; a node has only database 0"));
@@ -89,25 +74,15 @@ impl FromStr for Url {
             Some(at) => (&address[..v6_end + at], &address[v6_end + at + 1..]),
             None => (address, ""),
         };
-        let port = if port.is_empty() {
-            Ok(PORT_DEFAULT)
-        } else {
-            port.parse()
-        };
+        let port = if port.is_empty() { Ok(PORT_DEFAULT) } else { port.parse() };
         let port = port.map_err(|_| wrong("has a wrong port"))?;
         if host.is_empty() {
             return Err(wrong("names no host"));
         }
-        let (user, password) = credentials.map_or(("", None), |c| {
-            c.split_once(':').map_or((c, None), |(u, p)| (u, Some(p)))
-        });
+        let (user, password) =
+            credentials.map_or(("", None), |c| c.split_once(':').map_or((c, None), |(u, p)| (u, Some(p))));
         let user = Some(user.to_owned()).filter(|user| !user.is_empty());
-        Ok(Url {
-            host: host.to_owned(),
-            port,
-            user,
-            password: password.map(str::to_owned),
-        })
+        Ok(Url { host: host.to_owned(), port, user, password: password.map(str::to_owned) })
     }
 }
 
@@ -162,10 +137,7 @@ impl Reply {
 
     /// The value that stands after `key` in a flat list of keys and values.
     pub fn field(&self, key: &str) -> Option<&Reply> {
-        self.items()
-            .chunks_exact(2)
-            .find(|pair| pair[0].text().as_deref() == Some(key))
-            .map(|pair| &pair[1])
+        self.items().chunks_exact(2).find(|pair| pair[0].text().as_deref() == Some(key)).map(|pair| &pair[1])
     }
 }
 
@@ -236,10 +208,7 @@ impl Client {
     /// Connects and, if the URL has a password, authenticates.
     pub fn connect(url: &Url) -> Result<Client, ClientError> {
         let address = url.address();
-        let failed = |source| ClientError::Connect {
-            address: address.clone(),
-            source,
-        };
+        let failed = |source| ClientError::Connect { address: address.clone(), source };
         let open = |to| {
             let stream = TcpStream::connect_timeout(&to, Duration::from_millis(CONNECT_MS_MAX))?;
             stream.set_nodelay(true)?;
@@ -248,11 +217,7 @@ impl Client {
             Ok(stream)
         };
         let stream = open(url.resolve()?).map_err(failed)?;
-        let mut client = Client {
-            stream,
-            address,
-            unread: Vec::new(),
-        };
+        let mut client = Client { stream, address, unread: Vec::new() };
         match (&url.user, &url.password) {
             (Some(user), Some(password)) => client.call(&["AUTH", user, password])?,
             (None, Some(password)) => client.call(&["AUTH", password])?,
@@ -268,20 +233,14 @@ impl Client {
 
     /// Changes how long an answer may take.
     pub fn set_answer_time_max(&mut self, time: Duration) -> Result<(), ClientError> {
-        let failed = |source| ClientError::Connect {
-            address: self.address.clone(),
-            source,
-        };
+        let failed = |source| ClientError::Connect { address: self.address.clone(), source };
         self.stream.set_read_timeout(Some(time)).map_err(failed)
     }
 
     /// One command and its answer; an error answer is an `Err`.
     pub fn call(&mut self, arguments: &[&str]) -> Result<Reply, ClientError> {
         let mut request = Vec::new();
-        encode_command(
-            &mut request,
-            &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>(),
-        );
+        encode_command(&mut request, &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>());
         let command = arguments.first().copied().unwrap_or_default();
         self.send(&request, command)?;
         self.receive(command)
@@ -289,9 +248,7 @@ impl Client {
 
     /// Sends bytes that are encoded commands; `command` is for messages.
     pub fn send(&mut self, request: &[u8], command: &str) -> Result<(), ClientError> {
-        self.stream
-            .write_all(request)
-            .map_err(|error| self.lost(command, error))
+        self.stream.write_all(request).map_err(|error| self.lost(command, error))
     }
 
     /// The next answer; an error answer is an `Err`.
@@ -306,11 +263,7 @@ impl Client {
             return match frame {
                 OwnedFrame::Error(text) => {
                     let (address, command) = (self.address.clone(), command.to_owned());
-                    Err(ClientError::Refused {
-                        address,
-                        command,
-                        text,
-                    })
+                    Err(ClientError::Refused { address, command, text })
                 }
                 frame => Ok(frame.into()),
             };
@@ -320,15 +273,11 @@ impl Client {
     fn fill(&mut self, command: &str) -> Result<(), ClientError> {
         let held = self.unread.len();
         if held > ANSWER_BYTES_MAX {
-            return Err(self.lost(
-                command,
-                format!("the answer is larger than {ANSWER_BYTES_MAX} bytes"),
-            ));
+            return Err(self.lost(command, format!("the answer is larger than {ANSWER_BYTES_MAX} bytes")));
         }
         self.unread.resize(held + READ_BYTES, 0);
         let got = self.stream.read(&mut self.unread[held..]);
-        self.unread
-            .truncate(held + got.as_ref().copied().unwrap_or(0));
+        self.unread.truncate(held + got.as_ref().copied().unwrap_or(0));
         match got {
             Ok(0) => Err(self.lost(command, "the node closed the connection")),
             Ok(_) => Ok(()),
@@ -341,18 +290,13 @@ impl Client {
     }
 
     fn lost(&self, command: &str, text: impl fmt::Display) -> ClientError {
-        ClientError::Lost {
-            address: self.address.clone(),
-            command: command.to_owned(),
-            text: text.to_string(),
-        }
+        ClientError::Lost { address: self.address.clone(), command: command.to_owned(), text: text.to_string() }
     }
 }
 
 /// The value of `key` in the text that INFO answers (`key:value` lines).
 pub fn info_field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix(':'))
+    info.lines().find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix(':'))
 }
 
 #[cfg(test)]
@@ -362,35 +306,15 @@ mod tests {
     #[test]
     fn urls_parse() {
         let url: Url = "redis://127.0.0.1:6410".parse().unwrap();
-        assert_eq!(
-            (url.host.as_str(), url.port, url.password),
-            ("127.0.0.1", 6410, None)
-        );
+        assert_eq!((url.host.as_str(), url.port, url.password), ("127.0.0.1", 6410, None));
         let url: Url = "redis://:s3:cr@t@node-1/0".parse().unwrap();
         assert_eq!((url.host.as_str(), url.port), ("node-1", PORT_DEFAULT));
-        assert_eq!(
-            (url.user.as_deref(), url.password.as_deref()),
-            (None, Some("s3:cr@t"))
-        );
+        assert_eq!((url.user.as_deref(), url.password.as_deref()), (None, Some("s3:cr@t")));
         let url: Url = "redis://ann:pw@[::1]:7000".parse().unwrap();
-        assert_eq!(
-            (url.host.as_str(), url.port, url.user.as_deref()),
-            ("[::1]", 7000, Some("ann"))
-        );
-        assert_eq!(
-            url.to_string(),
-            "redis://[::1]:7000",
-            "a printed URL tells no password"
-        );
+        assert_eq!((url.host.as_str(), url.port, url.user.as_deref()), ("[::1]", 7000, Some("ann")));
+        assert_eq!(url.to_string(), "redis://[::1]:7000", "a printed URL tells no password");
         assert_eq!("redis://[::1]".parse::<Url>().unwrap().port, PORT_DEFAULT);
-        for wrong in [
-            "127.0.0.1:6400",
-            "http://a:1",
-            "redis://",
-            "redis://a:b",
-            "redis://a:1/3",
-            "redis://:6400",
-        ] {
+        for wrong in ["127.0.0.1:6400", "http://a:1", "redis://", "redis://a:b", "redis://a:1/3", "redis://:6400"] {
             let error = wrong.parse::<Url>().unwrap_err();
             assert!(error.contains("such as redis://"), "{wrong}: {error}");
         }
@@ -402,12 +326,7 @@ mod tests {
         assert_eq!(info_field(info, "role"), Some("leader"));
         assert_eq!(info_field(info, "rol"), None);
         let text = |t: &'static str| Reply::Text(t.into());
-        let row = Reply::Array(vec![
-            text("name"),
-            text("b"),
-            text("lag_bytes"),
-            Reply::Int(7),
-        ]);
+        let row = Reply::Array(vec![text("name"), text("b"), text("lag_bytes"), Reply::Int(7)]);
         assert_eq!(row.field("lag_bytes").and_then(Reply::int), Some(7));
         assert_eq!(row.field("b"), None, "a value is not a key");
     }

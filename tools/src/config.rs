@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use walferry_cluster::member::MEMBER_NAME_BYTES_MAX;
 use walferry_cluster::{CommitLevel, MemberName, SyncPolicy};
 use walferry_engine::limits::{
-    FRAME_BYTES_MAX, LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN, WRITE_DEPTH_MAX,
+    FRAME_BYTES_MAX, LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    WRITE_DEPTH_MAX,
 };
 use walferry_engine::log::SyncMethod;
 
@@ -90,13 +90,10 @@ impl std::str::FromStr for OnSyncLoss {
         match text.split_once(':') {
             None if text.eq_ignore_ascii_case("block") => Ok(OnSyncLoss::Block),
             None if text.eq_ignore_ascii_case("refuse") => Ok(OnSyncLoss::Refuse),
-            Some((how, level)) if how.eq_ignore_ascii_case("degrade") => level
-                .parse()
-                .map(OnSyncLoss::Degrade)
-                .map_err(|error| format!("{error}")),
-            _ => Err(format!(
-                "{text:?} is none of `block`, `refuse`, `degrade:LEVEL` (such as degrade:local)"
-            )),
+            Some((how, level)) if how.eq_ignore_ascii_case("degrade") => {
+                level.parse().map(OnSyncLoss::Degrade).map_err(|error| format!("{error}"))
+            }
+            _ => Err(format!("{text:?} is none of `block`, `refuse`, `degrade:LEVEL` (such as degrade:local)")),
         }
     }
 }
@@ -127,10 +124,7 @@ where
     type Err = String;
     fn from_str(text: &str) -> Result<Checked<T>, String> {
         let value = text.parse::<T>().map_err(|error| error.to_string())?;
-        Ok(Checked {
-            text: text.to_owned(),
-            value,
-        })
+        Ok(Checked { text: text.to_owned(), value })
     }
 }
 
@@ -300,10 +294,7 @@ impl Settings {
             #[command(flatten)]
             _settings: Settings,
         }
-        OnlySettings::command()
-            .get_arguments()
-            .map(|arg| arg.get_id().to_string())
-            .collect()
+        OnlySettings::command().get_arguments().map(|arg| arg.get_id().to_string()).collect()
     }
 
     /// Reads a `walferry.toml`.
@@ -312,43 +303,27 @@ impl Settings {
         let read = || {
             let bytes = std::fs::metadata(path)?.len();
             if bytes > CONFIG_FILE_BYTES_MAX {
-                return Err(std::io::Error::other(format!(
-                    "{bytes} bytes is too large for a configuration"
-                )));
+                return Err(std::io::Error::other(format!("{bytes} bytes is too large for a configuration")));
             }
             std::fs::read_to_string(path)
         };
-        let text = read().map_err(|source| ConfigError::Read {
-            file: file.clone(),
-            source,
-        })?;
+        let text = read().map_err(|source| ConfigError::Read { file: file.clone(), source })?;
         Settings::from_toml(&text, &file)
     }
 
     /// Reads the text of a `walferry.toml`; `file` is for messages.
     pub fn from_toml(text: &str, file: &str) -> Result<Settings, ConfigError> {
-        let syntax = |error: toml::de::Error| ConfigError::Syntax {
-            file: file.to_owned(),
-            text: error.to_string(),
-        };
+        let syntax = |error: toml::de::Error| ConfigError::Syntax { file: file.to_owned(), text: error.to_string() };
         let table = text.parse::<toml::Table>().map_err(syntax)?;
         let keys = Settings::keys();
         if let Some(key) = table.keys().find(|key| !keys.contains(key)) {
-            let line = text.lines().position(|line| {
-                line.trim_start_matches([' ', '\t', '[', '"'])
-                    .starts_with(key)
-            });
+            let line = text.lines().position(|line| line.trim_start_matches([' ', '\t', '[', '"']).starts_with(key));
             let hint = match closest(key, &keys) {
                 Some(known) => format!("; did you mean `{known}`?"),
                 None => "; `walferry config show` lists every key".to_owned(),
             };
             let line = line.map_or(1, |index| index + 1);
-            return Err(ConfigError::UnknownKey {
-                file: file.to_owned(),
-                line,
-                key: key.clone(),
-                hint,
-            });
+            return Err(ConfigError::UnknownKey { file: file.to_owned(), line, key: key.clone(), hint });
         }
         toml::from_str(text).map_err(syntax)
     }
@@ -372,25 +347,12 @@ fn closest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
 /// The host's name made fit to be a node's name.
 fn host_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let label = host
-        .trim()
-        .split('.')
-        .next()
-        .unwrap_or_default()
-        .to_lowercase();
+    let label = host.trim().split('.').next().unwrap_or_default().to_lowercase();
     let fit = |c: char| {
-        if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' {
-            c
-        } else {
-            '_'
-        }
+        if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' }
     };
     let name: String = label.chars().map(fit).take(MEMBER_NAME_BYTES_MAX).collect();
-    if name.is_empty() {
-        "walferry".to_owned()
-    } else {
-        name
-    }
+    if name.is_empty() { "walferry".to_owned() } else { name }
 }
 
 /// Everything a node needs to know, checked.
@@ -472,10 +434,7 @@ impl NodeConfig {
             commit_level: all.commit_level.expect(given).value,
             sync: all.sync.expect(given).value,
             min_in_sync: all.min_in_sync.expect(given),
-            commit_timeout: all
-                .commit_timeout
-                .map(|span| span.0)
-                .filter(|time| !time.is_zero()),
+            commit_timeout: all.commit_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
             on_sync_loss: all.on_sync_loss.expect(given).value,
             commit_delay: all.commit_delay.expect(given).0,
             segment_bytes: all.segment_bytes.expect(given).0,
@@ -499,8 +458,7 @@ impl NodeConfig {
     /// Bounds, and values that must go together.
     fn check(&self) -> Result<(), ConfigError> {
         let size = |bytes: u64| ByteSize(bytes).to_string();
-        let refuse =
-            |key, value: String, reason: String| Err(ConfigError::Value { key, value, reason });
+        let refuse = |key, value: String, reason: String| Err(ConfigError::Value { key, value, reason });
         if let Err(error) = self.name.parse::<MemberName>() {
             return refuse("name", format!("{:?}", self.name), error.to_string());
         }
@@ -510,46 +468,21 @@ impl NodeConfig {
             let reason = format!("choose a whole number of MiB from {min} to {max}");
             return refuse("segment_bytes", size(self.segment_bytes), reason);
         }
-        if let Some(depth) = self
-            .write_depth
-            .filter(|depth| !(1..=WRITE_DEPTH_MAX).contains(depth))
-        {
-            return refuse(
-                "write_depth",
-                depth.to_string(),
-                format!("choose 1 to {WRITE_DEPTH_MAX}"),
-            );
+        if let Some(depth) = self.write_depth.filter(|depth| !(1..=WRITE_DEPTH_MAX).contains(depth)) {
+            return refuse("write_depth", depth.to_string(), format!("choose 1 to {WRITE_DEPTH_MAX}"));
         }
         // The frame that is being written and the one that fills meanwhile; no frame is larger than a segment.
         let buffer_min = 2 * self.segment_bytes.min(FRAME_BYTES_MAX as u64);
         if (self.log_buffer_bytes as u64) < buffer_min {
-            let reason = format!(
-                "two of the largest frames must fit: at least {}",
-                size(buffer_min)
-            );
-            return refuse(
-                "log_buffer_bytes",
-                size(self.log_buffer_bytes as u64),
-                reason,
-            );
+            let reason = format!("two of the largest frames must fit: at least {}", size(buffer_min));
+            return refuse("log_buffer_bytes", size(self.log_buffer_bytes as u64), reason);
         }
         if self.heartbeat_interval.is_zero() || self.heartbeat_interval * 2 > self.peer_timeout {
-            let reason = format!(
-                "two heartbeats must fit into peer_timeout = {}",
-                Span(self.peer_timeout)
-            );
-            return refuse(
-                "heartbeat_interval",
-                Span(self.heartbeat_interval).to_string(),
-                reason,
-            );
+            let reason = format!("two heartbeats must fit into peer_timeout = {}", Span(self.peer_timeout));
+            return refuse("heartbeat_interval", Span(self.heartbeat_interval).to_string(), reason);
         }
         if self.clients_max == 0 {
-            return refuse(
-                "clients_max",
-                "0".to_owned(),
-                "nobody could connect; choose 1 or more".to_owned(),
-            );
+            return refuse("clients_max", "0".to_owned(), "nobody could connect; choose 1 or more".to_owned());
         }
         if let OnSyncLoss::Degrade(level) = self.on_sync_loss
             && level > CommitLevel::Local
@@ -564,18 +497,10 @@ impl NodeConfig {
 /// `walferry config show`: every key with its effective value, and where the value comes from.
 pub fn show(flags: &Settings, file: &Settings, file_name: Option<&Path>) -> String {
     let (from_flags, from_file) = (flags.to_table(), file.to_table());
-    let mut effective = flags
-        .clone()
-        .or(file.clone())
-        .or(Settings::defaults())
-        .to_table();
+    let mut effective = flags.clone().or(file.clone()).or(Settings::defaults()).to_table();
     let mut out = String::new();
     for key in Settings::keys() {
-        let source = match (
-            from_flags.contains_key(&key),
-            from_file.contains_key(&key),
-            file_name,
-        ) {
+        let source = match (from_flags.contains_key(&key), from_file.contains_key(&key), file_name) {
             (true, ..) => "flag".to_owned(),
             (_, true, Some(name)) => name.display().to_string(),
             _ => "default".to_owned(),
@@ -585,11 +510,7 @@ pub fn show(flags: &Settings, file: &Settings, file_name: Option<&Path>) -> Stri
             Some(value) => format!("{key} = {value}"),
             None => format!("# {key} is not set"),
         };
-        out.push_str(&if line.starts_with('#') {
-            format!("{line}\n")
-        } else {
-            format!("{line:<44} # {source}\n")
-        });
+        out.push_str(&if line.starts_with('#') { format!("{line}\n") } else { format!("{line:<44} # {source}\n") });
     }
     out
 }

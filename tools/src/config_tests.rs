@@ -9,9 +9,7 @@ fn flags(line: &str) -> Settings {
         settings: Settings,
     }
     let words = std::iter::once("start").chain(line.split_whitespace());
-    <Only as clap::Parser>::try_parse_from(words)
-        .unwrap()
-        .settings
+    <Only as clap::Parser>::try_parse_from(words).unwrap().settings
 }
 
 fn file(text: &str) -> Result<Settings, ConfigError> {
@@ -24,25 +22,15 @@ fn node(line: &str, text: &str) -> Result<NodeConfig, ConfigError> {
 
 #[test]
 fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-    let text = "data = \"/var/lib/a\"\nname = \"a\"\nclients_max = 5\nsegment_bytes = \"128MiB\"\npeer_timeout = \"9s\"";
+    let text =
+        "data = \"/var/lib/a\"\nname = \"a\"\nclients_max = 5\nsegment_bytes = \"128MiB\"\npeer_timeout = \"9s\"";
     let config = node("--name b --clients-max 7", text).unwrap();
     assert_eq!((config.name.as_str(), config.clients_max), ("b", 7));
     assert_eq!(config.segment_bytes, 128 << 20);
     assert_eq!(config.peer_timeout, Duration::from_secs(9));
-    assert_eq!(
-        config.heartbeat_interval,
-        Duration::from_secs(1),
-        "the default"
-    );
+    assert_eq!(config.heartbeat_interval, Duration::from_secs(1), "the default");
     assert_eq!(config.data, PathBuf::from("/var/lib/a"));
-    assert_eq!(
-        (
-            config.write_depth,
-            config.sync_method,
-            config.commit_timeout
-        ),
-        (None, None, None)
-    );
+    assert_eq!((config.write_depth, config.sync_method, config.commit_timeout), (None, None, None));
 }
 
 #[test]
@@ -60,36 +48,23 @@ fn every_key_is_a_flag_and_every_flag_a_key() {
     });
     let table = all.to_table();
     for key in &keys {
-        assert!(
-            table.contains_key(key),
-            "{key} is a flag and no key of the file"
-        );
+        assert!(table.contains_key(key), "{key} is a flag and no key of the file");
     }
     assert_eq!(table.len(), keys.len());
     let text = toml::to_string(&table).unwrap();
     let again = file(&text).unwrap();
-    assert_eq!(
-        again.to_table(),
-        table,
-        "what `config show` prints can be read again"
-    );
+    assert_eq!(again.to_table(), table, "what `config show` prints can be read again");
 }
 
 #[test]
 fn an_unknown_key_is_an_error_with_a_suggestion() {
     let says = |text: &str| file(text).unwrap_err().to_string();
     let error = says("name = \"a\"\n\nsegment_size = 5\n");
-    assert_eq!(
-        error,
-        "walferry.toml, line 3: unknown key `segment_size`; did you mean `segment_bytes`?"
-    );
+    assert_eq!(error, "walferry.toml, line 3: unknown key `segment_size`; did you mean `segment_bytes`?");
     assert!(says("peer-timeout = \"5s\"").contains("did you mean `peer_timeout`?"));
     assert!(says("[log]\nlevel = 1").contains("unknown key `log`"));
     let error = says("zzz = 1");
-    assert!(
-        error.contains("line 1") && error.contains("`walferry config show` lists every key"),
-        "{error}"
-    );
+    assert!(error.contains("line 1") && error.contains("`walferry config show` lists every key"), "{error}");
 }
 
 #[test]
@@ -107,10 +82,7 @@ fn a_wrong_value_names_key_and_form() {
         ("name = ", "line 1"),
     ] {
         let error = file(text).unwrap_err().to_string();
-        assert!(
-            error.starts_with("walferry.toml: ") && error.contains(says),
-            "{text}: {error}"
-        );
+        assert!(error.starts_with("walferry.toml: ") && error.contains(says), "{text}: {error}");
     }
 }
 
@@ -121,26 +93,14 @@ fn values_out_of_bounds_say_what_would_do() {
         ("--name a", "data is not set: give --data"),
         ("--data d --name A", "expected 1 to 63 of a-z"),
         (long.as_str(), "expected 1 to 63"),
-        (
-            "--data d --segment-bytes 8MiB",
-            "segment_bytes = 8MiB: choose a whole number of MiB from 16MiB to 1GiB",
-        ),
+        ("--data d --segment-bytes 8MiB", "segment_bytes = 8MiB: choose a whole number of MiB from 16MiB to 1GiB"),
         ("--data d --segment-bytes 16777217", "a whole number of MiB"),
-        (
-            "--data d --write-depth 0",
-            "write_depth = 0: choose 1 to 32",
-        ),
+        ("--data d --write-depth 0", "write_depth = 0: choose 1 to 32"),
         ("--data d --log-buffer-bytes 1MiB", "at least 64MiB"),
-        (
-            "--data d --heartbeat-interval 4s",
-            "two heartbeats must fit into peer_timeout = 5s",
-        ),
+        ("--data d --heartbeat-interval 4s", "two heartbeats must fit into peer_timeout = 5s"),
         ("--data d --heartbeat-interval 0", "two heartbeats"),
         ("--data d --clients-max 0", "choose 1 or more"),
-        (
-            "--data d --on-sync-loss degrade:remote_write",
-            "`local` or `off` only",
-        ),
+        ("--data d --on-sync-loss degrade:remote_write", "`local` or `off` only"),
     ] {
         let error = node(line, "").unwrap_err().to_string();
         assert!(error.contains(says), "{line}: {error}");
@@ -161,44 +121,25 @@ fn values_take_their_types() {
     assert_eq!(config.sync.to_string(), "ANY 1 (b, c)");
     assert_eq!(config.follow.unwrap().to_string(), "[::1]:6401");
     assert_eq!(config.listen.resolve().unwrap().port(), 0);
-    assert!(
-        !node("--data d --buffered=false", "buffered = true")
-            .unwrap()
-            .buffered
-    );
+    assert!(!node("--data d --buffered=false", "buffered = true").unwrap().buffered);
 }
 
 #[test]
 fn show_tells_each_value_and_its_source() {
     let text = file("name = \"a\"\npassword = \"s3cret\"\n").unwrap();
     let shown = show(&flags("--clients-max 7"), &text, Some(Path::new("a.toml")));
-    let line = |key: &str| {
-        shown
-            .lines()
-            .find(|line| line.starts_with(key))
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let line = |key: &str| shown.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
     assert!(line("name =").ends_with("# a.toml"), "{shown}");
     assert!(line("clients_max = 7").ends_with("# flag"));
     assert!(line("segment_bytes = \"64MiB\"").ends_with("# default"));
     assert!(line("# follow").contains("not set"));
     assert!(!shown.contains("s3cret"), "a password is never shown");
     let again = file(&shown).unwrap();
-    assert_eq!(
-        again.clients_max,
-        Some(7),
-        "what is shown can be read as a file"
-    );
+    assert_eq!(again.clients_max, Some(7), "what is shown can be read as a file");
 }
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = Settings::from_file(Path::new("/nonexistent/walferry.toml"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("/nonexistent/walferry.toml") && error.contains("No such file"),
-        "{error}"
-    );
+    let error = Settings::from_file(Path::new("/nonexistent/walferry.toml")).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/walferry.toml") && error.contains("No such file"), "{error}");
 }

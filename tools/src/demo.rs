@@ -32,8 +32,7 @@ Exit codes: 0 the table was printed and every node stopped cleanly; 1 something 
 
 /// Says that a directory was made by a demo and may be replaced by the next one.
 const MARKER_FILE: &str = "made-by-walferry-demo";
-const MARKER_TEXT: &str =
-    "This directory was made by `walferry demo`; the next demo replaces it.\n";
+const MARKER_TEXT: &str = "This directory was made by `walferry demo`; the next demo replaces it.\n";
 const REPLICAS: [&str; 2] = ["replica-1", "replica-2"];
 const SYNC_POLICY: &str = "ANY 1 (replica-1, replica-2)";
 /// A node must serve, and its replicas must stream, within this time.
@@ -71,10 +70,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     for node in starting {
         replicas.push(node?.wait_until_ready()?);
     }
-    say(format_args!(
-        "a leader and two replicas, data and logs under {}",
-        args.dir.display()
-    ))?;
+    say(format_args!("a leader and two replicas, data and logs under {}", args.dir.display()))?;
     for node in std::iter::once(&leader).chain(&replicas) {
         say(format_args!("  {:<10} {}", node.name, node.url))?;
     }
@@ -93,22 +89,14 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
 /// Makes the directory anew; a directory that no demo made is left alone.
 fn replace_directory(dir: &Path) -> Result<(), Failure> {
     let failed = |what: &str, error: std::io::Error| {
-        Failure::failed(format_args!(
-            "--dir {}: cannot {what} it: {error}",
-            dir.display()
-        ))
+        Failure::failed(format_args!("--dir {}: cannot {what} it: {error}", dir.display()))
     };
-    let is_empty = || {
-        dir.read_dir()
-            .is_ok_and(|mut entries| entries.next().is_none())
-    };
+    let is_empty = || dir.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     if dir.join(MARKER_FILE).is_file() {
         std::fs::remove_dir_all(dir).map_err(|error| failed("replace", error))?;
     } else if dir.exists() && !is_empty() {
         let dir = dir.display();
-        return Err(Failure::Usage(format!(
-            "--dir {dir}: exists and was not made by a demo; name another directory"
-        )));
+        return Err(Failure::Usage(format!("--dir {dir}: exists and was not made by a demo; name another directory")));
     }
     std::fs::create_dir_all(dir).map_err(|error| failed("create", error))?;
     std::fs::write(dir.join(MARKER_FILE), MARKER_TEXT).map_err(|error| failed("write to", error))
@@ -125,10 +113,7 @@ fn without_direct_io(dir: &Path) -> Result<bool, Failure> {
             ))?;
             Ok(true)
         }
-        Err(error) => Err(Failure::failed(format_args!(
-            "--dir {}: {error}",
-            dir.display()
-        ))),
+        Err(error) => Err(Failure::failed(format_args!("--dir {}: {error}", dir.display()))),
     }
 }
 
@@ -143,47 +128,19 @@ struct DemoNode {
 }
 
 impl DemoNode {
-    fn spawn(
-        dir: &Path,
-        name: &'static str,
-        buffered: bool,
-        flags: &[&str],
-    ) -> Result<DemoNode, Failure> {
-        let failed =
-            |error: std::io::Error| Failure::failed(format_args!("cannot start {name}: {error}"));
-        let (log_file, ready_file) = (
-            dir.join(format!("{name}.log")),
-            dir.join(format!("{name}.ready")),
-        );
+    fn spawn(dir: &Path, name: &'static str, buffered: bool, flags: &[&str]) -> Result<DemoNode, Failure> {
+        let failed = |error: std::io::Error| Failure::failed(format_args!("cannot start {name}: {error}"));
+        let (log_file, ready_file) = (dir.join(format!("{name}.log")), dir.join(format!("{name}.ready")));
         let log = std::fs::File::create(&log_file).map_err(failed)?;
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.args([
-            "start",
-            "--name",
-            name,
-            "--listen",
-            "127.0.0.1:0",
-            "--peer-listen",
-            "127.0.0.1:0",
-        ]);
-        command
-            .arg("--data")
-            .arg(dir.join(name))
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .args(flags);
+        command.args(["start", "--name", name, "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]);
+        command.arg("--data").arg(dir.join(name)).arg("--ready-file").arg(&ready_file).args(flags);
         if buffered {
             command.arg("--buffered");
         }
         // Not under a supervisor: readiness is told by the file, and Ctrl-C is for the demo, which stops its nodes.
-        command
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("JOURNAL_STREAM")
-            .process_group(0);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // SAFETY: prctl is a plain system call, fit for the moment between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -194,47 +151,24 @@ impl DemoNode {
         }
         let child = command.spawn().map_err(failed)?;
         let url = "redis://127.0.0.1:0".parse().map_err(Failure::Failed)?;
-        Ok(DemoNode {
-            name,
-            child: Some(child),
-            ready_file,
-            log_file,
-            url,
-            peer_listen: String::new(),
-        })
+        Ok(DemoNode { name, child: Some(child), ready_file, log_file, url, peer_listen: String::new() })
     }
 
     fn wait_until_ready(mut self) -> Result<DemoNode, Failure> {
         let deadline = Instant::now() + Duration::from_millis(START_MS_MAX);
         loop {
             if let Ok(text) = std::fs::read_to_string(&self.ready_file) {
-                let value = |key: &str| {
-                    text.lines()
-                        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-                };
+                let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
                 if let (Some(listen), Some(peer_listen)) = (value("listen"), value("peer_listen")) {
-                    self.url = format!("redis://{listen}")
-                        .parse()
-                        .map_err(Failure::Failed)?;
+                    self.url = format!("redis://{listen}").parse().map_err(Failure::Failed)?;
                     self.peer_listen = peer_listen.to_owned();
                     return Ok(self);
                 }
             }
-            let ended = self
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten());
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if ended.is_some() || Instant::now() >= deadline {
-                let why = if ended.is_some() {
-                    "ended at its start"
-                } else {
-                    "does not become ready"
-                };
-                return Err(Failure::failed(format_args!(
-                    "{} {why}:\n{}",
-                    self.name,
-                    self.log_end()
-                )));
+                let why = if ended.is_some() { "ended at its start" } else { "does not become ready" };
+                return Err(Failure::failed(format_args!("{} {why}:\n{}", self.name, self.log_end())));
             }
             std::thread::sleep(Duration::from_millis(POLL_MS));
         }
@@ -255,18 +189,13 @@ impl DemoNode {
         terminate(&child);
         match wait_for_end(&mut child) {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(Failure::failed(format_args!(
-                "{} ended with {status}:\n{}",
-                self.name,
-                self.log_end()
-            ))),
+            Some(status) => {
+                Err(Failure::failed(format_args!("{} ended with {status}:\n{}", self.name, self.log_end())))
+            }
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(Failure::failed(format_args!(
-                    "{} did not end within {STOP_MS_MAX} ms of SIGTERM",
-                    self.name
-                )))
+                Err(Failure::failed(format_args!("{} did not end within {STOP_MS_MAX} ms of SIGTERM", self.name)))
             }
         }
     }
@@ -305,9 +234,7 @@ fn wait_until_streaming(leader: &DemoNode, wanted: usize) -> Result<(), Failure>
     let deadline = Instant::now() + Duration::from_millis(START_MS_MAX);
     let mut client = Client::connect(&leader.url).map_err(Failure::failed)?;
     loop {
-        let streaming = Status::read(&mut client)
-            .map_err(Failure::failed)?
-            .replicas_in_state("streaming");
+        let streaming = Status::read(&mut client).map_err(Failure::failed)?.replicas_in_state("streaming");
         if streaming == wanted {
             return say("both replicas stream\n");
         }
@@ -341,9 +268,7 @@ fn table(args: &DemoArgs, leader: &DemoNode) -> Result<Vec<Summary>, Failure> {
     };
     load::initialise(&options)?;
     let (clients, seconds) = (args.clients, args.seconds);
-    say(format_args!(
-        "tpcb-like, {clients} clients, {seconds} s at each level, sync policy {SYNC_POLICY}\n"
-    ))?;
+    say(format_args!("tpcb-like, {clients} clients, {seconds} s at each level, sync policy {SYNC_POLICY}\n"))?;
     say(format_args!(
         "{:<13} {:>9} {:>9} {:>9} {:>14}   answered when",
         "level", "tps", "p50 ms", "p99 ms", "records/flush"
@@ -365,14 +290,8 @@ fn table(args: &DemoArgs, leader: &DemoNode) -> Result<Vec<Summary>, Failure> {
         ))?;
         std::io::stdout().flush()?;
         if summary.failed > 0 {
-            let example = summary
-                .failures
-                .first()
-                .map_or("", |failure| failure.example.as_str());
-            say(format_args!(
-                "{:<13} {} transactions failed: {example}",
-                "", summary.failed
-            ))?;
+            let example = summary.failures.first().map_or("", |failure| failure.example.as_str());
+            say(format_args!("{:<13} {} transactions failed: {example}", "", summary.failed))?;
         }
         let interrupted = summary.interrupted;
         summaries.push(summary);
@@ -396,11 +315,7 @@ fn meaning(level: CommitLevel) -> &'static str {
 /// Records and durable writes of the leader's log since its start.
 fn flushes(leader: &DemoNode) -> Result<Option<(u64, u64)>, Failure> {
     let mut client = Client::connect(&leader.url).map_err(Failure::failed)?;
-    let info = client
-        .call(&["INFO"])
-        .map_err(Failure::failed)?
-        .text()
-        .unwrap_or_default();
+    let info = client.call(&["INFO"]).map_err(Failure::failed)?.text().unwrap_or_default();
     let number = |key| info_field(&info, key).and_then(|value| value.parse().ok());
     Ok(number("ledger_records").zip(number("ledger_flushes")))
 }
@@ -413,10 +328,7 @@ fn records_per_flush(before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> S
     if flushes == 0 {
         return "-".to_owned();
     }
-    format!(
-        "{:.1}",
-        records.saturating_sub(records_before) as f64 / flushes as f64
-    )
+    format!("{:.1}", records.saturating_sub(records_before) as f64 / flushes as f64)
 }
 
 fn check(leader: &DemoNode, replicas: &[DemoNode]) -> Result<(), Failure> {
@@ -425,13 +337,9 @@ fn check(leader: &DemoNode, replicas: &[DemoNode]) -> Result<(), Failure> {
     match checked.iter().find(|node| !node.agrees) {
         Some(node) => {
             let (address, sums) = (&node.address, &node.sums);
-            Err(Failure::failed(format_args!(
-                "the sums of {address} disagree: {sums}"
-            )))
+            Err(Failure::failed(format_args!("the sums of {address} disagree: {sums}")))
         }
-        None => {
-            say("\naccounts, tellers, branches and history add up to the same on all three nodes")
-        }
+        None => say("\naccounts, tellers, branches and history add up to the same on all three nodes"),
     }
 }
 
@@ -452,10 +360,7 @@ mod tests {
         std::fs::remove_file(other.join(MARKER_FILE)).unwrap();
         std::fs::write(other.join("precious"), "x").unwrap();
         let error = replace_directory(&other).unwrap_err();
-        assert!(
-            matches!(error, Failure::Usage(_)) && error.to_string().contains("not made by a demo"),
-            "{error}"
-        );
+        assert!(matches!(error, Failure::Usage(_)) && error.to_string().contains("not made by a demo"), "{error}");
         assert!(other.join("precious").exists());
     }
 

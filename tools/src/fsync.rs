@@ -37,10 +37,7 @@ pub struct FsyncArgs {
 /// Runs `walferry fsync`.
 pub fn run(args: &FsyncArgs) -> Result<(), Failure> {
     if !args.data.is_dir() {
-        return Err(Failure::failed(format_args!(
-            "--data {}: no such directory",
-            args.data.display()
-        )));
+        return Err(Failure::failed(format_args!("--data {}: no such directory", args.data.display())));
     }
     say(format_args!(
         "durable writes in {}, {} seconds for all trials (O_DIRECT unless buffered)",

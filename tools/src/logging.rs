@@ -17,21 +17,13 @@ pub fn start(filter: &str) -> Result<(), Failure> {
             "log_filter = {filter:?}: {error}; choose error, warn, info, debug or trace, or per module `info,walferry_engine=debug`"
         ))
     };
-    let parsed = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| wrong(&error))?;
+    let parsed = EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
     let registry = tracing_subscriber::registry().with(parsed);
     let started = match journal() {
         Some(journal) => registry.with(journal).try_init(),
         None => {
             let colors = std::io::stderr().is_terminal();
-            registry
-                .with(
-                    tracing_subscriber::fmt::layer()
-                        .with_writer(std::io::stderr)
-                        .with_ansi(colors),
-                )
-                .try_init()
+            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colors)).try_init()
         }
     };
     started.map_err(|error| Failure::failed(format_args!("cannot start logging: {error}")))
@@ -46,9 +38,5 @@ fn journal() -> Option<tracing_journald::Layer> {
     if (device.parse(), inode.parse()) != (Ok(stderr.st_dev), Ok(stderr.st_ino)) {
         return None;
     }
-    Some(
-        tracing_journald::layer()
-            .ok()?
-            .with_syslog_identifier("walferry".to_owned()),
-    )
+    Some(tracing_journald::layer().ok()?.with_syslog_identifier("walferry".to_owned()))
 }

@@ -33,10 +33,7 @@ pub fn run(args: &PromoteArgs) -> Result<(), Failure> {
             say(format_args!("{} leads, epoch {epoch}", client.address()))
         }
         Err(ClientError::Refused { text, .. }) if text.contains("unknown command") => {
-            Err(Failure::failed(format_args!(
-                "{} is not a walferry node: {text}",
-                client.address()
-            )))
+            Err(Failure::failed(format_args!("{} is not a walferry node: {text}", client.address())))
         }
         Err(error) => Err(Failure::failed(error)),
     }

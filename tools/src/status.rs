@@ -76,17 +76,11 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
             say(status.text(client.address()).trim_end())?;
         }
         return match status.field("trouble") {
-            Some(trouble) if !trouble.is_empty() => {
-                Err(Failure::failed(format_args!("the node reports: {trouble}")))
-            }
+            Some(trouble) if !trouble.is_empty() => Err(Failure::failed(format_args!("the node reports: {trouble}"))),
             _ => Ok(()),
         };
     };
-    let pause = Duration::from_millis(if pause_ms == 0 {
-        WATCH_MS_DEFAULT
-    } else {
-        pause_ms
-    });
+    let pause = Duration::from_millis(if pause_ms == 0 { WATCH_MS_DEFAULT } else { pause_ms });
     loop {
         // A node that restarts is worth watching: say that it is gone and try again.
         let looked = Status::read(&mut client);
@@ -95,11 +89,7 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
             Ok(status) => status.text(client.address()),
             Err(error) => format!("{error}\n"),
         };
-        let clear = if std::io::stdout().is_terminal() && !args.json {
-            CLEAR_SCREEN
-        } else {
-            ""
-        };
+        let clear = if std::io::stdout().is_terminal() && !args.json { CLEAR_SCREEN } else { "" };
         let mut out = std::io::stdout().lock();
         write!(out, "{clear}{text}")?;
         out.flush()?;
@@ -123,48 +113,34 @@ impl Status {
             Err(ClientError::Refused { .. }) => Reply::Array(Vec::new()),
             Err(error) => return Err(error),
         };
-        Ok(Status {
-            sections: parse_info(&info),
-            replicas: rows.items().iter().map(row_fields).collect(),
-        })
+        Ok(Status { sections: parse_info(&info), replicas: rows.items().iter().map(row_fields).collect() })
     }
 
     /// The value of an INFO field.
     pub fn field(&self, key: &str) -> Option<&str> {
         let all = self.sections.iter().flat_map(|(_, lines)| lines);
-        all.into_iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value.as_str())
+        all.into_iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// How many replicas are in this state.
     pub fn replicas_in_state(&self, state: &str) -> usize {
         let in_state = |row: &&Vec<(String, Reply)>| {
-            row.iter()
-                .any(|(key, value)| key == "state" && value.text().as_deref() == Some(state))
+            row.iter().any(|(key, value)| key == "state" && value.text().as_deref() == Some(state))
         };
         self.replicas.iter().filter(in_state).count()
     }
 
     fn json(&self) -> serde_json::Value {
-        let value = |text: &str| {
-            text.parse::<i64>()
-                .map_or_else(|_| text.into(), serde_json::Value::from)
-        };
+        let value = |text: &str| text.parse::<i64>().map_or_else(|_| text.into(), serde_json::Value::from);
         let section = |(title, lines): &(String, Vec<(String, String)>)| {
-            let lines = lines
-                .iter()
-                .map(|(key, text)| (key.clone(), value(text)))
-                .collect();
+            let lines = lines.iter().map(|(key, text)| (key.clone(), value(text))).collect();
             (title.to_lowercase(), serde_json::Value::Object(lines))
         };
         let replica = |row: &Vec<(String, Reply)>| {
             let fields = row.iter().map(|(key, reply)| {
                 let value = match reply {
                     Reply::Int(number) => serde_json::Value::from(*number),
-                    other => other
-                        .text()
-                        .map_or(serde_json::Value::Null, serde_json::Value::from),
+                    other => other.text().map_or(serde_json::Value::Null, serde_json::Value::from),
                 };
                 (key.clone(), value)
             });
@@ -185,23 +161,12 @@ impl Status {
         let field = |key| self.field(key).unwrap_or("-");
         let name = self.field("name").unwrap_or(address);
         let (role, since) = (self.role(), human_seconds(field("uptime_in_seconds")));
-        writeln!(
-            out,
-            "{name} at {address}: {role}, epoch {}, up {since}",
-            field("epoch")
-        )?;
+        writeln!(out, "{name} at {address}: {role}, epoch {}, up {since}", field("epoch"))?;
         if let Some(trouble) = self.field("trouble").filter(|trouble| !trouble.is_empty()) {
             writeln!(out, "TROUBLE         {trouble}")?;
         }
-        let policy = self
-            .field("sync_policy")
-            .filter(|policy| !policy.is_empty())
-            .unwrap_or("none");
-        writeln!(
-            out,
-            "commit level    {}, sync policy {policy}",
-            field("commit_level")
-        )?;
+        let policy = self.field("sync_policy").filter(|policy| !policy.is_empty()).unwrap_or("none");
+        writeln!(out, "commit level    {}, sync policy {policy}", field("commit_level"))?;
         writeln!(
             out,
             "log             end {}, written {}, flushed {}, applied {}, committed {}",
@@ -213,11 +178,7 @@ impl Status {
         )?;
         if role != "leader" {
             let (lag, time) = (human_bytes(field("lag_bytes")), human_us(field("lag_us")));
-            writeln!(
-                out,
-                "behind          {lag}, {time}; link {}",
-                field("master_link_status")
-            )?;
+            writeln!(out, "behind          {lag}, {time}; link {}", field("master_link_status"))?;
         }
         self.write_ledger(out)?;
         if self.replicas.is_empty() {
@@ -245,10 +206,7 @@ impl Status {
             if KNOWN.contains(&title.to_lowercase().as_str()) || lines.is_empty() {
                 continue;
             }
-            let fields: Vec<String> = lines
-                .iter()
-                .map(|(key, value)| format!("{key} {value}"))
-                .collect();
+            let fields: Vec<String> = lines.iter().map(|(key, value)| format!("{key} {value}")).collect();
             writeln!(out, "{:<15} {}", title.to_lowercase(), fields.join(", "))?;
         }
         Ok(())
@@ -256,10 +214,7 @@ impl Status {
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
         let cell = |row: &[(String, Reply)], key: &str| {
-            let text = row
-                .iter()
-                .find(|(name, _)| name == key)
-                .and_then(|(_, value)| value.text());
+            let text = row.iter().find(|(name, _)| name == key).and_then(|(_, value)| value.text());
             let text = text.unwrap_or_else(|| "-".to_owned());
             match key {
                 "lag_bytes" => human_bytes(&text),
@@ -268,31 +223,14 @@ impl Status {
             }
         };
         let mut rows = vec![COLUMNS.map(|(title, ..)| title.to_owned())];
-        rows.extend(
-            self.replicas
-                .iter()
-                .map(|row| COLUMNS.map(|(_, key, _)| cell(row, key))),
-        );
+        rows.extend(self.replicas.iter().map(|row| COLUMNS.map(|(_, key, _)| cell(row, key))));
         let widths: Vec<usize> = (0..COLUMNS.len())
-            .map(|column| {
-                rows.iter()
-                    .map(|row| row[column].chars().count())
-                    .max()
-                    .unwrap_or(0)
-            })
+            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
             .collect();
         for (number, row) in rows.iter().enumerate() {
-            let cells = row
-                .iter()
-                .zip(&widths)
-                .zip(COLUMNS)
-                .map(|((text, width), (.., right))| {
-                    if right {
-                        format!("{text:>width$}")
-                    } else {
-                        format!("{text:<width$}")
-                    }
-                });
+            let cells = row.iter().zip(&widths).zip(COLUMNS).map(|((text, width), (.., right))| {
+                if right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+            });
             writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
             if number == 0 {
                 let line = widths.iter().map(|width| "-".repeat(*width));
@@ -306,15 +244,9 @@ impl Status {
 fn parse_info(info: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut sections: Vec<(String, Vec<(String, String)>)> = Vec::new();
     for line in info.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match (
-            line.strip_prefix('#'),
-            line.split_once(':'),
-            sections.last_mut(),
-        ) {
+        match (line.strip_prefix('#'), line.split_once(':'), sections.last_mut()) {
             (Some(title), ..) => sections.push((title.trim().to_owned(), Vec::new())),
-            (None, Some((key, value)), Some((_, lines))) => {
-                lines.push((key.to_owned(), value.to_owned()))
-            }
+            (None, Some((key, value)), Some((_, lines))) => lines.push((key.to_owned(), value.to_owned())),
             _ => {}
         }
     }
@@ -323,9 +255,7 @@ fn parse_info(info: &str) -> Vec<(String, Vec<(String, String)>)> {
 
 fn row_fields(row: &Reply) -> Vec<(String, Reply)> {
     let pairs = row.items().chunks_exact(2);
-    pairs
-        .filter_map(|pair| Some((pair[0].text()?, pair[1].clone())))
-        .collect()
+    pairs.filter_map(|pair| Some((pair[0].text()?, pair[1].clone()))).collect()
 }
 
 /// Bytes as people read them; anything else as it is.
@@ -340,11 +270,7 @@ fn human_bytes(text: &str) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// Microseconds as people read them; anything else as it is.
@@ -391,19 +317,13 @@ mod tests {
             text("sync_state"),
             text("quorum"),
         ]);
-        Status {
-            sections: parse_info(info),
-            replicas: vec![row_fields(&row)],
-        }
+        Status { sections: parse_info(info), replicas: vec![row_fields(&row)] }
     }
 
     #[test]
     fn the_table_tells_role_policy_ledger_and_replicas() {
         let text = status().text("127.0.0.1:6400");
-        assert!(
-            text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"),
-            "{text}"
-        );
+        assert!(text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"), "{text}");
         assert!(text.contains("commit level    remote_flush, sync policy ANY 1 (b, c)\n"));
         assert!(text.contains("ledger          flushes 12\n"), "{text}");
         assert!(!text.contains("TROUBLE"));
@@ -424,18 +344,9 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(
-            (human_bytes("0"), human_bytes("4096")),
-            ("0 B".to_owned(), "4.0 KiB".to_owned())
-        );
-        assert_eq!(
-            (human_us("999"), human_us("2300000")),
-            ("999 us".to_owned(), "2.3 s".to_owned())
-        );
-        assert_eq!(
-            (human_seconds("59"), human_seconds("90061")),
-            ("59 s".to_owned(), "1 d 1 h".to_owned())
-        );
+        assert_eq!((human_bytes("0"), human_bytes("4096")), ("0 B".to_owned(), "4.0 KiB".to_owned()));
+        assert_eq!((human_us("999"), human_us("2300000")), ("999 us".to_owned(), "2.3 s".to_owned()));
+        assert_eq!((human_seconds("59"), human_seconds("90061")), ("59 s".to_owned(), "1 d 1 h".to_owned()));
         assert_eq!(human_bytes("-"), "-");
     }
 }

@@ -9,13 +9,7 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-const SIZE_UNITS: [(&str, u64); 5] = [
-    ("B", 1),
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
-];
+const SIZE_UNITS: [(&str, u64); 5] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 const TIME_UNITS: [(&str, u64); 6] = [
     ("ns", 1),
     ("us", 1_000),
@@ -40,19 +34,14 @@ pub struct HostPort(String);
 /// Splits `64 MiB` into its whole number and its unit.
 fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit.trim()))
 }
 
 /// The largest unit that divides `value`, and how often it does.
 fn largest_unit(value: u64, units: &[(&'static str, u64)]) -> (u64, &'static str) {
-    let fitting = units
-        .iter()
-        .rev()
-        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor));
+    let fitting = units.iter().rev().find(|(_, factor)| value != 0 && value.is_multiple_of(*factor));
     let (unit, factor) = fitting.unwrap_or(&units[0]);
     (value / factor, unit)
 }
@@ -60,53 +49,34 @@ fn largest_unit(value: u64, units: &[(&'static str, u64)]) -> (u64, &'static str
 impl FromStr for ByteSize {
     type Err = String;
     fn from_str(text: &str) -> Result<ByteSize, String> {
-        let wrong =
-            || format!("{text:?} is not a size: write bytes or KiB, MiB, GiB, TiB, such as 64MiB");
+        let wrong = || format!("{text:?} is not a size: write bytes or KiB, MiB, GiB, TiB, such as 64MiB");
         let (number, unit) = split(text).ok_or_else(wrong)?;
         if unit.is_empty() {
             return Ok(ByteSize(number));
         }
-        let (_, factor) = SIZE_UNITS
-            .iter()
-            .find(|(name, _)| unit.eq_ignore_ascii_case(name))
-            .ok_or_else(wrong)?;
-        number
-            .checked_mul(*factor)
-            .map(ByteSize)
-            .ok_or_else(|| format!("{text:?} is more than 64 bits can count"))
+        let (_, factor) = SIZE_UNITS.iter().find(|(name, _)| unit.eq_ignore_ascii_case(name)).ok_or_else(wrong)?;
+        number.checked_mul(*factor).map(ByteSize).ok_or_else(|| format!("{text:?} is more than 64 bits can count"))
     }
 }
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (number, unit) = largest_unit(self.0, &SIZE_UNITS);
-        if unit == "B" {
-            write!(f, "{number}")
-        } else {
-            write!(f, "{number}{unit}")
-        }
+        if unit == "B" { write!(f, "{number}") } else { write!(f, "{number}{unit}") }
     }
 }
 
 impl FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Span, String> {
-        let wrong = || {
-            format!(
-                "{text:?} is not a time: write a number with ns, us, ms, s, min or h, such as 100us or 5s"
-            )
-        };
+        let wrong =
+            || format!("{text:?} is not a time: write a number with ns, us, ms, s, min or h, such as 100us or 5s");
         let (number, unit) = split(text).ok_or_else(wrong)?;
         if number == 0 && unit.is_empty() {
             return Ok(Span(Duration::ZERO));
         }
-        let (_, factor) = TIME_UNITS
-            .iter()
-            .find(|(name, _)| unit == *name)
-            .ok_or_else(wrong)?;
-        let nanos = number
-            .checked_mul(*factor)
-            .ok_or_else(|| format!("{text:?} is longer than 500 years"))?;
+        let (_, factor) = TIME_UNITS.iter().find(|(name, _)| unit == *name).ok_or_else(wrong)?;
+        let nanos = number.checked_mul(*factor).ok_or_else(|| format!("{text:?} is longer than 500 years"))?;
         Ok(Span(Duration::from_nanos(nanos)))
     }
 }
@@ -116,10 +86,7 @@ impl fmt::Display for Span {
         if self.0.is_zero() {
             return f.write_str("0s");
         }
-        let (number, unit) = largest_unit(
-            u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX),
-            &TIME_UNITS,
-        );
+        let (number, unit) = largest_unit(u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX), &TIME_UNITS);
         write!(f, "{number}{unit}")
     }
 }
@@ -147,9 +114,7 @@ impl FromStr for HostPort {
         if text.rsplit_once(':').is_some_and(fits) {
             return Ok(HostPort(text.to_owned()));
         }
-        Err(format!(
-            "{text:?} is not HOST:PORT, such as 127.0.0.1:6400 or [::1]:6400"
-        ))
+        Err(format!("{text:?} is not HOST:PORT, such as 127.0.0.1:6400 or [::1]:6400"))
     }
 }
 
@@ -191,14 +156,10 @@ macro_rules! as_text {
     };
 }
 
-as_text!(ByteSize, "a size such as 4096 or \"64MiB\"", |number| {
-    u64::try_from(number).ok().map(ByteSize)
+as_text!(ByteSize, "a size such as 4096 or \"64MiB\"", |number| { u64::try_from(number).ok().map(ByteSize) });
+as_text!(Span, "a time in quotes with its unit, such as \"100us\" or \"5s\"", |number| {
+    (number == 0).then_some(Span(Duration::ZERO))
 });
-as_text!(
-    Span,
-    "a time in quotes with its unit, such as \"100us\" or \"5s\"",
-    |number| { (number == 0).then_some(Span(Duration::ZERO)) }
-);
 as_text!(HostPort, "an address such as \"127.0.0.1:6400\"", |_| None);
 
 #[cfg(test)]
@@ -221,17 +182,9 @@ mod tests {
             assert_eq!(size.to_string().parse(), Ok(size));
         }
         for wrong in ["", "MiB", "64MB", "-1", "1.5MiB", "99999999TiB", "64 M"] {
-            assert!(
-                wrong.parse::<ByteSize>().is_err(),
-                "{wrong:?} must not parse"
-            );
+            assert!(wrong.parse::<ByteSize>().is_err(), "{wrong:?} must not parse");
         }
-        assert!(
-            "64MB"
-                .parse::<ByteSize>()
-                .unwrap_err()
-                .contains("such as 64MiB")
-        );
+        assert!("64MB".parse::<ByteSize>().unwrap_err().contains("such as 64MiB"));
     }
 
     #[test]
@@ -257,27 +210,11 @@ mod tests {
 
     #[test]
     fn addresses_need_host_and_port() {
-        for right in [
-            "127.0.0.1:0",
-            "localhost:6400",
-            "[::1]:6400",
-            "node-1.example:65535",
-        ] {
+        for right in ["127.0.0.1:0", "localhost:6400", "[::1]:6400", "node-1.example:65535"] {
             assert_eq!(right.parse::<HostPort>().unwrap().to_string(), right);
         }
-        for wrong in [
-            "",
-            ":6400",
-            "localhost",
-            "localhost:",
-            "localhost:70000",
-            "::1:6400",
-            "redis://a:1x",
-        ] {
-            assert!(
-                wrong.parse::<HostPort>().is_err(),
-                "{wrong:?} must not parse"
-            );
+        for wrong in ["", ":6400", "localhost", "localhost:", "localhost:70000", "::1:6400", "redis://a:1x"] {
+            assert!(wrong.parse::<HostPort>().is_err(), "{wrong:?} must not parse");
         }
     }
 }

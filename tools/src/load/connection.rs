@@ -140,20 +140,13 @@ impl Connection {
     }
 
     fn connected(&mut self, greeting: &Greeting) -> std::io::Result<()> {
-        let socket = self
-            .socket
-            .as_ref()
-            .expect("a connecting connection has a socket");
+        let socket = self.socket.as_ref().expect("a connecting connection has a socket");
         if let Some(error) = socket.take_error()? {
             return Err(error);
         }
         if let Err(error) = socket.peer_addr() {
             // Woken before the connection stood: wait on.
-            return if error.kind() == ErrorKind::NotConnected {
-                Ok(())
-            } else {
-                Err(error)
-            };
+            return if error.kind() == ErrorKind::NotConnected { Ok(()) } else { Err(error) };
         }
         socket.set_nodelay(true)?;
         self.session.out.extend_from_slice(&greeting.bytes);
@@ -196,9 +189,7 @@ impl Connection {
             };
             if self.filled == self.inbox.len() {
                 if self.filled >= ANSWER_BYTES_MAX {
-                    return Err(std::io::Error::other(format!(
-                        "an answer is larger than {ANSWER_BYTES_MAX} bytes"
-                    )));
+                    return Err(std::io::Error::other(format!("an answer is larger than {ANSWER_BYTES_MAX} bytes")));
                 }
                 self.inbox.resize(self.filled * 2, 0);
             }
@@ -235,20 +226,14 @@ impl Connection {
                 if matches!(kind, Kind::Error { .. }) {
                     return Err(std::io::Error::other(error.into_owned()));
                 }
-                self.state = if left == 1 {
-                    State::Idle
-                } else {
-                    State::Greeting(left - 1)
-                };
+                self.state = if left == 1 { State::Idle } else { State::Greeting(left - 1) };
                 if left == 1 {
                     stats.reconnects += u64::from(self.was_up);
                     self.was_up = true;
                     self.backoff_ms = BACKOFF_MS_MIN;
                 }
             } else {
-                self.session
-                    .answer(kind, &error, now, stats)
-                    .map_err(std::io::Error::other)?;
+                self.session.answer(kind, &error, now, stats).map_err(std::io::Error::other)?;
             }
             taken += length;
         }
@@ -281,11 +266,7 @@ impl Connection {
 }
 
 fn begin_connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let family = if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(family, SockType::Stream, flags, None)?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {

@@ -83,8 +83,7 @@ pub fn run(plan: Plan, start: &Receiver<Instant>, events: &SyncSender<Event>) {
     let thread = plan.thread;
     // The receiver is gone only when the run was given up; then nobody wants to know.
     let tell = |event| events.send(event).is_ok();
-    let mut state = match Loop::new(plan).and_then(|mut state| state.connect_all().map(|()| state))
-    {
+    let mut state = match Loop::new(plan).and_then(|mut state| state.connect_all().map(|()| state)) {
         Ok(state) => state,
         Err(text) => {
             tell(Event::Failed(text));
@@ -111,34 +110,19 @@ impl Loop {
         // SAFETY: plain system call; its result is checked and owned at once.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
-            return Err(format!(
-                "cannot create an epoll: {}",
-                std::io::Error::last_os_error()
-            ));
+            return Err(format!("cannot create an epoll: {}", std::io::Error::last_os_error()));
         }
         // SAFETY: `fd` is a new descriptor that nobody else owns.
         let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
         let now = Instant::now();
-        let timers = (0..plan.connections.len())
-            .map(|index| Reverse((now, index)))
-            .collect();
+        let timers = (0..plan.connections.len()).map(|index| Reverse((now, index))).collect();
         let stats = Box::new(plan.workload.empty_stats());
-        let schedule = plan
-            .rate
-            .take()
-            .map(|(rate, random)| Schedule::new(rate, now, random));
+        let schedule = plan.rate.take().map(|(rate, random)| Schedule::new(rate, now, random));
         if schedule.is_some() {
             // SAFETY: sets the calling thread's own timer slack; 50 us by default would be latency of ours.
             unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
         }
-        Ok(Loop {
-            plan,
-            epoll,
-            stats,
-            timers,
-            idle: VecDeque::new(),
-            schedule,
-        })
+        Ok(Loop { plan, epoll, stats, timers, idle: VecDeque::new(), schedule })
     }
 
     /// Opens every connection; the first that cannot be opened ends the run.
@@ -147,25 +131,14 @@ impl Loop {
         while self.idle.len() < self.plan.connections.len() {
             self.fire_timers(Instant::now());
             self.wait(Instant::now() + Duration::from_millis(WAKE_MS_MAX), false)?;
-            if let Some(error) = self
-                .plan
-                .connections
-                .iter_mut()
-                .find_map(|c| c.last_error.take())
-            {
-                return Err(format!(
-                    "cannot open {} connections: {error}",
-                    self.plan.connections.len()
-                ));
+            if let Some(error) = self.plan.connections.iter_mut().find_map(|c| c.last_error.take()) {
+                return Err(format!("cannot open {} connections: {error}", self.plan.connections.len()));
             }
             if self.plan.stop.load(Ordering::Relaxed) {
                 return Err("interrupted while connecting".to_owned());
             }
             if Instant::now() > deadline {
-                return Err(format!(
-                    "no answer within {} s of connecting",
-                    CONNECT_MS_MAX / 1000
-                ));
+                return Err(format!("no answer within {} s of connecting", CONNECT_MS_MAX / 1000));
             }
         }
         Ok(())
@@ -179,19 +152,13 @@ impl Loop {
         loop {
             let now = Instant::now();
             if now >= next_interval {
-                let full =
-                    std::mem::replace(&mut self.stats, Box::new(self.plan.workload.empty_stats()));
-                if events
-                    .send(Event::Interval(self.plan.thread, full))
-                    .is_err()
-                {
+                let full = std::mem::replace(&mut self.stats, Box::new(self.plan.workload.empty_stats()));
+                if events.send(Event::Interval(self.plan.thread, full)).is_err() {
                     return Ok(0);
                 }
                 next_interval += INTERVAL;
             }
-            let over = end.is_some_and(|end| now >= end)
-                || self.plan.stop.load(Ordering::Relaxed)
-                || self.is_used_up();
+            let over = end.is_some_and(|end| now >= end) || self.plan.stop.load(Ordering::Relaxed) || self.is_used_up();
             if over {
                 let busy = self.plan.connections.iter().filter(|c| c.is_busy()).count() as u64;
                 let until = *drain_until.get_or_insert(now + Duration::from_millis(DRAIN_MS_MAX));
@@ -204,9 +171,7 @@ impl Loop {
                 self.begin_due(now);
             }
             let due = self.next_due(over).unwrap_or(next_interval);
-            let until = due
-                .min(next_interval)
-                .min(end.filter(|_| !over).unwrap_or(due));
+            let until = due.min(next_interval).min(end.filter(|_| !over).unwrap_or(due));
             self.wait(until, !over)?;
         }
     }
@@ -253,9 +218,7 @@ impl Loop {
             };
             self.idle.pop_front();
             if self.schedule.is_some() {
-                self.stats
-                    .lag
-                    .record(now.saturating_duration_since(scheduled));
+                self.stats.lag.record(now.saturating_duration_since(scheduled));
             }
             connection.begin(scheduled, now, &mut self.stats);
             self.settle(index);
@@ -274,11 +237,7 @@ impl Loop {
 
     fn next_due(&self, over: bool) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        let scheduled = self
-            .schedule
-            .as_ref()
-            .filter(|_| !over && !self.idle.is_empty())
-            .map(Schedule::due);
+        let scheduled = self.schedule.as_ref().filter(|_| !over && !self.idle.is_empty()).map(Schedule::due);
         timer.into_iter().chain(scheduled).min()
     }
 
@@ -287,11 +246,9 @@ impl Loop {
     fn wait(&mut self, until: Instant, begin: bool) -> Result<(), String> {
         const EMPTY: libc::epoll_event = libc::epoll_event { events: 0, u64: 0 };
         let mut ready = [EMPTY; EVENTS_MAX];
-        let pause = until
-            .saturating_duration_since(Instant::now())
-            .min(Duration::from_millis(WAKE_MS_MAX));
-        let count = epoll_wait(&self.epoll, &mut ready, pause)
-            .map_err(|error| format!("cannot wait for sockets: {error}"))?;
+        let pause = until.saturating_duration_since(Instant::now()).min(Duration::from_millis(WAKE_MS_MAX));
+        let count =
+            epoll_wait(&self.epoll, &mut ready, pause).map_err(|error| format!("cannot wait for sockets: {error}"))?;
         for event in &ready[..count] {
             let index = event.u64 as usize;
             let connection = &mut self.plan.connections[index];
@@ -310,37 +267,19 @@ impl Loop {
 
 fn watch(epoll: &OwnedFd, fd: i32, index: usize) {
     let interest = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-    let mut event = libc::epoll_event {
-        events: interest as u32,
-        u64: index as u64,
-    };
+    let mut event = libc::epoll_event { events: interest as u32, u64: index as u64 };
     // SAFETY: both descriptors are open and `event` lives through the call. It fails only for want of kernel memory;
     // the connection then never becomes ready and the run says so.
     unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) };
 }
 
 /// epoll_wait with nanoseconds; with milliseconds on kernels before 5.11.
-fn epoll_wait(
-    epoll: &OwnedFd,
-    ready: &mut [libc::epoll_event],
-    pause: Duration,
-) -> std::io::Result<usize> {
+fn epoll_wait(epoll: &OwnedFd, ready: &mut [libc::epoll_event], pause: Duration) -> std::io::Result<usize> {
     let (fd, events, count) = (epoll.as_raw_fd(), ready.as_mut_ptr(), ready.len());
-    let time = libc::timespec {
-        tv_sec: pause.as_secs() as libc::time_t,
-        tv_nsec: i64::from(pause.subsec_nanos()),
-    };
+    let time = libc::timespec { tv_sec: pause.as_secs() as libc::time_t, tv_nsec: i64::from(pause.subsec_nanos()) };
     // SAFETY: `events` points to `count` writable entries and `time` lives through the call; no signal mask is given.
     let mut result = unsafe {
-        libc::syscall(
-            libc::SYS_epoll_pwait2,
-            fd,
-            events,
-            count,
-            &raw const time,
-            std::ptr::null::<libc::sigset_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_epoll_pwait2, fd, events, count, &raw const time, std::ptr::null::<libc::sigset_t>(), 0)
     };
     if result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
         let pause_ms = pause.as_micros().div_ceil(1000) as i32;

@@ -76,15 +76,9 @@ impl Expr {
         match self {
             Expr::Int(number) => Ok(*number),
             Expr::Var(slot) => Ok(variables[*slot]),
-            Expr::Negate(inner) => inner
-                .value(variables, random)?
-                .checked_neg()
-                .ok_or(ExprError::Overflow),
+            Expr::Negate(inner) => inner.value(variables, random)?.checked_neg().ok_or(ExprError::Overflow),
             Expr::Binary(operator, left, right) => {
-                let (left, right) = (
-                    left.value(variables, random)?,
-                    right.value(variables, random)?,
-                );
+                let (left, right) = (left.value(variables, random)?, right.value(variables, random)?);
                 if right == 0 && matches!(operator, b'/' | b'%') {
                     return Err(ExprError::DivisionByZero);
                 }
@@ -98,9 +92,7 @@ impl Expr {
                 result.ok_or(ExprError::Overflow)
             }
             Expr::Call(function, arguments) => {
-                let mut values = arguments
-                    .iter()
-                    .map(|argument| argument.value(variables, random));
+                let mut values = arguments.iter().map(|argument| argument.value(variables, random));
                 let first = values.next().unwrap_or(Ok(0))?;
                 match function {
                     Function::Abs => first.checked_abs().ok_or(ExprError::Overflow),
@@ -109,10 +101,7 @@ impl Expr {
                 }
             }
             Expr::Random(distribution, low, high) => {
-                let (low, high) = (
-                    low.value(variables, random)?,
-                    high.value(variables, random)?,
-                );
+                let (low, high) = (low.value(variables, random)?, high.value(variables, random)?);
                 if low > high {
                     return Err(ExprError::EmptyRange(low, high));
                 }
@@ -191,9 +180,7 @@ impl<'a> Parser<'a> {
                 Ok(())
             }
             Some(found) => Err(format!("expected {expected:?} and found {found:?}")),
-            None => Err(format!(
-                "expected {expected:?} and found the end of the line"
-            )),
+            None => Err(format!("expected {expected:?} and found the end of the line")),
         }
     }
 
@@ -208,11 +195,7 @@ impl<'a> Parser<'a> {
         let mut left = self.product(depth)?;
         while let Some(operator @ ('+' | '-')) = self.peek() {
             self.take(operator)?;
-            left = Expr::Binary(
-                operator as u8,
-                Box::new(left),
-                Box::new(self.product(depth)?),
-            );
+            left = Expr::Binary(operator as u8, Box::new(left), Box::new(self.product(depth)?));
         }
         Ok(left)
     }
@@ -228,9 +211,7 @@ impl<'a> Parser<'a> {
 
     fn atom(&mut self, depth: usize) -> Result<Expr, String> {
         if depth > NESTING_MAX {
-            return Err(format!(
-                "the expression is nested deeper than {NESTING_MAX}"
-            ));
+            return Err(format!("the expression is nested deeper than {NESTING_MAX}"));
         }
         match self.peek() {
             Some('(') => {
@@ -246,16 +227,11 @@ impl<'a> Parser<'a> {
             Some(':') => {
                 self.take(':')?;
                 let name = self.word(|c| c.is_ascii_alphanumeric() || c == '_');
-                (self.slot)(name)
-                    .map(Expr::Var)
-                    .ok_or_else(|| format!("the variable :{name} was never set"))
+                (self.slot)(name).map(Expr::Var).ok_or_else(|| format!("the variable :{name} was never set"))
             }
             Some(c) if c.is_ascii_digit() => {
                 let digits = self.word(|c| c.is_ascii_digit());
-                digits
-                    .parse()
-                    .map(Expr::Int)
-                    .map_err(|_| format!("{digits} does not fit 64 bits"))
+                digits.parse().map(Expr::Int).map_err(|_| format!("{digits} does not fit 64 bits"))
             }
             Some(c) if c.is_ascii_alphabetic() => self.call(depth),
             Some(other) => Err(format!("unexpected {other:?} in the expression")),
@@ -294,9 +270,7 @@ impl<'a> Parser<'a> {
     fn distribution(&mut self, name: &str) -> Result<Distribution, String> {
         self.peek();
         let text = self.word(|c| c.is_ascii_digit() || c == '.');
-        let parameter: f64 = text
-            .parse()
-            .map_err(|_| format!("{name} needs a number as its third argument"))?;
+        let parameter: f64 = text.parse().map_err(|_| format!("{name} needs a number as its third argument"))?;
         match name {
             "random_zipfian" if (ZIPF_PARAMETER_MIN..=ZIPF_PARAMETER_MAX).contains(&parameter) => {
                 Ok(Distribution::Zipfian(parameter))
@@ -305,13 +279,9 @@ impl<'a> Parser<'a> {
                 "the parameter of random_zipfian must be from {ZIPF_PARAMETER_MIN} to {ZIPF_PARAMETER_MAX}, not {text}"
             )),
             "random_exponential" if parameter > 0.0 => Ok(Distribution::Exponential(parameter)),
-            "random_exponential" => Err(format!(
-                "the parameter of random_exponential must be above 0, not {text}"
-            )),
+            "random_exponential" => Err(format!("the parameter of random_exponential must be above 0, not {text}")),
             _ if parameter >= GAUSS_PARAMETER_MIN => Ok(Distribution::Gaussian(parameter)),
-            _ => Err(format!(
-                "the parameter of random_gaussian must be at least {GAUSS_PARAMETER_MIN}, not {text}"
-            )),
+            _ => Err(format!("the parameter of random_gaussian must be at least {GAUSS_PARAMETER_MIN}, not {text}")),
         }
     }
 
@@ -343,17 +313,13 @@ mod tests {
     }
 
     fn value(text: &str) -> Result<i64, ExprError> {
-        parse(text, &slot)
-            .unwrap()
-            .value(&[3, -7], &mut Random::seed_from_u64(1))
+        parse(text, &slot).unwrap().value(&[3, -7], &mut Random::seed_from_u64(1))
     }
 
     fn draws(text: &str) -> Vec<i64> {
         let expr = parse(text, &slot).unwrap();
         let mut random = Random::seed_from_u64(42);
-        (0..DRAWS)
-            .map(|_| expr.value(&[3, -7], &mut random).unwrap())
-            .collect()
+        (0..DRAWS).map(|_| expr.value(&[3, -7], &mut random).unwrap()).collect()
     }
 
     #[test]
@@ -361,10 +327,7 @@ mod tests {
         assert_eq!(value("1 + 2 * 3"), Ok(7));
         assert_eq!(value("(1 + 2) * :scale - -4"), Ok(13));
         assert_eq!(value("7 / 2 % 2 - abs(:x)"), Ok(-6));
-        assert_eq!(
-            value("least(4, :x, 9) + greatest(1, 100000 * :scale)"),
-            Ok(299_993)
-        );
+        assert_eq!(value("least(4, :x, 9) + greatest(1, 100000 * :scale)"), Ok(299_993));
         assert_eq!(value("1 / (:scale - 3)"), Err(ExprError::DivisionByZero));
         assert_eq!(value("9223372036854775807 + 1"), Err(ExprError::Overflow));
         assert_eq!(value("random(5, 1)"), Err(ExprError::EmptyRange(5, 1)));
@@ -394,17 +357,10 @@ mod tests {
         let drawn = draws("random(1, 10)");
         for number in 1..=10 {
             let times = drawn.iter().filter(|n| **n == number).count();
-            assert!(
-                (1_700..2_300).contains(&times),
-                "{number} came {times} times of {DRAWS}"
-            );
+            assert!((1_700..2_300).contains(&times), "{number} came {times} times of {DRAWS}");
         }
         assert!(drawn.iter().all(|n| (1..=10).contains(n)));
-        assert!(
-            draws("random(-9223372036854775807, 9223372036854775807)")
-                .iter()
-                .any(|n| *n < 0)
-        );
+        assert!(draws("random(-9223372036854775807, 9223372036854775807)").iter().any(|n| *n < 0));
     }
 
     #[test]
@@ -413,10 +369,7 @@ mod tests {
         assert!(drawn.iter().all(|n| (1..=1000).contains(n)));
         let times = |number| drawn.iter().filter(|n| **n == number).count() as f64;
         let ratio = times(1) / times(2);
-        assert!(
-            (2.4..3.3).contains(&ratio),
-            "2^1.5 = 2.83 expected between rank 1 and 2, got {ratio}"
-        );
+        assert!((2.4..3.3).contains(&ratio), "2^1.5 = 2.83 expected between rank 1 and 2, got {ratio}");
     }
 
     #[test]
@@ -424,17 +377,11 @@ mod tests {
         let drawn = draws("random_exponential(1, 100, 5.0)");
         assert!(drawn.iter().all(|n| (1..=100).contains(n)));
         let low = drawn.iter().filter(|n| **n <= 20).count();
-        assert!(
-            (12_000..13_400).contains(&low),
-            "(1 - e^-1) / (1 - e^-5) = 63.6 % below 20, got {low} of {DRAWS}"
-        );
+        assert!((12_000..13_400).contains(&low), "(1 - e^-1) / (1 - e^-5) = 63.6 % below 20, got {low} of {DRAWS}");
         let drawn = draws("random_gaussian(1, 100, 2.5)");
         assert!(drawn.iter().all(|n| (1..=100).contains(n)));
         let middle = drawn.iter().filter(|n| (41..=60).contains(*n)).count();
-        assert!(
-            (7_300..8_300).contains(&middle),
-            "within half a deviation 38.8 %, got {middle} of {DRAWS}"
-        );
+        assert!((7_300..8_300).contains(&middle), "within half a deviation 38.8 %, got {middle} of {DRAWS}");
     }
 
     #[test]

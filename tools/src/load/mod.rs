@@ -34,22 +34,12 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
     if args.init {
         let took = initialise(&options)?;
         let (scale, seconds) = (options.scale.unwrap_or(1), took.as_secs_f64());
-        crate::cli::say(format_args!(
-            "tables of scale {scale} filled in {seconds:.2} s"
-        ))?;
+        crate::cli::say(format_args!("tables of scale {scale} filled in {seconds:.2} s"))?;
         return Ok(());
     }
     let wants_load = args.transactions != Some(0);
-    let summary = if wants_load {
-        Some(execute(&options)?)
-    } else {
-        None
-    };
-    let checked = if args.check {
-        Some(check(&options.url, &args.check_url)?)
-    } else {
-        None
-    };
+    let summary = if wants_load { Some(execute(&options)?) } else { None };
+    let checked = if args.check { Some(check(&options.url, &args.check_url)?) } else { None };
     if args.json {
         let json = serde_json::json!({ "load": summary, "check": checked });
         crate::cli::say(format_args!("{json:#}"))?;
@@ -59,27 +49,16 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
         }
         for node in checked.iter().flatten() {
             let verdict = if node.agrees { "agree" } else { "DISAGREE" };
-            crate::cli::say(format_args!(
-                "check {}: sums {verdict}: {}",
-                node.address, node.sums
-            ))?;
+            crate::cli::say(format_args!("check {}: sums {verdict}: {}", node.address, node.sums))?;
         }
     }
     if let Some(node) = checked.iter().flatten().find(|node| !node.agrees) {
-        return Err(Failure::failed(format_args!(
-            "--check: the sums of {} disagree",
-            node.address
-        )));
+        return Err(Failure::failed(format_args!("--check: the sums of {} disagree", node.address)));
     }
     match summary {
         Some(summary) if summary.transactions == 0 && !summary.interrupted => {
-            let why = summary
-                .failures
-                .first()
-                .map_or("no answer came", |failure| failure.example.as_str());
-            Err(Failure::failed(format_args!(
-                "no transaction succeeded: {why}"
-            )))
+            let why = summary.failures.first().map_or("no answer came", |failure| failure.example.as_str());
+            Err(Failure::failed(format_args!("no transaction succeeded: {why}")))
         }
         _ => Ok(()),
     }
@@ -94,11 +73,7 @@ pub fn initialise(options: &Options) -> Result<Duration, Failure> {
 /// Compares the sums of the leader and of its replicas; without `named` those that the leader lists.
 pub fn check(url: &Url, named: &[Url]) -> Result<Vec<tables::CheckedNode>, Failure> {
     let mut leader = run::connect(url, None)?;
-    let replicas = if named.is_empty() {
-        listed_replicas(&mut leader, url)?
-    } else {
-        named.to_vec()
-    };
+    let replicas = if named.is_empty() { listed_replicas(&mut leader, url)? } else { named.to_vec() };
     tables::check(&mut leader, url, &replicas).map_err(Failure::failed)
 }
 
@@ -107,10 +82,7 @@ fn listed_replicas(leader: &mut Client, url: &Url) -> Result<Vec<Url>, Failure> 
     let Ok(rows) = leader.call(&["REPLICATION"]) else {
         return Ok(Vec::new());
     };
-    let address =
-        |row: &crate::client::Reply| row.field("address").and_then(crate::client::Reply::text);
+    let address = |row: &crate::client::Reply| row.field("address").and_then(crate::client::Reply::text);
     let named = rows.items().iter().filter_map(address);
-    named
-        .map(|address| url.with_address(&address).map_err(Failure::failed))
-        .collect()
+    named.map(|address| url.with_address(&address).map_err(Failure::failed)).collect()
 }

@@ -57,12 +57,7 @@ pub struct LoadArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
     /// Run so many seconds
-    #[arg(
-        short = 'T',
-        long,
-        value_name = "SECONDS",
-        conflicts_with = "transactions"
-    )]
+    #[arg(short = 'T', long, value_name = "SECONDS", conflicts_with = "transactions")]
     pub time: Option<u64>,
     /// Run so many transactions in each client [default: 10]
     #[arg(short = 't', long, value_name = "N")]
@@ -125,41 +120,23 @@ impl LoadArgs {
     pub fn options(&self) -> Result<Options, Failure> {
         let bounds = |flag: &str, value: usize, max: usize| match value {
             0 => Err(Failure::Usage(format!("{flag} 0: at least 1 is needed"))),
-            value if value > max => Err(Failure::Usage(format!(
-                "{flag} {value}: at most {max} are possible"
-            ))),
+            value if value > max => Err(Failure::Usage(format!("{flag} {value}: at most {max} are possible"))),
             _ => Ok(()),
         };
         bounds("--clients", self.clients, CLIENTS_MAX)?;
         bounds("--jobs", self.jobs, THREADS_MAX)?;
         bounds("--data-bytes", self.data_bytes.max(1), PAYLOAD_BYTES_MAX)?;
         bounds("--time", self.time.unwrap_or(1) as usize, usize::MAX)?;
-        bounds(
-            "--progress",
-            self.progress.unwrap_or(1) as usize,
-            usize::MAX,
-        )?;
-        bounds(
-            "--scale",
-            usize::try_from(self.scale.unwrap_or(1)).unwrap_or(0),
-            SCALE_MAX as usize,
-        )?;
+        bounds("--progress", self.progress.unwrap_or(1) as usize, usize::MAX)?;
+        bounds("--scale", usize::try_from(self.scale.unwrap_or(1)).unwrap_or(0), SCALE_MAX as usize)?;
         if self.transactions == Some(0) && !self.check {
-            return Err(Failure::Usage(
-                "--transactions 0: nothing to do; with --check it only verifies".to_owned(),
-            ));
+            return Err(Failure::Usage("--transactions 0: nothing to do; with --check it only verifies".to_owned()));
         }
         if let Some(rate) = self.rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
-            return Err(Failure::Usage(format!(
-                "--rate {rate}: choose a number above 0, such as 1000"
-            )));
+            return Err(Failure::Usage(format!("--rate {rate}: choose a number above 0, such as 1000")));
         }
         let define = self.define.iter().map(|text| {
-            let wrong = || {
-                Failure::Usage(format!(
-                    "--define {text}: expected NAME=NUMBER, such as items=5000"
-                ))
-            };
+            let wrong = || Failure::Usage(format!("--define {text}: expected NAME=NUMBER, such as items=5000"));
             let (name, value) = text.split_once('=').ok_or_else(wrong)?;
             Ok((name.to_owned(), value.parse::<i64>().map_err(|_| wrong())?))
         });
@@ -195,9 +172,7 @@ impl LoadArgs {
             let (name, weight) = split_weight("--builtin", text)?;
             if !BUILTINS.iter().any(|(known, ..)| *known == name) {
                 let names = BUILTINS.map(|(name, ..)| name).join(", ");
-                return Err(Failure::Usage(format!(
-                    "--builtin {name}: no such script; there are {names}"
-                )));
+                return Err(Failure::Usage(format!("--builtin {name}: no such script; there are {names}")));
             }
             scripts.push(ScriptSource::Builtin(name.to_owned(), weight));
         }
@@ -208,9 +183,7 @@ impl LoadArgs {
             ScriptSource::File(_, weight) | ScriptSource::Builtin(_, weight) => *weight,
         };
         if scripts.iter().all(|script| weight(script) == 0) {
-            return Err(Failure::Usage(
-                "every script has the weight 0; give one a weight of 1 or more".to_owned(),
-            ));
+            return Err(Failure::Usage("every script has the weight 0; give one a weight of 1 or more".to_owned()));
         }
         Ok(scripts)
     }
@@ -222,9 +195,7 @@ fn split_weight<'a>(flag: &str, text: &'a str) -> Result<(&'a str, u64), Failure
         None => Ok((text, 1)),
         Some((name, weight)) => match weight.parse::<u32>() {
             Ok(weight) => Ok((name, u64::from(weight))),
-            Err(_) => Err(Failure::Usage(format!(
-                "{flag} {text}: the weight after @ must be a whole number"
-            ))),
+            Err(_) => Err(Failure::Usage(format!("{flag} {text}: the weight after @ must be a whole number"))),
         },
     }
 }
@@ -241,30 +212,16 @@ mod tests {
     }
 
     fn options(flags: &str) -> Result<Options, Failure> {
-        Only::try_parse_from(std::iter::once("load").chain(flags.split_whitespace()))
-            .unwrap()
-            .load
-            .options()
+        Only::try_parse_from(std::iter::once("load").chain(flags.split_whitespace())).unwrap().load.options()
     }
 
     #[test]
     fn pgbench_habits_parse() {
-        let options =
-            options("-c 8 -j 2 -T 10 -P 1 -R 500 -s 3 -f a.sql@3 -b append -D items=7 --seed 9")
-                .unwrap();
+        let options = options("-c 8 -j 2 -T 10 -P 1 -R 500 -s 3 -f a.sql@3 -b append -D items=7 --seed 9").unwrap();
         assert_eq!((options.clients, options.threads), (8, 2));
-        assert_eq!(
-            (options.duration, options.transactions),
-            (Some(Duration::from_secs(10)), None)
-        );
-        assert_eq!(
-            (options.rate, options.scale, options.seed),
-            (Some(500.0), Some(3), Some(9))
-        );
-        let scripts = [
-            ScriptSource::File("a.sql".into(), 3),
-            ScriptSource::Builtin("append".to_owned(), 1),
-        ];
+        assert_eq!((options.duration, options.transactions), (Some(Duration::from_secs(10)), None));
+        assert_eq!((options.rate, options.scale, options.seed), (Some(500.0), Some(3), Some(9)));
+        let scripts = [ScriptSource::File("a.sql".into(), 3), ScriptSource::Builtin("append".to_owned(), 1)];
         assert_eq!(options.scripts, scripts);
         assert_eq!(options.define, [("items".to_owned(), 7)]);
     }
@@ -272,14 +229,8 @@ mod tests {
     #[test]
     fn defaults_are_those_of_pgbench() {
         let options = options("-j 4").unwrap();
-        assert_eq!(
-            (options.clients, options.threads, options.transactions),
-            (1, 1, Some(10))
-        );
-        assert_eq!(
-            options.scripts,
-            [ScriptSource::Builtin("tpcb-like".to_owned(), 1)]
-        );
+        assert_eq!((options.clients, options.threads, options.transactions), (1, 1, Some(10)));
+        assert_eq!(options.scripts, [ScriptSource::Builtin("tpcb-like".to_owned(), 1)]);
     }
 
     #[test]
@@ -289,10 +240,7 @@ mod tests {
             ("-c 20000", "at most 10000"),
             ("-t 0", "nothing to do"),
             ("-R 0", "--rate 0: choose a number above 0"),
-            (
-                "-b tpcc",
-                "--builtin tpcc: no such script; there are tpcb-like",
-            ),
+            ("-b tpcc", "--builtin tpcc: no such script; there are tpcb-like"),
             ("-f a@b", "the weight after @"),
             ("-f a@0", "every script has the weight 0"),
             ("-D x", "--define x: expected NAME=NUMBER"),

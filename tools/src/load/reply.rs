@@ -38,11 +38,7 @@ pub struct Scan {
 
 impl Default for Scan {
     fn default() -> Scan {
-        Scan {
-            at: 0,
-            outstanding: 1,
-            kind: None,
-        }
+        Scan { at: 0, outstanding: 1, kind: None }
     }
 }
 
@@ -53,18 +49,11 @@ impl Scan {
         while self.outstanding > 0 {
             let rest = &bytes[self.at..];
             let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
-                return if rest.len() > LINE_BYTES_MAX {
-                    Err(NotResp)
-                } else {
-                    Ok(None)
-                };
+                return if rest.len() > LINE_BYTES_MAX { Err(NotResp) } else { Ok(None) };
             };
             let line_bytes = end + 2;
             let count = || -> Result<i64, NotResp> {
-                std::str::from_utf8(&rest[1..end])
-                    .ok()
-                    .and_then(|digits| digits.parse().ok())
-                    .ok_or(NotResp)
+                std::str::from_utf8(&rest[1..end]).ok().and_then(|digits| digits.parse().ok()).ok_or(NotResp)
             };
             let mut kind = Kind::Value;
             match rest[0] {
@@ -74,10 +63,7 @@ impl Scan {
                     self.at += line_bytes;
                 }
                 b'-' => {
-                    kind = Kind::Error {
-                        from: self.at + 1,
-                        to: self.at + end,
-                    };
+                    kind = Kind::Error { from: self.at + 1, to: self.at + end };
                     self.at += line_bytes;
                 }
                 b'$' | b'=' | b'!' => match usize::try_from(count()?) {
@@ -101,9 +87,7 @@ impl Scan {
             }
             self.outstanding -= 1;
             // The first element tells what the answer is; an error anywhere in it wins.
-            if self.kind.is_none()
-                || matches!((self.kind, kind), (Some(Kind::Value), Kind::Error { .. }))
-            {
+            if self.kind.is_none() || matches!((self.kind, kind), (Some(Kind::Value), Kind::Error { .. })) {
                 self.kind = Some(kind);
             }
         }
@@ -119,10 +103,7 @@ mod tests {
     use super::*;
 
     fn whole(bytes: &[u8]) -> (usize, Kind) {
-        Scan::default()
-            .scan(bytes)
-            .unwrap()
-            .expect("the answer is whole")
+        Scan::default().scan(bytes).unwrap().expect("the answer is whole")
     }
 
     #[test]
@@ -139,11 +120,7 @@ mod tests {
             ",1.5\r\n",
         ] {
             let followed = format!("{answer}+NEXT\r\n");
-            assert_eq!(
-                whole(followed.as_bytes()),
-                (answer.len(), Kind::Value),
-                "{answer:?}"
-            );
+            assert_eq!(whole(followed.as_bytes()), (answer.len(), Kind::Value), "{answer:?}");
         }
         for nil in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
             assert_eq!(whole(nil.as_bytes()), (nil.len(), Kind::Nil));
@@ -155,9 +132,7 @@ mod tests {
         let answer = b"*3\r\n:1\r\n-ERR no\r\n:2\r\n";
         let (length, kind) = whole(answer);
         assert_eq!(length, answer.len());
-        let Kind::Error { from, to } = kind else {
-            panic!("{kind:?}")
-        };
+        let Kind::Error { from, to } = kind else { panic!("{kind:?}") };
         assert_eq!(&answer[from..to], b"ERR no");
     }
 
@@ -167,10 +142,7 @@ mod tests {
         for split in 0..answer.len() {
             let mut scan = Scan::default();
             assert_eq!(scan.scan(&answer[..split]), Ok(None), "split at {split}");
-            assert_eq!(
-                scan.scan(answer).unwrap().map(|(length, _)| length),
-                Some(answer.len())
-            );
+            assert_eq!(scan.scan(answer).unwrap().map(|(length, _)| length), Some(answer.len()));
         }
     }
 

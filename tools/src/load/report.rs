@@ -150,10 +150,7 @@ impl Latency {
 impl Lag {
     /// Of an open-loop run.
     pub fn of(lag: &Moments) -> Lag {
-        Lag {
-            average: lag.mean_ms(),
-            max: lag.max_ms(),
-        }
+        Lag { average: lag.mean_ms(), max: lag.max_ms() }
     }
 }
 
@@ -184,52 +181,28 @@ impl Summary {
             _ => writeln!(out, "transaction type: multiple scripts")?,
         }
         writeln!(out, "scaling factor: {}", self.scale)?;
-        writeln!(
-            out,
-            "commit level: {}",
-            self.level.as_deref().unwrap_or("the node's default")
-        )?;
+        writeln!(out, "commit level: {}", self.level.as_deref().unwrap_or("the node's default"))?;
         writeln!(out, "number of clients: {}", self.clients)?;
         writeln!(out, "number of threads: {}", self.threads)?;
         match (self.duration_asked_s, self.transactions_asked) {
             (Some(seconds), _) => {
                 writeln!(out, "duration: {seconds} s")?;
-                writeln!(
-                    out,
-                    "number of transactions actually processed: {}",
-                    self.transactions
-                )?;
+                writeln!(out, "number of transactions actually processed: {}", self.transactions)?;
             }
             (None, each) => {
                 let each = each.unwrap_or_default();
                 writeln!(out, "number of transactions per client: {each}")?;
                 let all = each * self.clients as u64;
-                writeln!(
-                    out,
-                    "number of transactions actually processed: {}/{all}",
-                    self.transactions
-                )?;
+                writeln!(out, "number of transactions actually processed: {}/{all}", self.transactions)?;
             }
         }
         let share = percent(self.failed, self.transactions + self.failed);
-        writeln!(
-            out,
-            "number of failed transactions: {} ({share:.3}%)",
-            self.failed
-        )?;
+        writeln!(out, "number of failed transactions: {} ({share:.3}%)", self.failed)?;
         for failure in &self.failures {
-            writeln!(
-                out,
-                "  {} x {}: {}",
-                failure.count, failure.code, failure.example
-            )?;
+            writeln!(out, "  {} x {}", failure.count, failure.example)?;
         }
         if self.unfinished > 0 {
-            writeln!(
-                out,
-                "number of unfinished transactions: {} (no answer at the end)",
-                self.unfinished
-            )?;
+            writeln!(out, "number of unfinished transactions: {} (no answer at the end)", self.unfinished)?;
         }
         if self.reconnects > 0 {
             writeln!(out, "number of reconnections: {}", self.reconnects)?;
@@ -237,34 +210,15 @@ impl Summary {
         writeln!(out, "latency average = {:.3} ms", self.latency_ms.average)?;
         writeln!(out, "latency stddev = {:.3} ms", self.latency_ms.stddev)?;
         if let Some(lag) = &self.schedule_lag_ms {
-            writeln!(
-                out,
-                "rate limit schedule lag: avg {:.3} (max {:.3}) ms",
-                lag.average, lag.max
-            )?;
+            writeln!(out, "rate limit schedule lag: avg {:.3} (max {:.3}) ms", lag.average, lag.max)?;
         }
-        let Latency {
-            p50,
-            p90,
-            p99,
-            p999,
-            max,
-            ..
-        } = self.latency_ms;
+        let Latency { p50, p90, p99, p999, max, .. } = self.latency_ms;
         writeln!(
             out,
             "latency p50 = {p50:.3} ms, p90 = {p90:.3} ms, p99 = {p99:.3} ms, p99.9 = {p999:.3} ms, max = {max:.3} ms"
         )?;
-        writeln!(
-            out,
-            "initial connection time = {:.3} ms",
-            self.initial_connection_ms
-        )?;
-        writeln!(
-            out,
-            "tps = {:.6} (without initial connection time)",
-            self.tps
-        )?;
+        writeln!(out, "initial connection time = {:.3} ms", self.initial_connection_ms)?;
+        writeln!(out, "tps = {:.6} (without initial connection time)", self.tps)?;
         self.write_scripts(out, per_command)
     }
 
@@ -274,42 +228,18 @@ impl Summary {
             if self.scripts.len() > 1 {
                 writeln!(out, "script {}: {}", index + 1, script.name)?;
                 let targets = percent(script.weight, weights);
-                writeln!(
-                    out,
-                    " - weight: {} (targets {targets:.1}% of total)",
-                    script.weight
-                )?;
+                writeln!(out, " - weight: {} (targets {targets:.1}% of total)", script.weight)?;
                 let share = percent(script.transactions, self.transactions);
                 let (count, tps) = (script.transactions, script.tps);
-                writeln!(
-                    out,
-                    " - {count} transactions ({share:.1}% of total, tps = {tps:.6})"
-                )?;
+                writeln!(out, " - {count} transactions ({share:.1}% of total, tps = {tps:.6})")?;
                 let share = percent(script.failed, script.transactions + script.failed);
-                writeln!(
-                    out,
-                    " - number of failed transactions: {} ({share:.3}%)",
-                    script.failed
-                )?;
-                writeln!(
-                    out,
-                    " - latency average = {:.3} ms",
-                    script.latency_average_ms
-                )?;
-                writeln!(
-                    out,
-                    " - latency stddev = {:.3} ms",
-                    script.latency_stddev_ms
-                )?;
+                writeln!(out, " - number of failed transactions: {} ({share:.3}%)", script.failed)?;
+                writeln!(out, " - latency average = {:.3} ms", script.latency_average_ms)?;
+                writeln!(out, " - latency stddev = {:.3} ms", script.latency_stddev_ms)?;
             }
             if per_command {
                 writeln!(out, "command latencies in milliseconds and failures:")?;
-                for CommandSummary {
-                    command,
-                    latency_average_ms,
-                    failed,
-                } in &script.commands
-                {
+                for CommandSummary { command, latency_average_ms, failed } in &script.commands {
                     writeln!(out, "{latency_average_ms:>12.3} {failed:>11}  {command}")?;
                 }
             }
@@ -319,20 +249,11 @@ impl Summary {
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        part as f64 * 100.0 / whole as f64
-    }
+    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
 /// pgbench's progress line for what was counted since the last one.
-pub fn progress_line(
-    elapsed: Duration,
-    since_last: Duration,
-    stats: &Stats,
-    open_loop: bool,
-) -> String {
+pub fn progress_line(elapsed: Duration, since_last: Duration, stats: &Stats, open_loop: bool) -> String {
     let tps = stats.latency.count as f64 / since_last.as_secs_f64().max(1e-9);
     let (average, stddev) = (stats.latency.mean_ms(), stats.latency.stddev_ms());
     let (p99, failed) = (stats.percentile_ms(99.0), stats.failed_count());
@@ -355,12 +276,8 @@ pub struct IntervalLog {
 impl IntervalLog {
     /// Creates the file, with its header.
     pub fn create(path: &Path, start: SystemTime, comment: &str) -> Result<IntervalLog, String> {
-        let file = std::fs::File::create(path)
-            .map_err(|error| format!("--log {}: {error}", path.display()))?;
-        let mut log = IntervalLog {
-            path: path.to_owned(),
-            file: std::io::BufWriter::new(file),
-        };
+        let file = std::fs::File::create(path).map_err(|error| format!("--log {}: {error}", path.display()))?;
+        let mut log = IntervalLog { path: path.to_owned(), file: std::io::BufWriter::new(file) };
         let mut serializer = V2DeflateSerializer::new();
         IntervalLogWriterBuilder::new()
             .add_comment("[Histogram log format version 1.3]")
@@ -374,12 +291,7 @@ impl IntervalLog {
     }
 
     /// Adds the histogram of the interval that began `from` after the start.
-    pub fn write(
-        &mut self,
-        from: Duration,
-        duration: Duration,
-        stats: &Stats,
-    ) -> Result<(), String> {
+    pub fn write(&mut self, from: Duration, duration: Duration, stats: &Stats) -> Result<(), String> {
         let failed = |error: String| format!("--log {}: {error}", self.path.display());
         let mut line = Vec::new();
         let mut serializer = V2DeflateSerializer::new();
@@ -391,13 +303,9 @@ impl IntervalLog {
             .write_histogram(&stats.histogram, from, duration, None)
             .map_err(|error| failed(error.to_string()))?;
         // A builder writes the divisor's header each time; only the interval's own line belongs into the file now.
-        let own = line
-            .split_inclusive(|byte| *byte == b'\n')
-            .filter(|line| line[0] != b'#');
+        let own = line.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
         for line in own {
-            self.file
-                .write_all(line)
-                .map_err(|error| failed(error.to_string()))?;
+            self.file.write_all(line).map_err(|error| failed(error.to_string()))?;
         }
         self.file.flush().map_err(|error| failed(error.to_string()))
     }

@@ -86,23 +86,15 @@ pub fn connect(url: &Url, level: Option<&str>) -> Result<Client, Failure> {
                 "--level {level}: {url} does not know commit levels ({text}); is it a walferry node? Without --level it can be measured"
             )))
         }
-        Err(ClientError::Refused { text, .. }) => {
-            Err(Failure::Usage(format!("--level {level}: {text}")))
-        }
+        Err(ClientError::Refused { text, .. }) => Err(Failure::Usage(format!("--level {level}: {text}"))),
         Err(error) => Err(Failure::failed(error)),
     }
 }
 
 fn greeting(options: &Options) -> Greeting {
-    let mut greeting = Greeting {
-        bytes: Vec::new(),
-        answers: 0,
-    };
+    let mut greeting = Greeting { bytes: Vec::new(), answers: 0 };
     let mut add = |arguments: &[&str]| {
-        encode_command(
-            &mut greeting.bytes,
-            &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>(),
-        );
+        encode_command(&mut greeting.bytes, &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>());
         greeting.answers += 1;
     };
     match (&options.url.user, &options.url.password) {
@@ -139,8 +131,8 @@ fn prepare(options: &Options, seed: u64) -> Result<(Workload, i64), Failure> {
             }
             ScriptSource::File(path, weight) => {
                 let name = path.display().to_string();
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| Failure::Usage(format!("--file {name}: {error}")))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("--file {name}: {error}")))?;
                 Script::parse(&name, *weight, &text, &mut variables)
                     .map_err(|error| Failure::Usage(error.to_string()))?
             }
@@ -154,15 +146,7 @@ fn prepare(options: &Options, seed: u64) -> Result<(Workload, i64), Failure> {
     }
     let payload = Payload::new(options.payload_bytes, &mut Random::seed_from_u64(seed));
     let client_id_slot = variables.slot("client_id");
-    Ok((
-        Workload {
-            scripts,
-            values: variables.values,
-            client_id_slot,
-            payload,
-        },
-        scale,
-    ))
+    Ok((Workload { scripts, values: variables.values, client_id_slot, payload }, scale))
 }
 
 /// Runs the load to its end or to Ctrl-C.
@@ -183,12 +167,9 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
             address,
             greeting: greeting.clone(),
             connections: connections(options, &workload, thread, seed, connecting),
-            rate: options.rate.map(|rate| {
-                (
-                    rate / options.threads as f64,
-                    Random::seed_from_u64(!seed ^ thread as u64),
-                )
-            }),
+            rate: options
+                .rate
+                .map(|rate| (rate / options.threads as f64, Random::seed_from_u64(!seed ^ thread as u64))),
             duration: options.duration,
             workload: Arc::clone(&workload),
             stop: &STOP,
@@ -196,12 +177,8 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
         let (start, started) = channel();
         let events_in = events_in.clone();
         let body = move || driver::run(plan, &started, &events_in);
-        let spawned = std::thread::Builder::new()
-            .name(format!("load-{thread}"))
-            .spawn(body);
-        threads.push(spawned.map_err(|error| {
-            Failure::failed(format_args!("cannot start thread {thread}: {error}"))
-        })?);
+        let spawned = std::thread::Builder::new().name(format!("load-{thread}")).spawn(body);
+        threads.push(spawned.map_err(|error| Failure::failed(format_args!("cannot start thread {thread}: {error}")))?);
         starts.push(start);
     }
     drop(events_in);
@@ -209,30 +186,18 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
     // After a failure the receiver goes first, so that no thread waits for room in the channel.
     drop(events);
     for thread in threads {
-        thread
-            .join()
-            .map_err(|_| Failure::failed("a load thread panicked"))?;
+        thread.join().map_err(|_| Failure::failed("a load thread panicked"))?;
     }
     let collected = collected?;
     Ok(summary(options, &workload, scale, seed, collected))
 }
 
 /// The connections of one thread: every `threads`-th client.
-fn connections(
-    options: &Options,
-    workload: &Arc<Workload>,
-    thread: usize,
-    seed: u64,
-    now: Instant,
-) -> Vec<Connection> {
+fn connections(options: &Options, workload: &Arc<Workload>, thread: usize, seed: u64, now: Instant) -> Vec<Connection> {
     let clients = (thread..options.clients).step_by(options.threads);
     let connection = |client: usize| {
         let random = Random::seed_from_u64(seed.wrapping_add(client as u64));
-        Connection::new(
-            Session::new(Arc::clone(workload), client, random, now),
-            options.transactions,
-            now,
-        )
+        Connection::new(Session::new(Arc::clone(workload), client, random, now), options.transactions, now)
     };
     clients.map(connection).collect()
 }
@@ -271,10 +236,7 @@ fn collect(
     while finished < options.threads {
         match events.recv().map_err(|_| gone())? {
             Event::Interval(thread, stats) => merge.add(thread, *stats)?,
-            Event::Finished {
-                thread,
-                unfinished: count,
-            } => {
+            Event::Finished { thread, unfinished: count } => {
                 unfinished += count;
                 finished += 1;
                 merge.finish(thread)?;
@@ -285,12 +247,7 @@ fn collect(
     }
     let elapsed = start.elapsed();
     let stats = merge.end(elapsed)?;
-    Ok(Collected {
-        stats,
-        elapsed,
-        connecting: start - connecting,
-        unfinished,
-    })
+    Ok(Collected { stats, elapsed, connecting: start - connecting, unfinished })
 }
 
 /// Puts the intervals of all threads together, in order.
@@ -310,19 +267,9 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    fn new(
-        options: &'a Options,
-        workload: &Workload,
-        start: SystemTime,
-    ) -> Result<Merge<'a>, Failure> {
-        let comment = format!(
-            "walferry load, latencies in nanoseconds, maxima in milliseconds, {}",
-            options.url
-        );
-        let log = options
-            .log
-            .as_ref()
-            .map(|path| IntervalLog::create(path, start, &comment));
+    fn new(options: &'a Options, workload: &Workload, start: SystemTime) -> Result<Merge<'a>, Failure> {
+        let comment = format!("walferry load, latencies in nanoseconds, maxima in milliseconds, {}", options.url);
+        let log = options.log.as_ref().map(|path| IntervalLog::create(path, start, &comment));
         let empty = workload.empty_stats();
         Ok(Merge {
             options,
@@ -376,12 +323,7 @@ impl<'a> Merge<'a> {
         }
         let since = INTERVAL * (index - self.progress_from) as u32 + lasted;
         if self.options.progress.is_some_and(|every| since >= every) {
-            let line = report::progress_line(
-                from + lasted,
-                since,
-                &self.since_progress,
-                self.options.rate.is_some(),
-            );
+            let line = report::progress_line(from + lasted, since, &self.since_progress, self.options.rate.is_some());
             eprintln!("{line}");
             self.since_progress = self.empty.clone();
             self.progress_from = index + 1;
@@ -391,9 +333,7 @@ impl<'a> Merge<'a> {
 
     fn end(mut self, elapsed: Duration) -> Result<Stats, Failure> {
         while let Some((index, stats)) = self.open.pop_first() {
-            let lasted = elapsed
-                .saturating_sub(INTERVAL * index as u32)
-                .min(INTERVAL);
+            let lasted = elapsed.saturating_sub(INTERVAL * index as u32).min(INTERVAL);
             if stats.latency.count + stats.failed_count() > 0 {
                 self.close(index, lasted, &stats)?;
             }
@@ -402,46 +342,29 @@ impl<'a> Merge<'a> {
     }
 }
 
-fn summary(
-    options: &Options,
-    workload: &Workload,
-    scale: i64,
-    seed: u64,
-    collected: Collected,
-) -> Summary {
-    let Collected {
-        stats,
-        elapsed,
-        connecting,
-        unfinished,
-    } = collected;
+fn summary(options: &Options, workload: &Workload, scale: i64, seed: u64, collected: Collected) -> Summary {
+    let Collected { stats, elapsed, connecting, unfinished } = collected;
     let seconds = elapsed.as_secs_f64().max(1e-9);
-    let scripts = workload
-        .scripts
-        .iter()
-        .zip(&stats.scripts)
-        .map(|(script, counted)| {
-            let commands = script.steps.iter().zip(&counted.commands).filter_map(
-                |(step, counted)| match step {
-                    Step::Command(template) => Some(CommandSummary {
-                        command: template.text.clone(),
-                        latency_average_ms: counted.latency.mean_ms(),
-                        failed: counted.failed,
-                    }),
-                    _ => None,
-                },
-            );
-            ScriptSummary {
-                name: script.name.clone(),
-                weight: script.weight,
-                transactions: counted.latency.count,
-                failed: counted.failed,
-                tps: counted.latency.count as f64 / seconds,
+    let scripts = workload.scripts.iter().zip(&stats.scripts).map(|(script, counted)| {
+        let commands = script.steps.iter().zip(&counted.commands).filter_map(|(step, counted)| match step {
+            Step::Command(template) => Some(CommandSummary {
+                command: template.text.clone(),
                 latency_average_ms: counted.latency.mean_ms(),
-                latency_stddev_ms: counted.latency.stddev_ms(),
-                commands: commands.collect(),
-            }
+                failed: counted.failed,
+            }),
+            _ => None,
         });
+        ScriptSummary {
+            name: script.name.clone(),
+            weight: script.weight,
+            transactions: counted.latency.count,
+            failed: counted.failed,
+            tps: counted.latency.count as f64 / seconds,
+            latency_average_ms: counted.latency.mean_ms(),
+            latency_stddev_ms: counted.latency.stddev_ms(),
+            commands: commands.collect(),
+        }
+    });
     Summary {
         scale,
         clients: options.clients,

@@ -21,11 +21,7 @@ pub struct Schedule {
 impl Schedule {
     /// `rate` transactions a second on average from `start` on.
     pub fn new(rate: f64, start: Instant, random: Random) -> Schedule {
-        let mut schedule = Schedule {
-            due: start,
-            mean: Duration::from_secs_f64(1.0 / rate),
-            random,
-        };
+        let mut schedule = Schedule { due: start, mean: Duration::from_secs_f64(1.0 / rate), random };
         schedule.take();
         schedule
     }
@@ -62,10 +58,7 @@ mod tests {
             last = due;
         }
         let seconds = (last - start).as_secs_f64();
-        assert!(
-            (19.4..20.6).contains(&seconds),
-            "20000 at 1000/s took {seconds} s"
-        );
+        assert!((19.4..20.6).contains(&seconds), "20000 at 1000/s took {seconds} s");
         let longer = waits.iter().filter(|wait| **wait > 0.001).count() as f64 / waits.len() as f64;
         assert!(
             (0.35..0.39).contains(&longer),

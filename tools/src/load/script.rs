@@ -58,12 +58,7 @@ const APPEND: &str = "XADD append::client_id * data :payload\n";
 /// The built-in scripts: name, pgbench's name for it, text, whether it needs the tables of `load -i`.
 pub const BUILTINS: [(&str, &str, &str, bool); 4] = [
     ("tpcb-like", "<builtin: TPC-B (sort of)>", TPCB_LIKE, true),
-    (
-        "simple-update",
-        "<builtin: simple update>",
-        SIMPLE_UPDATE,
-        true,
-    ),
+    ("simple-update", "<builtin: simple update>", SIMPLE_UPDATE, true),
     ("append", "<builtin: append>", APPEND, false),
     ("select-only", "<builtin: select only>", SELECT_ONLY, true),
 ];
@@ -161,9 +156,7 @@ pub struct Payload {
 impl Payload {
     /// A pool for payloads of this size.
     pub fn new(bytes: usize, random: &mut Random) -> Payload {
-        let pool = (0..bytes + PAYLOAD_OFFSETS)
-            .map(|_| random.random_range(b' '..=b'~'))
-            .collect();
+        let pool = (0..bytes + PAYLOAD_OFFSETS).map(|_| random.random_range(b' '..=b'~')).collect();
         Payload { pool, bytes }
     }
 
@@ -175,13 +168,7 @@ impl Payload {
 
 impl Template {
     /// Appends the command in RESP.
-    pub fn encode(
-        &self,
-        out: &mut Vec<u8>,
-        variables: &[i64],
-        payload: &Payload,
-        random: &mut Random,
-    ) {
+    pub fn encode(&self, out: &mut Vec<u8>, variables: &[i64], payload: &Payload, random: &mut Random) {
         write_header(out, b'*', self.arguments.len());
         for argument in &self.arguments {
             match argument.as_slice() {
@@ -277,26 +264,13 @@ impl Script {
         let found = BUILTINS.iter().find(|(known, ..)| *known == name);
         let (_, title, text, needs_tables) =
             found.ok_or_else(|| format!("no built-in script {name:?}; there are {}", names()))?;
-        let script =
-            Script::parse(title, weight, text, variables).map_err(|error| error.to_string())?;
-        Ok(Script {
-            needs_tables: *needs_tables,
-            ..script
-        })
+        let script = Script::parse(title, weight, text, variables).map_err(|error| error.to_string())?;
+        Ok(Script { needs_tables: *needs_tables, ..script })
     }
 
     /// A script from its text.
-    pub fn parse(
-        name: &str,
-        weight: u64,
-        text: &str,
-        variables: &mut Variables,
-    ) -> Result<Script, ScriptError> {
-        let wrong = |line, text: String| ScriptError {
-            name: name.to_owned(),
-            line,
-            text,
-        };
+    pub fn parse(name: &str, weight: u64, text: &str, variables: &mut Variables) -> Result<Script, ScriptError> {
+        let wrong = |line, text: String| ScriptError { name: name.to_owned(), line, text };
         let (mut steps, mut pipelining) = (Vec::new(), false);
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
@@ -331,12 +305,7 @@ impl Script {
         if !steps.iter().any(|step| matches!(step, Step::Command(_))) {
             return Err(wrong(0, "the script has no command".to_owned()));
         }
-        Ok(Script {
-            name: name.to_owned(),
-            weight,
-            steps,
-            needs_tables: false,
-        })
+        Ok(Script { name: name.to_owned(), weight, steps, needs_tables: false })
     }
 }
 
@@ -345,22 +314,16 @@ fn parse_meta(meta: &str, variables: &mut Variables) -> Result<Step, String> {
     let rest = rest.trim();
     match word {
         "set" => {
-            let (name, text) = rest
-                .split_once(char::is_whitespace)
-                .ok_or("\\set needs a name and an expression")?;
+            let (name, text) = rest.split_once(char::is_whitespace).ok_or("\\set needs a name and an expression")?;
             let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !plain || name.bytes().next().is_none_or(|b| b.is_ascii_digit()) {
                 return Err(format!("{name:?} is not a variable's name"));
             }
             if name == "payload" {
-                return Err(
-                    "`payload` is the random value of -d bytes; choose another name".to_owned(),
-                );
+                return Err("`payload` is the random value of -d bytes; choose another name".to_owned());
             }
             let expr = expr::parse(text, &|name| variables.slot(name))?;
-            let slot = variables
-                .slot(name)
-                .unwrap_or_else(|| variables.set(name, 0));
+            let slot = variables.slot(name).unwrap_or_else(|| variables.set(name, 0));
             Ok(Step::Set(slot, expr))
         }
         "sleep" => {
@@ -370,40 +333,25 @@ fn parse_meta(meta: &str, variables: &mut Variables) -> Result<Step, String> {
                 Some((text, "s")) => (text, Duration::from_secs(1)),
                 _ => (rest, Duration::from_secs(1)),
             };
-            Ok(Step::Sleep(
-                expr::parse(text, &|name| variables.slot(name))?,
-                unit,
-            ))
+            Ok(Step::Sleep(expr::parse(text, &|name| variables.slot(name))?, unit))
         }
         "startpipeline" => Ok(Step::StartPipeline),
         "endpipeline" => Ok(Step::EndPipeline),
-        _ => Err(format!(
-            "no command \\{word}; there are \\set, \\sleep, \\startpipeline, \\endpipeline"
-        )),
+        _ => Err(format!("no command \\{word}; there are \\set, \\sleep, \\startpipeline, \\endpipeline")),
     }
 }
 
 fn parse_command(line: &str, variables: &Variables) -> Result<Template, String> {
     let words = split_words(line)?;
-    let name = words
-        .first()
-        .map(|word| word.to_ascii_uppercase())
-        .unwrap_or_default();
+    let name = words.first().map(|word| word.to_ascii_uppercase()).unwrap_or_default();
     let boundary = match name.as_slice() {
         b"MULTI" => Boundary::Begin,
         b"EXEC" => Boundary::Exec,
         b"DISCARD" => Boundary::Discard,
         _ => Boundary::None,
     };
-    let arguments = words
-        .iter()
-        .map(|word| split_parts(word, variables))
-        .collect();
-    Ok(Template {
-        text: line.to_owned(),
-        boundary,
-        arguments,
-    })
+    let arguments = words.iter().map(|word| split_parts(word, variables)).collect();
+    Ok(Template { text: line.to_owned(), boundary, arguments })
 }
 
 /// Splits a line into words as redis-cli does: blanks separate, quotes hold together, `\n \r \t \\ \" \xHH` escape.
@@ -471,11 +419,7 @@ fn split_parts(word: &[u8], variables: &Variables) -> Vec<Part> {
                 .position(|b| !(b.is_ascii_alphanumeric() || *b == b'_'))
                 .map_or(word.len(), |n| from + n)
         };
-        let name = if word[at] == b':' {
-            &word[at + 1..name_end(at + 1)]
-        } else {
-            &[]
-        };
+        let name = if word[at] == b':' { &word[at + 1..name_end(at + 1)] } else { &[] };
         let part = match std::str::from_utf8(name) {
             Ok("payload") => Some(Part::Payload),
             Ok(name) => variables.slot(name).map(Part::Variable),

@@ -28,13 +28,7 @@ pub struct Workload {
 impl Workload {
     /// Statistics that fit these scripts.
     pub fn empty_stats(&self) -> Stats {
-        Stats::new(
-            &self
-                .scripts
-                .iter()
-                .map(|script| script.steps.len())
-                .collect::<Vec<_>>(),
-        )
+        Stats::new(&self.scripts.iter().map(|script| script.steps.len()).collect::<Vec<_>>())
     }
 
     fn choose(&self, random: &mut Random) -> usize {
@@ -158,17 +152,8 @@ impl Session {
     }
 
     fn send(&mut self, template: &Template, now: Instant) {
-        template.encode(
-            &mut self.out,
-            &self.variables,
-            &self.workload.payload,
-            &mut self.random,
-        );
-        self.awaited.push_back(Awaited {
-            step: self.step - 1,
-            sent_at: now,
-            cleanup: false,
-        });
+        template.encode(&mut self.out, &self.variables, &self.workload.payload, &mut self.random);
+        self.awaited.push_back(Awaited { step: self.step - 1, sent_at: now, cleanup: false });
         match template.boundary {
             Boundary::Begin => self.in_multi = true,
             Boundary::Exec | Boundary::Discard => self.in_multi = false,
@@ -178,10 +163,7 @@ impl Session {
 
     /// The script itself cannot go on; what is already sent is still waited for.
     fn fail_script(&mut self, why: String) {
-        self.error.get_or_insert(format!(
-            "SCRIPT {}: {why}",
-            self.workload.scripts[self.script].name
-        ));
+        self.error.get_or_insert(format!("SCRIPT {}: {why}", self.workload.scripts[self.script].name));
         self.pipelining = false;
     }
 
@@ -191,38 +173,25 @@ impl Session {
     }
 
     /// One answer came. `error` is its text if it is one. `Err` if nothing was asked.
-    pub fn answer(
-        &mut self,
-        kind: Kind,
-        error: &str,
-        now: Instant,
-        stats: &mut Stats,
-    ) -> Result<(), &'static str> {
-        let awaited = self
-            .awaited
-            .pop_front()
-            .ok_or("the node answered without being asked")?;
+    pub fn answer(&mut self, kind: Kind, error: &str, now: Instant, stats: &mut Stats) -> Result<(), &'static str> {
+        let awaited = self.awaited.pop_front().ok_or("the node answered without being asked")?;
         if awaited.cleanup {
             return Ok(());
         }
-        let Step::Command(template) = &self.workload.scripts[self.script].steps[awaited.step]
-        else {
+        let Step::Command(template) = &self.workload.scripts[self.script].steps[awaited.step] else {
             unreachable!("only commands are awaited")
         };
         let command = &mut stats.scripts[self.script].commands[awaited.step];
         match kind {
             Kind::Nil if template.boundary == Boundary::Exec => {
                 command.failed += 1;
-                self.error
-                    .get_or_insert_with(|| "ABORTED a watched key changed before EXEC".to_owned());
+                self.error.get_or_insert_with(|| "ABORTED a watched key changed before EXEC".to_owned());
             }
             Kind::Error { .. } => {
                 command.failed += 1;
                 self.error.get_or_insert_with(|| error.to_owned());
             }
-            Kind::Value | Kind::Nil => command
-                .latency
-                .record(now.saturating_duration_since(awaited.sent_at)),
+            Kind::Value | Kind::Nil => command.latency.record(now.saturating_duration_since(awaited.sent_at)),
         }
         Ok(())
     }
@@ -232,18 +201,11 @@ impl Session {
             // The script stopped inside of MULTI: the next one must not run in it.
             self.in_multi = false;
             self.out.extend_from_slice(b"*1\r\n$7\r\nDISCARD\r\n");
-            self.awaited.push_back(Awaited {
-                step: 0,
-                sent_at: now,
-                cleanup: true,
-            });
+            self.awaited.push_back(Awaited { step: 0, sent_at: now, cleanup: true });
             return Next::Answer;
         }
         match self.error.take() {
-            None => stats.succeeded(
-                self.script,
-                now.saturating_duration_since(self.latency_from),
-            ),
+            None => stats.succeeded(self.script, now.saturating_duration_since(self.latency_from)),
             Some(error) => stats.failed(self.script, &error),
         }
         self.step = usize::MAX;
@@ -271,12 +233,7 @@ mod tests {
         let mut random = Random::seed_from_u64(5);
         let payload = Payload::new(3, &mut random);
         let client_id_slot = variables.slot("client_id");
-        let workload = Workload {
-            scripts: vec![script],
-            values: variables.values,
-            client_id_slot,
-            payload,
-        };
+        let workload = Workload { scripts: vec![script], values: variables.values, client_id_slot, payload };
         let (stats, now) = (workload.empty_stats(), Instant::now());
         (Session::new(Arc::new(workload), 4, random, now), stats, now)
     }
@@ -292,44 +249,23 @@ mod tests {
         let (mut session, mut stats, start) = session("SET k :client_id\nGET k");
         let now = start + Duration::from_millis(30);
         assert_eq!(session.begin(start, now, &mut stats), Next::Answer);
-        assert_eq!(
-            sent(&mut session),
-            "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\n4\r\n"
-        );
-        session
-            .answer(Kind::Value, "", now + Duration::from_millis(5), &mut stats)
-            .unwrap();
-        assert_eq!(
-            session.run(now + Duration::from_millis(5), &mut stats),
-            Next::Answer
-        );
+        assert_eq!(sent(&mut session), "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\n4\r\n");
+        session.answer(Kind::Value, "", now + Duration::from_millis(5), &mut stats).unwrap();
+        assert_eq!(session.run(now + Duration::from_millis(5), &mut stats), Next::Answer);
         assert_eq!(sent(&mut session), "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n");
-        session
-            .answer(Kind::Nil, "", now + Duration::from_millis(10), &mut stats)
-            .unwrap();
-        assert_eq!(
-            session.run(now + Duration::from_millis(10), &mut stats),
-            Next::Done
-        );
-        assert!(
-            (stats.latency.mean_ms() - 40.0).abs() < 1e-6,
-            "30 ms late and 10 ms of work"
-        );
+        session.answer(Kind::Nil, "", now + Duration::from_millis(10), &mut stats).unwrap();
+        assert_eq!(session.run(now + Duration::from_millis(10), &mut stats), Next::Done);
+        assert!((stats.latency.mean_ms() - 40.0).abs() < 1e-6, "30 ms late and 10 ms of work");
         assert!((stats.scripts[0].commands[0].latency.mean_ms() - 5.0).abs() < 1e-6);
     }
 
     #[test]
     fn a_pipeline_is_sent_at_once() {
-        let (mut session, mut stats, now) =
-            session("\\startpipeline\nMULTI\nINCR k\nEXEC\n\\endpipeline\nPING");
+        let (mut session, mut stats, now) = session("\\startpipeline\nMULTI\nINCR k\nEXEC\n\\endpipeline\nPING");
         assert_eq!(session.begin(now, now, &mut stats), Next::Answer);
         assert_eq!(sent(&mut session).matches('*').count(), 3);
         for _ in 0..3 {
-            assert_eq!(
-                session.run(now, &mut stats),
-                Next::Answer,
-                "the pipeline waits for every answer"
-            );
+            assert_eq!(session.run(now, &mut stats), Next::Answer, "the pipeline waits for every answer");
             session.answer(Kind::Value, "", now, &mut stats).unwrap();
         }
         assert_eq!(session.run(now, &mut stats), Next::Answer);
@@ -342,14 +278,7 @@ mod tests {
         session.begin(now, now, &mut stats);
         session.answer(Kind::Value, "", now, &mut stats).unwrap();
         session.run(now, &mut stats);
-        session
-            .answer(
-                ERROR,
-                "READONLY the leader is 10.0.0.1:6400",
-                now,
-                &mut stats,
-            )
-            .unwrap();
+        session.answer(ERROR, "READONLY the leader is 10.0.0.1:6400", now, &mut stats).unwrap();
         sent(&mut session);
         assert_eq!(session.run(now, &mut stats), Next::Answer);
         assert_eq!(sent(&mut session), "*1\r\n$7\r\nDISCARD\r\n");
@@ -357,11 +286,7 @@ mod tests {
         assert_eq!(session.run(now, &mut stats), Next::Done);
         assert_eq!((stats.failed_count(), stats.latency.count), (1, 0));
         assert_eq!(stats.failures["READONLY"].count, 1);
-        assert_eq!(
-            session.begin(now, now, &mut stats),
-            Next::Answer,
-            "the next transaction starts clean"
-        );
+        assert_eq!(session.begin(now, now, &mut stats), Next::Answer, "the next transaction starts clean");
     }
 
     #[test]
@@ -379,22 +304,11 @@ mod tests {
 
     #[test]
     fn sleeps_and_script_errors_end_well() {
-        let (mut session, mut stats, now) =
-            session("\\sleep 20 ms\n\\set x 1 / (:scale - 1)\nPING");
-        assert_eq!(
-            session.begin(now, now, &mut stats),
-            Next::Sleep(Duration::from_millis(20))
-        );
+        let (mut session, mut stats, now) = session("\\sleep 20 ms\n\\set x 1 / (:scale - 1)\nPING");
+        assert_eq!(session.begin(now, now, &mut stats), Next::Sleep(Duration::from_millis(20)));
         assert_eq!(session.run(now, &mut stats), Next::Done);
-        assert!(
-            stats.failures["SCRIPT"]
-                .example
-                .contains("division by zero")
-        );
-        assert!(
-            session.answer(Kind::Value, "", now, &mut stats).is_err(),
-            "nothing was asked"
-        );
+        assert!(stats.failures["SCRIPT"].example.contains("division by zero"));
+        assert!(session.answer(Kind::Value, "", now, &mut stats).is_err(), "nothing was asked");
     }
 
     #[test]

@@ -45,11 +45,7 @@ impl Moments {
 
     /// The mean in milliseconds; 0 of nothing.
     pub fn mean_ms(&self) -> f64 {
-        if self.count == 0 {
-            0.0
-        } else {
-            self.sum / self.count as f64
-        }
+        if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
     }
 
     /// The standard deviation in milliseconds.
@@ -58,9 +54,7 @@ impl Moments {
             return 0.0;
         }
         let mean = self.mean_ms();
-        (self.sum_of_squares / self.count as f64 - mean * mean)
-            .max(0.0)
-            .sqrt()
+        (self.sum_of_squares / self.count as f64 - mean * mean).max(0.0).sqrt()
     }
 
     /// The largest in milliseconds.
@@ -119,10 +113,8 @@ impl Stats {
     /// Nothing yet, for scripts with so many steps each.
     pub fn new(steps: &[usize]) -> Stats {
         let bounds = Histogram::new_with_bounds(1, LATENCY_NS_MAX, SIGNIFICANT_DIGITS);
-        let script = |count: &usize| ScriptStats {
-            commands: vec![CommandStats::default(); *count],
-            ..Default::default()
-        };
+        let script =
+            |count: &usize| ScriptStats { commands: vec![CommandStats::default(); *count], ..Default::default() };
         Stats {
             histogram: bounds.expect("the bounds are constants that hdrhistogram takes"),
             latency: Moments::default(),
@@ -135,8 +127,7 @@ impl Stats {
 
     /// Counts a successful transaction.
     pub fn succeeded(&mut self, script: usize, latency: Duration) {
-        self.histogram
-            .saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        self.histogram.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
         self.latency.record(latency);
         self.scripts[script].latency.record(latency);
     }
@@ -150,10 +141,7 @@ impl Stats {
 
     fn count_failures(&mut self, code: &str, count: u64, example: &str) {
         let known = self.failures.contains_key(code) || self.failures.len() < FAILURE_KINDS_MAX;
-        let entry = self
-            .failures
-            .entry(if known { code } else { "other" }.to_owned())
-            .or_default();
+        let entry = self.failures.entry(if known { code } else { "other" }.to_owned()).or_default();
         if entry.count == 0 {
             entry.example = example.chars().take(EXAMPLE_CHARS_MAX).collect();
         }
@@ -167,9 +155,7 @@ impl Stats {
 
     /// Adds what another counted.
     pub fn add(&mut self, other: &Stats) {
-        self.histogram
-            .add(&other.histogram)
-            .expect("both histograms have the same bounds");
+        self.histogram.add(&other.histogram).expect("both histograms have the same bounds");
         self.latency.add(&other.latency);
         self.lag.add(&other.lag);
         self.reconnects += other.reconnects;
@@ -188,11 +174,7 @@ impl Stats {
 
     /// A percentile in milliseconds.
     pub fn percentile_ms(&self, percentile: f64) -> f64 {
-        if self.histogram.is_empty() {
-            0.0
-        } else {
-            self.histogram.value_at_percentile(percentile) as f64 / 1e6
-        }
+        if self.histogram.is_empty() { 0.0 } else { self.histogram.value_at_percentile(percentile) as f64 / 1e6 }
     }
 }
 
@@ -210,11 +192,7 @@ mod tests {
         fast.add(&slow);
         assert!((fast.percentile_ms(50.0) - 0.1).abs() < 0.001);
         assert!((fast.percentile_ms(100.0) - 50.0).abs() < 0.1);
-        assert!(
-            (fast.latency.mean_ms() - 0.599).abs() < 0.001,
-            "{}",
-            fast.latency.mean_ms()
-        );
+        assert!((fast.latency.mean_ms() - 0.599).abs() < 0.001, "{}", fast.latency.mean_ms());
         assert_eq!(fast.scripts[0].latency.count, 100);
     }
 
@@ -233,14 +211,8 @@ mod tests {
     #[test]
     fn failures_are_counted_by_code_within_a_bound() {
         let mut stats = Stats::new(&[1]);
-        stats.failed(
-            0,
-            "UNCERTAIN committed locally at 0/1000, not confirmed by b",
-        );
-        stats.failed(
-            0,
-            "UNCERTAIN committed locally at 0/2000, not confirmed by b",
-        );
+        stats.failed(0, "UNCERTAIN committed locally at 0/1000, not confirmed by b");
+        stats.failed(0, "UNCERTAIN committed locally at 0/2000, not confirmed by b");
         for number in 0..100 {
             stats.failed(0, &format!("CODE{number} x"));
         }

@@ -24,11 +24,7 @@ const REPLICA_POLL_MS: u64 = 50;
 /// Deleting or answering may take so long.
 const ANSWER_S_MAX: u64 = 60;
 
-const TABLES: [(&str, i64); 3] = [
-    ("account", ACCOUNTS_PER_SCALE),
-    ("teller", TELLERS_PER_SCALE),
-    ("branch", 1),
-];
+const TABLES: [(&str, i64); 3] = [("account", ACCOUNTS_PER_SCALE), ("teller", TELLERS_PER_SCALE), ("branch", 1)];
 
 /// The scale of the tables on a node, if `-i` completed there.
 pub fn scale(client: &mut Client) -> Result<Option<i64>, ClientError> {
@@ -44,9 +40,7 @@ pub fn init(client: &mut Client, scale_wanted: i64) -> Result<Duration, ClientEr
     client.call(&["DEL", SCALE_KEY, "history"])?;
     let rows = |scale: i64| TABLES.iter().map(|(_, rows)| rows * scale).sum::<i64>();
     let bar = ProgressBar::new(rows(scale_wanted.max(scale_before)) as u64);
-    if let Ok(style) = ProgressStyle::with_template(
-        "{msg:>10} [{bar:40}] {percent:>3}% {pos}/{len} keys, {eta} left",
-    ) {
+    if let Ok(style) = ProgressStyle::with_template("{msg:>10} [{bar:40}] {percent:>3}% {pos}/{len} keys, {eta} left") {
         bar.set_style(style.progress_chars("=> "));
     }
     for (table, rows) in TABLES {
@@ -57,20 +51,10 @@ pub fn init(client: &mut Client, scale_wanted: i64) -> Result<Duration, ClientEr
             arguments.extend(keys.iter().flat_map(|key| [key.as_bytes(), b"0"]));
             encode_command(out, &arguments);
         };
-        in_batches(client, "MSET", 1, rows * scale_wanted, set, |count, _| {
-            bar.inc(count as u64)
-        })?;
-        let delete =
-            |out: &mut Vec<u8>, from: i64, to: i64| keys_command(out, b"DEL", table, from, to);
+        in_batches(client, "MSET", 1, rows * scale_wanted, set, |count, _| bar.inc(count as u64))?;
+        let delete = |out: &mut Vec<u8>, from: i64, to: i64| keys_command(out, b"DEL", table, from, to);
         let first = rows * scale_wanted + 1;
-        in_batches(
-            client,
-            "DEL",
-            first,
-            rows * scale_before,
-            delete,
-            |count, _| bar.inc(count as u64),
-        )?;
+        in_batches(client, "DEL", first, rows * scale_before, delete, |count, _| bar.inc(count as u64))?;
     }
     client.call(&["SET", SCALE_KEY, &scale_wanted.to_string()])?;
     bar.finish_and_clear();
@@ -138,18 +122,8 @@ impl Sums {
 
 impl fmt::Display for Sums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sums {
-            accounts,
-            tellers,
-            branches,
-            history,
-            entries,
-            ..
-        } = self;
-        write!(
-            f,
-            "accounts {accounts}, tellers {tellers}, branches {branches}, history {history} in {entries} entries"
-        )
+        let Sums { accounts, tellers, branches, history, entries, .. } = self;
+        write!(f, "accounts {accounts}, tellers {tellers}, branches {branches}, history {history} in {entries} entries")
     }
 }
 
@@ -157,48 +131,23 @@ impl fmt::Display for Sums {
 pub fn sums(client: &mut Client, scale: i64) -> Result<Sums, ClientError> {
     let mut totals = [0i128; TABLES.len()];
     for ((table, rows), total) in TABLES.iter().zip(&mut totals) {
-        let read =
-            |out: &mut Vec<u8>, from: i64, to: i64| keys_command(out, b"MGET", table, from, to);
+        let read = |out: &mut Vec<u8>, from: i64, to: i64| keys_command(out, b"MGET", table, from, to);
         in_batches(client, "MGET", 1, rows * scale, read, |_, reply| {
-            *total += reply
-                .items()
-                .iter()
-                .filter_map(Reply::int)
-                .map(i128::from)
-                .sum::<i128>();
+            *total += reply.items().iter().filter_map(Reply::int).map(i128::from).sum::<i128>();
         })?;
     }
-    let mut sums = Sums {
-        accounts: totals[0],
-        tellers: totals[1],
-        branches: totals[2],
-        ..Sums::default()
-    };
+    let mut sums = Sums { accounts: totals[0], tellers: totals[1], branches: totals[2], ..Sums::default() };
     let mut from = "-".to_owned();
     loop {
-        let page = client.call(&[
-            "XRANGE",
-            "history",
-            &from,
-            "+",
-            "COUNT",
-            ENTRIES_PER_COMMAND,
-        ])?;
+        let page = client.call(&["XRANGE", "history", &from, "+", "COUNT", ENTRIES_PER_COMMAND])?;
         for entry in page.items() {
             let [id, fields] = entry.items() else {
                 continue;
             };
-            let delta = fields
-                .field("delta")
-                .and_then(Reply::int)
-                .map_or(0, i128::from);
+            let delta = fields.field("delta").and_then(Reply::int).map_or(0, i128::from);
             sums.entries += 1;
             sums.history += delta;
-            sums.history_of_tellers += if fields.field("tid").is_some() {
-                delta
-            } else {
-                0
-            };
+            sums.history_of_tellers += if fields.field("tid").is_some() { delta } else { 0 };
             from = format!("({}", id.text().unwrap_or_default());
         }
         if page.items().is_empty() {
@@ -221,24 +170,14 @@ pub struct CheckedNode {
 /// Compares the sums of the leader with each other, and with those of every replica once it has applied as much.
 pub fn check(leader: &mut Client, url: &Url, replicas: &[Url]) -> Result<Vec<CheckedNode>, String> {
     let text = |error: ClientError| error.to_string();
-    leader
-        .set_answer_time_max(Duration::from_secs(ANSWER_S_MAX))
-        .map_err(text)?;
+    leader.set_answer_time_max(Duration::from_secs(ANSWER_S_MAX)).map_err(text)?;
     let scale = scale(leader).map_err(text)?;
-    let scale = scale.ok_or_else(|| {
-        format!("{url} has no tables; fill them with `walferry load -i --url {url}`")
-    })?;
+    let scale = scale.ok_or_else(|| format!("{url} has no tables; fill them with `walferry load -i --url {url}`"))?;
     let expected = sums(leader, scale).map_err(text)?;
-    let mut nodes = vec![CheckedNode {
-        address: url.address(),
-        sums: expected,
-        agrees: expected.agree(),
-    }];
+    let mut nodes = vec![CheckedNode { address: url.address(), sums: expected, agrees: expected.agree() }];
     for replica in replicas {
         let mut client = Client::connect(replica).map_err(text)?;
-        client
-            .set_answer_time_max(Duration::from_secs(ANSWER_S_MAX))
-            .map_err(text)?;
+        client.set_answer_time_max(Duration::from_secs(ANSWER_S_MAX)).map_err(text)?;
         let until = Instant::now() + Duration::from_millis(REPLICA_MS_MAX);
         // The leader is idle: a replica that is behind gets there, one that lost something never does.
         let found = loop {
@@ -248,11 +187,7 @@ pub fn check(leader: &mut Client, url: &Url, replicas: &[Url]) -> Result<Vec<Che
             }
             std::thread::sleep(Duration::from_millis(REPLICA_POLL_MS));
         };
-        nodes.push(CheckedNode {
-            address: replica.address(),
-            sums: found,
-            agrees: found.agree() && found == expected,
-        });
+        nodes.push(CheckedNode { address: replica.address(), sums: found, agrees: found.agree() && found == expected });
     }
     Ok(nodes)
 }
@@ -263,36 +198,11 @@ mod tests {
 
     #[test]
     fn sums_agree_only_when_every_transaction_is_whole() {
-        let tpcb = Sums {
-            accounts: 7,
-            tellers: 5,
-            branches: 5,
-            history: 7,
-            history_of_tellers: 5,
-            entries: 2,
-        };
+        let tpcb = Sums { accounts: 7, tellers: 5, branches: 5, history: 7, history_of_tellers: 5, entries: 2 };
         assert!(tpcb.agree(), "5 by tpcb-like and 2 by simple-update");
         assert!(Sums::default().agree());
-        assert!(
-            !Sums {
-                accounts: 6,
-                ..tpcb
-            }
-            .agree()
-        );
-        assert!(
-            !Sums {
-                branches: 4,
-                ..tpcb
-            }
-            .agree()
-        );
-        assert!(
-            !Sums {
-                history_of_tellers: 4,
-                ..tpcb
-            }
-            .agree()
-        );
+        assert!(!Sums { accounts: 6, ..tpcb }.agree());
+        assert!(!Sums { branches: 4, ..tpcb }.agree());
+        assert!(!Sums { history_of_tellers: 4, ..tpcb }.agree());
     }
 }

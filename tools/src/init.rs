@@ -1,0 +1,194 @@
+//! Creates a data directory: checks that it is free, measures its disk, writes down the choice. Used by `walferry init`
+//! and by the first `start`. A directory that exists is only opened and compared with the configuration.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use rand::RngExt;
+use walferry_engine::log::{SyncMethod, direct_io_refusal};
+use walferry_engine::meta::{META_FILE, Meta};
+use walferry_engine::probe::{self, ProbeConfig, ProbeReport};
+
+use crate::cli::{Failure, say};
+use crate::config::NodeConfig;
+use crate::daemon::DaemonError;
+
+/// Only the node's own user and group may look into a data directory.
+const DIRECTORY_MODE: u32 = 0o750;
+/// What an init that was cut short may have left behind, and what filesystems put into their root.
+const LEFTOVERS: [&str; 5] = ["lock", "probe.tmp", "direct.tmp", "meta.partial", "lost+found"];
+
+/// Runs `walferry init`.
+pub fn run(config: &NodeConfig) -> Result<(), Failure> {
+    let dir = config.data.display();
+    if load(config)?.is_some() {
+        return Err(Failure::failed(format_args!("--data {dir}: is initialised already; `walferry start` uses it")));
+    }
+    let (meta, report) = create(config)?;
+    if let Some(report) = report {
+        say(format_args!("{report}\n"))?;
+    }
+    let (name, sync, depth) = (&meta.name, meta.sync_method, meta.write_depth);
+    let segment = crate::units::ByteSize(meta.segment_bytes);
+    say(format_args!("{dir}: node {name}, sync_method = {sync}, write_depth = {depth}, segment_bytes = {segment}"))
+}
+
+/// What the data directory says of itself; created first if there is none.
+pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
+    let Some(meta) = load(config)? else {
+        let (meta, _) = create(config)?;
+        tracing::info!(
+            data = %config.data.display(),
+            sync_method = %meta.sync_method,
+            write_depth = meta.write_depth,
+            segment_bytes = meta.segment_bytes,
+            "data directory initialised"
+        );
+        return Ok(meta);
+    };
+    let dir = config.data.display();
+    if meta.name != config.name {
+        return Err(DaemonError::Refused(format!(
+            "--data {dir} belongs to the node {:?}, not to {:?}: start it with --name {}, or name another directory",
+            meta.name, config.name, meta.name
+        )));
+    }
+    if meta.segment_bytes != config.segment_bytes {
+        tracing::debug!("segment_bytes is {} since --data {dir} was initialised", meta.segment_bytes);
+    }
+    Ok(meta)
+}
+
+fn refused(error: impl std::fmt::Display) -> DaemonError {
+    DaemonError::Refused(error.to_string())
+}
+
+fn load(config: &NodeConfig) -> Result<Option<Meta>, DaemonError> {
+    Meta::load(&config.data).map_err(refused)
+}
+
+fn create(config: &NodeConfig) -> Result<(Meta, Option<ProbeReport>), DaemonError> {
+    let dir = &config.data;
+    let failed = |what: &str, error: io::Error| {
+        DaemonError::Refused(format!("--data {}: cannot {what}: {error}", dir.display()))
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(dir)
+        .map_err(|error| failed("create it", error))?;
+    if let Some(found) = foreign_entry(dir).map_err(|error| failed("read it", error))? {
+        return Err(DaemonError::Refused(format!(
+            "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
+            dir.display()
+        )));
+    }
+    let (sync_method, write_depth, report) = choose(config)?;
+    let meta = Meta {
+        // A replica belongs to the cluster of the leader that it meets first.
+        cluster_id: if config.follow.is_some() { 0 } else { rand::rng().random() },
+        name: config.name.clone(),
+        segment_bytes: config.segment_bytes,
+        sync_method,
+        write_depth,
+    };
+    meta.save(dir).map_err(refused)?;
+    Ok((meta, report))
+}
+
+/// The first entry that no init could have left.
+fn foreign_entry(dir: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !LEFTOVERS.contains(&name.as_str()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// The configured method and depth; what is not configured is measured.
+fn choose(config: &NodeConfig) -> Result<(SyncMethod, usize, Option<ProbeReport>), DaemonError> {
+    let dir = &config.data;
+    if !config.buffered {
+        let method = config.sync_method.unwrap_or(SyncMethod::Fdatasync);
+        let refusal = direct_io_refusal(dir, method);
+        let refusal = refusal.map_err(|error| refused(format_args!("--data {}: {error}", dir.display())))?;
+        if let Some(reason) = refusal {
+            return Err(refused(format_args!(
+                "--data {}: its filesystem takes no O_DIRECT writes ({reason}): name a directory on a disk, or give --buffered",
+                dir.display()
+            )));
+        }
+    }
+    if let (Some(method), Some(depth)) = (config.sync_method, config.write_depth) {
+        return Ok((method, depth, None));
+    }
+    let report = probe::run(dir, &ProbeConfig::brief(config.buffered)).map_err(refused)?;
+    let no_method = || refused(format_args!("--data {}: no sync method works there", dir.display()));
+    let recommended = report.recommendation.ok_or_else(no_method)?;
+    let method = config.sync_method.unwrap_or(recommended.sync_method);
+    Ok((method, config.write_depth.unwrap_or(recommended.write_depth), Some(report)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn config(dir: &Path, more: Settings) -> NodeConfig {
+        let base = Settings {
+            data: Some(dir.to_owned()),
+            name: Some("a".to_owned()),
+            sync_method: Some("fdatasync".parse().unwrap()),
+            write_depth: Some(2),
+            buffered: Some(true),
+            ..Settings::default()
+        };
+        NodeConfig::new(more, base).unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_initialised_once_and_then_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("new/data");
+        let config = config(&dir, Settings::default());
+        let meta = open_or_init(&config).unwrap();
+        assert_eq!((meta.name.as_str(), meta.sync_method, meta.write_depth), ("a", SyncMethod::Fdatasync, 2));
+        assert_ne!(meta.cluster_id, 0);
+        assert_eq!(open_or_init(&config).unwrap(), meta);
+        let error = run(&config).unwrap_err().to_string();
+        assert!(error.contains("is initialised already"), "{error}");
+    }
+
+    #[test]
+    fn a_replica_has_no_cluster_until_it_meets_one() {
+        let root = tempfile::tempdir().unwrap();
+        let follow = Settings { follow: Some("127.0.0.1:6401".parse().unwrap()), ..Settings::default() };
+        assert_eq!(open_or_init(&config(root.path(), follow)).unwrap().cluster_id, 0);
+    }
+
+    #[test]
+    fn the_directory_of_another_node_or_of_anything_else_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        open_or_init(&config(root.path(), Settings::default())).unwrap();
+        let other = Settings { name: Some("b".to_owned()), ..Settings::default() };
+        let error = open_or_init(&config(root.path(), other)).unwrap_err().to_string();
+        assert!(error.contains("belongs to the node \"a\"") && error.contains("--name a"), "{error}");
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("thesis.tex"), "x").unwrap();
+        let error = open_or_init(&config(root.path(), Settings::default())).unwrap_err().to_string();
+        assert!(error.contains("thesis.tex") && error.contains("not a walferry data directory"), "{error}");
+    }
+
+    #[test]
+    fn what_a_broken_init_left_does_not_stand_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        for name in LEFTOVERS {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        open_or_init(&config(root.path(), Settings::default())).unwrap();
+    }
+}
