@@ -11,12 +11,6 @@ use walferry_engine::meta::Meta;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
 use crate::{daemon, demo, fsync, init, inspect, load, logging, promote, status};
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done; for `start`: stopped by SIGTERM or SIGINT with everything written
-  1  it failed: the node cannot be reached, the disk or the log is damaged, sums disagree
-  2  the command line or the configuration is wrong; nothing was done";
-
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
 #[derive(Debug, Parser)]
 #[command(name = "walferry", version, max_term_width = 110, after_help = MAIN_EXAMPLES, after_long_help = MAIN_EXAMPLES)]
@@ -86,7 +80,9 @@ Examples:
   walferry init --data ./a --segment-bytes 256MiB --sync-method dsync
 
 `start` initialises a missing data directory by itself; `init` only does it ahead of time and prints what the
-disk can do. Of the flags only data, name, segment-bytes, write-depth, sync-method and buffered matter here.";
+disk can do. Of the flags only data, name, segment-bytes, write-depth, sync-method and buffered matter here.
+
+Exit codes: 0 initialised; 1 it was already, the directory holds something else, or its disk cannot be used; 2 wrong usage.";
 
 /// How a node is to run: a file, and flags that win over it.
 #[derive(Debug, Args)]
@@ -133,7 +129,9 @@ const CONFIG_EXAMPLES: &str = "\
 Examples:
   walferry config check /etc/walferry/a.toml
   walferry config show --config /etc/walferry/a.toml --commit-level remote_apply
-  walferry config show > walferry.toml";
+  walferry config show > walferry.toml
+
+Exit codes: 0 right; 1 the output cannot be written; 2 the file or a flag is wrong, with line and key.";
 
 /// How a subcommand ends when it does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -225,10 +223,5 @@ mod tests {
             let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
             assert!(help.contains("Examples:"), "`walferry {}` has no example", command.get_name());
         }
-    }
-
-    #[test]
-    fn exit_codes_stand_in_the_help_text() {
-        assert!(MAIN_EXAMPLES.ends_with(EXIT_CODES));
     }
 }
