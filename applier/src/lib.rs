@@ -1,1 +1,11 @@
-//! applier
+//! The replica's side of a log, and the store that every node reads from.
+//!
+//! ```text
+//! leader's bytes ──> link ──> receiver ──> Log (persisted) ──> replay ──> store ──> view ──> commands
+//!                      └────────── ack <──────────┴──────────────┘
+//! a leader's own commands ──> pending (not durable yet, over the store)
+//! ```
+pub mod pending;
+pub mod record;
+pub mod store;
+pub mod view;

@@ -1,0 +1,262 @@
+//! The store's file: an embedded database (redb) that holds the state at one applied LSN. Written by checkpoints only, read
+//! through a snapshot that is renewed after each. Knows the log by that LSN alone.
+//!
+//! ```text
+//! keys     hash 8 (big-endian) | key                             -> version 8 | kind 1 | string, or entries 8, last id 16
+//! entries  hash 8 | key length 4 | key | id 16 (big-endian)      -> fields
+//! facts    "applied", "applied_at_us", "keys"                    -> number
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
+};
+use walferry_engine::lsn::Lsn;
+
+use super::StoreError;
+use super::overlay::{Overlay, Slot, State};
+use crate::record::StreamId;
+use crate::view::{StreamMeta, Value};
+
+const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
+const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
+const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+const APPLIED: &str = "applied";
+const APPLIED_AT_US: &str = "applied_at_us";
+
+const HASH_BYTES: usize = 8;
+const VALUE_HEAD_BYTES: usize = 9;
+const KIND_STRING: u8 = 1;
+const KIND_STREAM: u8 = 2;
+
+/// The file, and the snapshot that is read.
+pub struct Base {
+    database: Arc<Database>,
+    path: PathBuf,
+    snapshot: Snapshot,
+}
+
+struct Snapshot {
+    keys: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    applied: Lsn,
+    applied_at_us: u64,
+}
+
+fn key_name(hash: u64, key: &[u8]) -> Vec<u8> {
+    [&hash.to_be_bytes()[..], key].concat()
+}
+
+fn entry_name(hash: u64, key: &[u8], id: StreamId) -> Vec<u8> {
+    let length = u32::try_from(key.len()).expect("a key is far below 4 GiB");
+    let parts: [&[u8]; 5] =
+        [&hash.to_be_bytes(), &length.to_be_bytes(), key, &id.0.to_be_bytes(), &id.1.to_be_bytes()];
+    parts.concat()
+}
+
+fn id_of(entry_name: &[u8]) -> Option<StreamId> {
+    let (_, id) = entry_name.split_last_chunk::<16>()?;
+    let (milliseconds, sequence) = id.split_at(8);
+    Some((u64::from_be_bytes(milliseconds.try_into().ok()?), u64::from_be_bytes(sequence.try_into().ok()?)))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn decode(bytes: &[u8]) -> Option<(Value, Lsn)> {
+    let version = Lsn(u64_at(bytes, 0)?);
+    let value = match *bytes.get(8)? {
+        KIND_STRING => Value::String(Bytes::copy_from_slice(&bytes[VALUE_HEAD_BYTES..])),
+        KIND_STREAM => {
+            let at = VALUE_HEAD_BYTES;
+            let last_id = (u64_at(bytes, at + 8)?, u64_at(bytes, at + 16)?);
+            Value::Stream(StreamMeta { entries: u64_at(bytes, at)?, last_id })
+        }
+        _ => return None,
+    };
+    Some((value, version))
+}
+
+impl Base {
+    /// Opens or makes the file in `dir`; `cache_bytes` of its pages stay in memory.
+    pub fn open(dir: &Path, cache_bytes: usize) -> Result<Base, StoreError> {
+        let path = dir.join("store.redb");
+        let at = StoreError::at(&path);
+        let database = Database::builder().set_cache_size(cache_bytes).create(&path).map_err(|error| at(error.into()))?;
+        Base::make_tables(&database).map_err(at)?;
+        let snapshot = Snapshot::take(&database).map_err(StoreError::at(&path))?;
+        Ok(Base { database: Arc::new(database), path, snapshot })
+    }
+
+    fn make_tables(database: &Database) -> Result<(), redb::Error> {
+        let transaction = database.begin_write()?;
+        transaction.open_table(KEYS)?;
+        transaction.open_table(ENTRIES)?;
+        transaction.open_table(FACTS)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// What the file holds.
+    pub fn applied(&self) -> Lsn {
+        self.snapshot.applied
+    }
+
+    /// When the leader sealed the last frame in it, microseconds since the Unix epoch.
+    pub fn applied_at_us(&self) -> u64 {
+        self.snapshot.applied_at_us
+    }
+
+    /// From now on the newest checkpoint is read.
+    pub fn renew(&mut self) -> Result<(), StoreError> {
+        self.snapshot = Snapshot::take(&self.database).map_err(StoreError::at(&self.path))?;
+        Ok(())
+    }
+
+    fn damaged(&self) -> StoreError {
+        StoreError::Damaged { path: self.path.clone() }
+    }
+
+    /// The key's value and version.
+    pub fn entry(&self, hash: u64, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
+        let at = StoreError::at(&self.path);
+        let found = self.snapshot.keys.get(&key_name(hash, key)[..]).map_err(|error| at(error.into()))?;
+        found.map(|value| decode(value.value()).ok_or_else(|| self.damaged())).transpose()
+    }
+
+    /// How many keys the file has.
+    pub fn len(&self) -> Result<u64, StoreError> {
+        self.snapshot.keys.len().map_err(|error| StoreError::at(&self.path)(error.into()))
+    }
+
+    /// As `View::stream_range`; true when `each` wants more.
+    pub fn stream_range(
+        &self,
+        (hash, key): (u64, &[u8]),
+        (from, to): (StreamId, StreamId),
+        reverse: bool,
+        limit: usize,
+        each: &mut dyn FnMut(StreamId, &[u8]) -> bool,
+    ) -> Result<bool, StoreError> {
+        if from > to || limit == 0 {
+            return Ok(true);
+        }
+        let at = StoreError::at(&self.path);
+        let (first, last) = (entry_name(hash, key, from), entry_name(hash, key, to));
+        let mut range = self.snapshot.entries.range(&first[..]..=&last[..]).map_err(|error| at(error.into()))?;
+        for _ in 0..limit {
+            let Some(row) = (if reverse { range.next_back() } else { range.next() }) else { break };
+            let (name, fields) = row.map_err(|error| at(error.into()))?;
+            let id = id_of(name.value()).ok_or_else(|| self.damaged())?;
+            if !each(id, fields.value()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// At least `count` keys in hash order from `from` on, and from where on there may be more.
+    pub fn scan(&self, from: u64, count: usize) -> Result<(Vec<(u64, Vec<u8>)>, Option<u64>), StoreError> {
+        let at = StoreError::at(&self.path);
+        let first = from.to_be_bytes();
+        let range = self.snapshot.keys.range(&first[..]..).map_err(|error| at(error.into()))?;
+        let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
+        for row in range {
+            let (name, _) = row.map_err(|error| at(error.into()))?;
+            let (hash, key) = name.value().split_at_checked(HASH_BYTES).ok_or_else(|| self.damaged())?;
+            let hash = u64::from_be_bytes(hash.try_into().expect("split at eight bytes"));
+            if found.len() >= count && found.last().is_some_and(|last| last.0 != hash) {
+                return Ok((found, Some(hash)));
+            }
+            found.push((hash, key.to_vec()));
+        }
+        Ok((found, None))
+    }
+
+    /// The file, for the thread that writes checkpoints.
+    pub fn database(&self) -> Arc<Database> {
+        Arc::clone(&self.database)
+    }
+}
+
+impl Snapshot {
+    fn take(database: &Database) -> Result<Snapshot, redb::Error> {
+        let transaction = database.begin_read()?;
+        let facts = transaction.open_table(FACTS)?;
+        let fact = |name| facts.get(name).map(|found| found.map_or(0, |value| value.value()));
+        Ok(Snapshot {
+            keys: transaction.open_table(KEYS)?,
+            entries: transaction.open_table(ENTRIES)?,
+            applied: Lsn(fact(APPLIED)?),
+            applied_at_us: fact(APPLIED_AT_US)?,
+        })
+    }
+}
+
+/// Writes the changes of `overlay` and the LSN up to which they go, in one transaction: after a crash the file holds all of it or
+/// nothing.
+pub fn write_checkpoint(
+    database: &Database,
+    overlay: &Overlay,
+    applied: Lsn,
+    applied_at_us: u64,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    // Without it, opening the file after a crash would walk all of it.
+    transaction.set_quick_repair(true);
+    {
+        let mut keys = transaction.open_table(KEYS)?;
+        let mut entries = transaction.open_table(ENTRIES)?;
+        let mut slots: Vec<&Slot> = overlay.slots().collect();
+        // In the file's order, so that neighbours are written together.
+        slots.sort_unstable_by(|a, b| (a.hash(), &a.key).cmp(&(b.hash(), &b.key)));
+        for slot in slots {
+            write_slot(&mut keys, &mut entries, slot)?;
+        }
+        let mut facts = transaction.open_table(FACTS)?;
+        facts.insert(APPLIED, applied.0)?;
+        facts.insert(APPLIED_AT_US, applied_at_us)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+type Rows<'a> = Table<'a, &'static [u8], &'static [u8]>;
+
+fn write_slot(keys: &mut Rows<'_>, entries: &mut Rows<'_>, slot: &Slot) -> Result<(), redb::Error> {
+    let name = key_name(slot.hash(), &slot.key);
+    let below_is_stream = keys.get(&name[..])?.is_some_and(|old| old.value().get(8) == Some(&KIND_STREAM));
+    let keeps_below = matches!(&slot.state, State::Stream(tail) if !tail.fresh);
+    if below_is_stream && !keeps_below {
+        let first = entry_name(slot.hash(), &slot.key, (0, 0));
+        let last = entry_name(slot.hash(), &slot.key, (u64::MAX, u64::MAX));
+        entries.retain_in(&first[..]..=&last[..], |_, _| false)?;
+    }
+    let mut head = Vec::with_capacity(VALUE_HEAD_BYTES);
+    head.extend_from_slice(&slot.version.0.to_le_bytes());
+    match &slot.state {
+        State::Absent => {
+            keys.remove(&name[..])?;
+        }
+        State::String(value) => {
+            head.push(KIND_STRING);
+            keys.insert(&name[..], &[&head[..], value].concat()[..])?;
+        }
+        State::Stream(tail) => {
+            head.push(KIND_STREAM);
+            for part in [tail.meta.entries, tail.meta.last_id.0, tail.meta.last_id.1] {
+                head.extend_from_slice(&part.to_le_bytes());
+            }
+            keys.insert(&name[..], &head[..])?;
+            for (id, fields) in &tail.entries {
+                entries.insert(&entry_name(slot.hash(), &slot.key, *id)[..], &fields[..])?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,413 @@
+//! The store: what the log says, as keys that can be read. Rebuilt from the log, so it may lag behind it but never leads.
+//!
+//! ```text
+//! apply ──> active overlay ──freeze──> frozen overlay ──checkpoint (its own thread)──> base (a file)
+//! get   ──> active, else frozen, else base
+//! ```
+//!
+//! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only ever in memory.
+
+mod base;
+pub mod overlay;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use walferry_engine::frame::Frame;
+use walferry_engine::lsn::Lsn;
+
+use crate::record::{RecordError, StreamId, effects};
+use crate::view::{Value, View};
+use base::{Base, write_checkpoint};
+use overlay::{Overlay, Slot, State, hash_of};
+
+/// The overlay may grow to this many times `checkpoint_bytes` while the one before it is being written; then `overloaded`.
+const OVERLAY_CHECKPOINTS_MAX: usize = 4;
+/// What `checkpoint_bytes` is taken to be at least.
+const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreConfig {
+    /// Changes in memory, bytes, that trigger a checkpoint.
+    pub checkpoint_bytes: usize,
+    /// Pages of the file that stay in memory, bytes.
+    pub cache_bytes: usize,
+}
+
+/// Why the store cannot go on. Fatal for the node: its log has everything.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database file failed.
+    #[error("the store's file {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        source: Box<redb::Error>,
+    },
+    /// A row is not what a checkpoint writes.
+    #[error("the store's file {} is damaged; remove it, and the node rebuilds it from its log if that is whole", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory cannot be made, or the thread not be started.
+    #[error("cannot set up the store in {}: {source}", path.display())]
+    Setup {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A record in the log is not one that this build understands.
+    #[error("the record before {lsn} cannot be applied: {source}")]
+    Record {
+        /// The end of the record.
+        lsn: Lsn,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+}
+
+impl StoreError {
+    fn at(path: &Path) -> impl Fn(redb::Error) -> StoreError + use<> {
+        let path = path.to_owned();
+        move |source| StoreError::Database { path: path.clone(), source: Box::new(source) }
+    }
+}
+
+/// An overlay on its way into the file.
+struct Frozen {
+    overlay: Arc<Overlay>,
+    applied: Lsn,
+    applied_at_us: u64,
+    /// Handed to the thread; until then it waits for the commit LSN.
+    writing: bool,
+}
+
+struct Job {
+    overlay: Arc<Overlay>,
+    applied: Lsn,
+    applied_at_us: u64,
+}
+
+/// The store of one node. Used by one thread; checkpoints are written on another.
+pub struct Store {
+    dir: PathBuf,
+    config: StoreConfig,
+    active: Overlay,
+    frozen: Option<Frozen>,
+    base: Base,
+    /// Frames up to here are in the store; `durable_applied <= applied`.
+    applied: Lsn,
+    applied_at_us: u64,
+    jobs: Option<Sender<Job>>,
+    results: Receiver<Result<(), redb::Error>>,
+    thread: Option<JoinHandle<()>>,
+    checkpoints: u64,
+    /// A checkpoint went beyond the commit LSN because memory ran out; told once.
+    warned_beyond: bool,
+}
+
+impl Store {
+    /// Opens or makes the store in `dir`. `wake` is called on another thread when a checkpoint is done.
+    pub fn open(dir: &Path, config: StoreConfig, wake: Box<dyn Fn() + Send>) -> Result<Store, StoreError> {
+        let setup = |source| StoreError::Setup { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(setup)?;
+        let base = Base::open(dir, config.cache_bytes)?;
+        let (jobs, job_queue) = channel::<Job>();
+        let (done, results) = channel();
+        let database = base.database();
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || {
+                for job in job_queue {
+                    let outcome = write_checkpoint(&database, &job.overlay, job.applied, job.applied_at_us);
+                    // The overlay is large: it is freed here, not on the ring thread.
+                    drop(job);
+                    if done.send(outcome).is_err() {
+                        return;
+                    }
+                    wake();
+                }
+            })
+            .map_err(setup)?;
+        Ok(Store {
+            dir: dir.to_owned(),
+            config: StoreConfig { checkpoint_bytes: config.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN), ..config },
+            active: Overlay::default(),
+            frozen: None,
+            applied: base.applied(),
+            applied_at_us: base.applied_at_us(),
+            base,
+            jobs: Some(jobs),
+            results,
+            thread: Some(thread),
+            checkpoints: 0,
+            warned_beyond: false,
+        })
+    }
+
+    /// End of the last frame that was applied.
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// When the leader sealed that frame, microseconds since the Unix epoch; 0 before the first.
+    pub fn applied_at_us(&self) -> u64 {
+        self.applied_at_us
+    }
+
+    /// What the file holds: the log before it is not needed for a restart.
+    pub fn durable_applied(&self) -> Lsn {
+        self.base.applied()
+    }
+
+    /// Checkpoints written since the start.
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoints
+    }
+
+    /// Memory of changes that are not in the file, bytes, about.
+    pub fn overlay_bytes(&self) -> usize {
+        self.active.bytes() + self.frozen.as_ref().map_or(0, |frozen| frozen.overlay.bytes())
+    }
+
+    /// True while too many changes wait for the file: take no more writes until a checkpoint is done.
+    pub fn overloaded(&self) -> bool {
+        self.frozen.is_some() && self.active.bytes() > self.config.checkpoint_bytes * OVERLAY_CHECKPOINTS_MAX
+    }
+
+    /// Applies the frame that starts where the last one ended.
+    pub fn apply(&mut self, frame: &Frame<'_>) -> Result<(), StoreError> {
+        debug_assert!(frame.header().lsn >= self.applied, "a frame is applied once");
+        for (lsn, record) in frame.records() {
+            for effect in effects(record) {
+                let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
+                let (frozen, base) = (&self.frozen, &self.base);
+                self.active.apply(&effect, lsn, |hash, key| {
+                    Ok(below_active(frozen.as_ref(), base, hash, key)?.map(|entry| entry.0))
+                })?;
+            }
+        }
+        self.applied = frame.header().end();
+        self.applied_at_us = frame.header().sealed_at_us;
+        Ok(())
+    }
+
+    /// Moves checkpoints along; once a turn. `committed` is the commit LSN as this node knows it.
+    pub fn poll_checkpoint(&mut self, committed: Lsn) -> Result<(), StoreError> {
+        if let Ok(outcome) = self.results.try_recv() {
+            self.finish(outcome)?;
+        }
+        if self.frozen.is_none() && self.active.bytes() >= self.config.checkpoint_bytes {
+            self.freeze();
+        }
+        let beyond = self.overloaded();
+        let Some(frozen) = self.frozen.as_mut().filter(|frozen| !frozen.writing) else { return Ok(()) };
+        if frozen.applied > committed {
+            if !beyond {
+                return Ok(());
+            }
+            if !self.warned_beyond {
+                self.warned_beyond = true;
+                tracing::warn!(
+                    applied = %frozen.applied, %committed,
+                    "the sync set has not confirmed for so long that memory is full: a checkpoint goes beyond the commit LSN. \
+                     Should another node be promoted now, this one needs a new copy of the data"
+                );
+            }
+        }
+        frozen.writing = true;
+        let job =
+            Job { overlay: Arc::clone(&frozen.overlay), applied: frozen.applied, applied_at_us: frozen.applied_at_us };
+        if let Some(jobs) = &self.jobs {
+            // The thread ends only after the sender is gone.
+            let _ = jobs.send(job);
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self) {
+        let overlay = Arc::new(std::mem::take(&mut self.active));
+        self.frozen =
+            Some(Frozen { overlay, applied: self.applied, applied_at_us: self.applied_at_us, writing: false });
+    }
+
+    fn finish(&mut self, outcome: Result<(), redb::Error>) -> Result<(), StoreError> {
+        outcome.map_err(StoreError::at(&self.dir))?;
+        self.base.renew()?;
+        self.frozen = None;
+        self.checkpoints += 1;
+        Ok(())
+    }
+
+    /// Forgets everything that is not in the file; the caller replays the log from `applied` on.
+    pub fn rollback(&mut self) -> Result<(), StoreError> {
+        self.settle()?;
+        self.frozen = None;
+        self.active.clear();
+        self.applied = self.base.applied();
+        self.applied_at_us = self.base.applied_at_us();
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, if one is.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.frozen.as_ref().is_some_and(|frozen| frozen.writing)
+            && let Ok(outcome) = self.results.recv()
+        {
+            self.finish(outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the store with a checkpoint, unless that would go beyond `committed`; then the log is replayed at the next start.
+    pub fn close(mut self, committed: Lsn) -> Result<(), StoreError> {
+        self.settle()?;
+        if self.frozen.is_none() && self.active.keys() > 0 {
+            self.freeze();
+        }
+        self.poll_checkpoint(committed)?;
+        self.settle()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // It panicked only if the database did; the store is going away either way.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn below_active(
+    frozen: Option<&Frozen>,
+    base: &Base,
+    hash: u64,
+    key: &[u8],
+) -> Result<Option<(Value, Lsn)>, StoreError> {
+    if let Some(slot) = frozen.and_then(|frozen| frozen.overlay.find(hash, key)) {
+        return Ok(slot.value().map(|value| (value, slot.version)));
+    }
+    base.entry(hash, key)
+}
+
+impl Store {
+    /// The overlays from the newest on.
+    fn overlays(&self) -> impl Iterator<Item = &Overlay> {
+        std::iter::once(&self.active).chain(self.frozen.as_ref().map(|frozen| &*frozen.overlay))
+    }
+
+    fn newest(&self, hash: u64, key: &[u8]) -> Option<&Slot> {
+        self.overlays().find_map(|overlay| overlay.find(hash, key))
+    }
+}
+
+impl View for Store {
+    fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
+        let hash = hash_of(key);
+        if let Some(slot) = self.active.find(hash, key) {
+            return Ok(slot.value().map(|value| (value, slot.version)));
+        }
+        below_active(self.frozen.as_ref(), &self.base, hash, key)
+    }
+
+    fn stream_range(
+        &self,
+        key: &[u8],
+        from: StreamId,
+        to: StreamId,
+        reverse: bool,
+        limit: usize,
+        each: &mut dyn FnMut(StreamId, &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let hash = hash_of(key);
+        // The overlays that hold a part of the stream, newest first, down to the one where it begins.
+        let mut tails = Vec::new();
+        let mut in_base = true;
+        for slot in self.overlays().filter_map(|overlay| overlay.find(hash, key)) {
+            match &slot.state {
+                State::Stream(tail) => tails.push(tail),
+                State::Absent | State::String(_) => in_base = false,
+            }
+            in_base &= matches!(&slot.state, State::Stream(tail) if !tail.fresh);
+            if !in_base {
+                break;
+            }
+        }
+        let mut left = limit;
+        let mut counted = |id: StreamId, fields: &[u8]| {
+            left -= 1;
+            each(id, fields) && left > 0
+        };
+        if limit == 0 || from > to {
+            return Ok(());
+        }
+        let newer = |counted: &mut dyn FnMut(StreamId, &[u8]) -> bool| {
+            if reverse {
+                let mut all = tails.iter().flat_map(|tail| tail.between(from, to, None).iter().rev());
+                all.all(|(id, fields)| counted(*id, fields))
+            } else {
+                let mut all = tails.iter().rev().flat_map(|tail| tail.between(from, to, None));
+                all.all(|(id, fields)| counted(*id, fields))
+            }
+        };
+        if reverse && !newer(&mut counted) {
+            return Ok(());
+        }
+        if in_base && !self.base.stream_range((hash, key), (from, to), reverse, limit, &mut counted)? {
+            return Ok(());
+        }
+        if !reverse {
+            newer(&mut counted);
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> Result<u64, StoreError> {
+        let mut count = self.base.len()?;
+        let base_is_empty = count == 0;
+        let older = |slot: &Slot| self.active.find(slot.hash(), &slot.key).is_none();
+        let frozen = self.frozen.iter().flat_map(|frozen| frozen.overlay.slots()).filter(|slot| older(slot));
+        for slot in self.active.slots().chain(frozen) {
+            let in_base = !base_is_empty && self.base.entry(slot.hash(), &slot.key)?.is_some();
+            let exists = !matches!(slot.state, State::Absent);
+            count = count + u64::from(exists && !in_base) - u64::from(!exists && in_base);
+        }
+        Ok(count)
+    }
+
+    fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
+        let (mut keys, mut next) = self.base.scan(cursor, count)?;
+        let mut changed = Vec::new();
+        for overlay in self.overlays() {
+            let (slots, overlay_next) = overlay.scan(cursor, count);
+            changed.extend(slots.into_iter().map(|slot| (slot.hash(), slot.key.to_vec())));
+            next = match (next, overlay_next) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        keys.append(&mut changed);
+        keys.sort_unstable();
+        keys.dedup();
+        // Beyond `next` some source has not been asked yet.
+        keys.retain(|(hash, _)| next.is_none_or(|next| *hash < next));
+        let exists = |hash: u64, key: &[u8]| match self.newest(hash, key) {
+            Some(slot) => !matches!(slot.state, State::Absent),
+            None => true,
+        };
+        keys.retain(|(hash, key)| exists(*hash, key));
+        Ok((next.unwrap_or(0), keys.into_iter().map(|(_, key)| key).collect()))
+    }
+}
+
+#[cfg(test)]
+#[path = "../store_tests.rs"]
+mod tests;

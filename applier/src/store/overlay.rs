@@ -1,0 +1,252 @@
+//! Changed keys in memory, in front of whatever lies below: the store's newest changes over its file, and the leader's not yet
+//! durable changes over the store. Knows no file and no log.
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use walferry_engine::lsn::Lsn;
+
+use crate::record::{Effect, StreamId};
+use crate::store::StoreError;
+use crate::view::{StreamMeta, Value};
+
+/// Keys are spread over this many tables by the top bits of their hash, so that SCAN sorts a small part at a time.
+const SHARDS: usize = 1024;
+const SHARD_SHIFT: u32 = u64::BITS - SHARDS.trailing_zeros();
+/// What a key costs besides its bytes, for the accounting.
+const ENTRY_BYTES: usize = 96;
+/// What a stream entry costs besides its bytes.
+const STREAM_ENTRY_BYTES: usize = 48;
+
+const _: () = assert!(SHARDS.is_power_of_two());
+
+/// The hash of a key: decides its place in memory, in the file and in SCAN's order, so it never changes.
+pub fn hash_of(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
+/// What the overlay says of a key.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Deleted: nothing below counts.
+    Absent,
+    /// A string.
+    String(Bytes),
+    /// A stream: its newest entries.
+    Stream(StreamTail),
+}
+
+/// The newest entries of a stream.
+#[derive(Clone, Debug)]
+pub struct StreamTail {
+    /// The whole stream, what lies below included.
+    pub meta: StreamMeta,
+    /// True when nothing below belongs to it.
+    pub fresh: bool,
+    /// Ascending; each id greater than all below.
+    pub entries: Vec<(StreamId, Box<[u8]>)>,
+}
+
+impl StreamTail {
+    /// The entries from `from` to `to` that are newer than `below`, ascending.
+    pub fn between(&self, from: StreamId, to: StreamId, below: Option<StreamId>) -> &[(StreamId, Box<[u8]>)] {
+        let start = self.entries.partition_point(|entry| entry.0 < from || below.is_some_and(|below| entry.0 <= below));
+        let end = self.entries.partition_point(|entry| entry.0 <= to);
+        &self.entries[start.min(end)..end]
+    }
+}
+
+/// A changed key.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    hash: u64,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// The LSN of the last commit that changed it.
+    pub version: Lsn,
+    /// What it holds.
+    pub state: State,
+}
+
+impl Slot {
+    /// The key's hash.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The key's value; `None` when it is deleted.
+    pub fn value(&self) -> Option<Value> {
+        match &self.state {
+            State::Absent => None,
+            State::String(value) => Some(Value::String(value.clone())),
+            State::Stream(tail) => Some(Value::Stream(tail.meta)),
+        }
+    }
+}
+
+/// Changed keys.
+#[derive(Debug)]
+pub struct Overlay {
+    shards: Vec<HashTable<Slot>>,
+    keys: usize,
+    bytes: usize,
+}
+
+impl Default for Overlay {
+    fn default() -> Overlay {
+        Overlay { shards: (0..SHARDS).map(|_| HashTable::new()).collect(), keys: 0, bytes: 0 }
+    }
+}
+
+impl Overlay {
+    /// Changed keys, deleted ones included.
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Memory in use, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn shard(hash: u64) -> usize {
+        (hash >> SHARD_SHIFT) as usize
+    }
+
+    /// The key, if it changed.
+    pub fn find(&self, hash: u64, key: &[u8]) -> Option<&Slot> {
+        self.shards[Overlay::shard(hash)].find(hash, |slot| *slot.key == *key)
+    }
+
+    /// Every changed key, in no order.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.shards.iter().flat_map(HashTable::iter)
+    }
+
+    /// At least `count` changed keys in hash order from `from` on, and from where on there may be more.
+    pub fn scan(&self, from: u64, count: usize) -> (Vec<&Slot>, Option<u64>) {
+        let mut found: Vec<&Slot> = Vec::new();
+        for shard in Overlay::shard(from)..SHARDS {
+            let before = found.len();
+            found.extend(self.shards[shard].iter().filter(|slot| slot.hash >= from));
+            found[before..].sort_unstable_by_key(|slot| slot.hash);
+            if found.len() >= count && shard + 1 < SHARDS {
+                return (found, Some(((shard + 1) as u64) << SHARD_SHIFT));
+            }
+        }
+        (found, None)
+    }
+
+    /// Makes a change. `below` is asked what the key holds underneath where that matters.
+    pub fn apply(
+        &mut self,
+        effect: &Effect<'_>,
+        version: Lsn,
+        below: impl FnOnce(u64, &[u8]) -> Result<Option<Value>, StoreError>,
+    ) -> Result<u64, StoreError> {
+        let key = effect.key();
+        let hash = hash_of(key);
+        let shard = &mut self.shards[Overlay::shard(hash)];
+        if let Some(slot) = shard.find_mut(hash, |slot| *slot.key == *key) {
+            slot.version = version;
+            let (added, freed) = change(&mut slot.state, effect);
+            self.bytes = (self.bytes + added).saturating_sub(freed);
+            return Ok(hash);
+        }
+        let state = first_change(effect, || below(hash, key))?;
+        self.bytes += ENTRY_BYTES + key.len() + state_bytes(&state);
+        self.keys += 1;
+        shard.insert_unique(hash, Slot { hash, key: key.into(), version, state }, |slot| slot.hash);
+        Ok(hash)
+    }
+
+    /// Forgets a key with this hash whose last change is `version`; a later change keeps it.
+    pub fn forget(&mut self, hash: u64, version: Lsn) {
+        let shard = &mut self.shards[Overlay::shard(hash)];
+        if let Ok(found) = shard.find_entry(hash, |slot| slot.hash == hash && slot.version == version) {
+            let (slot, _) = found.remove();
+            self.keys -= 1;
+            self.bytes = self.bytes.saturating_sub(ENTRY_BYTES + slot.key.len() + state_bytes(&slot.state));
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Overlay::default();
+    }
+}
+
+fn state_bytes(state: &State) -> usize {
+    match state {
+        State::Absent => 0,
+        State::String(value) => value.len(),
+        State::Stream(tail) => tail.entries.iter().map(|entry| STREAM_ENTRY_BYTES + entry.1.len()).sum(),
+    }
+}
+
+/// `value` with `bytes` behind it; in place when nobody else holds the value.
+fn appended(value: Bytes, bytes: &[u8]) -> Bytes {
+    match value.try_into_mut() {
+        Ok(mut value) => {
+            value.extend_from_slice(bytes);
+            value.freeze()
+        }
+        Err(value) => [&value[..], bytes].concat().into(),
+    }
+}
+
+/// Changes what a slot holds; gives the bytes that were added and those that were freed.
+fn change(state: &mut State, effect: &Effect<'_>) -> (usize, usize) {
+    match *effect {
+        Effect::Put { value, .. } => {
+            let freed = state_bytes(state);
+            *state = State::String(Bytes::copy_from_slice(value));
+            (value.len(), freed)
+        }
+        Effect::Delete { .. } => {
+            let freed = state_bytes(state);
+            *state = State::Absent;
+            (0, freed)
+        }
+        Effect::Append { bytes, .. } => {
+            let before = match state {
+                State::String(value) => std::mem::take(value),
+                State::Absent | State::Stream(_) => Bytes::new(),
+            };
+            *state = State::String(appended(before, bytes));
+            (bytes.len(), 0)
+        }
+        Effect::StreamAdd { id, fields, .. } => {
+            if let State::Stream(tail) = state {
+                tail.meta = StreamMeta { entries: tail.meta.entries + 1, last_id: id };
+                tail.entries.push((id, fields.into()));
+            } else {
+                let meta = StreamMeta { entries: 1, last_id: id };
+                *state = State::Stream(StreamTail { meta, fresh: true, entries: vec![(id, fields.into())] });
+            }
+            (STREAM_ENTRY_BYTES + fields.len(), 0)
+        }
+    }
+}
+
+/// What a key that did not change before holds after its first change.
+fn first_change(
+    effect: &Effect<'_>,
+    below: impl FnOnce() -> Result<Option<Value>, StoreError>,
+) -> Result<State, StoreError> {
+    Ok(match *effect {
+        Effect::Put { value, .. } => State::String(Bytes::copy_from_slice(value)),
+        Effect::Delete { .. } => State::Absent,
+        Effect::Append { bytes, .. } => match below()? {
+            Some(Value::String(value)) => State::String(appended(value, bytes)),
+            Some(Value::Stream(_)) | None => State::String(Bytes::copy_from_slice(bytes)),
+        },
+        Effect::StreamAdd { id, fields, .. } => {
+            let (fresh, entries) = match below()? {
+                Some(Value::Stream(meta)) => (false, meta.entries),
+                Some(Value::String(_)) | None => (true, 0),
+            };
+            let meta = StreamMeta { entries: entries + 1, last_id: id };
+            State::Stream(StreamTail { meta, fresh, entries: vec![(id, fields.into())] })
+        }
+    })
+}

@@ -1,0 +1,263 @@
+//! The store and the pending view against a plain model, with checkpoints, rollbacks and restarts at random moments.
+
+use std::collections::BTreeMap;
+
+use walferry_engine::frame::FrameHeader;
+use walferry_engine::limits::{FRAME_HEADER_BYTES, frame_aligned};
+use walferry_engine::lsn::Epoch;
+
+use super::*;
+use crate::pending::Pending;
+use crate::record::Effect;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Model {
+    String(Vec<u8>),
+    Stream(Vec<(StreamId, Vec<u8>)>),
+}
+
+type Keys = BTreeMap<Vec<u8>, Model>;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Frames in the making; keeps them all, as the log does.
+#[derive(Default)]
+struct TestLog {
+    frames: Vec<(Lsn, Vec<u8>)>,
+    end: Lsn,
+}
+
+impl TestLog {
+    fn seal(&mut self, records: &[Vec<u8>]) -> Lsn {
+        let mut bytes = vec![0; FRAME_HEADER_BYTES];
+        for record in records {
+            bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(record);
+        }
+        let header = FrameHeader {
+            filler: false,
+            epoch: Epoch(1),
+            lsn: self.end,
+            payload_bytes: (bytes.len() - FRAME_HEADER_BYTES) as u32,
+            record_count: records.len() as u32,
+            previous_crc: 0,
+            crc: 0,
+            flushed: self.end,
+            committed: self.end,
+            sealed_at_us: self.end.0,
+        };
+        bytes.resize(frame_aligned(bytes.len()), 0);
+        let header = header.seal(&mut bytes);
+        self.frames.push((self.end, bytes));
+        self.end = header.end();
+        self.end
+    }
+
+    fn replay(&self, store: &mut Store) {
+        let from = store.applied();
+        for (lsn, bytes) in self.frames.iter().filter(|frame| frame.0 >= from) {
+            store.apply(&Frame::read(bytes, *lsn).expect("a sealed frame")).expect("it applies");
+        }
+    }
+}
+
+fn open(dir: &Path) -> Store {
+    let config = StoreConfig { checkpoint_bytes: CHECKPOINT_BYTES_MIN, cache_bytes: 1 << 20 };
+    Store::open(dir, config, Box::new(|| ())).expect("a store in a temporary directory")
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a temporary directory")
+}
+
+fn random_record(random: &mut Random, model: &mut Keys, next_id: &mut u64) -> Vec<u8> {
+    let key = format!("key:{}", random.below(40)).into_bytes();
+    let value = vec![b'v'; random.below(200) as usize];
+    let mut record = Vec::new();
+    match (random.below(10), model.get_mut(&key)) {
+        (0..=2, _) => {
+            Effect::Put { key: &key, value: &value }.encode_into(&mut record);
+            model.insert(key, Model::String(value));
+        }
+        (3, _) => {
+            Effect::Delete { key: &key }.encode_into(&mut record);
+            model.remove(&key);
+        }
+        (4..=6, Some(Model::String(held))) => {
+            Effect::Append { key: &key, bytes: &value }.encode_into(&mut record);
+            held.extend_from_slice(&value);
+        }
+        (_, Some(Model::String(_))) => {}
+        (_, held) => {
+            *next_id += 1;
+            let id = (*next_id, 0);
+            Effect::StreamAdd { key: &key, id, fields: &value }.encode_into(&mut record);
+            match held {
+                Some(Model::Stream(entries)) => entries.push((id, value)),
+                _ => drop(model.insert(key, Model::Stream(vec![(id, value)]))),
+            }
+        }
+    }
+    record
+}
+
+fn check(view: &dyn View, model: &Keys, random: &mut Random) {
+    assert_eq!(view.len().unwrap(), model.len() as u64);
+    for number in 0..40 {
+        let key = format!("key:{number}").into_bytes();
+        match (view.get(&key).unwrap(), model.get(&key)) {
+            (None, None) => {}
+            (Some(Value::String(found)), Some(Model::String(held))) => assert_eq!(&found[..], held),
+            (Some(Value::Stream(meta)), Some(Model::Stream(entries))) => {
+                assert_eq!(meta.entries, entries.len() as u64);
+                assert_eq!(meta.last_id, entries.last().unwrap().0);
+                check_range(view, &key, entries, random);
+            }
+            (found, held) => panic!("{}: {found:?} instead of {held:?}", String::from_utf8_lossy(&key)),
+        }
+    }
+    let mut scanned = Vec::new();
+    let mut cursor = 0;
+    loop {
+        let (next, keys) = view.scan(cursor, 7).unwrap();
+        scanned.extend(keys);
+        cursor = next;
+        if cursor == 0 {
+            break;
+        }
+    }
+    scanned.sort();
+    scanned.dedup();
+    assert_eq!(scanned, model.keys().cloned().collect::<Vec<_>>(), "SCAN gives every key");
+}
+
+fn check_range(view: &dyn View, key: &[u8], entries: &[(StreamId, Vec<u8>)], random: &mut Random) {
+    let last = entries.last().unwrap().0.0;
+    let (a, b) = (random.below(last + 2), random.below(last + 2));
+    for (from, to) in [((0, 0), (u64::MAX, u64::MAX)), ((a.min(b), 0), (a.max(b), 0))] {
+        for reverse in [false, true] {
+            let limit = 1 + random.below(entries.len() as u64 + 2) as usize;
+            let mut expected: Vec<_> = entries.iter().filter(|(id, _)| (from..=to).contains(id)).cloned().collect();
+            if reverse {
+                expected.reverse();
+            }
+            expected.truncate(limit);
+            let mut found = Vec::new();
+            view.stream_range(key, from, to, reverse, limit, &mut |id, fields| {
+                found.push((id, fields.to_vec()));
+                true
+            })
+            .unwrap();
+            assert_eq!(found, expected, "{from:?}..={to:?} reverse {reverse} limit {limit}");
+        }
+    }
+}
+
+/// Waits for a checkpoint of everything.
+fn checkpoint(store: &mut Store) {
+    store.poll_checkpoint(Lsn::MAX).unwrap();
+    store.settle().unwrap();
+    store.freeze();
+    store.poll_checkpoint(Lsn::MAX).unwrap();
+    store.settle().unwrap();
+}
+
+#[test]
+fn the_store_equals_a_model_through_checkpoints_rollbacks_and_restarts() {
+    for seed in 1..=6 {
+        let dir = temporary();
+        let mut random = Random(seed * 0x9E37_79B9);
+        let mut store = open(dir.path());
+        let (mut log, mut model, mut next_id) = (TestLog::default(), Keys::new(), 0);
+        for round in 0..60 {
+            let records: Vec<_> =
+                (0..1 + random.below(20)).map(|_| random_record(&mut random, &mut model, &mut next_id)).collect();
+            log.seal(&records);
+            log.replay(&mut store);
+            match random.below(8) {
+                0 => checkpoint(&mut store),
+                1 if store.frozen.is_none() => store.freeze(),
+                2 => {
+                    store.rollback().unwrap();
+                    log.replay(&mut store);
+                }
+                3 => {
+                    drop(store);
+                    store = open(dir.path());
+                    log.replay(&mut store);
+                }
+                _ => store.poll_checkpoint(Lsn::MAX).unwrap(),
+            }
+            assert_eq!(store.applied(), log.end, "seed {seed} round {round}");
+            check(&store, &model, &mut random);
+        }
+    }
+}
+
+#[test]
+fn pending_changes_over_the_store_equal_the_model_while_the_store_catches_up() {
+    for seed in 1..=6 {
+        let dir = temporary();
+        let mut random = Random(seed * 0x85EB_CA6B);
+        let mut store = open(dir.path());
+        let mut pending = Pending::default();
+        let (mut log, mut model, mut next_id) = (TestLog::default(), Keys::new(), 0);
+        for _ in 0..60 {
+            let start = log.end;
+            let mut records = Vec::new();
+            let mut at = start.advance(FRAME_HEADER_BYTES as u64);
+            for _ in 0..1 + random.below(12) {
+                let record = random_record(&mut random, &mut model, &mut next_id);
+                at = at.advance(4 + record.len() as u64);
+                pending.record(at, &record, &store).unwrap();
+                records.push(record);
+            }
+            log.seal(&records);
+            check(&pending.over(&store), &model, &mut random);
+            if random.below(3) == 0 {
+                log.replay(&mut store);
+                // Between apply and forget both have the changes.
+                check(&pending.over(&store), &model, &mut random);
+                pending.forget(store.applied());
+                assert!(pending.is_empty());
+            }
+            if random.below(6) == 0 {
+                checkpoint(&mut store);
+            }
+            check(&pending.over(&store), &model, &mut random);
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_waits_for_the_commit_lsn_unless_memory_runs_out() {
+    let dir = temporary();
+    let mut store = open(dir.path());
+    let mut log = TestLog::default();
+    let fill = |log: &mut TestLog, store: &mut Store, number: u64| {
+        let (key, value) = (number.to_be_bytes(), vec![1; CHECKPOINT_BYTES_MIN]);
+        let mut record = Vec::new();
+        Effect::Put { key: &key, value: &value }.encode_into(&mut record);
+        log.seal(&[record]);
+        log.replay(store);
+    };
+    fill(&mut log, &mut store, 0);
+    store.poll_checkpoint(Lsn::ZERO).unwrap();
+    assert!(store.frozen.as_ref().is_some_and(|frozen| !frozen.writing), "nothing beyond the commit LSN is written");
+    for number in 1..=OVERLAY_CHECKPOINTS_MAX as u64 + 1 {
+        fill(&mut log, &mut store, number);
+    }
+    assert!(store.overloaded());
+    store.poll_checkpoint(Lsn::ZERO).unwrap();
+    store.settle().unwrap();
+    assert!(store.durable_applied() > Lsn::ZERO, "memory is bounded even without confirmations");
+}

@@ -1,0 +1,90 @@
+//! The read side of a store: what commands ask. Implemented by the durable `Store` and by `PendingView`, which lays the leader's
+//! not yet durable changes over it.
+
+use bytes::Bytes;
+use walferry_engine::lsn::Lsn;
+
+use crate::record::StreamId;
+use crate::store::StoreError;
+
+/// What a key can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    String,
+    /// A stream.
+    Stream,
+}
+
+/// A stream without its entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamMeta {
+    /// How many entries it has.
+    pub entries: u64,
+    /// The id of the last one.
+    pub last_id: StreamId,
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A string.
+    String(Bytes),
+    /// A stream; `View::stream_range` reads its entries.
+    Stream(StreamMeta),
+}
+
+impl Value {
+    /// Which of the two.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Value::String(_) => Kind::String,
+            Value::Stream(_) => Kind::Stream,
+        }
+    }
+}
+
+/// The state of all keys at one moment.
+pub trait View {
+    /// The key's value and the LSN of the last commit that changed it; `None` for a key that does not exist.
+    fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError>;
+
+    /// Calls `each` with id and encoded fields of up to `limit` entries from `from` to `to`, both included, in ascending order or
+    /// in `reverse`, until it returns false. A key without a stream has no entries.
+    fn stream_range(
+        &self,
+        key: &[u8],
+        from: StreamId,
+        to: StreamId,
+        reverse: bool,
+        limit: usize,
+        each: &mut dyn FnMut(StreamId, &[u8]) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// How many keys there are.
+    fn len(&self) -> Result<u64, StoreError>;
+
+    /// At least `count` keys in hash order from `cursor` on (all that share a hash, so possibly more), and the cursor to go on
+    /// with; 0 after the last. A key that exists during a whole iteration is returned at least once.
+    fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError>;
+
+    /// The key's value.
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        Ok(self.entry(key)?.map(|entry| entry.0))
+    }
+
+    /// What the key holds, if it exists.
+    fn kind(&self, key: &[u8]) -> Result<Option<Kind>, StoreError> {
+        Ok(self.get(key)?.map(|value| value.kind()))
+    }
+
+    /// The LSN of the last commit that changed the key; `Lsn::ZERO` for a key that does not exist.
+    fn version(&self, key: &[u8]) -> Result<Lsn, StoreError> {
+        Ok(self.entry(key)?.map_or(Lsn::ZERO, |entry| entry.1))
+    }
+
+    /// True without any key.
+    fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.len()? == 0)
+    }
+}
