@@ -27,6 +27,15 @@ mod resp;
 mod session;
 mod signals;
 
+#[cfg(test)]
+mod command_tests;
+#[cfg(test)]
+mod resp_tests;
+#[cfg(test)]
+mod session_tests;
+#[cfg(test)]
+mod test_host;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

@@ -22,15 +22,8 @@ pub struct Parked {
 enum What {
     Room,
     Applied(Lsn),
-    Replicas {
-        lsn: Lsn,
-        wanted: usize,
-    },
-    Durable {
-        lsn: Lsn,
-        local: bool,
-        wanted: usize,
-    },
+    Replicas { lsn: Lsn, wanted: usize },
+    Durable { lsn: Lsn, local: bool, wanted: usize },
     Streams(ReadRequest),
 }
 
@@ -42,48 +35,27 @@ fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
 impl Parked {
     /// Until the log takes records again: then the command is executed again.
     pub fn for_room() -> Parked {
-        Parked {
-            what: What::Room,
-            deadline: None,
-        }
+        Parked { what: What::Room, deadline: None }
     }
 
     /// WAITLSN.
     pub fn for_applied(lsn: Lsn, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked {
-            what: What::Applied(lsn),
-            deadline: deadline(timeout, host),
-        }
+        Parked { what: What::Applied(lsn), deadline: deadline(timeout, host) }
     }
 
     /// WAIT: `wanted` replicas that have applied `lsn`.
     pub fn for_replicas(lsn: Lsn, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked {
-            what: What::Replicas { lsn, wanted },
-            deadline: deadline(timeout, host),
-        }
+        Parked { what: What::Replicas { lsn, wanted }, deadline: deadline(timeout, host) }
     }
 
     /// WAITAOF: durable here if `local`, and on `wanted` replicas.
-    pub fn for_durable(
-        lsn: Lsn,
-        local: bool,
-        wanted: usize,
-        timeout: Duration,
-        host: &dyn Host,
-    ) -> Parked {
-        Parked {
-            what: What::Durable { lsn, local, wanted },
-            deadline: deadline(timeout, host),
-        }
+    pub fn for_durable(lsn: Lsn, local: bool, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked { what: What::Durable { lsn, local, wanted }, deadline: deadline(timeout, host) }
     }
 
     /// XREAD BLOCK.
     pub fn for_streams(request: ReadRequest, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked {
-            what: What::Streams(request),
-            deadline: deadline(timeout, host),
-        }
+        Parked { what: What::Streams(request), deadline: deadline(timeout, host) }
     }
 
     /// When the wait ends at the latest.
@@ -102,21 +74,14 @@ impl Parked {
     }
 
     /// The reply, once there is one: `Ok(Some(hold))`; `Ok(None)` when the session only goes on; `Err(self)`: wait on.
-    pub fn poll(
-        self,
-        client: &mut Client,
-        host: &mut dyn Host,
-        reply: &mut Reply,
-    ) -> Result<Option<Hold>, Parked> {
+    pub fn poll(self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
         let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
         match &self.what {
             What::Room => return Ok(None),
             What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
             What::Applied(lsn) if over => {
                 let applied = host.applied();
-                reply.error(format_args!(
-                    "TIMEOUT {lsn} is not applied here in time: applied is {applied}"
-                ));
+                reply.error(format_args!("TIMEOUT {lsn} is not applied here in time: applied is {applied}"));
             }
             What::Replicas { lsn, wanted } => {
                 let replicas = host.replicas_at(Stage::Applied, *lsn);

@@ -143,18 +143,12 @@ impl<'a> Args<'a> {
     /// The arguments from `first` on.
     pub fn from(&self, first: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
-        self.ranges
-            .iter()
-            .skip(first)
-            .map(move |&(start, end)| &bytes[start as usize..end as usize])
+        self.ranges.iter().skip(first).map(move |&(start, end)| &bytes[start as usize..end as usize])
     }
 
     /// The length of all arguments together.
     pub fn bytes_len(&self) -> usize {
-        self.ranges
-            .iter()
-            .map(|(start, end)| (end - start) as usize)
-            .sum()
+        self.ranges.iter().map(|(start, end)| (end - start) as usize).sum()
     }
 }
 
@@ -168,10 +162,7 @@ impl Index<usize> for Args<'_> {
 impl Parser {
     /// The arguments of the command that `parse` found at the start of `bytes`.
     pub fn args<'a>(&'a self, bytes: &'a [u8]) -> Args<'a> {
-        Args {
-            bytes: if self.is_inline { &self.inline } else { bytes },
-            ranges: &self.ranges,
-        }
+        Args { bytes: if self.is_inline { &self.inline } else { bytes }, ranges: &self.ranges }
     }
 
     /// Ready for the next command. `parse` may be called on a command that was already complete, until this is called.
@@ -197,8 +188,7 @@ impl Parser {
                 },
                 State::Inline => return self.inline(bytes),
                 State::Count => {
-                    let Some((count, after)) = number_line(bytes, self.at, ProtocolError::Count)?
-                    else {
+                    let Some((count, after)) = number_line(bytes, self.at, ProtocolError::Count)? else {
                         return Ok(Progress::More { forget: 0 });
                     };
                     if count > COMMAND_ARGS_MAX as i64 {
@@ -208,9 +198,7 @@ impl Parser {
                         return Err(ProtocolError::UnauthenticatedCount);
                     }
                     self.at = after;
-                    self.state = State::Length {
-                        args_left: count.max(0) as usize,
-                    };
+                    self.state = State::Length { args_left: count.max(0) as usize };
                 }
                 State::Length { args_left: 0 } => return Ok(Progress::Command { bytes: self.at }),
                 State::Length { args_left } => match self.length(bytes, self.at)? {
@@ -227,9 +215,7 @@ impl Parser {
                     }
                     self.ranges.push((self.at as u32, end as u32));
                     self.at = end + 2;
-                    self.state = State::Length {
-                        args_left: args_left - 1,
-                    };
+                    self.state = State::Length { args_left: args_left - 1 };
                 }
                 State::Skip { .. } => return self.skip(bytes),
             }
@@ -267,11 +253,7 @@ impl Parser {
         self.at = after;
         self.state = if length > VALUE_BYTES_MAX || after + length + 2 > COMMAND_BYTES_MAX {
             self.ranges.clear();
-            State::Skip {
-                args_left: args_left - 1,
-                body_left: length + 2,
-                total: after + length + 2,
-            }
+            State::Skip { args_left: args_left - 1, body_left: length + 2, total: after + length + 2 }
         } else {
             State::Body { args_left, length }
         };
@@ -281,32 +263,17 @@ impl Parser {
     fn skip(&mut self, bytes: &[u8]) -> Result<Progress, ProtocolError> {
         let mut at = std::mem::take(&mut self.at);
         loop {
-            let State::Skip {
-                args_left,
-                body_left,
-                total,
-            } = self.state
-            else {
-                unreachable!("only called in Skip")
-            };
+            let State::Skip { args_left, body_left, total } = self.state else { unreachable!("only called in Skip") };
             let eaten = body_left.min(bytes.len() - at);
             at += eaten;
             if eaten < body_left {
-                self.state = State::Skip {
-                    args_left,
-                    body_left: body_left - eaten,
-                    total,
-                };
+                self.state = State::Skip { args_left, body_left: body_left - eaten, total };
                 return Ok(Progress::More { forget: at });
             }
             if args_left == 0 {
                 return Ok(Progress::TooLarge { bytes: at });
             }
-            self.state = State::Skip {
-                args_left,
-                body_left: 0,
-                total,
-            };
+            self.state = State::Skip { args_left, body_left: 0, total };
             let Some((length, after)) = self.length(bytes, at)? else {
                 return Ok(Progress::More { forget: at });
             };
@@ -315,11 +282,7 @@ impl Parser {
                 return Err(ProtocolError::Length);
             }
             at = after;
-            self.state = State::Skip {
-                args_left: args_left - 1,
-                body_left: length + 2,
-                total,
-            };
+            self.state = State::Skip { args_left: args_left - 1, body_left: length + 2, total };
         }
     }
 
@@ -337,21 +300,13 @@ impl Parser {
         self.at = end;
         self.is_inline = true;
         let line = &bytes[..end];
-        unquote(
-            line.strip_suffix(b"\r").unwrap_or(line),
-            &mut self.inline,
-            &mut self.ranges,
-        )?;
+        unquote(line.strip_suffix(b"\r").unwrap_or(line), &mut self.inline, &mut self.ranges)?;
         Ok(Progress::Command { bytes: end + 1 })
     }
 }
 
 /// The number from `at` to the next CR LF, and where the next line starts.
-fn number_line(
-    bytes: &[u8],
-    at: usize,
-    wrong: ProtocolError,
-) -> Result<Option<(i64, usize)>, ProtocolError> {
+fn number_line(bytes: &[u8], at: usize, wrong: ProtocolError) -> Result<Option<(i64, usize)>, ProtocolError> {
     let (mut value, mut digits, mut i) = (0i64, 0, at);
     let negative = bytes.get(i) == Some(&b'-');
     i += usize::from(negative);
@@ -375,11 +330,7 @@ fn number_line(
 }
 
 /// Splits an inline command as redis-server does: words, "with \"escapes\" \x00" or 'without'.
-fn unquote(
-    line: &[u8],
-    text: &mut Vec<u8>,
-    ranges: &mut Vec<(u32, u32)>,
-) -> Result<(), ProtocolError> {
+fn unquote(line: &[u8], text: &mut Vec<u8>, ranges: &mut Vec<(u32, u32)>) -> Result<(), ProtocolError> {
     text.clear();
     ranges.clear();
     let mut rest = line;
@@ -414,20 +365,14 @@ fn word<'a>(mut rest: &'a [u8], text: &mut Vec<u8>) -> Result<&'a [u8], Protocol
     Ok(rest)
 }
 
-fn quoted<'a>(
-    quote: u8,
-    mut rest: &'a [u8],
-    text: &mut Vec<u8>,
-) -> Result<&'a [u8], ProtocolError> {
+fn quoted<'a>(quote: u8, mut rest: &'a [u8], text: &mut Vec<u8>) -> Result<&'a [u8], ProtocolError> {
     let hex = |digit: u8| char::from(digit).to_digit(16);
     loop {
         let (&byte, tail) = rest.split_first().ok_or(ProtocolError::Quotes)?;
         rest = tail;
         match (byte, tail) {
             (end, _) if end == quote => return Ok(rest),
-            (b'\\', [b'x', high, low, after @ ..])
-                if quote == b'"' && hex(*high).is_some() && hex(*low).is_some() =>
-            {
+            (b'\\', [b'x', high, low, after @ ..]) if quote == b'"' && hex(*high).is_some() && hex(*low).is_some() => {
                 text.push((hex(*high).unwrap_or(0) * 16 + hex(*low).unwrap_or(0)) as u8);
                 rest = after;
             }

@@ -26,11 +26,10 @@ use super::resp::{Args, COMMAND_BYTES_MAX, Parser, Progress};
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
 /// What a session keeps of its input at the very most; the socket is not read long before.
 const INPUT_BYTES_MAX: usize = COMMAND_BYTES_MAX + (16 << 20);
-/// An input buffer that one large command made larger than this is given back.
+/// A buffer that one large command made larger than this is given back.
 const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
 
-const _: () =
-    assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && COMMAND_BYTES_MAX < INPUT_BYTES_MAX);
+const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && COMMAND_BYTES_MAX < INPUT_BYTES_MAX);
 
 /// What a node gives each new session.
 #[derive(Clone, Debug, Default)]
@@ -181,10 +180,7 @@ impl Session {
             self.input.reserve(expected - self.input.len());
         }
         self.input.extend_from_slice(bytes);
-        debug_assert!(
-            self.input.len() <= INPUT_BYTES_MAX,
-            "the socket is read although wants_input is false"
-        );
+        debug_assert!(self.input.len() <= INPUT_BYTES_MAX, "the socket is read although wants_input is false");
     }
 
     fn execute_kept(&mut self, host: &mut dyn Host) {
@@ -222,9 +218,7 @@ impl Session {
                 }
                 Err(error) => {
                     self.outbox.reply.begin();
-                    self.outbox
-                        .reply
-                        .error(format_args!("ERR Protocol error: {error}"));
+                    self.outbox.reply.error(format_args!("ERR Protocol error: {error}"));
                     self.push(Hold::Nothing, host);
                     self.closing = true;
                 }
@@ -240,8 +234,7 @@ impl Session {
     }
 
     fn push(&mut self, hold: Hold, host: &mut dyn Host) {
-        self.outbox
-            .push(hold, self.client.commit_timeout, self.client.id, host);
+        self.outbox.push(hold, self.client.commit_timeout, self.client.id, host);
     }
 
     fn refuse_large(&mut self, host: &mut dyn Host) {
@@ -262,9 +255,7 @@ impl Session {
             return Step::Done;
         }
         self.outbox.reply.begin();
-        let spec = match command::find(args)
-            .and_then(|spec| self.admit(spec, args, host).map(|()| spec))
-        {
+        let spec = match command::find(args).and_then(|spec| self.admit(spec, args, host).map(|()| spec)) {
             Ok(spec) => spec,
             Err(error) => {
                 if let Some(transaction) = &mut self.client.transaction {
@@ -314,10 +305,7 @@ impl Session {
             return Err("NOAUTH Authentication required.".to_owned());
         }
         if self.client.transaction.is_some() && spec.outside_transactions() {
-            return Err(format!(
-                "ERR {} is not allowed in a transaction",
-                String::from_utf8_lossy(&args[0])
-            ));
+            return Err(format!("ERR {} is not allowed in a transaction", String::from_utf8_lossy(&args[0])));
         }
         if let Run::Write(_) = spec.run {
             match host.writable(self.client.level) {
@@ -329,12 +317,7 @@ impl Session {
     }
 
     /// Executes one command; `None` when it parked and its reply comes later.
-    fn run(
-        &mut self,
-        spec: &Spec,
-        args: &Args<'_>,
-        host: &mut dyn Host,
-    ) -> Result<Option<Hold>, Refusal> {
+    fn run(&mut self, spec: &Spec, args: &Args<'_>, host: &mut dyn Host) -> Result<Option<Hold>, Refusal> {
         let reply = &mut self.outbox.reply;
         match spec.run {
             Run::Read(read) => {
@@ -352,11 +335,15 @@ impl Session {
                 if self.record.is_empty() {
                     return Ok(Some(self.client.observe(host)));
                 }
-                self.client.commit(&self.record, host).map(Some)
+                let committed = self.client.commit(&self.record, host).map(Some);
+                if self.record.capacity() > KEPT_CAPACITY_BYTES_MAX {
+                    self.record = Vec::new();
+                }
+                committed
             }
             Run::Exec => {
-                self.record.clear();
-                transaction::exec(&mut self.client, &mut self.record, reply, host).map(Some)
+                // A transaction's record may be large, and is rare enough to be made anew.
+                transaction::exec(&mut self.client, &mut Vec::new(), reply, host).map(Some)
             }
             Run::Control(control) | Run::Await(_, control) => {
                 self.client.acknowledged = self.outbox.acknowledged;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use walferry_applier::pending::Pending;
-use walferry_applier::store::Store;
+use walferry_applier::store::{Store, StoreConfig};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
@@ -48,8 +48,11 @@ pub struct TestHost {
 impl TestHost {
     /// A leader with an empty log and no replicas.
     pub fn new() -> TestHost {
-        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory for the store");
-        let store = open_store(dir.path());
+        let program = std::env::current_exe().expect("the test has a program");
+        let beside = program.parent().expect("a program lies in a directory");
+        let dir = tempfile::tempdir_in(beside).expect("a directory for the store");
+        let config = StoreConfig { checkpoint_bytes: 64 << 20, cache_bytes: 1 << 20 };
+        let store = Store::open(&dir.path().join("store"), config, Box::new(|| {})).expect("a new store");
         TestHost {
             store,
             pending: Pending::default(),
@@ -146,7 +149,7 @@ impl Host for TestHost {
         self.open_records += 1;
         let lsn = self.log_end();
         self.last_commit = lsn;
-        record_pending(&mut self.pending, lsn, record);
+        self.pending.record(lsn, record, &self.store).expect("the store takes what commands emitted");
         Ok(lsn)
     }
     fn log_end(&self) -> Lsn {
