@@ -1,0 +1,267 @@
+//! The keys, each declared once: as a flag of `walferry start` and as a key of `walferry.toml`, with its default and its
+//! help text. One `Settings` is what one source says. Called by `NodeConfig`, which puts the sources together.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::CommandFactory;
+use serde::{Deserialize, Serialize};
+use walferry_cluster::member::MEMBER_NAME_BYTES_MAX;
+use walferry_cluster::{CommitLevel, SyncPolicy};
+use walferry_engine::limits::{LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
+use walferry_engine::log::SyncMethod;
+
+use super::{ConfigError, OnSyncLoss};
+use crate::units::{ByteSize, HostPort, Span};
+
+/// A configuration file larger than this is not one.
+const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Text that was checked to parse as `T` and is kept as it was written, for the file and the command line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[serde(bound = "T: std::str::FromStr + Clone, T::Err: fmt::Display")]
+pub struct Checked<T> {
+    text: String,
+    /// What the text means.
+    pub value: T,
+}
+
+impl<T: std::str::FromStr> std::str::FromStr for Checked<T>
+where
+    T::Err: fmt::Display,
+{
+    type Err = String;
+    fn from_str(text: &str) -> Result<Checked<T>, String> {
+        let value = text.parse::<T>().map_err(|error| error.to_string())?;
+        Ok(Checked { text: text.to_owned(), value })
+    }
+}
+
+impl<T: std::str::FromStr> TryFrom<String> for Checked<T>
+where
+    T::Err: fmt::Display,
+{
+    type Error = String;
+    fn try_from(text: String) -> Result<Checked<T>, String> {
+        text.parse()
+    }
+}
+
+impl<T> From<Checked<T>> for String {
+    fn from(checked: Checked<T>) -> String {
+        checked.text
+    }
+}
+
+/// Declares the keys once: `Settings` (all optional, for one source of values) and how two sources combine.
+macro_rules! settings {
+    ($($(#[$meta:meta])* $key:ident: $type:ty,)*) => {
+        /// The values that one source gives: the flags, the file or the defaults.
+        #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Settings {
+            $($(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These values, and those of `weaker` where these say nothing.
+            pub fn or(self, weaker: Settings) -> Settings {
+                Settings { $($key: self.$key.or(weaker.$key),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The data directory; initialised at the first start
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
+    data: PathBuf,
+    /// The node's name among its peers: 1 to 63 of a-z, 0-9, _ and - [default: the host's name]
+    #[arg(long, value_name = "NAME", help_heading = "Node")]
+    name: String,
+    /// Where clients connect; port 0 lets the kernel choose [default: 127.0.0.1:6400]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Node")]
+    listen: HostPort,
+    /// Where replicas connect; port 0 lets the kernel choose [default: 127.0.0.1:6401]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Node")]
+    peer_listen: HostPort,
+    /// Be a replica of the leader with this peer address
+    #[arg(long, value_name = "PEER_HOST:PORT", help_heading = "Node")]
+    follow: HostPort,
+    /// Clients must AUTH with this password; prefer the file, other users see flags
+    #[arg(long, value_name = "TEXT", help_heading = "Node")]
+    password: String,
+    /// Connected clients at most; further ones are turned away with an error [default: 10000]
+    #[arg(long, value_name = "N", help_heading = "Node")]
+    clients_max: usize,
+    /// What is logged: error, warn, info, debug, trace, or per module as RUST_LOG [default: info]
+    #[arg(long, value_name = "FILTER", help_heading = "Node")]
+    log_filter: String,
+    /// Once the node serves, write `listen=` and `peer_listen=` with the real addresses to this file
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
+    ready_file: PathBuf,
+
+    /// What a commit waits for: off, local, remote_write, remote_flush (or on), remote_apply [default: local]
+    #[arg(long, value_name = "LEVEL", help_heading = "Commits")]
+    commit_level: Checked<CommitLevel>,
+    /// Which replicas a remote commit waits for: 'FIRST k (a, b)', 'ANY k (a, b)', 'ALL', '*' [default: none]
+    #[arg(long, value_name = "POLICY", help_heading = "Commits")]
+    sync: Checked<SyncPolicy>,
+    /// Refuse remote levels while fewer replicas are in sync [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Commits")]
+    min_in_sync: usize,
+    /// Answer UNCERTAIN to a commit that is unconfirmed for so long; 0 waits on [default: 0]
+    #[arg(long, value_name = "TIME", help_heading = "Commits")]
+    commit_timeout: Span,
+    /// When the sync set is lost: block, refuse, or degrade:LEVEL [default: block]
+    #[arg(long, value_name = "HOW", help_heading = "Commits")]
+    on_sync_loss: Checked<OnSyncLoss>,
+    /// Wait so long for more commits before a frame is sealed [default: 0]
+    #[arg(long, value_name = "TIME", help_heading = "Commits")]
+    commit_delay: Span,
+
+    /// Size of a log file, 16MiB to 1GiB; fixed at init [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    segment_bytes: ByteSize,
+    /// Frames in flight to the disk at once [default: measured at init]
+    #[arg(long, value_name = "N", help_heading = "Log")]
+    write_depth: usize,
+    /// How a write is made durable, dsync or fdatasync [default: measured at init]
+    #[arg(long, value_name = "METHOD", help_heading = "Log")]
+    sync_method: Checked<SyncMethod>,
+    /// Do without O_DIRECT, for a filesystem that has none
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Log")]
+    buffered: bool,
+    /// Memory for frames on their way to disk and replicas [default: 96MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    log_buffer_bytes: ByteSize,
+    /// Keep at least so much log behind the newest checkpoint [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    keep_bytes_min: ByteSize,
+    /// Log that a slot may hold back before it is marked lost [default: 8GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log")]
+    slot_keep_bytes_max: ByteSize,
+
+    /// A peer that is silent for so long is dead [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    peer_timeout: Span,
+    /// How often an idle link is proved alive [default: 1s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    heartbeat_interval: Span,
+    /// A replica that lags for longer leaves the in-sync set [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    replica_lag_time_max: Span,
+    /// Send frames from this size on without a copy [default: 64KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Replication")]
+    zero_copy_bytes_min: ByteSize,
+
+    /// Write a checkpoint after so many bytes of changes [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    checkpoint_bytes: ByteSize,
+    /// Memory for pages of the store's file [default: 128MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    store_cache_bytes: ByteSize,
+}
+
+impl Settings {
+    /// The defaults of every key that has one.
+    pub fn defaults() -> Settings {
+        fn checked<T: std::str::FromStr<Err: fmt::Display>>(text: &str) -> Option<Checked<T>> {
+            Some(text.parse().expect("a default parses"))
+        }
+        Settings {
+            name: Some(host_name()),
+            listen: Some("127.0.0.1:6400".parse().expect("a default parses")),
+            peer_listen: Some("127.0.0.1:6401".parse().expect("a default parses")),
+            clients_max: Some(10_000),
+            log_filter: Some("info".to_owned()),
+            commit_level: checked("local"),
+            sync: checked(""),
+            min_in_sync: Some(0),
+            commit_timeout: Some(Span(Duration::ZERO)),
+            on_sync_loss: checked("block"),
+            commit_delay: Some(Span(Duration::ZERO)),
+            segment_bytes: Some(ByteSize(SEGMENT_BYTES_DEFAULT)),
+            buffered: Some(false),
+            log_buffer_bytes: Some(ByteSize(LOG_BUFFER_BYTES_DEFAULT as u64)),
+            keep_bytes_min: Some(ByteSize(256 << 20)),
+            slot_keep_bytes_max: Some(ByteSize(8 << 30)),
+            peer_timeout: Some(Span(Duration::from_secs(5))),
+            heartbeat_interval: Some(Span(Duration::from_secs(1))),
+            replica_lag_time_max: Some(Span(Duration::from_secs(10))),
+            zero_copy_bytes_min: Some(ByteSize(64 << 10)),
+            checkpoint_bytes: Some(ByteSize(64 << 20)),
+            store_cache_bytes: Some(ByteSize(128 << 20)),
+            ..Settings::default()
+        }
+    }
+
+    /// Every key, in the order of the help text.
+    pub fn keys() -> Vec<String> {
+        #[derive(clap::Parser)]
+        struct OnlySettings {
+            #[command(flatten)]
+            _settings: Settings,
+        }
+        OnlySettings::command().get_arguments().map(|arg| arg.get_id().to_string()).collect()
+    }
+
+    /// Reads a `walferry.toml`.
+    pub fn from_file(path: &Path) -> Result<Settings, ConfigError> {
+        let file = path.display().to_string();
+        let read = || {
+            let bytes = std::fs::metadata(path)?.len();
+            if bytes > CONFIG_FILE_BYTES_MAX {
+                return Err(std::io::Error::other(format!("{bytes} bytes is too large for a configuration")));
+            }
+            std::fs::read_to_string(path)
+        };
+        let text = read().map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        Settings::from_toml(&text, &file)
+    }
+
+    /// Reads the text of a `walferry.toml`; `file` is for messages.
+    pub fn from_toml(text: &str, file: &str) -> Result<Settings, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax { file: file.to_owned(), text: error.to_string() };
+        let table = text.parse::<toml::Table>().map_err(syntax)?;
+        let keys = Settings::keys();
+        if let Some(key) = table.keys().find(|key| !keys.contains(key)) {
+            let line = text.lines().position(|line| line.trim_start_matches([' ', '\t', '[', '"']).starts_with(key));
+            let hint = match closest(key, &keys) {
+                Some(known) => format!("; did you mean `{known}`?"),
+                None => "; `walferry config show` lists every key".to_owned(),
+            };
+            let line = line.map_or(1, |index| index + 1);
+            return Err(ConfigError::UnknownKey { file: file.to_owned(), line, key: key.clone(), hint });
+        }
+        toml::from_str(text).map_err(syntax)
+    }
+
+    /// The values as a table of TOML values, absent keys left out.
+    pub fn to_table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("every setting is a TOML value")
+    }
+}
+
+/// The known key that `key` most likely was meant to be.
+fn closest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
+    let plain = key.to_lowercase().replace('-', "_");
+    keys.iter()
+        .map(|known| (strsim::jaro_winkler(&plain, known), known.as_str()))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// The host's name made fit to be a node's name.
+fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let label = host.trim().split('.').next().unwrap_or_default().to_lowercase();
+    let fit = |c: char| {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' }
+    };
+    let name: String = label.chars().map(fit).take(MEMBER_NAME_BYTES_MAX).collect();
+    if name.is_empty() { "walferry".to_owned() } else { name }
+}
