@@ -185,7 +185,7 @@ impl LogBuffer {
 
     /// Forgets everything and starts anew at `start`.
     pub fn reset(&mut self, start: Lsn) {
-        assert!(self.pins.iter().all(Option::is_none), "the log buffer is reset while something sends from it");
+        assert!(!self.is_pinned(), "the log buffer is reset while something sends from it");
         self.hot_start = start;
     }
 
@@ -200,6 +200,11 @@ impl LogBuffer {
         });
         self.pins[slot] = Some(lsn);
         PinId(slot as u32)
+    }
+
+    /// True while anything is pinned.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.iter().any(Option::is_some)
     }
 
     /// Gives a pin back.

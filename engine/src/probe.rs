@@ -29,6 +29,9 @@ const FULL_FILE_BYTES: u64 = 64 << 20;
 const BRIEF_BUDGET: Duration = Duration::from_millis(600);
 /// The depth that is recommended is the smallest that reaches this share of the best rate, in percent.
 const DEPTH_RATE_PERCENT_MIN: f64 = 85.0;
+/// A depth is not recommended when its median latency is more than this many times that of a single write: beyond it
+/// writes only queue at the device, and fewer, larger group commits cost less.
+const DEPTH_LATENCY_FACTOR_MAX: u64 = 2;
 /// A method with a longer flush at depth 1 is preferred only with this many times the rate of the other.
 const RATE_ADVANTAGE_MIN: f64 = 1.25;
 /// Latencies above this count as this.
@@ -354,8 +357,9 @@ fn recommend(rows: &[ProbeRow]) -> Option<Recommendation> {
             chosen = method;
         }
     }
-    let enough = best(chosen) * DEPTH_RATE_PERCENT_MIN / 100.0;
-    let depths = small().filter(|row| row.method == chosen && row.per_second >= enough);
+    let near = || small().filter(|r| r.method == chosen && r.p50_us <= alone(chosen) * DEPTH_LATENCY_FACTOR_MAX);
+    let enough = near().map(|row| row.per_second).fold(0.0, f64::max) * DEPTH_RATE_PERCENT_MIN / 100.0;
+    let depths = near().filter(|row| row.per_second >= enough);
     Some(Recommendation {
         sync_method: chosen.sync_method(),
         write_depth: depths.map(|row| row.depth).min()?,
@@ -414,7 +418,7 @@ mod tests {
         let rows = [
             row(ProbeMethod::Dsync, 1, 7500.0, 120),
             row(ProbeMethod::Dsync, 4, 18_200.0, 200),
-            row(ProbeMethod::Dsync, 8, 19_000.0, 400),
+            row(ProbeMethod::Dsync, 8, 29_000.0, 250),
             row(ProbeMethod::Fdatasync, 1, 5000.0, 190),
             row(ProbeMethod::Fdatasync, 4, 20_000.0, 220),
             row(ProbeMethod::BufferedFdatasync, 8, 90_000.0, 10),

@@ -47,8 +47,8 @@ pub enum LogError {
         /// The configured size.
         expected: u64,
     },
-    /// Writes are in flight, so the log cannot be cut.
-    #[error("the log cannot be truncated to {0} while writes are in flight")]
+    /// Writes or sends are in flight, so the log cannot be cut.
+    #[error("the log cannot be truncated to {0} while writes or sends are in flight")]
     InFlight(Lsn),
     /// The position to cut at is not one.
     #[error("the log cannot be truncated to {to}: {reason}")]

@@ -23,7 +23,8 @@ impl Log {
     }
 
     /// Space for up to `wanted` raw log bytes at `received()`, at least one; `None` when the log buffer is full,
-    /// until frames have become durable and were taken. The address stays until the bytes were advanced over.
+    /// until frames have become durable and were taken. The address stays until the bytes were advanced over; an
+    /// operation of the ring that fills them has completed before the log is reset, truncated or dropped.
     pub fn receive_space(&mut self, wanted: usize) -> Option<&mut [u8]> {
         if self.stopped.is_some() {
             return None;
@@ -122,7 +123,8 @@ impl Log {
         if let Some(text) = &self.stopped {
             return Err(LogError::Stopped(text.clone()));
         }
-        if self.flights.outstanding() > 0 {
+        let forgets_memory = to < self.buffer.hot_start();
+        if self.flights.outstanding() > 0 || forgets_memory && self.buffer.is_pinned() {
             return Err(LogError::InFlight(to));
         }
         self.follow(history);
@@ -138,7 +140,7 @@ impl Log {
         self.crc = self.read_header(to)?.previous_crc;
         self.reopen_segments(self.segment_of(to))?;
         self.commit.truncate(to);
-        if to < self.buffer.hot_start() {
+        if forgets_memory {
             self.buffer.reset(to);
         }
         self.queued_since = None;

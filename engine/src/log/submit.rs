@@ -86,6 +86,9 @@ impl Log {
         if self.open.records > 0 && self.open.since.is_none() {
             self.open.since = Some(now);
         }
+        if self.written() < self.sealed() {
+            self.queued_since = self.queued_since.or(Some(now));
+        }
         while self.flights.short != 0 {
             let slot = self.flights.short.trailing_zeros() as usize;
             self.flights.short &= self.flights.short - 1;
@@ -316,8 +319,8 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if self.flights.outstanding > 0 {
-            // The kernel may still read from it; other memory in its place would end up in the log.
+        if self.flights.outstanding > 0 || self.buffer.is_pinned() {
+            // The kernel may still read from it; other memory in its place would end up in the log or on the wire.
             self.buffer.keep_mapped();
         }
     }

@@ -58,7 +58,18 @@ impl Node {
     }
 
     pub fn try_open(config: LogConfig, history: &EpochHistory, from: Lsn) -> Result<Node, LogError> {
+        Node::try_open_on(config, history, from, |_| ())
+    }
+
+    /// Opens on a ring that `prepare` has had in hand.
+    pub fn try_open_on(
+        config: LogConfig,
+        history: &EpochHistory,
+        from: Lsn,
+        prepare: impl FnOnce(&mut Ring),
+    ) -> Result<Node, LogError> {
         let mut ring = Ring::new(64).expect("io_uring");
+        prepare(&mut ring);
         let (waker, source) = WakeSource::new().expect("eventfd");
         source.arm(&mut ring);
         let (log, recovery) = Log::open(config, from, history, &mut ring, waker)?;
