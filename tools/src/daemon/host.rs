@@ -8,8 +8,8 @@
 //! 3. what a parked session waits for may have come: `Session::resume` (a needless call does no harm);
 //! 4. `Session::deadline` has passed: `Session::resume`;
 //! 5. the node stopped answering commits: `Session::abandon`;
-//! 6. send `Session::output`; when it drained and `wants_input` was false: `Session::resume`; close after the last byte
-//!    once `Session::closing`.
+//! 6. send `Session::output`; once it was taken and `Session::can_go_on`: `Session::resume`; close after the last byte once
+//!    `Session::closing`, and `Host::unpark` a session that is gone.
 
 use std::time::Instant;
 

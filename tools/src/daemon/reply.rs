@@ -85,11 +85,6 @@ impl Reply {
         self.bytes.len()
     }
 
-    /// True when the reply in writing is an error.
-    pub fn is_error(&self) -> bool {
-        self.bytes.get(self.start) == Some(&b'-')
-    }
-
     fn header(&mut self, kind: u8, number: i64) {
         self.bytes.put_u8(kind);
         self.digits(number);

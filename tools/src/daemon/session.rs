@@ -111,6 +111,8 @@ pub struct Session {
     record: Vec<u8>,
     parked: Option<Parked>,
     closing: bool,
+    /// Commands were left because too much output was waiting.
+    stalled: bool,
     commands: u64,
 }
 
@@ -146,6 +148,7 @@ impl Session {
             record: Vec::new(),
             parked: None,
             closing: false,
+            stalled: false,
             commands: 0,
         }
     }
@@ -225,6 +228,7 @@ impl Session {
             }
         }
         self.parser = parser;
+        self.stalled = at < bytes.len() && self.outbox.is_full();
         self.outbox.end_batch(self.client.id, host);
         if self.closing { bytes.len() } else { at }
     }
@@ -415,6 +419,11 @@ impl Session {
     /// True when the connection is to be closed once everything is sent.
     pub fn closing(&self) -> bool {
         self.closing && !self.outbox.is_holding()
+    }
+
+    /// True when commands were left because too much output was waiting, and the caller has since taken it: call `resume`.
+    pub fn can_go_on(&self) -> bool {
+        self.stalled && !self.outbox.is_full()
     }
 
     /// True when replies are held.
