@@ -36,7 +36,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node: a leader, or a replica with --follow
-    #[command(after_help = START_EXAMPLES)]
+    #[command(after_help = START_EXAMPLES, args_override_self = true)]
     Start(NodeArgs),
     /// Create a data directory and measure its disk, without starting a node
     #[command(after_help = INIT_EXAMPLES)]
