@@ -35,6 +35,8 @@ mod resp_tests;
 mod session_tests;
 #[cfg(test)]
 mod test_host;
+#[cfg(test)]
+mod transaction_tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

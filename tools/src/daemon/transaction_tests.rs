@@ -1,0 +1,149 @@
+//! MULTI, EXEC and WATCH over a session: one record, all or nothing, and never over a value that changed.
+
+use super::host::Refusal;
+use super::session::SessionSettings;
+use super::test_host::{TestClient, TestHost};
+
+fn pair() -> (TestHost, TestClient) {
+    (TestHost::new(), TestClient::new())
+}
+
+#[test]
+fn a_transaction_is_one_record_and_sees_itself() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "SET a 1");
+    client.ask(&mut host, "XADD s 1-0 f v");
+    let before = host.last_commit();
+    for line in [
+        "MULTI",
+        "INCR a",
+        "INCR a",
+        "GET a",
+        "APPEND a x",
+        "GET a",
+        "DEL a",
+        "EXISTS a",
+        "APPEND a y",
+        "GET a",
+        "SET n 1",
+        "XADD s 2-0 f w",
+        "XLEN s",
+        "XRANGE s - + COUNT 2",
+        "XREVRANGE s + - COUNT 1",
+        "XREAD BLOCK 0 STREAMS s 1-0",
+        "DBSIZE",
+        "SCAN 0 MATCH n",
+        "INCR s",
+        "DEL s",
+        "XADD s 0-1 f x",
+        "XLEN s",
+        "PING",
+    ] {
+        let reply = client.send(&mut host, format!("{line}\r\n").as_bytes());
+        assert_eq!(reply, if line == "MULTI" { "+OK\r\n" } else { "+QUEUED\r\n" }, "{line}");
+    }
+    assert_eq!((host.pending_records(), host.last_commit()), (0, before), "nothing is appended before EXEC");
+    assert_eq!(client.send(&mut host, b"EXEC\r\n"), "");
+    assert_eq!(host.pending_records(), 1);
+    host.flush();
+    client.session.release(&mut host);
+    let entry = |id: &str, value: &str| format!("*2\r\n$3\r\n{id}\r\n*2\r\n$1\r\nf\r\n$1\r\n{value}\r\n");
+    let (first, second) = (entry("1-0", "v"), entry("2-0", "w"));
+    assert_eq!(
+        client.output(),
+        format!(
+            "*22\r\n:2\r\n:3\r\n$1\r\n3\r\n:2\r\n$2\r\n3x\r\n:1\r\n:0\r\n:1\r\n$1\r\ny\r\n+OK\r\n$3\r\n2-0\r\n:2\r\n\
+             *2\r\n{first}{second}*1\r\n{second}*1\r\n*2\r\n$1\r\ns\r\n*1\r\n{second}:3\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\nn\r\n\
+             -WRONGTYPE Operation against a key holding the wrong kind of value\r\n:1\r\n$3\r\n0-1\r\n:1\r\n+PONG\r\n"
+        )
+    );
+    assert_eq!(client.ask(&mut host, "MGET a n"), "*2\r\n$1\r\ny\r\n$1\r\n1\r\n");
+    assert_eq!(client.ask(&mut host, "XRANGE s - +"), format!("*1\r\n{}", entry("0-1", "x")));
+}
+
+#[test]
+fn transactions_are_refused_as_a_whole() {
+    let (mut host, mut client) = pair();
+    let aborted = "-EXECABORT Transaction discarded because of previous errors.\r\n";
+    for (line, reply) in [
+        ("EXEC", "-ERR EXEC without MULTI\r\n"),
+        ("DISCARD", "-ERR DISCARD without MULTI\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("MULTI", "-ERR MULTI calls can not be nested\r\n"),
+        ("WATCH a", "-ERR WATCH inside MULTI is not allowed\r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("DISCARD", "+OK\r\n"),
+        ("GET a", "$-1\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("SET a", "-ERR wrong number of arguments for 'set' command\r\n"),
+        ("EXEC", aborted),
+        ("MULTI", "+OK\r\n"),
+        ("NOPE", "-ERR unknown command 'NOPE', with args beginning with: \r\n"),
+        ("SET a 1", "+QUEUED\r\n"),
+        ("EXEC", aborted),
+        ("MULTI", "+OK\r\n"),
+        ("WAIT 1 0", "-ERR WAIT is not allowed in a transaction\r\n"),
+        ("EXEC", aborted),
+        ("GET a", "$-1\r\n"),
+        ("MULTI", "+OK\r\n"),
+        ("EXEC", "*0\r\n"),
+    ] {
+        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+    }
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "SET a 1");
+    host.refusal = Some(Refusal::NoReplicas("0 of 1 in sync".to_owned()));
+    assert_eq!(
+        client.ask(&mut host, "EXEC"),
+        "-EXECABORT Transaction discarded because of: NOREPLICAS 0 of 1 in sync\r\n"
+    );
+    client.ask(&mut host, "MULTI");
+    assert_eq!(client.ask(&mut host, "SET a 1"), "-NOREPLICAS 0 of 1 in sync\r\n");
+    assert_eq!(client.ask(&mut host, "EXEC"), aborted);
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "GET a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n$-1\r\n", "reading is allowed where writing is not");
+}
+
+#[test]
+fn watch_makes_exec_depend_on_the_newest_version() {
+    let (mut host, mut client) = pair();
+    let mut other = TestClient::with(&SessionSettings::default(), 2);
+    client.ask(&mut host, "SET a 1");
+    // Somebody else's change, pending or durable, aborts.
+    client.ask(&mut host, "WATCH a b");
+    other.send(&mut host, b"SET b 1\r\n");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+    // EXEC forgot the watched keys; so do UNWATCH and DISCARD.
+    for forget in ["PING", "UNWATCH", "DISCARD"] {
+        if forget != "PING" {
+            client.ask(&mut host, "WATCH a");
+        }
+        if forget == "DISCARD" {
+            client.ask(&mut host, "MULTI");
+        }
+        client.ask(&mut host, forget);
+        other.ask(&mut host, "SET a 1");
+        client.ask(&mut host, "MULTI");
+        client.ask(&mut host, "INCR a");
+        assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n:2\r\n", "after {forget}");
+    }
+    // A change that was pending at WATCH: the reads that follow see it, so EXEC may succeed.
+    other.send(&mut host, b"SET a 10\r\n");
+    assert_eq!(client.send(&mut host, b"WATCH a\r\nGET a\r\n"), "+OK\r\n");
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "$2\r\n10\r\n");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n:11\r\n");
+    // Deleting a key is a change too.
+    client.ask(&mut host, "WATCH a");
+    other.ask(&mut host, "DEL a");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "INCR a");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+}
