@@ -1,0 +1,202 @@
+//! What to send to one replica next. Core: looks at how far the leader is and what this replica was sent and told; the
+//! link driver does it. Whether bytes come from memory or from segment files is decided here.
+//!
+//! Order of duties: 1. fall back to the segment files when the memory is about to be reused; 2. tell a newer flushed
+//! LSN, since the replica's readers wait for it; 3. frames; 4. a sign of life.
+
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Lsn;
+
+/// Of the log buffer, the share that a replica on the hot path may lag behind before segment files feed it.
+const HOT_LAG_SHARE: u64 = 2;
+/// Of the log buffer, the share within which a replica has to be to leave the segment files. Less than the share for
+/// going there, so that a replica in between does not change over and over.
+const HANDOVER_SHARE: u64 = 4;
+
+const _: () = assert!(HANDOVER_SHARE > HOT_LAG_SHARE);
+
+/// The leader's positions at one moment: `hot_start <= flushed <= sealed`, `committed <= flushed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The oldest frame in memory.
+    pub hot_start: Lsn,
+    /// End of the sealed frames.
+    pub sealed: Lsn,
+    /// Durable here, thus in the segment files.
+    pub flushed: Lsn,
+    /// Confirmed by the sync policy.
+    pub committed: Lsn,
+    /// Size of the log buffer.
+    pub hot_bytes_max: u64,
+}
+
+impl View {
+    /// A replica at `position` on the hot path is so far behind that memory should not wait for it.
+    fn is_cold(&self, position: Lsn) -> bool {
+        self.sealed.since(position) > self.hot_bytes_max / HOT_LAG_SHARE
+    }
+
+    /// A replica fed from files that has reached `position` can go on from memory.
+    pub fn can_hand_over(&self, position: Lsn) -> bool {
+        position >= self.hot_start && self.sealed.since(position) <= self.hot_bytes_max / HANDOVER_SHARE
+    }
+}
+
+/// What to do for a replica now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until something changes or [`Sender::due`].
+    Nothing,
+    /// Feed it from the segment files, from its position on.
+    CatchUp,
+    /// Send these.
+    Send {
+        /// A heartbeat, in front.
+        heartbeat: bool,
+        /// Frames from the position on.
+        frames: bool,
+    },
+}
+
+/// What one replica was sent and told.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    /// Where the next frame starts.
+    position: Lsn,
+    /// The flushed LSN that the replica knows.
+    told_flushed: Lsn,
+    /// When it was last sent anything.
+    told_at: Instant,
+    heartbeat_interval: Duration,
+    /// A thread feeds it from the segment files.
+    catching_up: bool,
+}
+
+impl Sender {
+    /// A replica that streams from `start`.
+    pub fn new(start: Lsn, heartbeat_interval: Duration, now: Instant) -> Sender {
+        let (told_flushed, told_at) = (Lsn::ZERO, now);
+        Sender { position: start, told_flushed, told_at, heartbeat_interval, catching_up: false }
+    }
+
+    /// Where the next frame starts.
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// True while segment files feed it.
+    pub fn is_catching_up(&self) -> bool {
+        self.catching_up
+    }
+
+    /// What to do. `mid_frame`: the socket took only a part of the frame that ends at the position.
+    pub fn next(&self, view: &View, mid_frame: bool, now: Instant) -> Next {
+        assert!(self.position <= view.sealed, "sent {} of {}", self.position, view.sealed);
+        if self.catching_up {
+            return Next::Nothing;
+        }
+        // The rest of a frame comes from the file, so the file must have it.
+        let in_files = self.position <= view.flushed;
+        if in_files && (self.position < view.hot_start || view.is_cold(self.position)) {
+            return Next::CatchUp;
+        }
+        let frames = self.position < view.sealed || mid_frame;
+        let heartbeat = view.flushed > self.told_flushed || now >= self.due();
+        if frames || heartbeat { Next::Send { heartbeat, frames } } else { Next::Nothing }
+    }
+
+    /// When the next sign of life is due.
+    pub fn due(&self) -> Instant {
+        self.told_at + self.heartbeat_interval
+    }
+
+    /// A frame that ends at `end` goes out; its header says that `flushed` is durable.
+    pub fn frame_sent(&mut self, end: Lsn, flushed: Lsn, now: Instant) {
+        assert!(end > self.position);
+        self.position = end;
+        self.told_flushed = self.told_flushed.max(flushed);
+        self.told_at = now;
+    }
+
+    /// A heartbeat that names `flushed` goes out.
+    pub fn heartbeat_sent(&mut self, flushed: Lsn, now: Instant) {
+        self.told_flushed = self.told_flushed.max(flushed);
+        self.told_at = now;
+    }
+
+    /// The segment files feed the replica from now on.
+    pub fn catch_up_began(&mut self) {
+        assert!(!self.catching_up);
+        self.catching_up = true;
+    }
+
+    /// Memory feeds it again, from `position` on.
+    pub fn catch_up_ended(&mut self, position: Lsn, now: Instant) {
+        assert!(self.catching_up && position >= self.position);
+        (self.catching_up, self.position, self.told_at) = (false, position, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    fn view(hot_start: u64, flushed: u64, sealed: u64) -> View {
+        let (hot_start, flushed, sealed) = (Lsn(hot_start), Lsn(flushed), Lsn(sealed));
+        View { hot_start, sealed, flushed, committed: Lsn::ZERO, hot_bytes_max: 100 }
+    }
+
+    #[test]
+    fn what_comes_next() {
+        let start = Instant::now();
+        let mut sender = Sender::new(Lsn(100), INTERVAL, start);
+        sender.heartbeat_sent(Lsn(100), start);
+        let send = |heartbeat, frames| Next::Send { heartbeat, frames };
+        let table = [
+            // what, view, mid-frame, ms since the last message, next
+            ("idle", view(90, 100, 100), false, 0, Next::Nothing),
+            ("idle for long", view(90, 100, 100), false, 1000, send(true, false)),
+            ("a frame was sealed", view(90, 100, 140), false, 0, send(false, true)),
+            ("and flushed", view(90, 140, 140), false, 0, send(true, true)),
+            ("a part of a frame is left", view(90, 100, 100), true, 0, send(false, true)),
+            ("at the edge of the hot lag", view(90, 140, 150), false, 0, send(true, true)),
+            ("beyond it", view(90, 140, 151), false, 0, Next::CatchUp),
+            ("beyond it, not in the files yet", view(90, 99, 151), false, 0, send(false, true)),
+            ("no longer in memory", view(101, 120, 120), false, 0, Next::CatchUp),
+        ];
+        for (what, view, mid_frame, ms, expected) in table {
+            let now = start + Duration::from_millis(ms);
+            assert_eq!(sender.next(&view, mid_frame, now), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_tells_the_flushed_position_saves_the_heartbeat() {
+        let start = Instant::now();
+        let mut sender = Sender::new(Lsn(100), INTERVAL, start);
+        sender.frame_sent(Lsn(120), Lsn(110), start);
+        assert_eq!(sender.position(), Lsn(120));
+        assert_eq!(sender.next(&view(90, 110, 120), false, start), Next::Nothing);
+        let told = Next::Send { heartbeat: true, frames: false };
+        assert_eq!(sender.next(&view(90, 120, 120), false, start), told);
+    }
+
+    #[test]
+    fn catch_up_ends_well_inside_the_hot_window() {
+        let start = Instant::now();
+        let mut sender = Sender::new(Lsn(10), INTERVAL, start);
+        let view = view(90, 180, 190);
+        assert_eq!(sender.next(&view, false, start), Next::CatchUp);
+        sender.catch_up_began();
+        assert_eq!(sender.next(&view, false, start + INTERVAL * 9), Next::Nothing);
+        for (position, handed_over) in [(89, false), (164, false), (165, true), (180, true)] {
+            assert_eq!(view.can_hand_over(Lsn(position)), handed_over, "{position}");
+        }
+        sender.catch_up_ended(Lsn(180), start);
+        let frames = Next::Send { heartbeat: true, frames: true };
+        assert_eq!(sender.next(&view, false, start), frames);
+    }
+}

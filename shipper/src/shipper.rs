@@ -1,0 +1,602 @@
+//! All replicas of a leading node: accepts their connections, streams the log to them, takes their acknowledgements, and
+//! says what is confirmed. The node's ring thread owns it and calls `poll` once a turn, after the log's. It knows the log
+//! and the links; it knows neither commands, nor sessions, nor the store.
+//!
+//! The duties of a turn, in this order: 1. take what threads report (catch-up, slots' file); 2. answer hellos;
+//! 3. drop the silent; 4. send; 5. free log memory that blocks the log; 6. measure lag, move the in-sync set and the
+//! commit rule; 7. give up slots that hold too much, and save slots.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use walferry_cluster::insync::{Change, InSync};
+use walferry_cluster::level::CommitLevel;
+use walferry_cluster::member::{ClusterId, MemberName};
+use walferry_cluster::message::{Ack, Hello, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
+use walferry_cluster::policy::SyncPolicy;
+use walferry_engine::epoch::EpochHistory;
+use walferry_engine::log::Log;
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::ring::{Completion, Ring};
+use walferry_engine::waker::Waker;
+
+use crate::catchup::Report;
+use crate::chain;
+use crate::commit_rule::{CommitRule, Standing};
+use crate::handshake::{Leader, judge};
+use crate::lag::{Lag, Timeline};
+use crate::link::{Link, LinkError, LinkNo, Op, Phase};
+use crate::outgoing::{Common, Turn};
+use crate::progress::{Progress, ReplicaState};
+use crate::refuse::turn_away;
+use crate::replica::Replica;
+use crate::sender::View;
+use crate::slots::{SlotFile, Slots, SlotsError};
+use crate::status::ReplicaStatus;
+
+/// Connections at once, those that have not said hello included; another is refused.
+pub const LINKS_MAX: usize = 64;
+
+/// What a shipper is made with.
+#[derive(Clone, Debug)]
+pub struct ShipperConfig {
+    /// The data directory, for the slots.
+    pub dir: PathBuf,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The leader's name.
+    pub name: MemberName,
+    /// Where clients reach the leader; told to replicas for their -READONLY.
+    pub client_address: String,
+    /// The segment size of the cluster.
+    pub segment_bytes: u64,
+    /// A replica that was not heard for longer is dropped.
+    pub peer_timeout: Duration,
+    /// Something is sent to each replica at least this often.
+    pub heartbeat_interval: Duration,
+    /// A slot that holds back more log is lost.
+    pub slot_keep_bytes_max: u64,
+    /// A replica that lags for longer leaves the in-sync set.
+    pub replica_lag_time_max: Duration,
+    /// Remote levels are refused while fewer replicas are in sync.
+    pub min_in_sync: usize,
+    /// Who has to confirm commits.
+    pub policy: SyncPolicy,
+    /// Batches of at least this size go by SEND_ZC.
+    pub zero_copy_bytes_min: usize,
+}
+
+/// Why there is no shipper.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipperError {
+    /// The slots' file is unreadable.
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    /// The thread for the slots' file cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// All replicas of a leader.
+pub struct Shipper {
+    config: ShipperConfig,
+    common: Common,
+    reports: mpsc::Receiver<Report>,
+    /// Bounded by LINKS_MAX.
+    links: BTreeMap<LinkNo, Link>,
+    last_link: u32,
+    /// Every replica that has a slot.
+    replicas: BTreeMap<MemberName, Replica>,
+    slots: Slots,
+    slot_file: SlotFile,
+    rule: CommitRule,
+    in_sync: InSync,
+    timeline: Timeline,
+    /// The log at the last turn.
+    view: View,
+    /// The commit rule has to look at the replicas again.
+    moved: bool,
+    acknowledgements: u64,
+    superseded: Option<Epoch>,
+}
+
+impl Shipper {
+    /// A shipper that knows the replicas that have slots. `waker` wakes the ring thread.
+    pub fn new(config: ShipperConfig, waker: Waker) -> Result<Shipper, ShipperError> {
+        let slots = Slots::load(&config.dir)?;
+        let slot_file = SlotFile::new(&config.dir, waker.clone())?;
+        let (sender, reports) = mpsc::channel();
+        let now = Instant::now();
+        let remember = |(name, restart): (&MemberName, Lsn)| {
+            (name.clone(), Replica::new(name.clone(), Progress::remembered(restart), now))
+        };
+        let common = Common {
+            zero_copy_bytes_min: config.zero_copy_bytes_min,
+            heartbeat_interval: config.heartbeat_interval,
+            epoch: Epoch::default(),
+            origin: now,
+            reports: sender,
+            waker,
+        };
+        Ok(Shipper {
+            replicas: slots.iter().map(remember).collect(),
+            rule: CommitRule::new(config.policy.clone()),
+            in_sync: InSync::new(config.replica_lag_time_max),
+            config,
+            common,
+            reports,
+            links: BTreeMap::new(),
+            last_link: 0,
+            slots,
+            slot_file,
+            timeline: Timeline::default(),
+            view: View::default(),
+            moved: true,
+            acknowledgements: 0,
+            superseded: None,
+        })
+    }
+
+    /// A replica connected.
+    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, now: Instant) {
+        if self.links.len() >= LINKS_MAX {
+            tracing::warn!(%address, "a replica is refused: {LINKS_MAX} connections are open");
+            let text = format!("the leader has {LINKS_MAX} peer connections, which is its bound");
+            return turn_away(&socket, &Refuse { code: RefuseCode::Full, text });
+        }
+        self.last_link += 1;
+        let number = LinkNo(self.last_link);
+        match Link::new(number, socket, address, ring, now) {
+            Ok(link) => drop(self.links.insert(number, link)),
+            Err(error) => tracing::warn!(%address, "cannot set up a peer connection: {error}"),
+        }
+    }
+
+    /// Takes a completion of [`walferry_engine::ring::Owner::Peer`]; others than its own are left alone.
+    pub fn handle_completion(&mut self, completion: &Completion, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let Some((number, op)) = Op::of(completion) else { return };
+        // Out of the map while it is worked on; nobody looks for it meanwhile.
+        let Some(mut link) = self.links.remove(&number) else { return };
+        let outcome = match op {
+            Op::Writable => {
+                link.outgoing.handle_writable();
+                Ok(())
+            }
+            Op::Send(place) => link.outgoing.handle_send(place, completion, log, now).map_err(LinkError::Socket),
+            Op::Receive => {
+                let outcome = link.handle_received(completion, now);
+                outcome.and_then(|()| self.read_messages(&mut link, now)).map(|()| link.receive(ring))
+            }
+        };
+        if let Err(error) = outcome {
+            self.end(&mut link, &error, ring, log, now);
+            link.receive(ring);
+        }
+        if !link.is_over() {
+            self.links.insert(number, link);
+        }
+    }
+
+    fn read_messages(&mut self, link: &mut Link, now: Instant) -> Result<(), LinkError> {
+        while let Some(message) = link.next_message()? {
+            match (&link.phase, message) {
+                (Phase::Probe(None), Message::Hello(hello)) => link.phase = Phase::Probe(Some(hello)),
+                (Phase::Streaming(name), Message::Ack(ack)) => {
+                    let replica = self.replicas.get_mut(name).expect("a link feeds a known replica");
+                    let moved = acknowledge(replica, link, &ack, self.common.clock_us(now))?;
+                    if moved {
+                        self.slots.advance(name, replica.progress.flushed());
+                        self.acknowledgements += 1;
+                        self.moved = true;
+                    }
+                }
+                _ => return Err(LinkError::Turn),
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn. See the module's head for its duties.
+    pub fn poll(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
+        let sealed_before = self.view.sealed;
+        self.common.epoch = history.last_epoch();
+        self.view = View {
+            hot_start: log.hot_start(),
+            sealed: log.sealed(),
+            flushed: log.flushed(),
+            committed: self.committed(log.flushed()),
+            hot_bytes_max: log.config().log_buffer_bytes as u64,
+        };
+        self.timeline.record(self.view.sealed, now);
+        self.take_reports(ring, log, now);
+        self.answer_hellos(ring, log, history, now);
+        self.drop_silent(ring, log, now);
+        if self.view.sealed > sealed_before && !self.links.is_empty() {
+            // The disk starts on its part of the work before the sockets get theirs.
+            let _ = ring.submit();
+        }
+        self.send(ring, log, now);
+        self.unblock(ring, log, now);
+        self.links.retain(|_, link| !link.is_over());
+        self.observe(now);
+        self.keep_slots(ring, log, now);
+    }
+
+    fn take_reports(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        while let Ok(report) = self.reports.try_recv() {
+            let Some(mut link) = self.links.remove(&report.link) else { continue };
+            // One that was closed meanwhile has no thread any more, and nothing to go on with.
+            if link.outgoing.is_catching_up() {
+                match link.outgoing.caught_up(report.outcome, now) {
+                    Ok(position) => {
+                        let replica = link.replica().map(MemberName::as_str);
+                        tracing::info!(replica, %position, "caught up, streaming from memory");
+                    }
+                    Err(error) => self.end(&mut link, &error.into(), ring, log, now),
+                }
+            }
+            self.links.insert(report.link, link);
+        }
+        if let Some(outcome) = self.slot_file.poll() {
+            if let Err(error) = &outcome {
+                tracing::error!("the slots cannot be saved, no log is recycled meanwhile: {error}");
+            }
+            self.slots.saved(outcome.is_ok());
+        }
+    }
+
+    fn answer_hellos(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
+        let waiting = |link: &Link| matches!(link.phase, Phase::Probe(Some(_)));
+        let numbers: Vec<LinkNo> = self.links.values().filter(|link| waiting(link)).map(|link| link.number).collect();
+        for number in numbers {
+            let mut link = self.links.remove(&number).expect("just seen");
+            if let Phase::Probe(Some(hello)) = std::mem::replace(&mut link.phase, Phase::Probe(None))
+                && let Err(refuse) = self.welcome(&mut link, &hello, ring, log, history, now)
+            {
+                if refuse.code == RefuseCode::NewerEpoch {
+                    self.superseded = hello.history.last().map(|(epoch, _)| *epoch).max(self.superseded);
+                }
+                self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
+            }
+            self.links.insert(number, link);
+        }
+    }
+
+    /// Compares logs with a replica and begins to stream.
+    fn welcome(
+        &mut self,
+        link: &mut Link,
+        hello: &Hello,
+        ring: &mut Ring,
+        log: &mut Log,
+        history: &EpochHistory,
+        now: Instant,
+    ) -> Result<(), Refuse> {
+        let leader = Leader {
+            cluster_id: self.config.cluster_id,
+            name: &self.config.name,
+            segment_bytes: self.config.segment_bytes,
+            history,
+            log_start: log.start(),
+            sealed: log.sealed(),
+        };
+        let start = judge(hello, &leader)?;
+        chain::check(log, hello, start)?;
+        if !self.slots.attach(&hello.name, start) {
+            let text = "the leader has as many slots as it can take".to_owned();
+            return Err(Refuse { code: RefuseCode::Full, text });
+        }
+        let replica = self.replicas.entry(hello.name.clone());
+        let replica = replica.or_insert_with(|| Replica::new(hello.name.clone(), Progress::default(), now));
+        if let Some(mut old) = replica.link.and_then(|number| self.links.remove(&number)) {
+            let text = format!("another connection of {} took this one's place", hello.name);
+            let refuse = Refuse { code: RefuseCode::Replaced, text };
+            self.end(&mut old, &LinkError::Refused(refuse), ring, log, now);
+            self.links.insert(old.number, old);
+        }
+        let replica = self.replicas.get_mut(&hello.name).expect("just entered");
+        replica.progress.restart(start);
+        replica.link = Some(link.number);
+        replica.address = link.address.to_string();
+        replica.caught_up = false;
+        replica.last_error.clear();
+        self.moved = true;
+        let welcome = Welcome {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: self.config.cluster_id,
+            name: self.config.name.clone(),
+            start,
+            segment_bytes: self.config.segment_bytes,
+            client_address: self.config.client_address.clone(),
+            heartbeat_ms: u32::try_from(self.config.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
+            history: history.entries().to_vec(),
+        };
+        link.phase = Phase::Streaming(hello.name.clone());
+        link.outgoing.begin(&Message::Welcome(welcome), start, self.common.heartbeat_interval, now);
+        tracing::info!(replica = %hello.name, address = %link.address, %start, end = %log.sealed(), "replica connected");
+        if start < hello.flushed {
+            tracing::warn!(replica = %hello.name, theirs = %hello.flushed, fork = %start, "the replica truncates to the fork");
+        }
+        Ok(())
+    }
+
+    fn drop_silent(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let timeout = self.config.peer_timeout;
+        let late = |link: &Link| match link.phase {
+            Phase::Farewell(until) => now >= until,
+            Phase::Closed => false,
+            Phase::Probe(_) | Phase::Streaming(_) => now.saturating_duration_since(link.heard) > timeout,
+        };
+        let numbers: Vec<LinkNo> = self.links.values().filter(|link| late(link)).map(|link| link.number).collect();
+        for number in numbers {
+            let mut link = self.links.remove(&number).expect("just seen");
+            self.end(&mut link, &LinkError::Silent(timeout), ring, log, now);
+            self.links.insert(number, link);
+        }
+    }
+
+    fn send(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let mut failed = Vec::new();
+        for link in self.links.values_mut() {
+            let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+            if let Err(error) = link.pump(&mut turn) {
+                failed.push((link.number, error));
+                continue;
+            }
+            let Some(replica) = link.replica().and_then(|name| self.replicas.get_mut(name)) else { continue };
+            replica.progress.send(link.outgoing.sent().max(replica.progress.sent()));
+            if !replica.caught_up && !link.outgoing.is_catching_up() && replica.progress.sent() >= self.view.sealed {
+                replica.caught_up = true;
+                self.moved = true;
+            }
+        }
+        for (number, error) in failed {
+            let mut link = self.links.remove(&number).expect("just seen");
+            self.end(&mut link, &error, ring, log, now);
+            self.links.insert(number, link);
+        }
+    }
+
+    /// The log cannot go on because of memory that a link keeps in place.
+    fn unblock(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        while let Some(pin) = log.pin_blocking() {
+            let holder = self.links.values().find(|link| link.outgoing.holds(pin));
+            let Some(mut link) = holder.map(|link| link.number).and_then(|number| self.links.remove(&number)) else {
+                return;
+            };
+            let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+            if let Err(error) = link.give_way(&mut turn) {
+                self.end(&mut link, &error, ring, log, now);
+            }
+            self.links.insert(link.number, link);
+        }
+    }
+
+    fn observe(&mut self, now: Instant) {
+        let mut needed = self.view.sealed;
+        for replica in self.replicas.values_mut() {
+            needed = needed.min(replica.progress.applied());
+            let age = self.timeline.age(replica.progress.flushed(), now);
+            let lag = age.max(replica.silence(now));
+            let may_join = replica.standing().streaming && replica.progress.flushed() >= self.view.committed;
+            let Some(change) = self.in_sync.observe(&replica.name, lag, may_join) else { continue };
+            replica.in_sync = change == Change::Joined;
+            self.moved = true;
+            match change {
+                Change::Joined => tracing::info!(replica = %replica.name, "joined the in-sync set"),
+                Change::Left => tracing::warn!(replica = %replica.name, ?lag, "left the in-sync set"),
+            }
+        }
+        self.timeline.forget_before(needed);
+        if std::mem::take(&mut self.moved) {
+            let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
+            self.rule.update(&standings, self.view.flushed);
+        }
+    }
+
+    fn keep_slots(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let keep_bytes_max = self.config.slot_keep_bytes_max;
+        for name in self.slots.give_up(self.view.sealed, keep_bytes_max) {
+            let restart = self.slots.restart(&name).unwrap_or(Lsn::ZERO);
+            tracing::warn!(slot = %name, %restart, end = %self.view.sealed, keep_bytes_max, "a slot is lost");
+            let link = self.replicas.get(&name).and_then(|replica| replica.link);
+            let Some(mut link) = link.and_then(|number| self.links.remove(&number)) else { continue };
+            let text = format!(
+                "slot {name} is lost: it would hold back the log from {restart} to {}, more than \
+                 slot_keep_bytes_max = {keep_bytes_max}",
+                self.view.sealed
+            );
+            let refuse = Refuse { code: RefuseCode::LogGone, text };
+            self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
+            self.links.insert(link.number, link);
+        }
+        if let Some(text) = self.slots.poll_save(false) {
+            self.slot_file.write(text);
+        }
+    }
+
+    /// Ends a link that went wrong: says so here, and to the replica when it is its fault.
+    fn end(&mut self, link: &mut Link, error: &LinkError, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let replica = link.replica().and_then(|name| self.replicas.get_mut(name));
+        if link.is_open() {
+            let name = replica.as_ref().map(|replica| replica.name.as_str());
+            tracing::warn!(replica = name, address = %link.address, "replica disconnected: {error}");
+        }
+        if let Some(replica) = replica.filter(|replica| replica.link == Some(link.number)) {
+            replica.link = None;
+            replica.silent_since = now;
+            replica.sent_bytes = replica.sent_bytes.plus(link.outgoing.bytes());
+            replica.last_error = error.to_string();
+            self.moved = true;
+        }
+        match error {
+            LinkError::Refused(refuse) => link.refuse(refuse, now),
+            LinkError::Message(_) | LinkError::Ack(_) | LinkError::Turn => {
+                link.refuse(&Refuse { code: RefuseCode::Protest, text: error.to_string() }, now);
+            }
+            LinkError::Stopping => {
+                link.refuse(&Refuse { code: RefuseCode::Stopping, text: error.to_string() }, now);
+                link.close(ring, log);
+            }
+            _ => link.close(ring, log),
+        }
+    }
+
+    /// Ends every connection and makes the slots durable: the node stops, or steps down. The shipper is dropped next.
+    pub fn close_all(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
+        for (_, mut link) in std::mem::take(&mut self.links) {
+            self.end(&mut link, &LinkError::Stopping, ring, log, now);
+        }
+        if self.slots.is_saving() {
+            let outcome = self.slot_file.wait();
+            self.slots.saved(outcome.is_ok());
+        }
+        if let Some(text) = self.slots.poll_save(true) {
+            self.slot_file.write(text);
+            let outcome = self.slot_file.wait();
+            if let Err(error) = &outcome {
+                tracing::error!("the slots cannot be saved: {error}");
+            }
+            self.slots.saved(outcome.is_ok());
+        }
+    }
+}
+
+fn acknowledge(replica: &mut Replica, link: &Link, ack: &Ack, clock_us: u64) -> Result<bool, LinkError> {
+    // A catch-up thread has sent more than the last turn knew.
+    replica.progress.send(link.outgoing.sent().max(replica.progress.sent()));
+    Ok(replica.acknowledge(ack, clock_us)?)
+}
+
+/// What the node asks.
+impl Shipper {
+    /// When `poll` has something to do although nothing completes; `None`: never.
+    pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
+        let links = self.links.values().filter_map(|link| match link.phase {
+            Phase::Farewell(until) => Some(until),
+            Phase::Closed => None,
+            Phase::Probe(_) | Phase::Streaming(_) => {
+                let silent = link.heard + self.config.peer_timeout;
+                Some(link.outgoing.due().map_or(silent, |due| due.min(silent)))
+            }
+        });
+        let members = self.replicas.values().filter(|replica| replica.in_sync).filter_map(|replica| {
+            let age = self.timeline.age(replica.progress.flushed(), now);
+            let lag = age.max(replica.silence(now));
+            (lag > Duration::ZERO).then(|| now + self.config.replica_lag_time_max.saturating_sub(lag))
+        });
+        // A moment later than due, so that one turn is enough.
+        let earliest = links.chain(members).min()? + Duration::from_millis(1);
+        Some(earliest.saturating_duration_since(now))
+    }
+
+    /// Commits up to this LSN hold `level`, when the log is flushed up to `log_flushed`.
+    pub fn released(&self, level: CommitLevel, log_flushed: Lsn) -> Lsn {
+        self.rule.released(level, log_flushed)
+    }
+
+    /// The commit LSN: everything before it is durable here and where the sync policy asks for it, so no failover that
+    /// the policy covers takes it back. With an empty policy what is durable here.
+    pub fn committed(&self, log_flushed: Lsn) -> Lsn {
+        self.rule.released(CommitLevel::RemoteFlush, log_flushed)
+    }
+
+    /// Why a commit at `level` is refused: fewer replicas than `min_in_sync` are in sync.
+    pub fn refuses(&self, level: CommitLevel) -> Option<String> {
+        level.is_remote().then(|| self.in_sync.shortage(self.config.min_in_sync)).flatten()
+    }
+
+    /// Why commits at remote levels wait: the sync policy has too few replicas to ask.
+    pub fn sync_shortage(&self) -> Option<String> {
+        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
+        self.rule.shortage(&standings)
+    }
+
+    /// The sync policy.
+    pub fn policy(&self) -> &SyncPolicy {
+        self.rule.policy()
+    }
+
+    /// Another sync policy, effective with the next turn.
+    pub fn set_policy(&mut self, policy: SyncPolicy) {
+        self.rule.set_policy(policy);
+        self.moved = true;
+    }
+
+    /// Grows with every acknowledgement that moved something.
+    pub fn acknowledgements(&self) -> u64 {
+        self.acknowledgements
+    }
+
+    /// A newer epoch than ours that a replica knows: this node no longer leads.
+    pub fn superseded(&self) -> Option<Epoch> {
+        self.superseded
+    }
+
+    /// No log from here on may be recycled; `Lsn::MAX` when no slot needs any.
+    pub fn slots_hold(&self) -> Lsn {
+        self.slots.hold()
+    }
+
+    /// Which connected replicas have confirmed the commit that ends at `lsn`, and the highest level each has reached.
+    pub fn evidence(&self, lsn: Lsn) -> Vec<(MemberName, CommitLevel)> {
+        let connected = self.replicas.values().filter(|replica| replica.link.is_some());
+        let reached = connected.filter_map(|replica| {
+            let progress = &replica.progress;
+            let levels = [
+                (CommitLevel::RemoteApply, progress.applied()),
+                (CommitLevel::RemoteFlush, progress.flushed()),
+                (CommitLevel::RemoteWrite, progress.written()),
+            ];
+            let level = levels.into_iter().find(|(_, position)| *position >= lsn)?.0;
+            Some((replica.name.clone(), level))
+        });
+        reached.collect()
+    }
+
+    /// How many connected replicas have confirmed `lsn` at `level`.
+    pub fn count_at(&self, level: CommitLevel, lsn: Lsn) -> usize {
+        self.evidence(lsn).iter().filter(|(_, reached)| *reached >= level).count()
+    }
+
+    /// Every replica, by name.
+    pub fn replicas(&self, now: Instant) -> Vec<ReplicaStatus> {
+        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
+        let status = |(index, replica): (usize, &Replica)| {
+            let link = replica.link.and_then(|number| self.links.get(&number));
+            let state = match link {
+                None if self.slots.is_lost(&replica.name) => ReplicaState::Lost,
+                None => ReplicaState::Disconnected,
+                Some(link) if link.outgoing.is_catching_up() || !replica.caught_up => ReplicaState::Catchup,
+                Some(_) => ReplicaState::Streaming,
+            };
+            let lag = |position| Lag::new(&self.timeline, position, self.view.sealed, now);
+            let progress = &replica.progress;
+            let sending = link.map(|link| link.outgoing.bytes()).unwrap_or_default();
+            ReplicaStatus {
+                name: replica.name.clone(),
+                address: link.map_or(String::new(), |_| replica.address.clone()),
+                state,
+                sent: progress.sent(),
+                written: progress.written(),
+                flushed: progress.flushed(),
+                applied: progress.applied(),
+                write_lag: lag(progress.written()),
+                flush_lag: lag(progress.flushed()),
+                apply_lag: lag(progress.applied()),
+                sync_state: self.rule.sync_state(&standings, index),
+                in_sync: replica.in_sync,
+                round_trip: replica.round_trip,
+                durations: replica.durations,
+                sent_bytes: replica.sent_bytes.plus(sending),
+                silence: replica.silence(now),
+                last_error: replica.last_error.clone(),
+            }
+        };
+        self.replicas.values().enumerate().map(status).collect()
+    }
+}

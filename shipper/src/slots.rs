@@ -1,0 +1,348 @@
+//! Replication slots: for each named replica the position before which it needs no log. A slot holds back recycling
+//! until it would hold more than `slot_keep_bytes_max`; then it is lost. `Slots` is the core; `SlotFile` is its thin
+//! driver, a thread that writes the file, so that the ring thread never waits for an fsync. Used by the shipper.
+//!
+//! The file is lazy, and never later than recycling: what [`Slots::hold`] gives away is what is durable in the file,
+//! not what the replica has confirmed since.
+//!
+//! ```text
+//! DIR/slots    walferry slots 1
+//!              NAME RESTART-LSN active|lost
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+use walferry_cluster::member::MemberName;
+use walferry_engine::epoch::replace_file;
+use walferry_engine::lsn::Lsn;
+use walferry_engine::waker::Waker;
+
+/// Slots of a node; a replica with a new name beyond it is refused.
+pub const SLOTS_MAX: usize = 256;
+/// The file in the data directory.
+pub const SLOTS_FILE: &str = "slots";
+/// A slot that moved by this much is written to the file.
+const PERSIST_BYTES: u64 = 16 << 20;
+/// The largest file that is read.
+const SLOTS_FILE_BYTES_MAX: u64 = 64 << 10;
+const HEADING: &str = "walferry slots 1";
+
+/// One slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    /// The replica needs nothing before this; `durable <= restart`.
+    restart: Lsn,
+    /// What the file says of `restart`, once it says anything. Until then the position that the slot was made at.
+    durable: Lsn,
+    /// It holds nothing back any more.
+    lost: bool,
+    /// The file does not know what is `lost` or that there is a slot.
+    unsaved: bool,
+}
+
+/// The slots of a leader.
+#[derive(Clone, Debug, Default)]
+pub struct Slots {
+    slots: BTreeMap<MemberName, Slot>,
+    /// The contents that are being written, and the positions in them.
+    saving: Option<Vec<(MemberName, Lsn, bool)>>,
+}
+
+/// The slots' file is not what this build wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotsError {
+    /// It cannot be read or written.
+    #[error("cannot access {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line that is no slot.
+    #[error("{}, line {line}: expected NAME RESTART-LSN active|lost", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+}
+
+impl Slots {
+    /// The position of a slot; `None` for an unknown name.
+    pub fn restart(&self, name: &MemberName) -> Option<Lsn> {
+        self.slots.get(name).map(|slot| slot.restart)
+    }
+
+    /// True for a slot that was given up.
+    pub fn is_lost(&self, name: &MemberName) -> bool {
+        self.slots.get(name).is_some_and(|slot| slot.lost)
+    }
+
+    /// Every slot's name and position.
+    pub fn iter(&self) -> impl Iterator<Item = (&MemberName, Lsn)> {
+        self.slots.iter().map(|(name, slot)| (name, slot.restart))
+    }
+
+    /// A replica streams from `start`, which is still in the log. Makes its slot, or revives a lost one; false when there
+    /// are too many.
+    pub fn attach(&mut self, name: &MemberName, start: Lsn) -> bool {
+        if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
+            return false;
+        }
+        let fresh = Slot { restart: start, durable: start, lost: false, unsaved: true };
+        let slot = self.slots.entry(name.clone()).or_insert(fresh);
+        if slot.lost || start < slot.restart {
+            // Behind what it had confirmed: a fork took that back. The file catches up before anything is recycled.
+            *slot = fresh;
+        }
+        true
+    }
+
+    /// The replica has flushed up to `flushed`.
+    pub fn advance(&mut self, name: &MemberName, flushed: Lsn) {
+        if let Some(slot) = self.slots.get_mut(name).filter(|slot| !slot.lost) {
+            slot.restart = slot.restart.max(flushed);
+        }
+    }
+
+    /// Gives up slots that hold back more than `keep_bytes_max` of a log that ends at `end`; their names.
+    pub fn give_up(&mut self, end: Lsn, keep_bytes_max: u64) -> Vec<MemberName> {
+        let mut given_up = Vec::new();
+        for (name, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.lost) {
+            if end.since(slot.restart) > keep_bytes_max {
+                (slot.lost, slot.unsaved) = (true, true);
+                given_up.push(name.clone());
+            }
+        }
+        given_up
+    }
+
+    /// Nothing from here on may be recycled; `Lsn::MAX` when no slot holds anything.
+    pub fn hold(&self) -> Lsn {
+        let holding = self.slots.values().filter(|slot| !slot.lost || slot.unsaved);
+        holding.map(|slot| slot.durable).min().unwrap_or(Lsn::MAX)
+    }
+
+    /// What to write to the file now, if it is time (`all`: if anything differs). `saved` follows.
+    pub fn poll_save(&mut self, all: bool) -> Option<String> {
+        let enough = if all { 1 } else { PERSIST_BYTES };
+        let due = |slot: &Slot| slot.unsaved || slot.restart.since(slot.durable) >= enough;
+        if self.saving.is_some() || !self.slots.values().any(due) {
+            return None;
+        }
+        let contents = |(name, slot): (&MemberName, &Slot)| (name.clone(), slot.restart, slot.lost);
+        self.saving = Some(self.slots.iter().map(contents).collect());
+        Some(self.encode())
+    }
+
+    /// True from `poll_save` to `saved`.
+    pub fn is_saving(&self) -> bool {
+        self.saving.is_some()
+    }
+
+    /// What `poll_save` gave is durable, or could not be written: then it is given again, and meanwhile nothing is
+    /// released.
+    pub fn saved(&mut self, success: bool) {
+        for (name, restart, lost) in self.saving.take().into_iter().flatten().filter(|_| success) {
+            let slot = self.slots.get_mut(&name).expect("slots are never removed");
+            // A slot that went back meanwhile was made anew.
+            if slot.restart >= restart {
+                slot.durable = restart;
+                slot.unsaved &= slot.lost != lost;
+            }
+        }
+    }
+
+    fn encode(&self) -> String {
+        let mut text = format!("{HEADING}\n");
+        for (name, slot) in &self.slots {
+            let state = if slot.lost { "lost" } else { "active" };
+            writeln!(text, "{name} {} {state}", slot.restart).expect("writing to memory");
+        }
+        text
+    }
+
+    fn decode(text: &str) -> Result<Slots, usize> {
+        let mut lines = text.lines().zip(1..);
+        if lines.next().map(|(line, _)| line) != Some(HEADING) {
+            return Err(1);
+        }
+        let mut slots = Slots::default();
+        for (line, number) in lines {
+            let [name, restart, state] = line.split(' ').collect::<Vec<_>>()[..] else {
+                return Err(number);
+            };
+            let name: MemberName = name.parse().map_err(|_| number)?;
+            let restart = restart.parse().map_err(|_| number)?;
+            let lost = match state {
+                "active" => false,
+                "lost" => true,
+                _ => return Err(number),
+            };
+            let slot = Slot { restart, durable: restart, lost, unsaved: false };
+            if slots.slots.len() == SLOTS_MAX || slots.slots.insert(name, slot).is_some() {
+                return Err(number);
+            }
+        }
+        Ok(slots)
+    }
+
+    /// The slots of a data directory; none when it has no file.
+    pub fn load(dir: &Path) -> Result<Slots, SlotsError> {
+        let path = dir.join(SLOTS_FILE);
+        let text = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > SLOTS_FILE_BYTES_MAX => Err(io::ErrorKind::FileTooLarge.into()),
+            Ok(_) => std::fs::read_to_string(&path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Slots::default()),
+            Err(error) => Err(error),
+        };
+        let text = text.map_err(|source| SlotsError::Io { path: path.clone(), source })?;
+        Slots::decode(&text).map_err(|line| SlotsError::Line { path, line })
+    }
+}
+
+/// The thread that writes the slots' file.
+pub struct SlotFile {
+    contents: Option<mpsc::SyncSender<String>>,
+    results: mpsc::Receiver<io::Result<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl SlotFile {
+    /// Starts the thread; it wakes the ring thread when a write is done.
+    pub fn new(dir: &Path, waker: Waker) -> io::Result<SlotFile> {
+        let path = dir.join(SLOTS_FILE);
+        let (contents, incoming) = mpsc::sync_channel::<String>(1);
+        let (outgoing, results) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name("slots".to_owned()).spawn(move || {
+            for text in incoming {
+                if outgoing.send(replace_file(&path, text.as_bytes())).is_err() {
+                    return;
+                }
+                waker.wake();
+            }
+        })?;
+        Ok(SlotFile { contents: Some(contents), results, thread: Some(thread) })
+    }
+
+    /// Begins to write; one at a time, as `Slots::poll_save` gives them.
+    pub fn write(&self, text: String) {
+        let sender = self.contents.as_ref().expect("there until dropped");
+        sender.send(text).expect("the thread lives as long as its channel");
+    }
+
+    /// The outcome of the last write, once it is known.
+    pub fn poll(&self) -> Option<io::Result<()>> {
+        self.results.try_recv().ok()
+    }
+
+    /// Waits for the outcome of the write under way.
+    pub fn wait(&self) -> io::Result<()> {
+        self.results.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+impl Drop for SlotFile {
+    fn drop(&mut self) {
+        self.contents = None;
+        if let Some(thread) = self.thread.take() {
+            // The thread may wait to hand over a result that nobody takes any more.
+            let _ = self.results.try_recv();
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> MemberName {
+        text.parse().expect("a name")
+    }
+
+    fn save(slots: &mut Slots, all: bool) -> String {
+        let text = slots.poll_save(all).expect("something to save");
+        slots.saved(true);
+        text
+    }
+
+    #[test]
+    fn nothing_is_released_before_the_file_says_so() {
+        let mut slots = Slots::default();
+        assert_eq!(slots.hold(), Lsn::MAX);
+        assert!(slots.attach(&name("a"), Lsn(100)));
+        assert_eq!(slots.hold(), Lsn(100));
+        save(&mut slots, false);
+        slots.advance(&name("a"), Lsn(100 + PERSIST_BYTES - 1));
+        assert_eq!((slots.poll_save(false), slots.hold()), (None, Lsn(100)));
+        slots.advance(&name("a"), Lsn(100 + PERSIST_BYTES));
+        assert!(slots.poll_save(false).is_some());
+        // Moved on while the write was under way: only what was written counts.
+        slots.advance(&name("a"), Lsn(900 + PERSIST_BYTES));
+        assert_eq!((slots.poll_save(true), slots.hold()), (None, Lsn(100)));
+        slots.saved(false);
+        assert_eq!(slots.hold(), Lsn(100), "the write failed");
+        assert!(slots.poll_save(false).is_some());
+        slots.saved(true);
+        assert_eq!(slots.hold(), Lsn(900 + PERSIST_BYTES));
+        assert_eq!(slots.poll_save(true), None);
+    }
+
+    #[test]
+    fn a_slot_that_holds_too_much_is_lost_once_and_can_be_revived() {
+        let mut slots = Slots::default();
+        slots.attach(&name("a"), Lsn(0));
+        slots.attach(&name("b"), Lsn(500));
+        save(&mut slots, false);
+        assert!(slots.give_up(Lsn(1000), 1000).is_empty());
+        assert_eq!(slots.give_up(Lsn(1001), 1000), [name("a")]);
+        assert!(slots.give_up(Lsn(1001), 1000).is_empty());
+        assert!(slots.is_lost(&name("a")) && !slots.is_lost(&name("b")));
+        assert_eq!(slots.hold(), Lsn(0), "the file still promises it");
+        let text = save(&mut slots, false);
+        assert_eq!(slots.hold(), Lsn(500));
+        assert!(Slots::decode(&text).expect("own text").is_lost(&name("a")));
+        slots.advance(&name("a"), Lsn(700));
+        assert_eq!(slots.restart(&name("a")), Some(Lsn(0)), "a lost slot does not move");
+        slots.attach(&name("a"), Lsn(800));
+        assert!(!slots.is_lost(&name("a")));
+        assert_eq!(slots.hold(), Lsn(500));
+    }
+
+    #[test]
+    fn a_fork_takes_a_slot_back() {
+        let mut slots = Slots::default();
+        slots.attach(&name("a"), Lsn(500));
+        save(&mut slots, false);
+        slots.attach(&name("a"), Lsn(400));
+        assert_eq!((slots.restart(&name("a")), slots.hold()), (Some(Lsn(400)), Lsn(400)));
+        // Attached ahead of it: the slot moves only with what the replica confirms.
+        slots.attach(&name("a"), Lsn(450));
+        assert_eq!(slots.restart(&name("a")), Some(Lsn(400)));
+    }
+
+    #[test]
+    fn the_file_round_trips_and_damage_is_named() {
+        let mut slots = Slots::default();
+        slots.attach(&name("a-1"), Lsn(0x1_0000_1000));
+        slots.attach(&name("b"), Lsn(0));
+        slots.give_up(Lsn(0x1_0000_1000), 5);
+        let text = save(&mut slots, false);
+        assert_eq!(text, "walferry slots 1\na-1 1/1000 active\nb 0/0 lost\n");
+        let again = Slots::decode(&text).expect("own text");
+        assert_eq!(again.slots, slots.slots);
+        let heading = format!("{HEADING}\n");
+        for (rest, line) in [("a 0/0", 2), ("a 0/0 gone", 2), ("A 0/0 lost", 2), ("a 0/0 lost\na 0/0 lost", 3)] {
+            assert_eq!(Slots::decode(&format!("{heading}{rest}")).err(), Some(line), "{rest}");
+        }
+        assert_eq!(Slots::decode("").err(), Some(1));
+    }
+}
