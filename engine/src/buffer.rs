@@ -59,15 +59,16 @@ impl Mirror {
     /// Brings every page in, in huge pages when the kernel can: fewer faults, fewer pieces per disk write.
     fn populate(&self) {
         const MADV_COLLAPSE: i32 = 25;
-        for half in 0..2 {
-            // SAFETY: advice about our own mapping; no contents change.
-            unsafe {
-                let start = self.base.add(half * self.bytes);
-                let _ = madvise(start.cast(), self.bytes, MmapAdvise::MADV_POPULATE_WRITE);
-                // Refused on kernels before 6.1 and where huge pages are off; the buffer works without.
-                libc::madvise(start.as_ptr().cast::<c_void>(), self.bytes, MADV_COLLAPSE);
-            }
+        // One small page for each huge one: the kernel collapses no range that is empty, and has little to copy so.
+        for at in (0..self.bytes).step_by(LOG_BUFFER_ALIGN_BYTES) {
+            // SAFETY: within the mapping, which nobody else uses yet.
+            unsafe { self.base.add(at).write_volatile(0) };
         }
+        // SAFETY: advice about our own mapping; no contents change. Refused on kernels before 6.1 and where huge pages
+        // are off: the buffer works without.
+        unsafe { libc::madvise(self.base.as_ptr().cast::<c_void>(), self.bytes, MADV_COLLAPSE) };
+        // SAFETY: as above; both halves lie within the mapping. Pages that are not brought in now come at first use.
+        let _ = unsafe { madvise(self.base.cast(), self.bytes * 2, MmapAdvise::MADV_POPULATE_WRITE) };
     }
 }
 

@@ -66,6 +66,7 @@ impl LogConfig {
 
 /// The segments on disk.
 struct OnDisk {
+    log_dir: PathBuf,
     /// The oldest of the run without a gap that leads up to the end of the log.
     first: SegmentNo,
     /// The first number without a file from the end of the log on.
@@ -101,14 +102,12 @@ impl Log {
         // What was read back is not thereby durable.
         settle(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
-        let log = Log::assemble(config, log_dir, lock, on_disk, &recovery, history, ring, waker)?;
+        let log = Log::assemble(config, lock, on_disk, &recovery, history, ring, waker)?;
         Ok((log, recovery))
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn assemble(
         config: LogConfig,
-        log_dir: PathBuf,
         lock: DirLock,
         on_disk: OnDisk,
         recovery: &Recovery,
@@ -116,7 +115,7 @@ impl Log {
         ring: &mut Ring,
         waker: Waker,
     ) -> Result<Log, LogError> {
-        let end = recovery.end;
+        let (end, log_dir) = (recovery.end, on_disk.log_dir);
         let buffer =
             LogBuffer::new(config.log_buffer_bytes, end).map_err(io_error("map the log buffer of", &log_dir))?;
         let prepare =
@@ -195,7 +194,7 @@ impl OnDisk {
         while first.0 > 0 && has(first.0 - 1) {
             first.0 -= 1;
         }
-        let mut on_disk = OnDisk { first, next: last, open: VecDeque::new() };
+        let mut on_disk = OnDisk { log_dir: log_dir.to_owned(), first, next: last, open: VecDeque::new() };
         for number in numbers.iter().copied() {
             let path = log_dir.join(number.file_name());
             let bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
