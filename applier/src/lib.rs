@@ -6,6 +6,10 @@
 //! a leader's own commands ──> pending (not durable yet, over the store)
 //! ```
 pub mod pending;
+pub mod ack;
+pub mod follower;
+pub mod receiver;
 pub mod record;
+pub mod replay;
 pub mod store;
 pub mod view;

@@ -34,6 +34,10 @@ pub struct Recovery {
     pub crc: u32,
     /// The newest epoch with a frame.
     pub epoch: Epoch,
+    /// What the leader had made durable when it sealed the last frame here.
+    pub leader_flushed: Lsn,
+    /// The commit LSN when the leader sealed the last frame here.
+    pub committed: Lsn,
     /// What was cut off, if the log did not end cleanly.
     pub cut: Option<TornTail>,
 }
@@ -115,7 +119,7 @@ pub fn find_end(bytes: &mut impl LogBytes, needed: Lsn, history: &EpochHistory) 
     let before = Lsn(needed.0.saturating_sub(1)).segment(segment_bytes);
     let first = if has(before) { before } else { needed.segment(segment_bytes) };
     let mut recovery =
-        Recovery { end: first.start(segment_bytes), crc: 0, epoch: Epoch(0), cut: None };
+        Recovery { end: first.start(segment_bytes), crc: 0, epoch: Epoch(0), leader_flushed: needed, committed: needed, cut: None };
     if bytes.segments().binary_search(&first).is_err() {
         return Ok(recovery);
     }
@@ -124,7 +128,14 @@ pub fn find_end(bytes: &mut impl LogBytes, needed: Lsn, history: &EpochHistory) 
         let at = recovery.end;
         match next_frame(bytes, at, linked.then_some(recovery.crc), history)? {
             Ok(header) => {
-                recovery = Recovery { end: header.end(), crc: header.crc, epoch: header.epoch, cut: None };
+                recovery = Recovery {
+                    end: header.end(),
+                    crc: header.crc,
+                    epoch: header.epoch,
+                    leader_flushed: recovery.leader_flushed.max(header.flushed),
+                    committed: recovery.committed.max(header.committed),
+                    cut: None,
+                };
                 linked = true;
             }
             Err(block) => {

@@ -1,0 +1,166 @@
+//! What a replica acknowledges and when: whenever written, flushed or applied moved and no acknowledgement is on its way. A core:
+//! the link gives it positions and time, it gives messages.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use walferry_cluster::message::Ack;
+use walferry_engine::lsn::Lsn;
+
+/// Receipts that are remembered for the durations; of more the oldest are measured by the next.
+const RECEIPTS_MAX: usize = 4096;
+
+/// How far the replica is: `applied <= flushed <= written`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Handed to the disk.
+    pub written: Lsn,
+    /// Durable.
+    pub flushed: Lsn,
+    /// Visible to readers.
+    pub applied: Lsn,
+}
+
+/// The acknowledgements of one connection.
+#[derive(Debug)]
+pub struct Acks {
+    told: Option<Reached>,
+    told_at: Instant,
+    /// `sent_at_us` of the heartbeat to echo, and when it came.
+    heartbeat: Option<(u64, Instant)>,
+    /// Ends of what was received, with the time; ascending.
+    received: VecDeque<(Lsn, Instant)>,
+    flushed: VecDeque<(Lsn, Instant)>,
+    seen: Reached,
+    write: Duration,
+    flush: Duration,
+    apply: Duration,
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+impl Acks {
+    /// A connection on which nothing was acknowledged yet.
+    pub fn new(now: Instant) -> Acks {
+        Acks {
+            told: None,
+            told_at: now,
+            heartbeat: None,
+            received: VecDeque::new(),
+            flushed: VecDeque::new(),
+            seen: Reached::default(),
+            write: Duration::ZERO,
+            flush: Duration::ZERO,
+            apply: Duration::ZERO,
+        }
+    }
+
+    /// Frames up to `end` arrived.
+    pub fn handle_received(&mut self, end: Lsn, now: Instant) {
+        if self.received.len() < RECEIPTS_MAX && self.received.back().is_none_or(|last| last.0 < end) {
+            self.received.push_back((end, now));
+        }
+    }
+
+    /// A heartbeat arrived.
+    pub fn handle_heartbeat(&mut self, sent_at_us: u64, now: Instant) {
+        self.heartbeat = Some((sent_at_us, now));
+    }
+
+    /// The log or the store got further.
+    pub fn handle_progress(&mut self, reached: Reached, now: Instant) {
+        debug_assert!(reached.applied <= reached.flushed && reached.flushed <= reached.written);
+        if reached == self.seen {
+            return;
+        }
+        if reached.written > self.seen.written
+            && let Some((_, at)) = self.received.iter().rev().find(|mark| mark.0 <= reached.written)
+        {
+            self.write = now.saturating_duration_since(*at);
+        }
+        let mut newest = None;
+        while self.received.front().is_some_and(|mark| mark.0 <= reached.flushed) {
+            newest = self.received.pop_front();
+        }
+        if let Some((_, at)) = newest {
+            self.flush = now.saturating_duration_since(at);
+        }
+        if reached.flushed > self.seen.flushed && self.flushed.len() < RECEIPTS_MAX {
+            self.flushed.push_back((reached.flushed, now));
+        }
+        let mut newest = None;
+        while self.flushed.front().is_some_and(|mark| mark.0 <= reached.applied) {
+            newest = self.flushed.pop_front();
+        }
+        if let Some((_, at)) = newest {
+            self.apply = now.saturating_duration_since(at);
+        }
+        self.seen = reached;
+    }
+
+    /// The next acknowledgement, if there is something to tell or it is time for a sign of life.
+    pub fn poll(&mut self, interval: Duration, now: Instant) -> Option<Ack> {
+        let news = self.told != Some(self.seen) || self.heartbeat.is_some();
+        if !news && now.saturating_duration_since(self.told_at) < interval {
+            return None;
+        }
+        let (echo_us, held) = match self.heartbeat.take() {
+            Some((sent_at_us, at)) => (sent_at_us, now.saturating_duration_since(at)),
+            None => (0, Duration::ZERO),
+        };
+        self.told = Some(self.seen);
+        self.told_at = now;
+        Some(Ack {
+            written: self.seen.written,
+            flushed: self.seen.flushed,
+            applied: self.seen.applied,
+            echo_us,
+            echo_held_us: micros(held),
+            write_us: micros(self.write),
+            flush_us: micros(self.flush),
+            apply_us: micros(self.apply),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reached(written: u64, flushed: u64, applied: u64) -> Reached {
+        Reached { written: Lsn(written), flushed: Lsn(flushed), applied: Lsn(applied) }
+    }
+
+    #[test]
+    fn every_step_is_told_once_with_its_durations() {
+        let start = Instant::now();
+        let at = |us| start + Duration::from_micros(us);
+        let interval = Duration::from_secs(1);
+        let mut acks = Acks::new(start);
+        assert!(acks.poll(interval, start).is_some(), "the first tells where the replica is");
+        assert_eq!(acks.poll(interval, at(1)), None);
+        acks.handle_received(Lsn(4096), at(10));
+        acks.handle_progress(reached(4096, 0, 0), at(15));
+        let ack = acks.poll(interval, at(15)).unwrap();
+        assert_eq!((ack.written, ack.flushed, ack.write_us), (Lsn(4096), Lsn(0), 5));
+        acks.handle_progress(reached(4096, 4096, 0), at(110));
+        acks.handle_progress(reached(4096, 4096, 4096), at(130));
+        let ack = acks.poll(interval, at(130)).unwrap();
+        assert_eq!((ack.applied, ack.flush_us, ack.apply_us), (Lsn(4096), 100, 20), "coalesced");
+        assert_eq!(acks.poll(interval, at(131)), None);
+        assert!(acks.poll(interval, at(1_000_131)).is_some(), "a sign of life");
+    }
+
+    #[test]
+    fn a_heartbeat_is_echoed_once_with_the_time_it_was_held() {
+        let start = Instant::now();
+        let mut acks = Acks::new(start);
+        acks.poll(Duration::from_secs(1), start);
+        acks.handle_heartbeat(77, start);
+        let ack = acks.poll(Duration::from_secs(1), start + Duration::from_micros(9)).unwrap();
+        assert_eq!((ack.echo_us, ack.echo_held_us), (77, 9));
+        assert_eq!(acks.poll(Duration::from_secs(1), start + Duration::from_micros(10)), None);
+    }
+}
