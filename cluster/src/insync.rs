@@ -25,10 +25,7 @@ pub struct InSync {
 impl InSync {
     /// An empty set; a replica leaves when it lags for longer than `lag_time_max`.
     pub fn new(lag_time_max: Duration) -> InSync {
-        InSync {
-            lag_time_max,
-            members: BTreeSet::new(),
-        }
+        InSync { lag_time_max, members: BTreeSet::new() }
     }
 
     /// A replica's lag now: the age of the oldest byte that it has not flushed, and for a replica without connection at
@@ -89,21 +86,13 @@ mod tests {
             (0, true, Some(Change::Joined), true),
         ];
         for (step, (lag_s, may_join, change, member)) in table.into_iter().enumerate() {
-            assert_eq!(
-                set.observe(&name, Duration::from_secs(lag_s), may_join),
-                change,
-                "step {step}"
-            );
+            assert_eq!(set.observe(&name, Duration::from_secs(lag_s), may_join), change, "step {step}");
             assert_eq!(set.contains(&name), member, "step {step}");
             assert_eq!(set.shortage(1).is_some(), !member, "step {step}");
         }
         assert_eq!(set.shortage(0), None);
         assert_eq!(set.members().len(), 1);
         set.forget(&name);
-        assert!(
-            set.shortage(1)
-                .expect("nobody is left")
-                .contains("min_in_sync")
-        );
+        assert!(set.shortage(1).expect("nobody is left").contains("min_in_sync"));
     }
 }

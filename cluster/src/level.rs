@@ -43,10 +43,7 @@ impl CommitLevel {
 
     /// True when replicas have to confirm the commit.
     pub const fn is_remote(self) -> bool {
-        matches!(
-            self,
-            CommitLevel::RemoteWrite | CommitLevel::RemoteFlush | CommitLevel::RemoteApply
-        )
+        matches!(self, CommitLevel::RemoteWrite | CommitLevel::RemoteFlush | CommitLevel::RemoteApply)
     }
 }
 
@@ -58,9 +55,7 @@ impl fmt::Display for CommitLevel {
 
 /// What was given is not a commit level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a commit level: expected off, local, remote_write, remote_flush (or on) or remote_apply"
-)]
+#[error("{0:?} is not a commit level: expected off, local, remote_write, remote_flush (or on) or remote_apply")]
 pub struct LevelSyntax(String);
 
 impl FromStr for CommitLevel {
@@ -71,9 +66,7 @@ impl FromStr for CommitLevel {
         if wanted == "on" {
             return Ok(CommitLevel::RemoteFlush);
         }
-        let level = CommitLevel::ALL
-            .into_iter()
-            .find(|level| level.name() == wanted);
+        let level = CommitLevel::ALL.into_iter().find(|level| level.name() == wanted);
         level.ok_or_else(|| LevelSyntax(text.to_owned()))
     }
 }

@@ -35,15 +35,11 @@ impl FromStr for MemberName {
     type Err = NameSyntax;
 
     fn from_str(text: &str) -> Result<MemberName, NameSyntax> {
-        let known = |byte: u8| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
-        };
+        let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
         if (1..=MEMBER_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(known) {
             return Ok(MemberName(text.into()));
         }
-        Err(NameSyntax(
-            text.chars().take(MEMBER_NAME_BYTES_MAX + 1).collect(),
-        ))
+        Err(NameSyntax(text.chars().take(MEMBER_NAME_BYTES_MAX + 1).collect()))
     }
 }
 
@@ -67,11 +63,8 @@ impl FromStr for ClusterId {
 
     fn from_str(text: &str) -> Result<ClusterId, ClusterIdSyntax> {
         let digits = text.len() == CLUSTER_ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let id = digits
-            .then(|| u128::from_str_radix(text, 16).ok())
-            .flatten();
-        id.map(ClusterId)
-            .ok_or_else(|| ClusterIdSyntax(text.chars().take(CLUSTER_ID_DIGITS + 1).collect()))
+        let id = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        id.map(ClusterId).ok_or_else(|| ClusterIdSyntax(text.chars().take(CLUSTER_ID_DIGITS + 1).collect()))
     }
 }
 
@@ -82,10 +75,7 @@ mod tests {
     #[test]
     fn names_are_bounded() {
         for right in ["a", "node-1", "r_2", &"x".repeat(63)] {
-            assert_eq!(
-                right.parse::<MemberName>().map(|n| n.to_string()),
-                Ok(right.to_owned())
-            );
+            assert_eq!(right.parse::<MemberName>().map(|n| n.to_string()), Ok(right.to_owned()));
         }
         for wrong in ["", "A", "a b", "é", "a.b", &"x".repeat(64)] {
             assert!(wrong.parse::<MemberName>().is_err(), "{wrong:?}");
@@ -96,12 +86,7 @@ mod tests {
     fn cluster_ids_round_trip() {
         let id = ClusterId(0xAB);
         assert_eq!(id.to_string().parse(), Ok(id));
-        for wrong in [
-            "",
-            "ab",
-            "+0000000000000000000000000000000",
-            &"g".repeat(32),
-        ] {
+        for wrong in ["", "ab", "+0000000000000000000000000000000", &"g".repeat(32)] {
             assert!(wrong.parse::<ClusterId>().is_err(), "{wrong:?}");
         }
     }

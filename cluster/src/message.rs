@@ -176,10 +176,7 @@ pub enum RefuseCode {
 impl RefuseCode {
     pub(crate) fn from_number(number: u16) -> Option<RefuseCode> {
         use RefuseCode::*;
-        let all = [
-            Protocol, ClusterId, NewerEpoch, Diverged, LogGone, NotLeader, Full, Protest, Stopping,
-            Replaced,
-        ];
+        let all = [Protocol, ClusterId, NewerEpoch, Diverged, LogGone, NotLeader, Full, Protest, Stopping, Replaced];
         all.into_iter().find(|code| *code as u16 == number)
     }
 

@@ -117,21 +117,13 @@ impl SyncPolicy {
             }
             SyncPolicy::Any { k, names } => {
                 let of_list = chosen(candidates, names);
-                let mut positions: Vec<Lsn> = of_list
-                    .into_iter()
-                    .map(|index| candidates[index].position)
-                    .collect();
+                let mut positions: Vec<Lsn> = of_list.into_iter().map(|index| candidates[index].position).collect();
                 positions.sort_unstable_by(|a, b| b.cmp(a));
                 positions.get(*k - 1).copied()
             }
             SyncPolicy::All => {
                 let members = candidates.iter().filter(|candidate| candidate.in_sync);
-                Some(
-                    members
-                        .map(|member| member.position)
-                        .min()
-                        .unwrap_or(Lsn::MAX),
-                )
+                Some(members.map(|member| member.position).min().unwrap_or(Lsn::MAX))
             }
         }
     }
@@ -141,18 +133,10 @@ impl SyncPolicy {
         let candidate = &candidates[index];
         match self {
             SyncPolicy::First { k, names } if priority(names, candidate.name).is_some() => {
-                let rank = chosen(candidates, names)
-                    .iter()
-                    .position(|other| *other == index);
-                if rank.is_some_and(|rank| rank < *k) {
-                    SyncState::Sync
-                } else {
-                    SyncState::Potential
-                }
+                let rank = chosen(candidates, names).iter().position(|other| *other == index);
+                if rank.is_some_and(|rank| rank < *k) { SyncState::Sync } else { SyncState::Potential }
             }
-            SyncPolicy::Any { names, .. } if priority(names, candidate.name).is_some() => {
-                SyncState::Quorum
-            }
+            SyncPolicy::Any { names, .. } if priority(names, candidate.name).is_some() => SyncState::Quorum,
             SyncPolicy::All if candidate.in_sync => SyncState::Sync,
             SyncPolicy::All => SyncState::Potential,
             _ => SyncState::Async,
@@ -181,9 +165,7 @@ fn chosen(candidates: &[Candidate<'_>], names: &[NamePattern]) -> Vec<usize> {
         .iter()
         .enumerate()
         .filter(|(_, candidate)| candidate.streaming)
-        .filter_map(|(index, candidate)| {
-            Some((priority(names, candidate.name)?, candidate.name, index))
-        })
+        .filter_map(|(index, candidate)| Some((priority(names, candidate.name)?, candidate.name, index)))
         .collect();
     chosen.sort_unstable();
     chosen.into_iter().map(|(_, _, index)| index).collect()
@@ -256,16 +238,11 @@ impl FromStr for SyncPolicy {
     }
 }
 
-fn parse_list(
-    list: &str,
-    form: impl Fn() -> PolicySyntax,
-) -> Result<Vec<NamePattern>, PolicySyntax> {
+fn parse_list(list: &str, form: impl Fn() -> PolicySyntax) -> Result<Vec<NamePattern>, PolicySyntax> {
     let mut names = Vec::new();
     for word in list.split(',') {
         let word = word.trim();
-        let quoted = word
-            .strip_prefix('"')
-            .and_then(|word| word.strip_suffix('"'));
+        let quoted = word.strip_prefix('"').and_then(|word| word.strip_suffix('"'));
         let name = quoted.unwrap_or(word);
         let pattern = match name {
             "" => return Err(form()),
@@ -283,22 +260,11 @@ fn parse_list(
 
 fn build(any: bool, k: usize, names: Vec<NamePattern>) -> Result<SyncPolicy, PolicySyntax> {
     let open_ended = names.contains(&NamePattern::Every);
-    let count_max = if open_ended {
-        POLICY_NAMES_MAX
-    } else {
-        names.len()
-    };
+    let count_max = if open_ended { POLICY_NAMES_MAX } else { names.len() };
     if k == 0 || k > count_max || names.len() > POLICY_NAMES_MAX {
-        return Err(PolicySyntax::Count {
-            k,
-            names: names.len(),
-        });
+        return Err(PolicySyntax::Count { k, names: names.len() });
     }
-    Ok(if any {
-        SyncPolicy::Any { k, names }
-    } else {
-        SyncPolicy::First { k, names }
-    })
+    Ok(if any { SyncPolicy::Any { k, names } } else { SyncPolicy::First { k, names } })
 }
 
 #[cfg(test)]
@@ -322,9 +288,7 @@ mod tests {
             ("all", "ALL"),
         ];
         for (text, printed) in table {
-            let policy: SyncPolicy = text
-                .parse()
-                .unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            let policy: SyncPolicy = text.parse().unwrap_or_else(|error| panic!("{text:?}: {error}"));
             assert_eq!(policy.to_string(), printed);
             assert_eq!(printed.parse(), Ok(policy));
         }
@@ -351,25 +315,12 @@ mod tests {
 
     /// Each replica: name, streaming, in sync, position.
     fn confirmed(policy: &str, replicas: &[(&str, bool, bool, u64)]) -> Option<u64> {
-        let names: Vec<MemberName> = replicas
-            .iter()
-            .map(|replica| replica.0.parse().expect("a name"))
-            .collect();
+        let names: Vec<MemberName> = replicas.iter().map(|replica| replica.0.parse().expect("a name")).collect();
         let mut candidates = Vec::new();
-        for (name, (_, streaming, in_sync, position)) in names.iter().zip(replicas.iter().copied())
-        {
-            candidates.push(Candidate {
-                name,
-                streaming,
-                in_sync,
-                position: Lsn(position),
-            });
+        for (name, (_, streaming, in_sync, position)) in names.iter().zip(replicas.iter().copied()) {
+            candidates.push(Candidate { name, streaming, in_sync, position: Lsn(position) });
         }
-        policy
-            .parse::<SyncPolicy>()
-            .expect("a policy")
-            .confirmed(&candidates)
-            .map(|lsn| lsn.0)
+        policy.parse::<SyncPolicy>().expect("a policy").confirmed(&candidates).map(|lsn| lsn.0)
     }
 
     #[test]
@@ -402,20 +353,13 @@ mod tests {
             ("ALL", &[], max),
         ];
         for (policy, replicas, expected) in table {
-            assert_eq!(
-                confirmed(policy, replicas),
-                expected,
-                "{policy} with {replicas:?}"
-            );
+            assert_eq!(confirmed(policy, replicas), expected, "{policy} with {replicas:?}");
         }
     }
 
     #[test]
     fn sync_states_are_those_of_postgresql() {
-        let names: Vec<MemberName> = ["a", "b", "c"]
-            .iter()
-            .map(|name| name.parse().expect("a name"))
-            .collect();
+        let names: Vec<MemberName> = ["a", "b", "c"].iter().map(|name| name.parse().expect("a name")).collect();
         let streaming = [true, true, false];
         let of = |index: usize| Candidate {
             name: &names[index],

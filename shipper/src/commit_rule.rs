@@ -155,7 +155,7 @@ mod tests {
         ];
         for (policy, local, expected) in table {
             let mut rule = CommitRule::new(policy.parse().expect("a policy"));
-            rule.update(&standings(&replicas), Lsn(local));
+            rule.update(&standings(&replicas), Lsn::ZERO);
             let levels = [Off, Local, RemoteWrite, RemoteFlush, RemoteApply];
             let released = levels.map(|level| rule.released(level, Lsn(local)).0);
             assert_eq!(released, expected, "{policy} with {local} flushed here");

@@ -14,7 +14,6 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::insync::{Change, InSync};
-use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::{ClusterId, MemberName};
 use walferry_cluster::message::{Ack, Hello, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
@@ -28,15 +27,16 @@ use crate::catchup::Report;
 use crate::chain;
 use crate::commit_rule::{CommitRule, Standing};
 use crate::handshake::{Leader, judge};
-use crate::lag::{Lag, Timeline};
+use crate::lag::Timeline;
 use crate::link::{Link, LinkError, LinkNo, Op, Phase};
 use crate::outgoing::{Common, Turn};
-use crate::progress::{Progress, ReplicaState};
+use crate::progress::Progress;
 use crate::refuse::turn_away;
 use crate::replica::Replica;
 use crate::sender::View;
 use crate::slots::{SlotFile, Slots, SlotsError};
-use crate::status::ReplicaStatus;
+
+mod asked;
 
 /// Connections at once, those that have not said hello included; another is refused.
 pub const LINKS_MAX: usize = 64;
@@ -98,6 +98,8 @@ pub struct Shipper {
     timeline: Timeline,
     /// The log at the last turn.
     view: View,
+    /// When the last turn was.
+    turned: Instant,
     /// The commit rule has to look at the replicas again.
     moved: bool,
     acknowledgements: u64,
@@ -135,6 +137,7 @@ impl Shipper {
             slot_file,
             timeline: Timeline::default(),
             view: View::default(),
+            turned: now,
             moved: true,
             acknowledgements: 0,
             superseded: None,
@@ -203,6 +206,7 @@ impl Shipper {
     /// One turn. See the module's head for its duties.
     pub fn poll(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
         let sealed_before = self.view.sealed;
+        self.turned = now;
         self.common.epoch = history.last_epoch();
         self.view = View {
             hot_start: log.hot_start(),
@@ -470,133 +474,4 @@ fn acknowledge(replica: &mut Replica, link: &Link, ack: &Ack, clock_us: u64) -> 
     // A catch-up thread has sent more than the last turn knew.
     replica.progress.send(link.outgoing.sent().max(replica.progress.sent()));
     Ok(replica.acknowledge(ack, clock_us)?)
-}
-
-/// What the node asks.
-impl Shipper {
-    /// When `poll` has something to do although nothing completes; `None`: never.
-    pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
-        let links = self.links.values().filter_map(|link| match link.phase {
-            Phase::Farewell(until) => Some(until),
-            Phase::Closed => None,
-            Phase::Probe(_) | Phase::Streaming(_) => {
-                let silent = link.heard + self.config.peer_timeout;
-                Some(link.outgoing.due().map_or(silent, |due| due.min(silent)))
-            }
-        });
-        let members = self.replicas.values().filter(|replica| replica.in_sync).filter_map(|replica| {
-            let age = self.timeline.age(replica.progress.flushed(), now);
-            let lag = age.max(replica.silence(now));
-            (lag > Duration::ZERO).then(|| now + self.config.replica_lag_time_max.saturating_sub(lag))
-        });
-        // A moment later than due, so that one turn is enough.
-        let earliest = links.chain(members).min()? + Duration::from_millis(1);
-        Some(earliest.saturating_duration_since(now))
-    }
-
-    /// Commits up to this LSN hold `level`, when the log is flushed up to `log_flushed`.
-    pub fn released(&self, level: CommitLevel, log_flushed: Lsn) -> Lsn {
-        self.rule.released(level, log_flushed)
-    }
-
-    /// The commit LSN: everything before it is durable here and where the sync policy asks for it, so no failover that
-    /// the policy covers takes it back. With an empty policy what is durable here.
-    pub fn committed(&self, log_flushed: Lsn) -> Lsn {
-        self.rule.released(CommitLevel::RemoteFlush, log_flushed)
-    }
-
-    /// Why a commit at `level` is refused: fewer replicas than `min_in_sync` are in sync.
-    pub fn refuses(&self, level: CommitLevel) -> Option<String> {
-        level.is_remote().then(|| self.in_sync.shortage(self.config.min_in_sync)).flatten()
-    }
-
-    /// Why commits at remote levels wait: the sync policy has too few replicas to ask.
-    pub fn sync_shortage(&self) -> Option<String> {
-        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
-        self.rule.shortage(&standings)
-    }
-
-    /// The sync policy.
-    pub fn policy(&self) -> &SyncPolicy {
-        self.rule.policy()
-    }
-
-    /// Another sync policy, effective with the next turn.
-    pub fn set_policy(&mut self, policy: SyncPolicy) {
-        self.rule.set_policy(policy);
-        self.moved = true;
-    }
-
-    /// Grows with every acknowledgement that moved something.
-    pub fn acknowledgements(&self) -> u64 {
-        self.acknowledgements
-    }
-
-    /// A newer epoch than ours that a replica knows: this node no longer leads.
-    pub fn superseded(&self) -> Option<Epoch> {
-        self.superseded
-    }
-
-    /// No log from here on may be recycled; `Lsn::MAX` when no slot needs any.
-    pub fn slots_hold(&self) -> Lsn {
-        self.slots.hold()
-    }
-
-    /// Which connected replicas have confirmed the commit that ends at `lsn`, and the highest level each has reached.
-    pub fn evidence(&self, lsn: Lsn) -> Vec<(MemberName, CommitLevel)> {
-        let connected = self.replicas.values().filter(|replica| replica.link.is_some());
-        let reached = connected.filter_map(|replica| {
-            let progress = &replica.progress;
-            let levels = [
-                (CommitLevel::RemoteApply, progress.applied()),
-                (CommitLevel::RemoteFlush, progress.flushed()),
-                (CommitLevel::RemoteWrite, progress.written()),
-            ];
-            let level = levels.into_iter().find(|(_, position)| *position >= lsn)?.0;
-            Some((replica.name.clone(), level))
-        });
-        reached.collect()
-    }
-
-    /// How many connected replicas have confirmed `lsn` at `level`.
-    pub fn count_at(&self, level: CommitLevel, lsn: Lsn) -> usize {
-        self.evidence(lsn).iter().filter(|(_, reached)| *reached >= level).count()
-    }
-
-    /// Every replica, by name.
-    pub fn replicas(&self, now: Instant) -> Vec<ReplicaStatus> {
-        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
-        let status = |(index, replica): (usize, &Replica)| {
-            let link = replica.link.and_then(|number| self.links.get(&number));
-            let state = match link {
-                None if self.slots.is_lost(&replica.name) => ReplicaState::Lost,
-                None => ReplicaState::Disconnected,
-                Some(link) if link.outgoing.is_catching_up() || !replica.caught_up => ReplicaState::Catchup,
-                Some(_) => ReplicaState::Streaming,
-            };
-            let lag = |position| Lag::new(&self.timeline, position, self.view.sealed, now);
-            let progress = &replica.progress;
-            let sending = link.map(|link| link.outgoing.bytes()).unwrap_or_default();
-            ReplicaStatus {
-                name: replica.name.clone(),
-                address: link.map_or(String::new(), |_| replica.address.clone()),
-                state,
-                sent: progress.sent(),
-                written: progress.written(),
-                flushed: progress.flushed(),
-                applied: progress.applied(),
-                write_lag: lag(progress.written()),
-                flush_lag: lag(progress.flushed()),
-                apply_lag: lag(progress.applied()),
-                sync_state: self.rule.sync_state(&standings, index),
-                in_sync: replica.in_sync,
-                round_trip: replica.round_trip,
-                durations: replica.durations,
-                sent_bytes: replica.sent_bytes.plus(sending),
-                silence: replica.silence(now),
-                last_error: replica.last_error.clone(),
-            }
-        };
-        self.replicas.values().enumerate().map(status).collect()
-    }
 }

@@ -103,6 +103,6 @@ impl ZeroCopy {
 
     /// The sends in flight, never to be freed: their completions will find nobody.
     pub(crate) fn leak(&mut self) {
-        self.sends.iter_mut().filter_map(Option::take).for_each(|send| std::mem::forget(send));
+        self.sends.iter_mut().filter_map(Option::take).for_each(std::mem::forget);
     }
 }

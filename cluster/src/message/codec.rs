@@ -6,9 +6,8 @@ use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
-    EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello,
-    MESSAGE_BYTES_MAX, Message, PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX,
-    Refuse, RefuseCode, Welcome,
+    EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello, MESSAGE_BYTES_MAX, Message,
+    PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, Welcome,
 };
 use crate::error::MessageError;
 use crate::member::{ClusterId, MemberName};
@@ -31,15 +30,7 @@ pub(super) enum Kind {
 
 impl Kind {
     fn from_number(number: u8) -> Option<Kind> {
-        let all = [
-            Kind::Hello,
-            Kind::Welcome,
-            Kind::Refuse,
-            Kind::Frame,
-            Kind::Chunk,
-            Kind::Heartbeat,
-            Kind::Ack,
-        ];
+        let all = [Kind::Hello, Kind::Welcome, Kind::Refuse, Kind::Frame, Kind::Chunk, Kind::Heartbeat, Kind::Ack];
         all.into_iter().find(|kind| *kind as u8 == number)
     }
 
@@ -59,10 +50,7 @@ impl Kind {
         const HANDSHAKE_MAX: usize = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
         match self {
             Kind::Hello | Kind::Welcome => (HANDSHAKE_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::Refuse => (
-                REFUSE_FIXED_BYTES,
-                REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX,
-            ),
+            Kind::Refuse => (REFUSE_FIXED_BYTES, REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX),
             Kind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
             Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
             Kind::Heartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
@@ -98,22 +86,13 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let kind = Kind::from_number(head[4]).ok_or(MessageError::Kind(head[4]))?;
     let (bytes_min, bytes_max) = kind.body_bytes();
     if body_bytes > bytes_max {
-        return Err(MessageError::Length {
-            kind: kind.name(),
-            bytes: body_bytes,
-            bytes_max,
-        });
+        return Err(MessageError::Length { kind: kind.name(), bytes: body_bytes, bytes_max });
     }
     if body_bytes < bytes_min && !matches!(kind, Kind::Hello | Kind::Welcome) {
         return Err(MessageError::Body(kind.name()));
     }
     if kind == Kind::Frame {
-        return Ok(Some((
-            Message::Frame {
-                wire_bytes: body_bytes,
-            },
-            ENVELOPE_BYTES,
-        )));
+        return Ok(Some((Message::Frame { wire_bytes: body_bytes }, ENVELOPE_BYTES)));
     }
     let Some(body) = rest.get(..body_bytes) else {
         return Ok(None);
@@ -147,13 +126,7 @@ impl Message {
             }
             Message::Welcome(welcome) => {
                 let address = cut(&welcome.client_address, ADDRESS_BYTES_MAX);
-                put_handshake(
-                    out,
-                    welcome.protocol,
-                    &welcome.name,
-                    address,
-                    Some(welcome.cluster_id),
-                );
+                put_handshake(out, welcome.protocol, &welcome.name, address, Some(welcome.cluster_id));
                 put_u64s(out, &[welcome.start.0, welcome.segment_bytes]);
                 out.extend_from_slice(&welcome.heartbeat_ms.to_le_bytes());
                 put_history(out, &welcome.history);
@@ -178,31 +151,13 @@ impl Message {
                 Kind::Chunk
             }
             Message::Heartbeat(beat) => {
-                assert!(
-                    beat.committed <= beat.flushed && beat.flushed <= beat.end,
-                    "{beat:?}"
-                );
-                put_u64s(
-                    out,
-                    &[
-                        beat.end.0,
-                        beat.flushed.0,
-                        beat.committed.0,
-                        beat.sent_at_us,
-                        beat.epoch.0,
-                    ],
-                );
+                assert!(beat.committed <= beat.flushed && beat.flushed <= beat.end, "{beat:?}");
+                put_u64s(out, &[beat.end.0, beat.flushed.0, beat.committed.0, beat.sent_at_us, beat.epoch.0]);
                 Kind::Heartbeat
             }
             Message::Ack(ack) => {
-                assert!(
-                    ack.applied <= ack.flushed && ack.flushed <= ack.written,
-                    "{ack:?}"
-                );
-                put_u64s(
-                    out,
-                    &[ack.written.0, ack.flushed.0, ack.applied.0, ack.echo_us],
-                );
+                assert!(ack.applied <= ack.flushed && ack.flushed <= ack.written, "{ack:?}");
+                put_u64s(out, &[ack.written.0, ack.flushed.0, ack.applied.0, ack.echo_us]);
                 for duration in [ack.echo_held_us, ack.write_us, ack.flush_us, ack.apply_us] {
                     out.extend_from_slice(&duration.to_le_bytes());
                 }
@@ -215,18 +170,10 @@ impl Message {
 }
 
 fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
-    values
-        .iter()
-        .for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
 }
 
-fn put_handshake(
-    out: &mut Vec<u8>,
-    protocol: u16,
-    name: &MemberName,
-    address: &str,
-    id: Option<ClusterId>,
-) {
+fn put_handshake(out: &mut Vec<u8>, protocol: u16, name: &MemberName, address: &str, id: Option<ClusterId>) {
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&protocol.to_le_bytes());
     out.extend_from_slice(&[name.as_str().len() as u8, address.len() as u8]);
@@ -243,9 +190,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 fn put_history(out: &mut Vec<u8>, history: &[(Epoch, Lsn)]) {
     let newest = &history[history.len().saturating_sub(EPOCHS_PER_MESSAGE_MAX)..];
     out.extend_from_slice(&(newest.len() as u32).to_le_bytes());
-    newest
-        .iter()
-        .for_each(|(epoch, lsn)| put_u64s(out, &[epoch.0, lsn.0]));
+    newest.iter().for_each(|(epoch, lsn)| put_u64s(out, &[epoch.0, lsn.0]));
 }
 
 /// The rest of a body; every take is checked.
@@ -283,18 +228,11 @@ impl<'a> Body<'a> {
     }
 
     fn field(&self, field: &'static str) -> MessageError {
-        MessageError::Field {
-            kind: self.kind.name(),
-            field,
-        }
+        MessageError::Field { kind: self.kind.name(), field }
     }
 
     fn end(self) -> Result<(), MessageError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(MessageError::Body(self.kind.name()))
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(MessageError::Body(self.kind.name())) }
     }
 
     /// Magic, version; true when the rest is of our version.
@@ -311,17 +249,11 @@ impl<'a> Body<'a> {
         if count > EPOCHS_PER_MESSAGE_MAX {
             return Err(self.field("epoch count"));
         }
-        let mut epochs = Body {
-            kind: self.kind,
-            rest: self.take(count * EPOCH_BYTES)?,
-        };
+        let mut epochs = Body { kind: self.kind, rest: self.take(count * EPOCH_BYTES)? };
         let mut history: Vec<(Epoch, Lsn)> = Vec::with_capacity(count);
         while !epochs.rest.is_empty() {
             let next = (Epoch(epochs.u64()?), epochs.lsn()?);
-            if history
-                .last()
-                .is_some_and(|last| next.0 <= last.0 || next.1 < last.1)
-            {
+            if history.last().is_some_and(|last| next.0 <= last.0 || next.1 < last.1) {
                 return Err(self.field("epoch history"));
             }
             history.push(next);
@@ -341,15 +273,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     if !ours {
         let name = "unknown".parse().expect("a name");
         let (flushed, history) = (Lsn::ZERO, Vec::new());
-        return Ok(Hello {
-            protocol,
-            cluster_id: None,
-            name,
-            flushed,
-            segment_bytes: 0,
-            crc: 0,
-            history,
-        });
+        return Ok(Hello { protocol, cluster_id: None, name, flushed, segment_bytes: 0, crc: 0, history });
     }
     let [name_bytes, _] = body.number()?;
     let id = u128::from_le_bytes(body.number()?);
@@ -358,15 +282,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     body.end()?;
-    Ok(Hello {
-        protocol,
-        cluster_id,
-        name,
-        flushed,
-        segment_bytes,
-        crc,
-        history,
-    })
+    Ok(Hello { protocol, cluster_id, name, flushed, segment_bytes, crc, history })
 }
 
 fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
@@ -387,16 +303,7 @@ fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
     }
     let client_address = address.to_owned();
     body.end()?;
-    Ok(Welcome {
-        protocol,
-        cluster_id,
-        name,
-        start,
-        segment_bytes,
-        client_address,
-        heartbeat_ms,
-        history,
-    })
+    Ok(Welcome { protocol, cluster_id, name, start, segment_bytes, client_address, heartbeat_ms, history })
 }
 
 fn decode_refuse(mut body: Body<'_>) -> Result<Refuse, MessageError> {
@@ -405,18 +312,12 @@ fn decode_refuse(mut body: Body<'_>) -> Result<Refuse, MessageError> {
     body.take(2)?;
     let text = String::from_utf8_lossy(body.rest);
     // It goes into logs: what a peer sends must not forge lines there.
-    let text = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     Ok(Refuse { code, text })
 }
 
 fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
-    let chunk = Chunk {
-        lsn: body.lsn()?,
-        bytes: body.u64()?,
-    };
+    let chunk = Chunk { lsn: body.lsn()?, bytes: body.u64()? };
     if !(1..=CHUNK_BYTES_MAX).contains(&chunk.bytes) {
         return Err(body.field("length"));
     }
@@ -426,13 +327,7 @@ fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
 
 fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
     let (end, flushed, committed) = (body.lsn()?, body.lsn()?, body.lsn()?);
-    let beat = Heartbeat {
-        end,
-        flushed,
-        committed,
-        sent_at_us: body.u64()?,
-        epoch: Epoch(body.u64()?),
-    };
+    let beat = Heartbeat { end, flushed, committed, sent_at_us: body.u64()?, epoch: Epoch(body.u64()?) };
     if beat.committed > beat.flushed || beat.flushed > beat.end {
         return Err(body.field("order of positions"));
     }
@@ -442,20 +337,10 @@ fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
 
 fn decode_ack(mut body: Body<'_>) -> Result<Ack, MessageError> {
     let (written, flushed, applied, echo_us) = (body.lsn()?, body.lsn()?, body.lsn()?, body.u64()?);
-    let [echo_held_us, write_us, flush_us, apply_us] =
-        [body.u32()?, body.u32()?, body.u32()?, body.u32()?];
+    let [echo_held_us, write_us, flush_us, apply_us] = [body.u32()?, body.u32()?, body.u32()?, body.u32()?];
     if applied > flushed || flushed > written {
         return Err(body.field("order of positions"));
     }
     body.end()?;
-    Ok(Ack {
-        written,
-        flushed,
-        applied,
-        echo_us,
-        echo_held_us,
-        write_us,
-        flush_us,
-        apply_us,
-    })
+    Ok(Ack { written, flushed, applied, echo_us, echo_held_us, write_us, flush_us, apply_us })
 }

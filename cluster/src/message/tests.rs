@@ -32,18 +32,9 @@ fn samples() -> Vec<Message> {
         heartbeat_ms: 1000,
         history: history(3),
     };
-    let refuse = Refuse {
-        code: RefuseCode::LogGone,
-        text: "slot a is lost".to_owned(),
-    };
+    let refuse = Refuse { code: RefuseCode::LogGone, text: "slot a is lost".to_owned() };
     let (end, flushed, committed) = (Lsn(1 << 40), Lsn(1 << 39), Lsn(1 << 38));
-    let beat = Heartbeat {
-        end,
-        flushed,
-        committed,
-        sent_at_us: 12,
-        epoch: Epoch(9),
-    };
+    let beat = Heartbeat { end, flushed, committed, sent_at_us: 12, epoch: Epoch(9) };
     let ack = Ack {
         written: end,
         flushed,
@@ -59,16 +50,9 @@ fn samples() -> Vec<Message> {
         hello(Some(ClusterId(5)), history(EPOCHS_PER_MESSAGE_MAX as u64)),
         Message::Welcome(welcome),
         Message::Refuse(refuse),
-        Message::Frame {
-            wire_bytes: FRAME_HEADER_BYTES,
-        },
-        Message::Frame {
-            wire_bytes: FRAME_BYTES_MAX,
-        },
-        Message::Chunk(Chunk {
-            lsn: Lsn(4096),
-            bytes: CHUNK_BYTES_MAX,
-        }),
+        Message::Frame { wire_bytes: FRAME_HEADER_BYTES },
+        Message::Frame { wire_bytes: FRAME_BYTES_MAX },
+        Message::Chunk(Chunk { lsn: Lsn(4096), bytes: CHUNK_BYTES_MAX }),
         Message::Heartbeat(beat),
         Message::Ack(ack),
         Message::Ack(Ack::default()),
@@ -85,29 +69,20 @@ fn encoded(message: &Message) -> Vec<u8> {
 fn messages_round_trip_one_after_another_and_no_prefix_is_a_message() {
     let mut stream = Vec::new();
     let samples = samples();
-    samples
-        .iter()
-        .for_each(|message| message.encode(&mut stream));
+    samples.iter().for_each(|message| message.encode(&mut stream));
     let mut at = 0;
     for message in &samples {
         let (decoded, taken) = decode(&stream[at..]).expect("valid").expect("whole");
         assert_eq!(&decoded, message);
         assert!(taken <= MESSAGE_BYTES_MAX);
         for cut in 0..taken {
-            assert_eq!(
-                decode(&stream[at..at + cut]),
-                Ok(None),
-                "{message:?} cut to {cut}"
-            );
+            assert_eq!(decode(&stream[at..at + cut]), Ok(None), "{message:?} cut to {cut}");
         }
         at += taken;
     }
     assert_eq!(at, stream.len());
     assert_eq!(encoded(&Message::Ack(Ack::default())).len(), ACK_BYTES);
-    assert_eq!(
-        encoded(&Message::Heartbeat(Heartbeat::default())).len(),
-        HEARTBEAT_BYTES
-    );
+    assert_eq!(encoded(&Message::Heartbeat(Heartbeat::default())).len(), HEARTBEAT_BYTES);
 }
 
 #[test]
@@ -121,10 +96,7 @@ fn an_envelope_that_promises_more_or_less_than_its_fields_is_wrong() {
             wrong.resize(bytes.len() + filler, 0);
             let length = (i64::from(body_bytes) + difference) as u32;
             wrong[..4].copy_from_slice(&length.to_le_bytes());
-            assert!(
-                kind_without_body || decode(&wrong).is_err(),
-                "{message:?} {difference}"
-            );
+            assert!(kind_without_body || decode(&wrong).is_err(), "{message:?} {difference}");
         }
     }
 }
@@ -148,9 +120,7 @@ fn garbage_is_an_error_or_incomplete_but_never_a_panic() {
         }
         if let Ok(Some((message, taken))) = decode(&bytes) {
             assert!(taken <= bytes.len());
-            if let Message::Hello(Hello { history, .. })
-            | Message::Welcome(Welcome { history, .. }) = message
-            {
+            if let Message::Hello(Hello { history, .. }) | Message::Welcome(Welcome { history, .. }) = message {
                 assert!(history.capacity() <= EPOCHS_PER_MESSAGE_MAX);
             }
         }
@@ -170,10 +140,7 @@ fn lengths_beyond_the_bounds_are_noticed_with_the_envelope_alone() {
         (Kind::Ack, u32::MAX),
     ];
     for (kind, bytes) in table {
-        assert!(
-            decode(&envelope(kind, bytes as usize)).is_err(),
-            "{kind:?} {bytes}"
-        );
+        assert!(decode(&envelope(kind, bytes as usize)).is_err(), "{kind:?} {bytes}");
     }
     assert_eq!(decode(b"GET / HTTP/1.1\r\n"), Err(MessageError::Envelope));
 }
@@ -183,10 +150,7 @@ fn another_protocol_version_is_told_from_garbage() {
     let mut bytes = encoded(&samples()[0]);
     bytes[ENVELOPE_BYTES + 4] = 2;
     let decoded = decode(&bytes).expect("readable");
-    assert!(matches!(
-        decoded,
-        Some((Message::Hello(Hello { protocol: 2, .. }), _))
-    ));
+    assert!(matches!(decoded, Some((Message::Hello(Hello { protocol: 2, .. }), _))));
     bytes[ENVELOPE_BYTES] = b'X';
     assert_eq!(decode(&bytes), Err(MessageError::Magic));
 }
@@ -195,40 +159,20 @@ fn another_protocol_version_is_told_from_garbage() {
 fn fields_that_contradict_each_other_are_refused() {
     let mut beat = encoded(&samples()[7]);
     beat[ENVELOPE_BYTES..ENVELOPE_BYTES + 8].fill(0);
-    assert!(matches!(
-        decode(&beat),
-        Err(MessageError::Field {
-            field: "order of positions",
-            ..
-        })
-    ));
+    assert!(matches!(decode(&beat), Err(MessageError::Field { field: "order of positions", .. })));
     let mut welcome = encoded(&samples()[2]);
     let first_epoch = ENVELOPE_BYTES + HANDSHAKE_FIXED_BYTES;
     welcome[first_epoch] = 200;
-    assert!(matches!(
-        decode(&welcome),
-        Err(MessageError::Field {
-            field: "epoch history",
-            ..
-        })
-    ));
+    assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "epoch history", .. })));
 }
 
 #[test]
 fn long_and_forged_refusals_are_tamed() {
     let text = "é".repeat(REFUSE_TEXT_BYTES_MAX);
-    let bytes = encoded(&Message::Refuse(Refuse {
-        code: RefuseCode::Full,
-        text,
-    }));
+    let bytes = encoded(&Message::Refuse(Refuse { code: RefuseCode::Full, text }));
     assert!(bytes.len() <= ENVELOPE_BYTES + REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX);
     let text = "a\nb\u{1b}[2J".to_owned();
-    let bytes = encoded(&Message::Refuse(Refuse {
-        code: RefuseCode::Full,
-        text,
-    }));
-    let Ok(Some((Message::Refuse(refuse), _))) = decode(&bytes) else {
-        panic!("a refusal")
-    };
+    let bytes = encoded(&Message::Refuse(Refuse { code: RefuseCode::Full, text }));
+    let Ok(Some((Message::Refuse(refuse), _))) = decode(&bytes) else { panic!("a refusal") };
     assert_eq!(refuse.text, "a b [2J");
 }

@@ -1,0 +1,146 @@
+//! What the node asks its shipper between turns: what is released, who confirmed what, how far everybody is. Changes
+//! nothing but the policy.
+
+use std::time::{Duration, Instant};
+
+use walferry_cluster::level::CommitLevel;
+use walferry_cluster::member::MemberName;
+use walferry_cluster::policy::SyncPolicy;
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::Shipper;
+use crate::commit_rule::Standing;
+use crate::lag::Lag;
+use crate::link::Phase;
+use crate::progress::ReplicaState;
+use crate::replica::Replica;
+use crate::status::ReplicaStatus;
+
+impl Shipper {
+    /// When `poll` has something to do although nothing completes; `None`: never.
+    pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
+        let links = self.links.values().filter_map(|link| match link.phase {
+            Phase::Farewell(until) => Some(until),
+            Phase::Closed => None,
+            Phase::Probe(_) | Phase::Streaming(_) => {
+                let silent = link.heard + self.config.peer_timeout;
+                Some(link.outgoing.due().map_or(silent, |due| due.min(silent)))
+            }
+        });
+        let members = self.replicas.values().filter(|replica| replica.in_sync).filter_map(|replica| {
+            let age = self.timeline.age(replica.progress.flushed(), now);
+            let lag = age.max(replica.silence(now));
+            (lag > Duration::ZERO).then(|| now + self.config.replica_lag_time_max.saturating_sub(lag))
+        });
+        // A moment later than due, so that one turn is enough.
+        let earliest = links.chain(members).min()? + Duration::from_millis(1);
+        Some(earliest.saturating_duration_since(now))
+    }
+
+    /// Commits up to this LSN hold `level`, when the log is flushed up to `log_flushed`.
+    pub fn released(&self, level: CommitLevel, log_flushed: Lsn) -> Lsn {
+        self.rule.released(level, log_flushed)
+    }
+
+    /// The commit LSN: everything before it is durable here and where the sync policy asks for it, so no failover that
+    /// the policy covers takes it back. With an empty policy what is durable here.
+    pub fn committed(&self, log_flushed: Lsn) -> Lsn {
+        self.rule.released(CommitLevel::RemoteFlush, log_flushed)
+    }
+
+    /// Why a commit at `level` is refused: fewer replicas than `min_in_sync` are in sync.
+    pub fn refuses(&self, level: CommitLevel) -> Option<String> {
+        level.is_remote().then(|| self.in_sync.shortage(self.config.min_in_sync)).flatten()
+    }
+
+    /// Why commits at remote levels wait: the sync policy has too few replicas to ask.
+    pub fn sync_shortage(&self) -> Option<String> {
+        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
+        self.rule.shortage(&standings)
+    }
+
+    /// The sync policy.
+    pub fn policy(&self) -> &SyncPolicy {
+        self.rule.policy()
+    }
+
+    /// Another sync policy, effective with the next turn.
+    pub fn set_policy(&mut self, policy: SyncPolicy) {
+        self.rule.set_policy(policy);
+        self.moved = true;
+    }
+
+    /// Grows with every acknowledgement that moved something.
+    pub fn acknowledgements(&self) -> u64 {
+        self.acknowledgements
+    }
+
+    /// A newer epoch than ours that a replica knows: this node no longer leads.
+    pub fn superseded(&self) -> Option<Epoch> {
+        self.superseded
+    }
+
+    /// No log from here on may be recycled; `Lsn::MAX` when no slot needs any.
+    pub fn slots_hold(&self) -> Lsn {
+        self.slots.hold()
+    }
+
+    /// Which connected replicas have confirmed the commit that ends at `lsn`, and the highest level each has reached.
+    pub fn evidence(&self, lsn: Lsn) -> Vec<(MemberName, CommitLevel)> {
+        let connected = self.replicas.values().filter(|replica| replica.link.is_some());
+        let reached = connected.filter_map(|replica| {
+            let progress = &replica.progress;
+            let levels = [
+                (CommitLevel::RemoteApply, progress.applied()),
+                (CommitLevel::RemoteFlush, progress.flushed()),
+                (CommitLevel::RemoteWrite, progress.written()),
+            ];
+            let level = levels.into_iter().find(|(_, position)| *position >= lsn)?.0;
+            Some((replica.name.clone(), level))
+        });
+        reached.collect()
+    }
+
+    /// How many connected replicas have confirmed `lsn` at `level`.
+    pub fn count_at(&self, level: CommitLevel, lsn: Lsn) -> usize {
+        self.evidence(lsn).iter().filter(|(_, reached)| *reached >= level).count()
+    }
+
+    /// Every replica, by name, as of the last turn.
+    pub fn replicas(&self) -> Vec<ReplicaStatus> {
+        let now = self.turned;
+        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
+        let status = |(index, replica): (usize, &Replica)| {
+            let link = replica.link.and_then(|number| self.links.get(&number));
+            let state = match link {
+                None if self.slots.is_lost(&replica.name) => ReplicaState::Lost,
+                None => ReplicaState::Disconnected,
+                Some(link) if link.outgoing.is_catching_up() || !replica.caught_up => ReplicaState::Catchup,
+                Some(_) => ReplicaState::Streaming,
+            };
+            let lag = |position| Lag::new(&self.timeline, position, self.view.sealed, now);
+            let progress = &replica.progress;
+            let sending = link.map(|link| link.outgoing.bytes()).unwrap_or_default();
+            ReplicaStatus {
+                name: replica.name.clone(),
+                address: link.map_or(String::new(), |_| replica.address.clone()),
+                state,
+                sent: progress.sent(),
+                written: progress.written(),
+                flushed: progress.flushed(),
+                applied: progress.applied(),
+                write_lag: lag(progress.written()),
+                flush_lag: lag(progress.flushed()),
+                apply_lag: lag(progress.applied()),
+                sync_state: self.rule.sync_state(&standings, index),
+                in_sync: replica.in_sync,
+                round_trip: replica.round_trip,
+                durations: replica.durations,
+                sent_bytes: replica.sent_bytes.plus(sending),
+                silence: replica.silence(now),
+                last_error: replica.last_error.clone(),
+            }
+        };
+        self.replicas.values().enumerate().map(status).collect()
+    }
+}
