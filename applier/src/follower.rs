@@ -45,6 +45,8 @@ pub struct FollowerConfig {
     pub dir: PathBuf,
     /// The leader's peer address, `HOST:PORT`.
     pub leader: String,
+    /// This node's address for clients, told to the leader.
+    pub client_address: String,
     /// What this node is; a cluster id of 0 takes the leader's.
     pub meta: Meta,
     /// The node's name, and its slot's.
@@ -219,13 +221,24 @@ impl Follower {
         self.receiving.is_none() && !self.sending
     }
 
-    /// Ends the link for good; drop it once `is_quiet`.
-    pub fn close(&mut self) {
+    /// An operation of a link that was closed for good ended.
+    pub fn handle_late_completion(&mut self, completion: &Completion) {
+        match completion.token.id() {
+            OP_SEND => self.sending = false,
+            OP_RECEIVE => self.receiving = None,
+            _ => {}
+        }
+    }
+
+    /// Ends the link; drop it once `is_quiet`. False while the receive in flight still fills the log's memory: the log must not
+    /// be written to by anybody else until that has ended.
+    pub fn close(&mut self) -> bool {
         if let Some(socket) = &self.socket {
             // Fails only when the connection is gone already.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
         self.phase = Phase::Closing;
+        self.receiving != Some(true)
     }
 
     /// The link's duties of one turn.
@@ -325,6 +338,7 @@ impl Follower {
             protocol: PROTOCOL_VERSION,
             cluster_id: (id != 0).then_some(ClusterId(id)),
             name: self.config.name.clone(),
+            client_address: self.config.client_address.clone(),
             flushed: log.flushed(),
             segment_bytes: self.config.meta.segment_bytes,
             crc: log.crc_at_end(),

@@ -13,7 +13,7 @@
 //! 1 Hello     0  magic            4   "WFPR"; stays in front in every later protocol version
 //!             4  protocol         2   1
 //!             6  name length      1   1-63
-//!             7  zero             1
+//!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16   0: none yet, takes the leader's
 //!            24  flushed lsn      8   end of the replica's durable log, always the end of a frame
 //!            32  segment bytes    8   the replica's segment size; must be the leader's
@@ -21,6 +21,7 @@
 //!            44  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
 //!            48  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
 //!             .  name                 the replica's, and the name of its slot
+//!             .  address              where clients reach the replica, `HOST:PORT`; may be empty
 //! 2 Welcome   0  magic            4   "WFPR"
 //!             4  protocol         2   1
 //!             6  name length      1
@@ -114,6 +115,8 @@ pub struct Hello {
     pub cluster_id: Option<ClusterId>,
     /// The replica's name, and its slot's.
     pub name: MemberName,
+    /// Where clients reach the replica; for status.
+    pub client_address: String,
     /// End of the replica's durable log.
     pub flushed: Lsn,
     /// The replica's segment size.
@@ -157,8 +160,6 @@ pub enum RefuseCode {
     NewerEpoch = 3,
     /// The replica's log is not an earlier state of the leader's and cannot be truncated to one.
     Diverged = 4,
-    /// The segment sizes differ.
-    SegmentBytes = 11,
     /// The log that the replica needs was recycled (its slot is lost).
     LogGone = 5,
     /// This node does not lead.
@@ -171,13 +172,19 @@ pub enum RefuseCode {
     Stopping = 9,
     /// Another connection with the same name took this one's place.
     Replaced = 10,
+    /// The segment sizes differ.
+    SegmentBytes = 11,
 }
 
 impl RefuseCode {
-    pub(crate) fn from_number(number: u16) -> Option<RefuseCode> {
+    /// Every code.
+    pub const ALL: [RefuseCode; 11] = {
         use RefuseCode::*;
-        let all = [Protocol, ClusterId, NewerEpoch, Diverged, LogGone, NotLeader, Full, Protest, Stopping, Replaced];
-        all.into_iter().find(|code| *code as u16 == number)
+        [Protocol, ClusterId, NewerEpoch, Diverged, LogGone, NotLeader, Full, Protest, Stopping, Replaced, SegmentBytes]
+    };
+
+    pub(crate) fn from_number(number: u16) -> Option<RefuseCode> {
+        RefuseCode::ALL.into_iter().find(|code| *code as u16 == number)
     }
 
     /// True when trying again later may succeed without anybody's help.

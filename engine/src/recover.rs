@@ -2,16 +2,19 @@
 //!
 //! The chain is followed from a known frame boundary. Where it breaks, at position P, three pieces of evidence decide:
 //!
-//! | block at P | a later valid frame | verdict |
-//! |---|---|---|
-//! | nothing, recycled or stale | none | the log ends at P |
-//! | nothing, recycled or stale | says that P was not flushed | torn: P was lost in a crash, its successor was not |
-//! | damaged or out of the chain | none, or says that P was not flushed | torn: P was being written in a crash |
-//! | anything | says that P was flushed | rot: stop |
-//! | anything, P before what the store holds | any | rot or missing: stop |
+//! | block at P | a later valid frame | P is known to have been durable | verdict |
+//! |---|---|---|---|
+//! | nothing, recycled or stale | none | no | end: the log ends at P |
+//! | nothing, recycled or stale | does not prove P flushed | no | torn: P was lost in a crash, its successor was not |
+//! | damaged or out of the chain | none, or does not prove P flushed | no | torn: P was being written in a crash |
+//! | anything | proves P flushed | any | rot: stop |
+//! | anything | any | yes, by the store or the durable mark | rot: stop |
 //!
 //! *Valid* is a right checksum at the right position, in the epoch that the history has for that position, and no older than the
 //! chain. *Stale* is a whole frame of another epoch: what a truncation left behind. Recycled blocks name another position.
+//! A header *proves* P flushed when it says so and this node led in its epoch: the flushed LSN in a header is the leader's, and
+//! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the mark and the store speak.
+//! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few.
 
 use std::path::Path;
 
@@ -20,10 +23,60 @@ use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use crate::lsn::{Epoch, Lsn};
+use crate::mark::Mark;
 use crate::segment::{DirBytes, LogBytes};
 
 /// Frames that were sealed while another was not yet flushed lie within the log buffer's size behind it; no log buffer is larger.
 pub const LOOK_AHEAD_BYTES_MAX: u64 = 512 << 20;
+
+/// What is known of the log apart from its frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// What the store already holds: a frame boundary that the log must reach, and from whose segment on it is read.
+    pub applied: Lsn,
+    /// What the node last said of its own disk.
+    pub mark: Option<Mark>,
+}
+
+/// A position alone: the store's, or the oldest one of a log that is only looked at.
+impl From<Lsn> for Known {
+    fn from(applied: Lsn) -> Known {
+        Known { applied, mark: None }
+    }
+}
+
+impl Known {
+    fn durable(&self, history: &EpochHistory) -> Durable {
+        let by_mark = self.mark.map_or(Lsn::ZERO, |mark| mark.bound(history));
+        if by_mark > self.applied { Durable::Mark(by_mark) } else { Durable::Store(self.applied) }
+    }
+
+    fn believes(&self, header: &FrameHeader) -> bool {
+        self.mark.is_none_or(|mark| mark.led == header.epoch)
+    }
+}
+
+/// Up to where the log must be whole, and by whose word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durable {
+    Store(Lsn),
+    Mark(Lsn),
+}
+
+impl Durable {
+    fn lsn(self) -> Lsn {
+        match self {
+            Durable::Store(lsn) | Durable::Mark(lsn) => lsn,
+        }
+    }
+
+    fn evidence(self) -> String {
+        match self {
+            Durable::Store(lsn) => format!("the store holds everything up to {lsn}"),
+            Durable::Mark(lsn) => format!("this node had made everything up to {lsn} durable"),
+        }
+    }
+}
 
 /// What recovery found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +128,7 @@ enum Verdict {
     Rot { reason: FrameError, evidence: String },
 }
 
-fn judge(at: Lsn, block: Block, later: Later, needed: Lsn) -> Verdict {
+fn judge(at: Lsn, block: Block, later: Later, durable: Durable) -> Verdict {
     let reason = match block {
         Block::Nothing => FrameError::Magic,
         Block::Recycled | Block::Stale => FrameError::Chain,
@@ -84,8 +137,8 @@ fn judge(at: Lsn, block: Block, later: Later, needed: Lsn) -> Verdict {
     if let Later::Flushed(frame) = later {
         return Verdict::Rot { reason, evidence: format!("the frame at {frame} says that it was durable") };
     }
-    if at < needed {
-        return Verdict::Rot { reason, evidence: format!("the store holds everything up to {needed}") };
+    if at < durable.lsn() {
+        return Verdict::Rot { reason, evidence: durable.evidence() };
     }
     match (block, later) {
         (Block::Nothing | Block::Recycled | Block::Stale, Later::None) => Verdict::End,
@@ -100,19 +153,20 @@ fn judge(at: Lsn, block: Block, later: Later, needed: Lsn) -> Verdict {
 pub fn recover(
     log_dir: &Path,
     segment_bytes: u64,
-    needed: Lsn,
+    known: impl Into<Known>,
     history: &EpochHistory,
 ) -> Result<Recovery, RecoverError> {
-    let mut bytes = DirBytes::open(log_dir, segment_bytes)?;
-    let found = find_end(&mut bytes, needed, history)?;
-    if found.end < needed {
-        return Err(RecoverError::Missing { dir: log_dir.to_owned(), end: found.end, needed });
-    }
-    Ok(found)
+    find_end(&mut DirBytes::open(log_dir, segment_bytes)?, known, history)
 }
 
-/// Follows the chain to its end. `needed` is what the store already holds: a frame boundary that the log must reach.
-pub fn find_end(bytes: &mut impl LogBytes, needed: Lsn, history: &EpochHistory) -> Result<Recovery, RecoverError> {
+/// Follows the chain to its end.
+pub fn find_end(
+    bytes: &mut impl LogBytes,
+    known: impl Into<Known>,
+    history: &EpochHistory,
+) -> Result<Recovery, RecoverError> {
+    let known = known.into();
+    let (needed, durable) = (known.applied, known.durable(history));
     let segment_bytes = bytes.segment_bytes();
     // The crc of the frame that ends at `needed` is part of the chain, so the frame before is read as well.
     let has = |number| bytes.segments().binary_search(&number).is_ok();

@@ -111,6 +111,7 @@ mod tests {
             protocol: PROTOCOL_VERSION,
             cluster_id: Some(ClusterId(7)),
             name: "a".parse().expect("a name"),
+            client_address: String::new(),
             flushed: Lsn(flushed),
             segment_bytes: 1 << 26,
             crc: 0,

@@ -20,7 +20,6 @@ use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use crate::catchup::CatchupError;
 use crate::outgoing::{Outgoing, Turn};
 use crate::progress::AckError;
-use crate::refuse::turn_away;
 
 /// The receive buffer of a link; acknowledgements are small. It grows once, for a hello with a long history.
 const RECEIVE_BYTES: usize = 4096;
@@ -216,10 +215,13 @@ impl Link {
 
     /// Sends what there is.
     pub(crate) fn pump(&mut self, turn: &mut Turn<'_>) -> Result<(), LinkError> {
-        match &self.socket {
-            Some(socket) if self.is_open() => self.outgoing.pump(socket, turn),
-            _ => Ok(()),
+        let Some(socket) = &self.socket else { return Ok(()) };
+        self.outgoing.pump(socket, turn)?;
+        if self.outgoing.has_ended() {
+            // Again and again until the replica has closed its side; no harm in that.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
         }
+        Ok(())
     }
 
     /// The log waits for memory that this link holds.
@@ -232,13 +234,12 @@ impl Link {
 
     /// Ends the connection with a word of explanation; the link is closed when the replica has read it.
     pub(crate) fn refuse(&mut self, refuse: &Refuse, now: Instant) {
-        let Some(socket) = self.socket.as_ref().filter(|_| self.is_open()) else { return };
-        let mut farewell = Vec::new();
-        Message::Refuse(refuse.clone()).encode(&mut farewell);
-        if self.outgoing.say_farewell(farewell) {
-            turn_away(socket, refuse);
+        if self.socket.is_some() && self.is_open() {
+            let mut farewell = Vec::new();
+            Message::Refuse(refuse.clone()).encode(&mut farewell);
+            self.outgoing.say_farewell(farewell);
+            self.phase = Phase::Farewell(now + FAREWELL_TIME_MAX);
         }
-        self.phase = Phase::Farewell(now + FAREWELL_TIME_MAX);
     }
 
     /// Ends the connection at once.

@@ -68,6 +68,8 @@ pub(crate) struct Outgoing {
     /// Where the SEND_ZC that the socket works on ends in the log.
     offered: Lsn,
     catchup: Option<Catchup>,
+    /// The last message waits in `control`, or with the catch-up thread.
+    ending: bool,
     bytes: SentBytes,
     /// Operations that the ring has not completed for good.
     in_flight: usize,
@@ -85,6 +87,7 @@ impl Outgoing {
             zero_copy: ZeroCopy::default(),
             offered: Lsn::ZERO,
             catchup: None,
+            ending: false,
             bytes: SentBytes::default(),
             in_flight: 0,
         }
@@ -126,27 +129,23 @@ impl Outgoing {
 
     /// Sends what there is, until there is nothing or the socket is full.
     pub(crate) fn pump(&mut self, socket: &Arc<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), LinkError> {
-        loop {
-            let Some(sender) = &mut self.sender else { return Ok(()) };
-            if let Some(catchup) = &self.catchup {
-                catchup.shared.publish(&turn.view);
-                return Ok(());
-            }
-            if self.polling || self.zero_copy.is_sending() {
-                return Ok(());
-            }
-            let mut until = sender.position();
-            match sender.next(&turn.view, self.partial.is_some(), turn.now) {
+        if let Some(catchup) = &self.catchup {
+            catchup.shared.publish(&turn.view);
+            return Ok(());
+        }
+        while !self.polling && !self.zero_copy.is_sending() {
+            let next = match &self.sender {
+                Some(sender) if !self.ending => sender.next(&turn.view, self.partial.is_some(), turn.now),
+                _ => Next::Nothing,
+            };
+            let mut until = Lsn::ZERO;
+            match next {
                 Next::CatchUp => return self.catch_up(socket, turn),
-                Next::Nothing if self.control.is_empty() => return Ok(()),
+                Next::Nothing if self.control.is_empty() && self.partial.is_none() => return Ok(()),
                 Next::Nothing => {}
                 Next::Send { heartbeat, frames } => {
                     if heartbeat && self.control.is_empty() {
-                        let View { sealed: end, flushed, committed, .. } = turn.view;
-                        let (sent_at_us, epoch) = (turn.common.clock_us(turn.now), turn.common.epoch);
-                        let beat = Heartbeat { end, flushed, committed, sent_at_us, epoch };
-                        Message::Heartbeat(beat).encode(&mut self.control);
-                        sender.heartbeat_sent(flushed, turn.now);
+                        self.put_heartbeat(turn);
                     }
                     if frames {
                         until = turn.view.sealed;
@@ -154,7 +153,8 @@ impl Outgoing {
                 }
             }
             let (rest, control) = (self.partial.map(|(frame, _)| frame), std::mem::take(&mut self.control));
-            self.batch.gather(turn.log, rest, control, sender.position(), until);
+            let position = self.sender.map_or(Lsn::ZERO, |sender| sender.position());
+            self.batch.gather(turn.log, rest, control, position, until);
             if self.batch.bytes() >= turn.common.zero_copy_bytes_min
                 && let Some(place) = self.zero_copy.place()
             {
@@ -163,6 +163,15 @@ impl Outgoing {
             }
             self.send_copy(socket, turn)?;
         }
+        Ok(())
+    }
+
+    fn put_heartbeat(&mut self, turn: &Turn<'_>) {
+        let View { sealed: end, flushed, committed, .. } = turn.view;
+        let (sent_at_us, epoch) = (turn.common.clock_us(turn.now), turn.common.epoch);
+        Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us, epoch }).encode(&mut self.control);
+        let sender = self.sender.as_mut().expect("only the welcomed are sent heartbeats");
+        sender.heartbeat_sent(flushed, turn.now);
     }
 
     fn send_copy(&mut self, socket: &OwnedFd, turn: &mut Turn<'_>) -> io::Result<()> {
@@ -208,7 +217,6 @@ impl Outgoing {
 
     /// Moves on by what the socket has taken of a batch.
     fn account(&mut self, pieces: &[Piece], control: &[u8], mut sent: usize, log: &mut Log, now: Instant) {
-        let sender = self.sender.as_mut().expect("only the welcomed are sent anything");
         for piece in pieces {
             let total = match piece {
                 Piece::Rest(frame) | Piece::Frame { frame, .. } => frame.left_bytes(),
@@ -227,6 +235,7 @@ impl Outgoing {
                     }
                 }
                 Piece::Frame { frame, end, flushed } if taken > 0 => {
+                    let sender = self.sender.as_mut().expect("only the welcomed are sent frames");
                     sender.frame_sent(end, flushed, now);
                     if taken < total {
                         let part = PartialFrame { sent_bytes: taken, ..frame };
@@ -325,14 +334,19 @@ impl Outgoing {
         Ok(position)
     }
 
-    /// The last message on this connection. False when the socket's write side is not free for it now: then it is sent
-    /// where it may be, or never.
-    pub(crate) fn say_farewell(&mut self, farewell: Vec<u8>) -> bool {
-        if let Some(catchup) = &self.catchup {
-            catchup.shared.stop(farewell);
-            return false;
+    /// The last message on this connection: it goes after what the socket has begun to take, and nothing follows it.
+    pub(crate) fn say_farewell(&mut self, farewell: Vec<u8>) {
+        self.ending = true;
+        match &self.catchup {
+            Some(catchup) => catchup.shared.stop(farewell),
+            None => self.control.extend_from_slice(&farewell),
         }
-        self.partial.is_none() && self.control.is_empty() && !self.zero_copy.is_sending()
+    }
+
+    /// The farewell is on its way, and nothing else is left to send.
+    pub(crate) fn has_ended(&self) -> bool {
+        let pending = self.partial.is_some() || !self.control.is_empty() || self.zero_copy.is_sending();
+        self.ending && !pending && self.catchup.is_none()
     }
 
     /// Gives up what the log buffer keeps for this link, if `pin` is part of it: the rest of a frame can come from

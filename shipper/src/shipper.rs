@@ -4,7 +4,8 @@
 //!
 //! The duties of a turn, in this order: 1. take what threads report (catch-up, slots' file); 2. answer hellos;
 //! 3. drop the silent; 4. send; 5. free log memory that blocks the log; 6. measure lag, move the in-sync set and the
-//! commit rule; 7. give up slots that hold too much, and save slots.
+//! commit rule; 7. give up slots that hold too much, take back those
+//! whose replicas come close, and save slots.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -403,20 +404,34 @@ impl Shipper {
     }
 
     fn keep_slots(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
-        let keep_bytes_max = self.config.slot_keep_bytes_max;
-        for name in self.slots.give_up(self.view.sealed, keep_bytes_max) {
+        let (sealed, keep_bytes_max) = (self.view.sealed, self.config.slot_keep_bytes_max);
+        for name in self.slots.give_up(sealed, keep_bytes_max) {
             let restart = self.slots.restart(&name).unwrap_or(Lsn::ZERO);
-            tracing::warn!(slot = %name, %restart, end = %self.view.sealed, keep_bytes_max, "a slot is lost");
-            let link = self.replicas.get(&name).and_then(|replica| replica.link);
-            let Some(mut link) = link.and_then(|number| self.links.remove(&number)) else { continue };
+            tracing::warn!(slot = %name, %restart, end = %sealed, keep_bytes_max, "a slot is lost: it holds no log any more");
+        }
+        let lost = |replica: &&Replica| replica.link.is_some() && self.slots.is_lost(&replica.name);
+        let lost: Vec<(MemberName, LinkNo, Lsn)> = self
+            .replicas
+            .values()
+            .filter(lost)
+            .filter_map(|replica| Some((replica.name.clone(), replica.link?, replica.progress.flushed())))
+            .collect();
+        for (name, number, flushed) in lost {
+            if flushed >= log.start() {
+                if self.slots.revive(&name, sealed, keep_bytes_max) {
+                    tracing::info!(slot = %name, "a lost slot holds the log again: its replica has come close");
+                }
+                continue;
+            }
+            let mut link = self.links.remove(&number).expect("a replica names an open link");
             let text = format!(
-                "slot {name} is lost: it would hold back the log from {restart} to {}, more than \
-                 slot_keep_bytes_max = {keep_bytes_max}",
-                self.view.sealed
+                "slot {name} is lost: it held back more than slot_keep_bytes_max = {keep_bytes_max}, and the log \
+                 from {flushed} to {} is recycled",
+                log.start()
             );
             let refuse = Refuse { code: RefuseCode::LogGone, text };
             self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
-            self.links.insert(link.number, link);
+            self.links.insert(number, link);
         }
         if let Some(text) = self.slots.poll_save(false) {
             self.slot_file.write(text);
@@ -444,6 +459,8 @@ impl Shipper {
             }
             LinkError::Stopping => {
                 link.refuse(&Refuse { code: RefuseCode::Stopping, text: error.to_string() }, now);
+                let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+                let _ = link.pump(&mut turn);
                 link.close(ring, log);
             }
             _ => link.close(ring, log),

@@ -1,5 +1,6 @@
 //! Replication slots: for each named replica the position before which it needs no log. A slot holds back recycling
-//! until it would hold more than `slot_keep_bytes_max`; then it is lost. `Slots` is the core; `SlotFile` is its thin
+//! until it would hold more than `slot_keep_bytes_max`; then it is lost, which means that it holds nothing any more. Its
+//! replica may still make it while the log is there, and then the slot holds again. `Slots` is the core; `SlotFile` is its thin
 //! driver, a thread that writes the file, so that the ring thread never waits for an fsync. Used by the shipper.
 //!
 //! The file is lazy, and never later than recycling: what [`Slots::hold`] gives away is what is durable in the file,
@@ -90,15 +91,17 @@ impl Slots {
         self.slots.iter().map(|(name, slot)| (name, slot.restart))
     }
 
-    /// A replica streams from `start`, which is still in the log. Makes its slot, or revives a lost one; false when there
-    /// are too many.
+    /// A replica streams from `start`, which is still in the log. Makes its slot; false when there are too many. A lost
+    /// slot stays lost until `revive`.
     pub fn attach(&mut self, name: &MemberName, start: Lsn) -> bool {
         if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
             return false;
         }
         let fresh = Slot { restart: start, durable: start, lost: false, unsaved: true };
         let slot = self.slots.entry(name.clone()).or_insert(fresh);
-        if slot.lost || start < slot.restart {
+        if slot.lost {
+            slot.restart = start;
+        } else if start < slot.restart {
             // Behind what it had confirmed: a fork took that back. The file catches up before anything is recycled.
             *slot = fresh;
         }
@@ -107,9 +110,20 @@ impl Slots {
 
     /// The replica has flushed up to `flushed`.
     pub fn advance(&mut self, name: &MemberName, flushed: Lsn) {
-        if let Some(slot) = self.slots.get_mut(name).filter(|slot| !slot.lost) {
+        if let Some(slot) = self.slots.get_mut(name) {
             slot.restart = slot.restart.max(flushed);
         }
+    }
+
+    /// The connected replica of a lost slot is fed from log that is still there, which ends at `end`: once it is well
+    /// within the bound, the slot holds again. True when that is now.
+    pub fn revive(&mut self, name: &MemberName, end: Lsn, keep_bytes_max: u64) -> bool {
+        let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.lost) else { return false };
+        let near = end.since(slot.restart) <= keep_bytes_max / 2;
+        if near {
+            *slot = Slot { restart: slot.restart, durable: slot.restart, lost: false, unsaved: true };
+        }
+        near
     }
 
     /// Gives up slots that hold back more than `keep_bytes_max` of a log that ends at `end`; their names.
@@ -310,11 +324,15 @@ mod tests {
         let text = save(&mut slots, false);
         assert_eq!(slots.hold(), Lsn(500));
         assert!(Slots::decode(&text).expect("own text").is_lost(&name("a")));
-        slots.advance(&name("a"), Lsn(700));
-        assert_eq!(slots.restart(&name("a")), Some(Lsn(0)), "a lost slot does not move");
-        slots.attach(&name("a"), Lsn(800));
-        assert!(!slots.is_lost(&name("a")));
-        assert_eq!(slots.hold(), Lsn(500));
+        slots.attach(&name("a"), Lsn(300));
+        assert!(!slots.revive(&name("a"), Lsn(1300), 1000) && slots.is_lost(&name("a")), "still too far behind");
+        assert_eq!(slots.hold(), Lsn(500), "it is fed, and holds nothing");
+        slots.advance(&name("a"), Lsn(800));
+        assert!(slots.revive(&name("a"), Lsn(1300), 1000) && !slots.is_lost(&name("a")));
+        assert!(!slots.revive(&name("a"), Lsn(1300), 1000), "once");
+        slots.advance(&name("b"), Lsn(900));
+        save(&mut slots, true);
+        assert_eq!(slots.hold(), Lsn(800), "it holds again");
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct ReplicaStatus {
     pub flush_lag: Lag,
     /// Log that it has not applied.
     pub apply_lag: Lag,
+    /// Its slot is lost: it is fed only as long as the log happens to be there.
+    pub slot_lost: bool,
     /// What the sync policy makes of it.
     pub sync_state: SyncState,
     /// Member of the in-sync set.

@@ -163,6 +163,8 @@ pub struct NodeConfig {
     pub checkpoint_bytes: u64,
     /// Memory for pages of the store's file.
     pub store_cache_bytes: usize,
+    /// Every key that has a value, as text, without the password: what CONFIG GET tells.
+    pub entries: Vec<(String, String)>,
 }
 
 impl NodeConfig {
@@ -170,7 +172,11 @@ impl NodeConfig {
     pub fn new(flags: Settings, file: Settings) -> Result<NodeConfig, ConfigError> {
         let all = flags.or(file).or(Settings::defaults());
         let given = "Settings::defaults() names it";
+        let mut table = all.to_table();
+        table.remove("password");
+        let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let config = NodeConfig {
+            entries: table.into_iter().map(|(key, value)| (key, text(value))).collect(),
             data: all.data.ok_or(ConfigError::Missing { key: "data" })?,
             name: all.name.expect(given),
             listen: all.listen.expect(given),

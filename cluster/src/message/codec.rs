@@ -117,11 +117,13 @@ impl Message {
         out.extend_from_slice(&[0; ENVELOPE_BYTES]);
         let kind = match self {
             Message::Hello(hello) => {
-                put_handshake(out, hello.protocol, &hello.name, "", hello.cluster_id);
+                let address = cut(&hello.client_address, ADDRESS_BYTES_MAX);
+                put_handshake(out, hello.protocol, &hello.name, address, hello.cluster_id);
                 put_u64s(out, &[hello.flushed.0, hello.segment_bytes]);
                 out.extend_from_slice(&hello.crc.to_le_bytes());
                 put_history(out, &hello.history);
                 out.extend_from_slice(hello.name.as_str().as_bytes());
+                out.extend_from_slice(address.as_bytes());
                 Kind::Hello
             }
             Message::Welcome(welcome) => {
@@ -266,23 +268,43 @@ impl<'a> Body<'a> {
         let text = std::str::from_utf8(name).map_err(|_| self.field("name"))?;
         text.parse().map_err(|_| self.field("name"))
     }
+
+    fn address(&mut self, bytes: u8) -> Result<String, MessageError> {
+        let address = self.take(usize::from(bytes))?;
+        let address = std::str::from_utf8(address).map_err(|_| self.field("client address"))?;
+        // It goes into replies and logs, where a control character could forge a line.
+        if address.chars().any(char::is_control) {
+            return Err(self.field("client address"));
+        }
+        Ok(address.to_owned())
+    }
 }
 
 fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     let (protocol, ours) = body.version()?;
     if !ours {
         let name = "unknown".parse().expect("a name");
-        let (flushed, history) = (Lsn::ZERO, Vec::new());
-        return Ok(Hello { protocol, cluster_id: None, name, flushed, segment_bytes: 0, crc: 0, history });
+        let (flushed, client_address, history) = (Lsn::ZERO, String::new(), Vec::new());
+        return Ok(Hello {
+            protocol,
+            cluster_id: None,
+            name,
+            client_address,
+            flushed,
+            segment_bytes: 0,
+            crc: 0,
+            history,
+        });
     }
-    let [name_bytes, _] = body.number()?;
+    let [name_bytes, address_bytes] = body.number()?;
     let id = u128::from_le_bytes(body.number()?);
     let cluster_id = (id != 0).then_some(ClusterId(id));
     let (flushed, segment_bytes, crc) = (body.lsn()?, body.u64()?, body.u32()?);
     let history = body.history()?;
     let name = body.name(name_bytes)?;
+    let client_address = body.address(address_bytes)?;
     body.end()?;
-    Ok(Hello { protocol, cluster_id, name, flushed, segment_bytes, crc, history })
+    Ok(Hello { protocol, cluster_id, name, client_address, flushed, segment_bytes, crc, history })
 }
 
 fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
@@ -295,13 +317,7 @@ fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
     let (start, segment_bytes, heartbeat_ms) = (body.lsn()?, body.u64()?, body.u32()?);
     let history = body.history()?;
     let name = body.name(name_bytes)?;
-    let address = body.take(usize::from(address_bytes))?;
-    let address = std::str::from_utf8(address).map_err(|_| body.field("client address"))?;
-    // It goes into replies and logs, where a control character could forge a line.
-    if address.chars().any(char::is_control) {
-        return Err(body.field("client address"));
-    }
-    let client_address = address.to_owned();
+    let client_address = body.address(address_bytes)?;
     body.end()?;
     Ok(Welcome { protocol, cluster_id, name, start, segment_bytes, client_address, heartbeat_ms, history })
 }

@@ -16,6 +16,7 @@ fn samples() -> Vec<Message> {
             protocol: PROTOCOL_VERSION,
             cluster_id,
             name: name(),
+            client_address: "10.0.0.2:6380".to_owned(),
             flushed: Lsn(8192),
             segment_bytes: 1 << 26,
             crc: 7,
@@ -164,6 +165,18 @@ fn fields_that_contradict_each_other_are_refused() {
     let first_epoch = ENVELOPE_BYTES + HANDSHAKE_FIXED_BYTES;
     welcome[first_epoch] = 200;
     assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "epoch history", .. })));
+}
+
+#[test]
+fn every_refusal_code_is_understood() {
+    for (code, number) in RefuseCode::ALL.into_iter().zip(1u16..) {
+        assert_eq!(code as u16, number);
+        let message = Message::Refuse(Refuse { code, text: "why".to_owned() });
+        assert_eq!(decode(&encoded(&message)).map(|decoded| decoded.map(|(message, _)| message)), Ok(Some(message)));
+    }
+    let mut unknown = encoded(&Message::Refuse(Refuse { code: RefuseCode::Full, text: String::new() }));
+    unknown[ENVELOPE_BYTES] = 99;
+    assert!(decode(&unknown).is_err());
 }
 
 #[test]

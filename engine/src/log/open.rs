@@ -85,8 +85,20 @@ impl Log {
         ring: &mut Ring,
         waker: Waker,
     ) -> Result<(Log, Recovery), LogError> {
-        config.check()?;
         let lock = DirLock::take(&config.dir)?;
+        Log::open_locked(config, lock, replay_from, history, ring, waker)
+    }
+
+    /// As [`Log::open`] for a caller that took the directory's lock before it touched anything else in there.
+    pub fn open_locked(
+        config: LogConfig,
+        lock: DirLock,
+        replay_from: Lsn,
+        history: &EpochHistory,
+        ring: &mut Ring,
+        waker: Waker,
+    ) -> Result<(Log, Recovery), LogError> {
+        config.check()?;
         let log_dir = make_log_dir(&config)?;
         if !config.buffered {
             let refusal =

@@ -132,6 +132,7 @@ impl Shipper {
                 write_lag: lag(progress.written()),
                 flush_lag: lag(progress.flushed()),
                 apply_lag: lag(progress.applied()),
+                slot_lost: self.slots.is_lost(&replica.name),
                 sync_state: self.rule.sync_state(&standings, index),
                 in_sync: replica.in_sync,
                 round_trip: replica.round_trip,

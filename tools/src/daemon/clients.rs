@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use io_uring::{cqueue, opcode, squeue, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 
-use super::host::SessionId;
+use super::host::{Host, SessionId};
 use super::node::Node;
 use super::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use super::session::{Session, SessionSettings};
@@ -213,23 +213,27 @@ impl Clients {
     }
 
     /// Sends what sessions have answered, arms receives, and closes what has ended. Once a turn.
-    pub fn flush(&mut self, ring: &mut Ring) {
+    pub fn flush(&mut self, ring: &mut Ring, node: &mut Node) {
         for slot in std::mem::take(&mut self.starved) {
             self.receive(slot, ring);
         }
         let mut dirty = std::mem::take(&mut self.dirty);
         for slot in dirty.drain(..) {
-            self.flush_one(slot, ring);
+            self.flush_one(slot, ring, node);
         }
         self.dirty = dirty;
     }
 
-    fn flush_one(&mut self, slot: usize, ring: &mut Ring) {
+    fn flush_one(&mut self, slot: usize, ring: &mut Ring, node: &mut Node) {
         let Some(connection) = self.slots[slot].as_mut() else { return };
         connection.dirty = false;
         if !connection.sending && !connection.ended {
             if connection.outgoing.is_empty() {
                 std::mem::swap(&mut connection.outgoing, connection.session.output());
+                if connection.session.can_go_on() {
+                    // It had stopped because too much was waiting to be sent.
+                    connection.session.resume(node);
+                }
             }
             if !connection.outgoing.is_empty() {
                 connection.sending = true;
@@ -257,6 +261,7 @@ impl Clients {
             let _ = nix::sys::socket::shutdown(connection.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
             return;
         }
+        node.unpark(connection.session.id());
         self.slots[slot] = None;
         self.generations[slot] = self.generations[slot].wrapping_add(1);
         self.free.push(slot);

@@ -141,7 +141,7 @@ impl Reactor {
             // What the woken sessions wrote goes out with this turn, not with the next.
             self.node.submit(&mut self.ring);
         }
-        self.clients.flush(&mut self.ring);
+        self.clients.flush(&mut self.ring, &mut self.node);
         Ok(ending)
     }
 

@@ -38,7 +38,7 @@ impl RecvBuffers {
         let memory = map(usize::from(RECV_BUFFERS) * RECV_BUFFER_BYTES)?.cast();
         let mut buffers = RecvBuffers { entries, memory, tail: 0 };
         // SAFETY: the mapping is page aligned, holds RECV_BUFFERS entries and outlives the ring's use of it.
-        unsafe { ring.submitter().register_buf_ring(entries.as_ptr() as u64, RECV_BUFFERS, RECV_GROUP)? };
+        unsafe { ring.submitter().register_buf_ring_with_flags(entries.as_ptr() as u64, RECV_BUFFERS, RECV_GROUP, 0)? };
         for id in 0..RECV_BUFFERS {
             buffers.give_back(id);
         }

@@ -1,0 +1,239 @@
+//! Who gets in, who is turned away with which words, who is dropped, and what slots hold.
+
+mod common;
+
+use std::time::Duration;
+
+use common::replica::{Replica, hello};
+use common::{CLUSTER, Leader, directory, history, shipper_config};
+use walferry_cluster::level::CommitLevel;
+use walferry_cluster::member::ClusterId;
+use walferry_cluster::message::{Hello, RefuseCode};
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_shipper::ShipperConfig;
+use walferry_shipper::progress::ReplicaState;
+
+const LEADER: &[(u64, u64)] = &[(1, 0)];
+
+fn refusal(leader: &mut Leader, hello: Hello) -> (RefuseCode, String) {
+    let replica = Replica::connect_as(leader.address, hello, Vec::new(), true);
+    leader.run("the replica is refused", |_| replica.ask(|seen| seen.refuse.is_some()));
+    let refuse = replica.seen().refuse.expect("just seen");
+    (refuse.code, refuse.text)
+}
+
+#[test]
+fn strangers_are_told_why() {
+    let dir = directory();
+    let mut leader = Leader::new(dir.path());
+    leader.append([100; 10]);
+    leader.flush();
+    let log = leader.files(Lsn::ZERO, leader.log.flushed());
+    let usual = hello("a", &log, LEADER);
+    let table = [
+        (Hello { cluster_id: Some(ClusterId(1)), ..usual.clone() }, RefuseCode::ClusterId, "cluster"),
+        (Hello { protocol: 9, ..usual.clone() }, RefuseCode::Protocol, "protocol"),
+        (Hello { segment_bytes: 1 << 30, ..usual.clone() }, RefuseCode::SegmentBytes, "segments"),
+        (Hello { crc: usual.crc ^ 1, ..usual.clone() }, RefuseCode::Diverged, "does not hold"),
+        (Hello { flushed: Lsn(usual.flushed.0 - 7), ..usual.clone() }, RefuseCode::Diverged, "does not hold"),
+        (Hello { flushed: Lsn(1 << 30), ..usual.clone() }, RefuseCode::Diverged, "only up to"),
+        (Hello { name: "leader".parse().unwrap(), ..usual.clone() }, RefuseCode::Protest, "name"),
+    ];
+    for (hello, code, word) in table {
+        let (told, text) = refusal(&mut leader, hello);
+        assert_eq!(told, code, "{text}");
+        assert!(text.contains(word) && !text.contains('\n'), "{text}");
+    }
+    assert_eq!(leader.shipper.superseded(), None);
+    assert!(leader.shipper.replicas().is_empty(), "strangers get no slot");
+    let newer = [(1, 0), (5, usual.flushed.0)];
+    let (code, _) = refusal(&mut leader, hello("a", &log, &newer));
+    assert_eq!((code, leader.shipper.superseded()), (RefuseCode::NewerEpoch, Some(Epoch(5))));
+}
+
+#[test]
+fn a_replica_behind_a_fork_is_sent_to_the_fork() {
+    let dir = directory();
+    let mut leader = Leader::new(dir.path());
+    leader.append([100; 10]);
+    leader.flush();
+    let fork = leader.log.flushed();
+    let mut log = leader.files(Lsn::ZERO, fork);
+    leader.history = history(&[(1, 0), (2, fork.0)]);
+    leader.log.lead(Epoch(2));
+    leader.append([5000; 10]);
+    leader.flush();
+    // Frames that the leader lost in a crash: their contents do not matter, their place does.
+    log.resize(log.len() + 8192, 7);
+    let theirs = Hello { flushed: Lsn(log.len() as u64), crc: 99, ..hello("a", &log[..fork.0 as usize], LEADER) };
+    let replica = Replica::connect_as(leader.address, theirs, log, true);
+    leader.wait_applied("a");
+    let seen = replica.seen();
+    let welcome = seen.welcome.expect("welcomed");
+    assert_eq!((welcome.start, welcome.cluster_id), (fork, CLUSTER));
+    assert_eq!(welcome.history, leader.history.entries());
+    assert_eq!(seen.log, leader.files(Lsn::ZERO, leader.log.flushed()));
+}
+
+#[test]
+fn a_silent_replica_is_dropped_and_its_lag_grows_meanwhile() {
+    let dir = directory();
+    let config = ShipperConfig {
+        peer_timeout: Duration::from_millis(400),
+        replica_lag_time_max: Duration::from_millis(300),
+        ..shipper_config(dir.path())
+    };
+    let mut leader = Leader::with(config, history(LEADER));
+    let replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.append([100]);
+    leader.wait_applied("a");
+    leader.run("it is in sync", |leader| leader.status("a").in_sync);
+    let released = leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed());
+    drop(replica);
+    leader.wait_state("a", ReplicaState::Disconnected);
+    let log = leader.files(Lsn::ZERO, leader.log.flushed());
+    let silent = Replica::connect_as(leader.address, hello("a", &log, LEADER), log, false);
+    leader.run("it is welcomed", |_| silent.ask(|seen| seen.welcome.is_some()));
+    assert!(leader.status("a").last_error.is_empty());
+    leader.append([100]);
+    leader.flush();
+    let mut lag = Duration::ZERO;
+    leader.run("it is dropped", |leader| {
+        let status = leader.status("a");
+        assert!(status.flush_lag.time >= lag, "the lag shrinks although nothing was confirmed");
+        lag = status.flush_lag.time;
+        status.state == ReplicaState::Disconnected && !status.in_sync
+    });
+    assert!(lag >= Duration::from_millis(300), "{lag:?}");
+    assert!(leader.status("a").last_error.contains("nothing was heard"));
+    // Nothing was confirmed by the silent one, so nothing more is released.
+    assert_eq!(leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed()), released);
+    assert_eq!(leader.shipper.released(CommitLevel::Local, leader.log.flushed()), leader.log.flushed());
+    assert!(leader.shipper.sync_shortage().is_some());
+    let grown = leader.status("a").flush_lag.time;
+    leader.run("time goes on", |leader| leader.status("a").flush_lag.time > grown);
+}
+
+#[test]
+fn garbage_ends_its_own_connection_only() {
+    use std::io::{Read, Write};
+    let dir = directory();
+    let mut leader = Leader::new(dir.path());
+    let replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.wait_state("a", ReplicaState::Streaming);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 3000], &[6, 0, 0, 0, 7, 0, 0, 0]] {
+        let mut stream = std::net::TcpStream::connect(leader.address).expect("the leader listens");
+        stream.write_all(garbage).expect("the leader listens");
+        stream.set_nonblocking(true).expect("a socket");
+        leader.run("the connection ends", |_| {
+            let mut bytes = [0; 1000];
+            match stream.read(&mut bytes) {
+                Ok(0) => true,
+                Ok(_) => false,
+                Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+            }
+        });
+    }
+    leader.append([100; 10]);
+    leader.wait_applied("a");
+    assert!(!replica.ask(|seen| seen.over));
+}
+
+#[test]
+fn a_new_connection_of_the_same_replica_takes_the_place_of_the_old_one() {
+    let dir = directory();
+    let mut leader = Leader::new(dir.path());
+    let old = Replica::connect(leader.address, "a", Vec::new());
+    leader.wait_state("a", ReplicaState::Streaming);
+    let new = Replica::connect(leader.address, "a", Vec::new());
+    leader.run("the old one is told", |_| old.ask(|seen| seen.refuse.is_some()));
+    assert_eq!(old.seen().refuse.map(|refuse| refuse.code), Some(RefuseCode::Replaced));
+    leader.append([100; 10]);
+    leader.wait_applied("a");
+    assert_eq!(new.seen().log, leader.files(Lsn::ZERO, leader.log.flushed()));
+    assert_eq!(leader.shipper.replicas().len(), 1);
+}
+
+#[test]
+fn a_slot_holds_the_log_until_its_bound_and_survives_a_restart() {
+    let dir = directory();
+    let config = ShipperConfig { slot_keep_bytes_max: 40 << 20, ..shipper_config(dir.path()) };
+    let mut leader = Leader::with(config.clone(), history(LEADER));
+    assert_eq!(leader.shipper.slots_hold(), Lsn::MAX);
+    let replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.append([1 << 20; 4]);
+    leader.wait_applied("a");
+    let log = replica.disconnect();
+    leader.wait_state("a", ReplicaState::Disconnected);
+    let restart = leader.log.flushed();
+    leader.restart_shipper(config);
+    assert_eq!(leader.shipper.slots_hold(), restart, "saved on the way out");
+    leader.append([1 << 20; 30]);
+    leader.flush();
+    leader.turn();
+    assert_eq!((leader.shipper.slots_hold(), leader.status("a").state), (restart, ReplicaState::Disconnected));
+    leader.append([1 << 20; 15]);
+    leader.flush();
+    leader.wait_state("a", ReplicaState::Lost);
+    leader.run("the file says so", |leader| leader.shipper.slots_hold() == Lsn::MAX);
+    // Lost, but nothing was recycled yet: it may come back, and holds again once it is close.
+    let replica = Replica::connect(leader.address, "a", log.clone());
+    leader.wait_applied("a");
+    leader.run("the slot holds again", |leader| !leader.status("a").slot_lost);
+    drop(replica);
+    leader.append([1 << 20; 50]);
+    leader.flush();
+    leader.wait_state("a", ReplicaState::Lost);
+    leader.log.release_before(leader.log.flushed());
+    let (code, text) = refusal(&mut leader, hello("a", &log, LEADER));
+    assert_eq!(code, RefuseCode::LogGone);
+    assert!(text.contains("slot is lost"), "{text}");
+}
+
+#[test]
+fn a_connected_replica_whose_log_is_gone_is_told() {
+    let dir = directory();
+    let config = ShipperConfig { slot_keep_bytes_max: 8 << 20, ..shipper_config(dir.path()) };
+    let mut leader = Leader::with(config, history(LEADER));
+    // It reads, and confirms nothing.
+    let replica = Replica::connect_as(leader.address, hello("a", &[], LEADER), Vec::new(), false);
+    leader.wait_state("a", ReplicaState::Streaming);
+    leader.append([1 << 20; 40]);
+    leader.flush();
+    leader.run("the slot is lost", |leader| leader.status("a").slot_lost);
+    assert!(replica.ask(|seen| seen.refuse.is_none()), "the log is still there");
+    leader.run("the file says so", |leader| leader.shipper.slots_hold() == Lsn::MAX);
+    leader.log.release_before(leader.log.flushed());
+    leader.run("it is told", |_| replica.ask(|seen| seen.refuse.is_some()));
+    let refuse = replica.seen().refuse.expect("just seen");
+    assert_eq!(refuse.code, RefuseCode::LogGone);
+    assert!(refuse.text.contains("slot_keep_bytes_max"), "{refuse}");
+}
+
+#[test]
+fn too_few_in_sync_replicas_refuse_remote_levels_only() {
+    let dir = directory();
+    let config = ShipperConfig { min_in_sync: 1, ..shipper_config(dir.path()) };
+    let mut leader = Leader::with(config, history(LEADER));
+    leader.turn();
+    assert_eq!(leader.shipper.refuses(CommitLevel::Local), None);
+    assert!(leader.shipper.refuses(CommitLevel::RemoteWrite).expect("nobody is there").contains("min_in_sync"));
+    let _replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.run("it joins", |leader| leader.shipper.refuses(CommitLevel::RemoteApply).is_none());
+}
+
+#[test]
+fn a_node_that_does_not_lead_says_so() {
+    use std::os::fd::OwnedFd;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound listener");
+    let replica = Replica::connect_as(address, hello("a", &[], LEADER), Vec::new(), true);
+    let (socket, _) = listener.accept().expect("it connects");
+    walferry_shipper::refuse::not_leading(OwnedFd::from(socket), "replica b of 10.0.0.1:7000");
+    while !replica.ask(|seen| seen.over) {
+        std::thread::yield_now();
+    }
+    let refuse = replica.seen().refuse.expect("told");
+    assert_eq!(refuse.code, RefuseCode::NotLeader);
+    assert!(refuse.text.contains("replica b of"), "{refuse}");
+}

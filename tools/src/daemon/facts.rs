@@ -1,0 +1,296 @@
+//! The node as its sessions see it: `Host`, and what INFO, ROLE and CONFIG tell. Decides nothing; every number comes from the
+//! log, the store or the links.
+
+use std::time::Instant;
+
+use walferry_applier::pending::Pending;
+use walferry_applier::store::Store;
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::log::AppendError;
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_shipper::status::{ReplicaStatus, SentBytes};
+
+use super::host::{
+    Evidence, Following, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
+};
+use super::node::{Node, Role};
+
+impl Host for Node {
+    fn now(&self) -> Instant {
+        Node::now(self)
+    }
+
+    fn wall_clock_us(&self) -> u64 {
+        self.wall_us()
+    }
+
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    fn writable(&self, level: CommitLevel) -> Result<(), Refusal> {
+        let shipper = match &self.role {
+            Role::Leader(shipper) => shipper,
+            Role::Replica(_) => return Err(Refusal::ReadOnly { leader: self.leader_address() }),
+            Role::SteppedDown(reason) => return Err(Refusal::Stopped(reason.clone())),
+        };
+        if let Some(reason) = self.log.stopped() {
+            return Err(Refusal::Stopped(reason.to_owned()));
+        }
+        match self.refuses(shipper, level) {
+            Some(reason) => Err(Refusal::NoReplicas(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal> {
+        self.writable(level)?;
+        if !self.has_room() {
+            return Err(Refusal::Busy);
+        }
+        let lsn = self.log.append(record).map_err(|error| match error {
+            AppendError::Busy => Refusal::Busy,
+            AppendError::NoSpace(text) => Refusal::NoSpace(text),
+            AppendError::TooLarge { .. } => Refusal::TooLarge(error.to_string()),
+            AppendError::Stopped(text) => Refusal::Stopped(text),
+        })?;
+        // It decodes what was encoded a moment ago; only the store's file can fail here, and then the next turn ends the node.
+        if let Err(error) = self.pending.record(lsn, record, &self.store) {
+            return Err(Refusal::Stopped(error.to_string()));
+        }
+        Ok(lsn)
+    }
+
+    fn log_end(&self) -> Lsn {
+        self.log.end()
+    }
+
+    fn flushed(&self) -> Lsn {
+        self.log.flushed()
+    }
+
+    fn applied(&self) -> Lsn {
+        self.store.applied()
+    }
+
+    fn released(&self, level: CommitLevel) -> Lsn {
+        self.released_at(level)
+    }
+
+    fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
+        let Role::Leader(shipper) = &self.role else { return 0 };
+        let reached = |replica: &ReplicaStatus| match stage {
+            Stage::Flushed => replica.flushed,
+            Stage::Applied => replica.applied,
+        };
+        shipper.replicas().iter().filter(|replica| reached(replica) >= lsn).count()
+    }
+
+    fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn) {
+        self.queue.hold(session, level, lsn);
+    }
+
+    fn park(&mut self, session: SessionId, wait: Wait) {
+        self.parking.park(session, wait);
+    }
+
+    fn unpark(&mut self, session: SessionId) {
+        self.parking.unpark(session);
+    }
+
+    fn replication(&self) -> Vec<ReplicationRow> {
+        let Role::Leader(shipper) = &self.role else { return Vec::new() };
+        shipper.replicas().into_iter().map(replication_row).collect()
+    }
+
+    fn evidence(&self, lsn: Lsn) -> Evidence {
+        let replicas = match &self.role {
+            Role::Leader(shipper) => shipper.evidence(lsn),
+            Role::Replica(_) | Role::SteppedDown(_) => Vec::new(),
+        };
+        let write = self.log.last_write();
+        let micros = |duration: std::time::Duration| duration.as_micros() as u64;
+        Evidence {
+            epoch: self.history.epoch_at(lsn),
+            replicas: replicas
+                .into_iter()
+                .map(|(name, level)| ReplicaEvidence { name: name.to_string(), level })
+                .collect(),
+            stages_us: vec![("queue", micros(write.queue)), ("device", micros(write.device))],
+        }
+    }
+
+    fn facts(&self) -> NodeFacts {
+        NodeFacts {
+            name: self.config.name.clone(),
+            cluster_id: format!("{:032x}", self.meta.cluster_id),
+            epoch: self.history.last_epoch(),
+            following: self.following(),
+            port: self.client_address.port(),
+            uptime_s: self.started.elapsed().as_secs(),
+            clients: self.clients,
+            commands: self.commands,
+            end: self.log.end(),
+            written: self.log.written(),
+            flushed: self.log.flushed(),
+            applied: self.store.applied(),
+            committed: self.committed(),
+            commit_level: self.config.commit_level.to_string(),
+            sync_policy: self.config.sync.to_string(),
+            trouble: self.trouble(),
+        }
+    }
+
+    fn info_sections(&self) -> Vec<InfoSection> {
+        vec![("Ledger", self.ledger_lines()), ("Log", self.log_lines()), ("Shipping", self.shipping_lines())]
+    }
+
+    fn config(&self) -> Vec<(String, String)> {
+        self.config.entries.clone()
+    }
+
+    fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
+        self.config.sync.to_string()
+    }
+
+    fn promote(&mut self) -> Result<Epoch, String> {
+        self.promote_now()
+    }
+}
+
+fn replication_row(replica: ReplicaStatus) -> ReplicationRow {
+    ReplicationRow {
+        name: replica.name.to_string(),
+        address: replica.address,
+        state: replica.state.to_string(),
+        sent: replica.sent,
+        written: replica.written,
+        flushed: replica.flushed,
+        applied: replica.applied,
+        lag_bytes: replica.apply_lag.bytes,
+        lag_us: replica.apply_lag.time.as_micros() as u64,
+        sync_state: replica.sync_state.to_string(),
+        in_sync: replica.in_sync,
+    }
+}
+
+fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
+    (key.to_owned(), value.to_string())
+}
+
+impl Node {
+    /// Where clients find the leader.
+    fn leader_address(&self) -> Option<String> {
+        let Role::Replica(follower) = &self.role else { return None };
+        let status = follower.status(&self.log, self.now());
+        Some(if status.client_address.is_empty() { status.leader } else { status.client_address })
+    }
+
+    fn following(&self) -> Option<Following> {
+        let Role::Replica(follower) = &self.role else { return None };
+        let status = follower.status(&self.log, self.now());
+        let address = if status.client_address.is_empty() { &status.leader } else { &status.client_address };
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+        let lag_bytes = status.leader_end.since(self.store.applied());
+        let behind_us = self.wall_us().saturating_sub(self.store.applied_at_us());
+        Some(Following {
+            host: host.to_owned(),
+            port: port.parse().unwrap_or(0),
+            connected: status.connected,
+            streaming: status.streaming,
+            silence_s: status.silence.as_secs(),
+            lag_bytes,
+            lag_us: if lag_bytes == 0 { 0 } else { behind_us },
+        })
+    }
+
+    /// What an operator has to know at once; empty when all is well.
+    fn trouble(&self) -> String {
+        let mut troubles = Vec::new();
+        match &self.role {
+            Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),
+            Role::Replica(follower) => {
+                let status = follower.status(&self.log, self.now());
+                if !status.last_error.is_empty() {
+                    troubles.push(format!("not following {}: {}", status.leader, status.last_error));
+                }
+            }
+            Role::Leader(_) => {}
+        }
+        if let Some(loss) = &self.sync_loss {
+            let meanwhile = match loss.degraded {
+                Some(level) => format!("DEGRADED to {level}"),
+                None => "remote commits wait".to_owned(),
+            };
+            troubles.push(format!("the sync set is lost ({meanwhile}): {}", loss.text));
+        }
+        troubles.extend(self.log.space_error().map(str::to_owned));
+        troubles.extend(self.log.stopped().map(str::to_owned));
+        troubles.join("; ")
+    }
+
+    fn ledger_lines(&self) -> Vec<(String, String)> {
+        let ledger = self.log.ledger().snapshot();
+        vec![
+            line("ledger_flushes", ledger.flushes),
+            line("ledger_records", ledger.records),
+            line("ledger_bytes", ledger.bytes),
+            line("ledger_padding_bytes", ledger.padding_bytes),
+            line("ledger_padding_share", format_args!("{:.3}", ledger.padding_share())),
+            line("ledger_saved_flushes", ledger.saved_flushes()),
+            line("ledger_records_per_flush", format_args!("{:.2}", ledger.records_per_flush.mean)),
+            line("ledger_records_per_flush_p99", ledger.records_per_flush.p99),
+            line("ledger_bytes_per_flush_p50", ledger.bytes_per_flush.p50),
+            line("ledger_queue_us_p50", ledger.queue_us.p50),
+            line("ledger_queue_us_p99", ledger.queue_us.p99),
+            line("ledger_device_us_p50", ledger.device_us.p50),
+            line("ledger_device_us_p99", ledger.device_us.p99),
+            line("ledger_device_us_max", ledger.device_us.max),
+        ]
+    }
+
+    fn log_lines(&self) -> Vec<(String, String)> {
+        let log = self.log.config();
+        vec![
+            line("log_start_lsn", self.log.start()),
+            line("log_hot_start_lsn", self.log.hot_start()),
+            line("log_segment_bytes", log.segment_bytes),
+            line("log_write_depth", log.write_depth),
+            line("log_sync_method", log.sync_method),
+            line("log_buffered", log.buffered),
+            line("store_checkpoint_lsn", self.store.durable_applied()),
+            line("store_checkpoints", self.store.checkpoints()),
+            line("store_overlay_bytes", self.store.overlay_bytes()),
+        ]
+    }
+
+    fn shipping_lines(&self) -> Vec<(String, String)> {
+        let Role::Leader(shipper) = &self.role else { return Vec::new() };
+        let replicas = shipper.replicas();
+        let sent = replicas.iter().fold(SentBytes::default(), |sum, replica| sum.plus(replica.sent_bytes));
+        let mut lines = vec![
+            line("shipped_zc_bytes", sent.zero_copy),
+            line("shipped_copy_bytes", sent.copy),
+            line("shipped_sendfile_bytes", sent.sendfile),
+        ];
+        for replica in replicas {
+            let name = &replica.name;
+            let micros = |duration: std::time::Duration| duration.as_micros();
+            lines.push(line(
+                &format!("replica_{name}_us"),
+                format_args!(
+                    "write={},flush={},apply={},round_trip={}",
+                    micros(replica.durations.write),
+                    micros(replica.durations.flush),
+                    micros(replica.durations.apply),
+                    replica.round_trip.map_or(0, micros)
+                ),
+            ));
+        }
+        lines
+    }
+}
