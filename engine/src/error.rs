@@ -41,18 +41,30 @@ pub enum RecoverError {
         /// What proves that the frame was durable.
         evidence: String,
     },
-    /// The log ends before what the store already holds.
+    /// A segment is missing that must be there.
     #[error(
-        "the log in {} ends at {end}, but the store holds everything up to {needed}: segments are missing. Restore them, or \
+        "{} is missing: the log ends at {end}, but everything up to {needed} was durable. Restore the segment from a copy, or \
          this node from a replica",
-        dir.display()
+        path.display()
     )]
     Missing {
-        /// The directory of the segments.
-        dir: PathBuf,
-        /// Where the log ends.
+        /// The segment's file.
+        path: PathBuf,
+        /// Where the log ends without it.
         end: Lsn,
         /// What is known to have been durable.
         needed: Lsn,
+    },
+    /// Nothing is left of the log before its end, so that no frame can continue it.
+    #[error(
+        "{} is missing: the log ends at {end}, and cannot go on without the frame before that. Restore the segment from a \
+         copy, or this node from a replica",
+        path.display()
+    )]
+    Unlinked {
+        /// The file of the segment before the end.
+        path: PathBuf,
+        /// Where the log ends.
+        end: Lsn,
     },
 }

@@ -32,7 +32,9 @@ use crate::ledger::Ledger;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
+use crate::mark::MarkFile;
 use crate::prepare::Preparer;
+use crate::retain::oldest_needed;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
 pub use open::direct_io_refusal;
@@ -173,6 +175,7 @@ pub struct Log {
     last_write: LastWrite,
     short_of_room: bool,
     ledger: Ledger,
+    mark: MarkFile,
     stopped: Option<String>,
     space_error: Option<String>,
     /// Last, so that the directory stays ours until everything else is gone.
@@ -306,10 +309,10 @@ impl Log {
         Some(frame.known_good(self.buffer.bytes(at, frame.wire_bytes())))
     }
 
-    /// Segments that lie wholly before `lsn` may be recycled. Whoever calls knows what slots, checkpoints and
-    /// retention still need.
+    /// Segments that nothing from the frame before `lsn` on stands in may be recycled. Whoever calls knows what
+    /// slots, checkpoints and retention still need (`retain.rs`).
     pub fn release_before(&mut self, lsn: Lsn) {
-        let until = lsn.min(self.commit.applied()).segment(self.config.segment_bytes);
+        let until = oldest_needed(lsn.min(self.commit.applied()), self.config.segment_bytes);
         if until > self.first_segment {
             self.first_segment = until;
             self.preparer.release(until);
@@ -354,6 +357,11 @@ impl Log {
     /// True when no write is in flight and nothing waits for one.
     pub fn idle(&self) -> bool {
         self.flights.outstanding() == 0 && self.open.records == 0 && self.written() == self.sealed()
+    }
+
+    /// The newest epoch that the log knows of.
+    fn newest_epoch(&self) -> Epoch {
+        self.leading.unwrap_or_default().max(self.history.last_epoch())
     }
 
     fn segment_of(&self, lsn: Lsn) -> SegmentNo {

@@ -172,39 +172,49 @@ pub fn find_end(
     let has = |number| bytes.segments().binary_search(&number).is_ok();
     let before = Lsn(needed.0.saturating_sub(1)).segment(segment_bytes);
     let first = if has(before) { before } else { needed.segment(segment_bytes) };
-    let mut recovery =
-        Recovery { end: first.start(segment_bytes), crc: 0, epoch: Epoch(0), leader_flushed: needed, committed: needed, cut: None };
-    if bytes.segments().binary_search(&first).is_err() {
-        return Ok(recovery);
-    }
+    let mut recovery = Recovery::at(first.start(segment_bytes), needed);
     let mut linked = recovery.end == Lsn::ZERO;
-    loop {
-        let at = recovery.end;
-        match next_frame(bytes, at, linked.then_some(recovery.crc), history)? {
-            Ok(header) => {
-                recovery = Recovery {
-                    end: header.end(),
-                    crc: header.crc,
-                    epoch: header.epoch,
-                    leader_flushed: recovery.leader_flushed.max(header.flushed),
-                    committed: recovery.committed.max(header.committed),
-                    cut: None,
-                };
-                linked = true;
-            }
-            Err(block) => {
-                let later = look_ahead(bytes, at, recovery.epoch, history)?;
-                match judge(at, block, later, needed) {
-                    Verdict::End => {}
-                    Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
-                    Verdict::Rot { reason, evidence } => {
-                        let (path, offset) = bytes.locate(at);
-                        return Err(RecoverError::Rot { path, offset, lsn: at, reason, evidence });
-                    }
-                }
-                return Ok(recovery);
-            }
+    let block = loop {
+        match next_frame(bytes, recovery.end, linked.then_some(recovery.crc), history)? {
+            Ok(header) => recovery.follow(&header),
+            Err(block) => break block,
         }
+        linked = true;
+    };
+    let at = recovery.end;
+    let (path, offset) = bytes.locate(at);
+    if at < durable.lsn() && bytes.segments().binary_search(&at.segment(segment_bytes)).is_err() {
+        return Err(RecoverError::Missing { path, end: at, needed: durable.lsn() });
+    }
+    let later = look_ahead(bytes, at, recovery.epoch, &known, history)?;
+    match judge(at, block, later, durable) {
+        Verdict::End => {}
+        Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
+        Verdict::Rot { reason, evidence } => {
+            return Err(RecoverError::Rot { path, offset, lsn: at, reason, evidence });
+        }
+    }
+    if !linked {
+        // The next frame must name the crc of the one before, and that is not here to be read.
+        let (path, _) = bytes.locate(Lsn(at.0 - 1));
+        return Err(RecoverError::Unlinked { path, end: at });
+    }
+    Ok(recovery)
+}
+
+impl Recovery {
+    /// A log that begins at `start`, of which the store holds everything up to `applied`.
+    fn at(start: Lsn, applied: Lsn) -> Recovery {
+        Recovery { end: start, crc: 0, epoch: Epoch(0), leader_flushed: applied, committed: applied, cut: None }
+    }
+
+    /// The log goes on with this frame.
+    fn follow(&mut self, header: &FrameHeader) {
+        self.end = header.end();
+        self.crc = header.crc;
+        self.epoch = header.epoch;
+        self.leader_flushed = self.leader_flushed.max(header.flushed);
+        self.committed = self.committed.max(header.committed);
     }
 }
 
@@ -239,11 +249,12 @@ fn next_frame(
     }
 }
 
-/// What the frames behind a break say of it. One that says it was flushed settles the matter; else the first counts.
+/// What the frames behind a break say of it. One that proves it flushed settles the matter; else the first counts.
 fn look_ahead(
     bytes: &mut impl LogBytes,
     broken: Lsn,
     chain: Epoch,
+    known: &Known,
     history: &EpochHistory,
 ) -> Result<Later, RecoverError> {
     let segment_bytes = bytes.segment_bytes();
@@ -257,7 +268,7 @@ fn look_ahead(
             at = at.advance(FRAME_ALIGN_BYTES as u64);
             continue;
         };
-        if header.flushed > broken {
+        if header.flushed > broken && known.believes(&header) {
             return Ok(Later::Flushed(at));
         }
         if later == Later::None {

@@ -83,29 +83,55 @@ fn history(entries: &[(u64, u64)]) -> EpochHistory {
     EpochHistory::from_entries(&entries.iter().map(|&(e, l)| (Epoch(e), Lsn(l))).collect::<Vec<_>>()).unwrap()
 }
 
+const BROKEN: Lsn = Lsn(0x5000);
+const BEYOND: Lsn = Lsn(0x6000);
+
+/// The name of the one case that this evidence makes.
+fn case(block: Block, later: Later, durable: Durable) -> &'static str {
+    use {Block::*, Durable::*, Later::*};
+    match (block, later, durable) {
+        (_, Flushed(_), _) => "rot: a later frame proves it",
+        (_, _, Store(lsn)) if lsn > BROKEN => "rot: the store holds more",
+        (_, _, Mark(lsn)) if lsn > BROKEN => "rot: the mark says more",
+        (Nothing | Recycled | Stale, None, _) => "end",
+        (Nothing | Recycled | Stale, NotFlushed(_), _) => "torn: lost, its successor is there",
+        (Damaged(_), None, _) => "torn: half written",
+        (Damaged(_), NotFlushed(_), _) => "torn: half written, its successor is there",
+    }
+}
+
 #[test]
-fn every_combination_of_evidence_has_one_verdict() {
-    let at = Lsn(0x5000);
-    let blocks =
-        [Block::Nothing, Block::Recycled, Block::Stale, Block::Damaged(FrameError::Checksum), Block::Damaged(FrameError::Chain)];
-    let laters = [Later::None, Later::NotFlushed(Lsn(0x6000)), Later::Flushed(Lsn(0x6000))];
+fn every_combination_of_evidence_is_one_named_case() {
+    let (damaged, chain) = (Block::Damaged(FrameError::Checksum), Block::Damaged(FrameError::Chain));
+    let blocks = [Block::Nothing, Block::Recycled, Block::Stale, damaged, chain];
+    let laters = [Later::None, Later::NotFlushed(BEYOND), Later::Flushed(BEYOND)];
+    let durables =
+        [Durable::Store(BROKEN), Durable::Store(BEYOND), Durable::Mark(BROKEN), Durable::Mark(BEYOND)];
+    let mut seen = std::collections::BTreeMap::new();
     for block in blocks {
         for later in laters {
-            for needed in [Lsn(0x5000), Lsn(0x6000)] {
-                let verdict = match judge(at, block, later, needed) {
-                    Verdict::End => "end",
-                    Verdict::Torn(_) => "torn",
-                    Verdict::Rot { .. } => "rot",
+            for durable in durables {
+                let case = case(block, later, durable);
+                let right = match judge(BROKEN, block, later, durable) {
+                    Verdict::End => case == "end",
+                    Verdict::Torn(reason) => {
+                        let successor = reason.contains("0/6000 was written without it");
+                        case.starts_with("torn") && successor == case.contains("successor")
+                    }
+                    Verdict::Rot { evidence, .. } => match case {
+                        "rot: a later frame proves it" => evidence.contains("the frame at 0/6000"),
+                        "rot: the store holds more" => evidence.contains("the store holds everything up to 0/6000"),
+                        "rot: the mark says more" => evidence.contains("this node had made everything up to 0/6000"),
+                        _ => false,
+                    },
                 };
-                let expected = match (block, later, needed > at) {
-                    (_, Later::Flushed(_), _) | (_, _, true) => "rot",
-                    (Block::Damaged(_), _, false) | (_, Later::NotFlushed(_), false) => "torn",
-                    (_, Later::None, false) => "end",
-                };
-                assert_eq!(verdict, expected, "{block:?} {later:?} needed {needed}");
+                assert!(right, "{block:?} {later:?} {durable:?} is not {case}");
+                *seen.entry(case).or_insert(0) += 1;
             }
         }
     }
+    assert_eq!(seen.len(), 7, "a case that no evidence makes: {seen:?}");
+    assert_eq!(seen.values().sum::<usize>(), 5 * 3 * 4);
 }
 
 #[test]
@@ -157,6 +183,74 @@ fn a_flipped_bit_is_rot_before_the_flushed_mark_and_a_torn_tail_after_it() {
             assert_eq!(found.cut.is_some(), told, "a torn tail is reported, flipped at {offset}");
         }
     }
+}
+
+/// What a node knows that follows another, up to `durable` by its own mark.
+fn follower(durable: Lsn) -> Known {
+    Known { applied: Lsn::ZERO, mark: Some(Mark { durable, epoch: Epoch(1), led: Epoch(0) }) }
+}
+
+#[test]
+fn on_a_replica_the_mark_decides_and_not_what_its_leader_had_flushed() {
+    let log = in_flight();
+    for broken in 0..log.starts.len() {
+        let at = log.starts[broken];
+        for durable in log.starts.iter().copied().chain([log.end()]) {
+            for lost in [true, false] {
+                let mut memory = log.memory();
+                match lost {
+                    true => memory.bytes[at.0 as usize..][..FRAME_ALIGN_BYTES].fill(0),
+                    false => memory.bytes[at.0 as usize + 100] ^= 1,
+                }
+                match find_end(&mut memory, follower(durable), &history(&[(1, 0)])) {
+                    Ok(found) => {
+                        assert!(durable <= at, "cut at {at} what was durable up to {durable}");
+                        assert_eq!(found.end, at);
+                    }
+                    Err(error) => assert!(durable > at, "durable up to {durable}, broken at {at}: {error}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mark_from_before_a_truncation_asks_for_no_more_than_was_kept() {
+    let log = in_flight();
+    let fork = log.starts[1];
+    let known = follower(log.end());
+    let found = find_end(&mut log.memory(), known, &history(&[(1, 0), (2, fork.0)])).unwrap();
+    assert_eq!(found.end, fork);
+    let ahead = follower(log.end().advance(4096));
+    let error = find_end(&mut log.memory(), ahead, &history(&[(1, 0)])).unwrap_err().to_string();
+    assert!(error.contains("durable"), "{error}");
+}
+
+#[test]
+fn any_run_of_lost_sectors_in_the_unflushed_part_is_a_torn_tail() {
+    let log = in_flight();
+    let unflushed = log.starts[2];
+    let sectors: Vec<usize> = (unflushed.0 as usize..log.bytes.len()).step_by(512).collect();
+    for (index, &from) in sectors.iter().enumerate() {
+        for &last in &sectors[index..] {
+            let mut memory = log.memory();
+            memory.bytes[from..last + 512].fill(0);
+            let found = find_end(&mut memory, log.starts[2], &history(&[(1, 0)])).unwrap();
+            assert!(found.end >= unflushed && (log.starts.contains(&found.end) || found.end == log.end()));
+            // The frames that it keeps are whole: their bytes are those that were written.
+            let kept = found.end.0 as usize;
+            let hurt = (from..(last + 512).min(kept)).any(|at| log.bytes[at] != memory.bytes[at]);
+            assert!(!hurt, "kept {kept}, lost {from} to {}", last + 512);
+        }
+    }
+}
+
+#[test]
+fn a_log_with_nothing_left_before_its_end_is_refused() {
+    let boundary = Lsn(SEGMENT_BYTES_MIN);
+    let mut memory = Memory { bytes: vec![0; 2 * SEGMENT_BYTES_MIN as usize], segments: vec![SegmentNo(1)] };
+    let error = find_end(&mut memory, boundary, &history(&[(1, 0)])).unwrap_err().to_string();
+    assert!(error.contains("missing"), "{error}");
 }
 
 #[test]

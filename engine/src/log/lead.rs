@@ -15,6 +15,10 @@ impl Log {
         self.seal_open();
         self.receive_reset();
         self.leading = Some(epoch);
+        // Before the first frame of the epoch: recovery believes its headers only with this.
+        if let Err(error) = self.mark.lead(epoch) {
+            self.stopped = Some(error.to_string());
+        }
     }
 
     /// The epoch in which this log leads, if it does.

@@ -18,8 +18,9 @@ use crate::ledger::Ledger;
 use crate::limits::*;
 use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
+use crate::mark::{Mark, MarkFile};
 use crate::prepare::{PrepareConfig, Preparer, open_segment, sync_dir};
-use crate::recover::{Recovery, recover};
+use crate::recover::{Known, Recovery, recover};
 use crate::ring::Ring;
 use crate::segment::list_segments;
 use crate::waker::Waker;
@@ -110,7 +111,8 @@ impl Log {
         // Before recovery looks: what it reads must come from the disk, not from pages that a failed flush of an
         // earlier process left behind as if they were clean.
         settle(&log_dir, &config, replay_from, Lsn::MAX, true)?;
-        let recovery = recover(&log_dir, config.segment_bytes, replay_from, history)?;
+        let known = Known { applied: replay_from, mark: Mark::load(&config.dir)? };
+        let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
         // What was read back is not thereby durable.
         settle(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
@@ -128,6 +130,7 @@ impl Log {
         waker: Waker,
     ) -> Result<Log, LogError> {
         let (end, log_dir) = (recovery.end, on_disk.log_dir);
+        let mark = MarkFile::open(&config.dir, end, history.last_epoch())?;
         let buffer =
             LogBuffer::new(config.log_buffer_bytes, end).map_err(io_error("map the log buffer of", &log_dir))?;
         let prepare =
@@ -153,6 +156,7 @@ impl Log {
             last_write: LastWrite::default(),
             short_of_room: false,
             ledger: Ledger::new(),
+            mark,
             stopped: None,
             space_error: None,
             _lock: lock,

@@ -138,6 +138,7 @@ impl Log {
         }
         // Every frame names the crc of the one before it, so the first to go names the crc of the last to stay.
         self.crc = self.read_header(to)?.previous_crc;
+        self.mark.lower(to, history.last_epoch())?;
         self.reopen_segments(self.segment_of(to))?;
         self.commit.truncate(to);
         if forgets_memory {

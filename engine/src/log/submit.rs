@@ -83,6 +83,7 @@ impl Log {
         if self.stopped.is_some() {
             return;
         }
+        self.mark.raise(self.commit.flushed(), self.newest_epoch(), now);
         if self.open.records > 0 && self.open.since.is_none() {
             self.open.since = Some(now);
         }
@@ -309,8 +310,10 @@ impl Log {
         if self.registered && self.flights.outstanding() == 0 {
             let _ = ring.unregister_buffers();
         }
+        let marked = self.mark.close(self.flushed(), self.newest_epoch());
         match self.stopped.take() {
             Some(text) => Err(LogError::Stopped(text)),
+            None if marked.is_err() => marked,
             None if self.idle() => Ok(()),
             None => Err(LogError::Unflushed { flushed: self.flushed(), end: self.end() }),
         }
