@@ -254,8 +254,7 @@ impl Link {
         // Entries name the socket by its number, which must mean the same until they have reached the kernel.
         let _ = ring.submit();
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-        self.outgoing.abandon_catch_up();
-        self.outgoing.unpin_all(log);
+        self.outgoing.close(log);
     }
 }
 

@@ -70,6 +70,8 @@ pub(crate) struct Outgoing {
     catchup: Option<Catchup>,
     /// The last message waits in `control`, or with the catch-up thread.
     ending: bool,
+    /// The connection is gone; what the socket has taken no longer matters.
+    closed: bool,
     bytes: SentBytes,
     /// Operations that the ring has not completed for good.
     in_flight: usize,
@@ -88,6 +90,7 @@ impl Outgoing {
             offered: Lsn::ZERO,
             catchup: None,
             ending: false,
+            closed: false,
             bytes: SentBytes::default(),
             in_flight: 0,
         }
@@ -272,7 +275,9 @@ impl Outgoing {
         let batch = self.zero_copy.sent(place, bytes as u64);
         // The kernel reads the control bytes until the notification: they stay where they are.
         let (pieces, control) = (std::mem::take(&mut batch.pieces), batch.control.clone());
-        self.account(&pieces, &control, bytes, log, now);
+        if !self.closed {
+            self.account(&pieces, &control, bytes, log, now);
+        }
         self.offered = Lsn::ZERO;
         if !cqueue::more(completion.flags) {
             self.in_flight -= 1;
@@ -364,24 +369,21 @@ impl Outgoing {
         self.partial.is_some_and(|(_, own)| own == pin) || self.zero_copy.holds(pin)
     }
 
-    /// The connection is gone: gives every pin back.
-    pub(crate) fn unpin_all(&mut self, log: &mut Log) {
+    /// The connection is gone: gives every pin back, and stops the catch-up thread, whose report will find nobody.
+    pub(crate) fn close(&mut self, log: &mut Log) {
+        self.closed = true;
         if let Some((_, pin)) = self.partial.take() {
             log.unpin(pin);
         }
         self.zero_copy.unpin_all(log);
+        if let Some(catchup) = self.catchup.take() {
+            catchup.shared.stop(Vec::new());
+            self.bytes = self.bytes.plus(catchup.shared.bytes());
+        }
     }
 
     /// Never frees what the kernel may still read: its completions will find nobody.
     pub(crate) fn leak(&mut self) {
         self.zero_copy.leak();
-    }
-
-    /// Ends the catch-up thread, whose socket is shut down; its report finds nobody.
-    pub(crate) fn abandon_catch_up(&mut self) {
-        if let Some(catchup) = self.catchup.take() {
-            catchup.shared.stop(Vec::new());
-            self.bytes = self.bytes.plus(catchup.shared.bytes());
-        }
     }
 }

@@ -67,18 +67,21 @@ pub struct Progress {
     written: Lsn,
     flushed: Lsn,
     applied: Lsn,
+    /// Nothing was acknowledged on this connection yet: `applied` is of an earlier one. A replica that was restarted
+    /// begins with an older store.
+    unheard: bool,
 }
 
 impl Progress {
     /// A replica of which only its slot is known: it has flushed everything before `restart`.
     pub fn remembered(restart: Lsn) -> Progress {
-        Progress { sent: restart, written: restart, flushed: restart, applied: Lsn::ZERO }
+        Progress { sent: restart, written: restart, flushed: restart, applied: Lsn::ZERO, unheard: true }
     }
 
     /// A new connection streams from `start`: the replica holds everything before it, durably.
     pub fn restart(&mut self, start: Lsn) {
         let applied = self.applied.min(start);
-        *self = Progress { sent: start, written: start, flushed: start, applied };
+        *self = Progress { sent: start, written: start, flushed: start, applied, unheard: true };
         self.assert_order();
     }
 
@@ -93,6 +96,9 @@ impl Progress {
     pub fn acknowledge(&mut self, ack: &Ack) -> Result<bool, AckError> {
         if ack.written > self.sent {
             return Err(AckError::Beyond { confirmed: ack.written, sent: self.sent });
+        }
+        if std::mem::take(&mut self.unheard) {
+            self.applied = self.applied.min(ack.applied);
         }
         let pairs = [(self.written, ack.written), (self.flushed, ack.flushed), (self.applied, ack.applied)];
         if let Some((from, to)) = pairs.into_iter().find(|(before, now)| now < before) {
@@ -160,5 +166,10 @@ mod tests {
         progress.restart(Lsn(150));
         let all = [progress.sent(), progress.written(), progress.flushed(), progress.applied()];
         assert_eq!(all, [Lsn(150); 4]);
+        // Restarted, it begins with its last checkpoint; but only once.
+        assert_eq!(progress.acknowledge(&ack(150, 150, 120)), Ok(false));
+        assert_eq!(progress.applied(), Lsn(120));
+        let back = AckError::Back { from: Lsn(120), to: Lsn(110) };
+        assert_eq!(progress.acknowledge(&ack(150, 150, 110)), Err(back));
     }
 }

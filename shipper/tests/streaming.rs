@@ -44,6 +44,7 @@ fn hot_frames_go_from_memory() {
         leader.turn();
     }
     leader.wait_applied("a");
+    leader.turn();
     assert_same(&leader, &replica);
     let status = leader.status("a");
     assert_eq!(status.sent_bytes.sendfile, 0);
