@@ -253,3 +253,7 @@ impl<'a> Iterator for Records<'a> {
         Some((self.at, record))
     }
 }
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+mod tests;
