@@ -25,6 +25,8 @@ Exit codes: 0 the node answered; 1 it cannot be reached, or it reports trouble; 
 
 /// Between two looks of `--watch`.
 const WATCH_MS_DEFAULT: u64 = 1_000;
+/// Lines about the log are wrapped here.
+const TEXT_COLUMNS: usize = 110;
 /// Home, and clear to the end of the screen.
 const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
 
@@ -199,15 +201,25 @@ impl Status {
         }
     }
 
-    /// The sections about the disk as the node tells them, a line each.
+    /// The sections about log, disk and wire as the node tells them, without the titles that their keys repeat.
     fn write_ledger(&self, out: &mut String) -> std::fmt::Result {
         const KNOWN: [&str; 5] = ["server", "clients", "stats", "replication", "keyspace"];
         for (title, lines) in &self.sections {
-            if KNOWN.contains(&title.to_lowercase().as_str()) || lines.is_empty() {
+            let title = title.to_lowercase();
+            if KNOWN.contains(&title.as_str()) || lines.is_empty() {
                 continue;
             }
-            let fields: Vec<String> = lines.iter().map(|(key, value)| format!("{key} {value}")).collect();
-            writeln!(out, "{:<15} {}", title.to_lowercase(), fields.join(", "))?;
+            let plain = |key: &str| key.strip_prefix(&format!("{title}_")).unwrap_or(key).replace('_', " ");
+            let mut text = format!("{title:<16}");
+            for (index, (key, value)) in lines.iter().enumerate() {
+                let field = format!("{} {value}{}", plain(key), if index + 1 < lines.len() { ", " } else { "" });
+                if text.len() + field.trim_end().len() > TEXT_COLUMNS {
+                    writeln!(out, "{}", text.trim_end())?;
+                    text = " ".repeat(16);
+                }
+                text.push_str(&field);
+            }
+            writeln!(out, "{}", text.trim_end())?;
         }
         Ok(())
     }
@@ -301,7 +313,7 @@ mod tests {
     fn status() -> Status {
         let info = "# Server\r\nname:a\r\nuptime_in_seconds:75\r\n\r\n# Replication\r\nrole:master\r\nepoch:3\r\n\
                     end_lsn:0/5000\r\ncommit_level:remote_flush\r\nsync_policy:ANY 1 (b, c)\r\ntrouble:\r\n\r\n\
-                    # Ledger\r\nflushes:12\r\n";
+                    # Ledger\r\nledger_flushes:12\r\nledger_device_us_p50:230\r\n";
         let text = |t: &str| Reply::Text(t.into());
         let row = Reply::Array(vec![
             text("name"),
@@ -325,7 +337,7 @@ mod tests {
         let text = status().text("127.0.0.1:6400");
         assert!(text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"), "{text}");
         assert!(text.contains("commit level    remote_flush, sync policy ANY 1 (b, c)\n"));
-        assert!(text.contains("ledger          flushes 12\n"), "{text}");
+        assert!(text.contains("ledger          flushes 12, device us p50 230\n"), "{text}");
         assert!(!text.contains("TROUBLE"));
         let row = text.lines().last().unwrap();
         for cell in ["b", "streaming", "0/5000", "2.0 MiB", "1.5 ms", "quorum"] {

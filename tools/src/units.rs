@@ -97,11 +97,6 @@ impl HostPort {
         let not_found = || std::io::Error::other("the name has no address");
         self.0.to_socket_addrs()?.next().ok_or_else(not_found)
     }
-
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl FromStr for HostPort {

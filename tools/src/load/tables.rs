@@ -179,7 +179,9 @@ pub fn check(leader: &mut Client, url: &Url, replicas: &[Url]) -> Result<Vec<Che
     let expected = sums(leader, scale).map_err(text)?;
     let mut nodes = vec![CheckedNode { address: url.address(), sums: expected, agrees: expected.agree() }];
     for replica in replicas {
-        let mut client = Client::connect(replica).map_err(text)?;
+        let unreachable =
+            |error| format!("replica {replica}: {error}; name the address for its clients with --check-url");
+        let mut client = Client::connect(replica).map_err(unreachable)?;
         client.set_answer_time_max(Duration::from_secs(ANSWER_S_MAX)).map_err(text)?;
         wait_until_applied(&mut client, end)?;
         let found = sums(&mut client, scale).map_err(text)?;
