@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 use walferry_cluster::member::{ClusterId, MemberName};
-use walferry_cluster::message::{EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Welcome};
+use walferry_cluster::message::{
+    EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Welcome,
+};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::UnverifiedFrame;
 use walferry_engine::log::{Log, ReceiveError};

@@ -5,9 +5,9 @@
 //!                      └────────── ack <──────────┴──────────────┘
 //! a leader's own commands ──> pending (not durable yet, over the store)
 //! ```
-pub mod pending;
 pub mod ack;
 pub mod follower;
+pub mod pending;
 pub mod receiver;
 pub mod record;
 pub mod replay;

@@ -190,6 +190,8 @@ mod tests {
             cluster_id: ClusterId(7),
             name: "a".parse::<MemberName>().unwrap(),
             start: Lsn::ZERO,
+            segment_bytes: 1 << 26,
+            client_address: String::new(),
             heartbeat_ms: 1000,
             history: vec![(Epoch(1), Lsn::ZERO)],
         })

@@ -91,9 +91,10 @@ impl<'a> Effect<'a> {
     /// The key that changes.
     pub fn key(&self) -> &'a [u8] {
         match *self {
-            Effect::Put { key, .. } | Effect::Delete { key } | Effect::Append { key, .. } | Effect::StreamAdd { key, .. } => {
-                key
-            }
+            Effect::Put { key, .. }
+            | Effect::Delete { key }
+            | Effect::Append { key, .. }
+            | Effect::StreamAdd { key, .. } => key,
         }
     }
 

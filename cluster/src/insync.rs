@@ -28,6 +28,12 @@ impl InSync {
         InSync { lag_time_max, members: BTreeSet::new() }
     }
 
+    /// A leader starts: the replica was known to the one before, which may have counted it in. It stays a member until
+    /// it has lagged or been silent for too long, so that no commit passes it by in the meantime.
+    pub fn presume(&mut self, name: &MemberName) {
+        self.members.insert(name.clone());
+    }
+
     /// A replica's lag now: the age of the oldest byte that it has not flushed, and for a replica without connection at
     /// least the time since it had one. `may_join`: it streams, and holds everything that is committed.
     pub fn observe(&mut self, name: &MemberName, lag: Duration, may_join: bool) -> Option<Change> {
@@ -92,6 +98,10 @@ mod tests {
         }
         assert_eq!(set.shortage(0), None);
         assert_eq!(set.members().len(), 1);
+        let other: MemberName = "b".parse().expect("a name");
+        set.presume(&other);
+        assert_eq!(set.observe(&other, Duration::from_secs(9), false), None);
+        assert_eq!(set.observe(&other, Duration::from_secs(11), false), Some(Change::Left));
         set.forget(&name);
         assert!(set.shortage(1).expect("nobody is left").contains("min_in_sync"));
     }

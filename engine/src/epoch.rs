@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn the_fork_is_where_the_newest_shared_epoch_ended_first() {
         let leader = history(&[(1, 0), (2, 100), (3, 200)]);
-        let cases: [(&[(u64, u64)], u64, u64); 6] = [
+        type Case = (&'static [(u64, u64)], u64, u64);
+        let cases: [Case; 6] = [
             (&[(1, 0), (2, 100), (3, 200)], 500, 500),
             (&[(1, 0), (2, 100)], 250, 200),
             (&[(1, 0), (2, 100)], 150, 150),

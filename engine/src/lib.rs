@@ -1,21 +1,48 @@
-//! One log on one disk.
-pub mod frame;
-pub mod limits;
-pub mod lsn;
+//! One log on one disk: append or receive, group commit through io_uring, recovery, retention. Knows nothing of
+//! networks, commands or stores.
+//!
+//! ```text
+//!  records ──> log.rs ──seal──> frame.rs ──┐            ┌──────────────> shipper (hot frames, by pin)
+//!            (a leader)                    ├─> buffer.rs ┤
+//!  bytes ───> log.rs ──verify──────────────┘            └─submit─> ring/ ──> segment files (log/*.wal)
+//!            (a replica)                        commit.rs   │                   ^ zeroed ahead, recycled: prepare.rs
+//!                                    written, flushed <─────┘                   │ which may go: retain.rs
+//!  store <── next_flushed ── flushed ──> ledger.rs, mark.rs                     │
+//!                                                                               │
+//!  at a start:  lock.rs ─> recover.rs (end of the log, torn tail or rot) ─> segment.rs (plain reads)
+//!  reading:     reader.rs (replay, `log dump`, `log verify`) ──────────────────> segment.rs
+//! ```
+//!
+//! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
+//! `ring`, `prepare`, `segment`, `reader`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `lock`.
+//! `probe` measures a disk; `waker` lets other threads end the ring thread's wait; `limits` has every bound.
+
 pub mod buffer;
 pub mod commit;
-pub mod lock;
-pub mod prepare;
-pub mod ring;
-pub mod waker;
 pub mod epoch;
 pub mod error;
+pub mod frame;
 pub mod ledger;
+pub mod limits;
+pub mod lock;
+pub mod log;
+pub mod lsn;
 pub mod mark;
 pub mod meta;
+pub mod prepare;
+pub mod probe;
 pub mod reader;
 pub mod recover;
 pub mod retain;
+pub mod ring;
 pub mod segment;
-pub mod log;
-pub mod probe;
+pub mod waker;
+
+pub use epoch::EpochHistory;
+pub use frame::Frame;
+pub use log::{Log, LogConfig, LogError, SyncMethod};
+pub use lsn::{Epoch, Lsn, SegmentNo};
+pub use reader::LogReader;
+pub use recover::Recovery;
+pub use ring::Ring;
+pub use waker::{WakeSource, Waker};

@@ -21,7 +21,11 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 pub const WRITE_DEPTH_MAX: usize = 32;
 /// Sealed frames stay in this much memory for the shipper (`log_buffer_bytes`, PostgreSQL's wal_buffers).
 pub const LOG_BUFFER_BYTES_DEFAULT: usize = 96 << 20;
+/// The largest log buffer. What was sealed while another frame was not yet durable lies within it, so recovery looks this far
+/// beyond a break for a frame that was written after it.
+pub const LOG_BUFFER_BYTES_MAX: usize = 512 << 20;
 
+const _: () = assert!(LOG_BUFFER_BYTES_DEFAULT <= LOG_BUFFER_BYTES_MAX);
 const _: () = assert!(FRAME_TARGET_BYTES <= FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX * 2 <= LOG_BUFFER_BYTES_DEFAULT);
 const _: () = assert!(FRAME_TARGET_BYTES as u64 <= SEGMENT_BYTES_MIN);

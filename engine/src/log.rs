@@ -34,7 +34,7 @@ use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mark::MarkFile;
 use crate::prepare::Preparer;
-use crate::retain::oldest_needed;
+use crate::retain::Needs;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
 pub use open::direct_io_refusal;
@@ -107,7 +107,7 @@ pub struct LogConfig {
     pub commit_delay: Duration,
     /// The size of the log buffer.
     pub log_buffer_bytes: usize,
-    /// Log that retention keeps behind the flushed end; `retain.rs` reads it, the log itself does not.
+    /// Log that is kept behind the flushed end in any case, for replicas without a slot.
     pub keep_bytes_min: u64,
 }
 
@@ -309,10 +309,12 @@ impl Log {
         Some(frame.known_good(self.buffer.bytes(at, frame.wire_bytes())))
     }
 
-    /// Segments that nothing from the frame before `lsn` on stands in may be recycled. Whoever calls knows what
-    /// slots, checkpoints and retention still need (`retain.rs`).
+    /// The node no longer needs what lies before `lsn` (its checkpoint, its slots): whole segments that the log does
+    /// not need either (`retain.rs`) are recycled.
     pub fn release_before(&mut self, lsn: Lsn) {
-        let until = oldest_needed(lsn.min(self.commit.applied()), self.config.segment_bytes);
+        let (taken, flushed) = (self.commit.applied(), self.commit.flushed());
+        let needs = Needs { node: lsn, taken, flushed, keep_bytes_min: self.config.keep_bytes_min };
+        let until = needs.oldest_segment(self.config.segment_bytes);
         if until > self.first_segment {
             self.first_segment = until;
             self.preparer.release(until);

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use crate::epoch::EpochHistory;
 use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
@@ -26,25 +25,22 @@ impl LogReader {
         Ok(LogReader { bytes, at: from, until, previous_crc })
     }
 
-    /// The oldest position that has a segment.
-    pub fn start(&self) -> Lsn {
-        let segment_bytes = self.bytes.segment_bytes();
-        self.bytes.segments().first().map_or(Lsn::ZERO, |first| first.start(segment_bytes))
-    }
-
     /// Where the next frame is read.
     pub fn position(&self) -> Lsn {
         self.at
     }
 
     /// The next frame, verified with its place in the chain; `None` at `until`. A frame that is not valid is an error that names
-    /// file, offset and LSN.
+    /// file, offset and LSN, and so is a segment that is not there.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, RecoverError> {
         if self.at >= self.until {
             return Ok(None);
         }
         let at = self.at;
         let (path, offset) = self.bytes.locate(at);
+        if self.bytes.read(at, FRAME_HEADER_BYTES)?.is_empty() {
+            return Err(RecoverError::Missing { path, end: at, needed: self.until });
+        }
         let bad = |reason| RecoverError::Rot {
             path,
             offset,
@@ -66,11 +62,5 @@ impl LogReader {
         self.at = frame.header().end();
         self.previous_crc = Some(frame.header().crc);
         Ok(Some(frame))
-    }
-
-    /// The end of the log and what is wrong with it, by the rules of recovery.
-    pub fn find_end(&mut self, history: &EpochHistory) -> Result<crate::recover::Recovery, RecoverError> {
-        let start = self.start();
-        crate::recover::find_end(&mut self.bytes, start, history)
     }
 }

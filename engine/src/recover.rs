@@ -21,13 +21,10 @@ use std::path::Path;
 use crate::epoch::EpochHistory;
 use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
-use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
+use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, LOG_BUFFER_BYTES_MAX};
 use crate::lsn::{Epoch, Lsn};
 use crate::mark::Mark;
 use crate::segment::{DirBytes, LogBytes};
-
-/// Frames that were sealed while another was not yet flushed lie within the log buffer's size behind it; no log buffer is larger.
-pub const LOOK_AHEAD_BYTES_MAX: u64 = 512 << 20;
 
 /// What is known of the log apart from its frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -259,7 +256,7 @@ fn look_ahead(
 ) -> Result<Later, RecoverError> {
     let segment_bytes = bytes.segment_bytes();
     let end = bytes.segments().last().map_or(Lsn::ZERO, |last| last.next().start(segment_bytes));
-    let end = end.min(broken.advance(LOOK_AHEAD_BYTES_MAX));
+    let end = end.min(broken.advance(LOG_BUFFER_BYTES_MAX as u64));
     let mut later = Later::None;
     let mut at = broken.advance(FRAME_ALIGN_BYTES as u64);
     while at < end {

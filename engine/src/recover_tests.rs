@@ -105,8 +105,7 @@ fn every_combination_of_evidence_is_one_named_case() {
     let (damaged, chain) = (Block::Damaged(FrameError::Checksum), Block::Damaged(FrameError::Chain));
     let blocks = [Block::Nothing, Block::Recycled, Block::Stale, damaged, chain];
     let laters = [Later::None, Later::NotFlushed(BEYOND), Later::Flushed(BEYOND)];
-    let durables =
-        [Durable::Store(BROKEN), Durable::Store(BEYOND), Durable::Mark(BROKEN), Durable::Mark(BEYOND)];
+    let durables = [Durable::Store(BROKEN), Durable::Store(BEYOND), Durable::Mark(BROKEN), Durable::Mark(BEYOND)];
     let mut seen = std::collections::BTreeMap::new();
     for block in blocks {
         for later in laters {

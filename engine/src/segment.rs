@@ -47,7 +47,8 @@ pub fn list_segments(dir: &Path) -> io::Result<Vec<SegmentNo>> {
 impl DirBytes {
     /// The segments of `dir` (the directory of the segment files).
     pub fn open(dir: &Path, segment_bytes: u64) -> Result<DirBytes, RecoverError> {
-        let segments = list_segments(dir).map_err(|source| RecoverError::Io { path: dir.to_owned(), offset: 0, source })?;
+        let segments =
+            list_segments(dir).map_err(|source| RecoverError::Io { path: dir.to_owned(), offset: 0, source })?;
         Ok(DirBytes {
             dir: dir.to_owned(),
             segment_bytes,

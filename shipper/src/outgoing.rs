@@ -358,7 +358,8 @@ impl Outgoing {
     /// the file. False when the connection has to go for that.
     pub(crate) fn give_way(&mut self, socket: &Arc<OwnedFd>, turn: &mut Turn<'_>) -> Result<bool, LinkError> {
         let position = self.sender.map_or(Lsn::ZERO, |sender| sender.position());
-        if self.partial.is_none() || position > turn.view.flushed || self.zero_copy.is_sending() {
+        let stuck = self.ending || position > turn.view.flushed || self.zero_copy.is_sending();
+        if self.partial.is_none() || stuck {
             return Ok(false);
         }
         self.catch_up(socket, turn).map(|()| true)

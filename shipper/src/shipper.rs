@@ -114,9 +114,16 @@ impl Shipper {
         let slot_file = SlotFile::new(&config.dir, waker.clone())?;
         let (sender, reports) = mpsc::channel();
         let now = Instant::now();
-        let remember = |(name, restart): (&MemberName, Lsn)| {
-            (name.clone(), Replica::new(name.clone(), Progress::remembered(restart), now))
-        };
+        let mut in_sync = InSync::new(config.replica_lag_time_max);
+        let mut replicas = BTreeMap::new();
+        for (name, restart) in slots.iter() {
+            let mut replica = Replica::new(name.clone(), Progress::remembered(restart), now);
+            if !slots.is_lost(name) {
+                in_sync.presume(name);
+                replica.in_sync = true;
+            }
+            replicas.insert(name.clone(), replica);
+        }
         let common = Common {
             zero_copy_bytes_min: config.zero_copy_bytes_min,
             heartbeat_interval: config.heartbeat_interval,
@@ -126,9 +133,9 @@ impl Shipper {
             waker,
         };
         Ok(Shipper {
-            replicas: slots.iter().map(remember).collect(),
+            replicas,
             rule: CommitRule::new(config.policy.clone()),
-            in_sync: InSync::new(config.replica_lag_time_max),
+            in_sync,
             config,
             common,
             reports,

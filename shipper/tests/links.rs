@@ -191,6 +191,31 @@ fn a_slot_holds_the_log_until_its_bound_and_survives_a_restart() {
 }
 
 #[test]
+fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
+    let dir = directory();
+    let config = ShipperConfig {
+        policy: "ALL".parse().expect("a policy"),
+        replica_lag_time_max: Duration::from_millis(500),
+        ..shipper_config(dir.path())
+    };
+    let mut leader = Leader::with(config.clone(), history(LEADER));
+    let replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.append([100]);
+    leader.wait_applied("a");
+    leader.run("it is in sync", |leader| leader.status("a").in_sync);
+    drop(replica);
+    leader.restart_shipper(config);
+    let before = leader.log.flushed();
+    leader.append([100]);
+    leader.flush();
+    let released = |leader: &mut Leader| leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed());
+    assert!(leader.status("a").in_sync);
+    assert_eq!(released(&mut leader), before);
+    leader.run("it leaves the set", |leader| !leader.status("a").in_sync);
+    leader.run("commits go on without it", |leader| released(leader) == leader.log.flushed());
+}
+
+#[test]
 fn a_connected_replica_whose_log_is_gone_is_told() {
     let dir = directory();
     let config = ShipperConfig { slot_keep_bytes_max: 8 << 20, ..shipper_config(dir.path()) };

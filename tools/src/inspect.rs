@@ -10,9 +10,10 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::error::RecoverError;
 use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mark::Mark;
 use walferry_engine::meta::Meta;
 use walferry_engine::reader::LogReader;
-use walferry_engine::recover::{Recovery, recover};
+use walferry_engine::recover::{Known, Recovery, recover};
 use walferry_engine::segment::list_segments;
 
 use crate::cli::{Failure, say};
@@ -138,6 +139,10 @@ fn dump(args: &DumpArgs) -> Result<(), Failure> {
                 writeln!(out, "{at} no further frame: {reason} ({path} at offset {offset})")?;
                 break;
             }
+            Err(RecoverError::Missing { path, .. }) => {
+                writeln!(out, "{at} no further frame: there is no {}", path.display())?;
+                break;
+            }
             Err(error) => return Err(Failure::failed(error)),
         };
         if !epoch_fits(&log.history, frame.header()) {
@@ -196,7 +201,10 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let (log, found, counted) = loop {
         looks += 1;
         let log = Log::open(&args.data)?;
-        let outcome = recover(&log.dir, log.segment_bytes, log.start, &log.history).and_then(|found| {
+        // Before the frames: beside a running node the log may grow meanwhile, but never falls behind the mark.
+        let mark = Mark::load(&args.data).map_err(Failure::failed)?;
+        let known = Known { applied: log.start, mark };
+        let outcome = recover(&log.dir, log.segment_bytes, known, &log.history).and_then(|found| {
             let counted = count(&log, &found)?;
             Ok((found, counted))
         });

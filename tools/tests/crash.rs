@@ -15,7 +15,13 @@ const WRITERS: usize = 4;
 type Acknowledged = Arc<Mutex<Vec<(String, String)>>>;
 
 /// Writes unique keys at `level` until the connection breaks or `stop_at` commits were acknowledged by all writers together.
-fn write_load(leader: &Node, level: &str, round: u64, done: &Arc<AtomicU64>, acknowledged: &Acknowledged) -> Vec<std::thread::JoinHandle<()>> {
+fn write_load(
+    leader: &Node,
+    level: &str,
+    round: u64,
+    done: &Arc<AtomicU64>,
+    acknowledged: &Acknowledged,
+) -> Vec<std::thread::JoinHandle<()>> {
     (0..WRITERS)
         .map(|writer| {
             let (address, level) = (leader.listen, level.to_owned());

@@ -116,7 +116,8 @@ fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space() {
     let mount = root.path().join("disk");
     std::fs::create_dir(&mount).unwrap();
     std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
-    let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|out| out.status.success());
+    let run =
+        |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|out| out.status.success());
     let (image_name, mount_name) = (image.to_str().unwrap(), mount.to_str().unwrap());
     if !run("mkfs.ext4", &["-q", "-m", "0", image_name]) || !run("mount", &["-o", "loop", image_name, mount_name]) {
         println!("skipped: mounting a small disk needs root, mkfs.ext4 and a loop device");

@@ -32,6 +32,9 @@ const VALUE_HEAD_BYTES: usize = 9;
 const KIND_STRING: u8 = 1;
 const KIND_STREAM: u8 = 2;
 
+/// Keys with their hashes.
+pub type HashedKeys = Vec<(u64, Vec<u8>)>;
+
 /// The file, and the snapshot that is read.
 pub struct Base {
     database: Arc<Database>,
@@ -52,8 +55,7 @@ fn key_name(hash: u64, key: &[u8]) -> Vec<u8> {
 
 fn entry_name(hash: u64, key: &[u8], id: StreamId) -> Vec<u8> {
     let length = u32::try_from(key.len()).expect("a key is far below 4 GiB");
-    let parts: [&[u8]; 5] =
-        [&hash.to_be_bytes(), &length.to_be_bytes(), key, &id.0.to_be_bytes(), &id.1.to_be_bytes()];
+    let parts: [&[u8]; 5] = [&hash.to_be_bytes(), &length.to_be_bytes(), key, &id.0.to_be_bytes(), &id.1.to_be_bytes()];
     parts.concat()
 }
 
@@ -86,7 +88,8 @@ impl Base {
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<Base, StoreError> {
         let path = dir.join("store.redb");
         let at = StoreError::at(&path);
-        let database = Database::builder().set_cache_size(cache_bytes).create(&path).map_err(|error| at(error.into()))?;
+        let database =
+            Database::builder().set_cache_size(cache_bytes).create(&path).map_err(|error| at(error.into()))?;
         Base::make_tables(&database).map_err(at)?;
         let snapshot = Snapshot::take(&database).map_err(StoreError::at(&path))?;
         Ok(Base { database: Arc::new(database), path, snapshot })
@@ -160,11 +163,11 @@ impl Base {
     }
 
     /// At least `count` keys in hash order from `from` on, and from where on there may be more.
-    pub fn scan(&self, from: u64, count: usize) -> Result<(Vec<(u64, Vec<u8>)>, Option<u64>), StoreError> {
+    pub fn scan(&self, from: u64, count: usize) -> Result<(HashedKeys, Option<u64>), StoreError> {
         let at = StoreError::at(&self.path);
         let first = from.to_be_bytes();
         let range = self.snapshot.keys.range(&first[..]..).map_err(|error| at(error.into()))?;
-        let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut found = HashedKeys::new();
         for row in range {
             let (name, _) = row.map_err(|error| at(error.into()))?;
             let (hash, key) = name.value().split_at_checked(HASH_BYTES).ok_or_else(|| self.damaged())?;

@@ -61,6 +61,10 @@ impl LogConfig {
                 self.segment_bytes
             ));
         }
+        if self.log_buffer_bytes > LOG_BUFFER_BYTES_MAX {
+            let bytes = self.log_buffer_bytes;
+            return config(format!("a log buffer of {bytes} bytes: at most {LOG_BUFFER_BYTES_MAX}"));
+        }
         Ok(())
     }
 }
@@ -108,6 +112,7 @@ impl Log {
                 return Err(LogError::NoDirectIo { dir: log_dir, reason });
             }
         }
+        check_sizes(&log_dir, &config)?;
         // Before recovery looks: what it reads must come from the disk, not from pages that a failed flush of an
         // earlier process left behind as if they were clean.
         settle(&log_dir, &config, replay_from, Lsn::MAX, true)?;
@@ -183,6 +188,18 @@ fn make_log_dir(config: &LogConfig) -> Result<PathBuf, LogError> {
     Ok(log_dir)
 }
 
+/// A directory of another segment size would look like damage to recovery.
+fn check_sizes(log_dir: &Path, config: &LogConfig) -> Result<(), LogError> {
+    for number in list_segments(log_dir).map_err(io_error("list", log_dir))? {
+        let path = log_dir.join(number.file_name());
+        let bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
+        if bytes != config.segment_bytes {
+            return Err(LogError::SegmentSize { path, bytes, expected: config.segment_bytes });
+        }
+    }
+    Ok(())
+}
+
 /// Flushes the segments that hold `from..=until`, and the directory. With `forget` the page cache lets them go.
 fn settle(log_dir: &Path, config: &LogConfig, from: Lsn, until: Lsn, forget: bool) -> Result<(), LogError> {
     let numbers = list_segments(log_dir).map_err(io_error("list", log_dir))?;
@@ -212,12 +229,8 @@ impl OnDisk {
         }
         let mut on_disk = OnDisk { log_dir: log_dir.to_owned(), first, next: last, open: VecDeque::new() };
         for number in numbers.iter().copied() {
-            let path = log_dir.join(number.file_name());
-            let bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
-            if bytes != config.segment_bytes {
-                return Err(LogError::SegmentSize { path, bytes, expected: config.segment_bytes });
-            }
             if number == on_disk.next {
+                let path = log_dir.join(number.file_name());
                 let file = open_segment(&path, config.buffered).map_err(io_error("open", &path))?;
                 on_disk.open.push_back((number, file));
                 on_disk.next = number.next();

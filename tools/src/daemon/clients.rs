@@ -46,8 +46,6 @@ pub struct Clients {
     starved: Vec<usize>,
     settings: SessionSettings,
     clients_max: usize,
-    accepted: u64,
-    refused: u64,
 }
 
 fn token(slot: usize, op: u64) -> u64 {
@@ -65,19 +63,12 @@ impl Clients {
             starved: Vec::new(),
             settings,
             clients_max: clients_max.min(CLIENTS_MAX),
-            accepted: 0,
-            refused: 0,
         }
     }
 
     /// Connections that are open now.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    /// Connections accepted since the start.
-    pub fn accepted(&self) -> u64 {
-        self.accepted
     }
 
     fn slot_of(&self, id: SessionId) -> Option<usize> {
@@ -89,7 +80,6 @@ impl Clients {
     /// Takes over an accepted socket, or tells the client that there are too many.
     pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring) {
         if self.len() >= self.clients_max {
-            self.refused += 1;
             let text = b"-ERR max number of clients reached (clients_max)\r\n";
             // Best effort: the socket is new, so its buffer takes this line; then it is closed.
             let _ = nix::sys::socket::send(socket.as_raw_fd(), text, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
@@ -104,10 +94,9 @@ impl Clients {
             self.slots.len() - 1
         });
         let id = SessionId(u64::from(self.generations[slot]) << SLOT_BITS | slot as u64);
-        self.accepted += 1;
         self.slots[slot] = Some(Connection {
             socket,
-            session: Session::new(id, address, &self.settings),
+            session: Session::new(id, &self.settings),
             receiving: false,
             outgoing: BytesMut::new(),
             sending: false,
@@ -123,15 +112,12 @@ impl Clients {
             return;
         }
         connection.receiving = true;
-        let entry = opcode::Recv::new(
-            types::Fd(connection.socket.as_raw_fd()),
-            std::ptr::null_mut(),
-            RECV_BUFFER_BYTES as u32,
-        )
-        .buf_group(RECV_GROUP)
-        .build()
-        .flags(squeue::Flags::BUFFER_SELECT)
-        .user_data(token(slot, OP_RECV));
+        let entry =
+            opcode::Recv::new(types::Fd(connection.socket.as_raw_fd()), std::ptr::null_mut(), RECV_BUFFER_BYTES as u32)
+                .buf_group(RECV_GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+                .user_data(token(slot, OP_RECV));
         // SAFETY: the buffer is the kernel's choice from a group that lives as long as the ring; the socket is kept
         // until `receiving` is false again.
         unsafe { ring.push(entry) };
@@ -278,7 +264,9 @@ impl Clients {
     pub fn drained(&mut self) -> bool {
         self.slots.iter_mut().flatten().all(|connection| {
             connection.ended
-                || (connection.outgoing.is_empty() && connection.session.output().is_empty() && !connection.session.holding())
+                || (connection.outgoing.is_empty()
+                    && connection.session.output().is_empty()
+                    && !connection.session.holding())
         })
     }
 }

@@ -8,8 +8,13 @@ use walferry_engine::lsn::Lsn;
 
 use super::host::SessionId;
 
-const LEVELS: [CommitLevel; 5] =
-    [CommitLevel::Off, CommitLevel::Local, CommitLevel::RemoteWrite, CommitLevel::RemoteFlush, CommitLevel::RemoteApply];
+const LEVELS: [CommitLevel; 5] = [
+    CommitLevel::Off,
+    CommitLevel::Local,
+    CommitLevel::RemoteWrite,
+    CommitLevel::RemoteFlush,
+    CommitLevel::RemoteApply,
+];
 
 /// One queue a level. LSNs are handed out in order, so each queue is sorted and only its front is looked at.
 /// Bounded by the sessions: a session adds an entry a batch of input and has a bounded number of held replies.
@@ -45,13 +50,6 @@ impl CommitQueue {
                 queue.pop_front();
                 ready.push(session);
             }
-        }
-    }
-
-    /// Empties every queue: the node no longer answers commits (it stepped down or its log stopped).
-    pub fn drain(&mut self, ready: &mut Vec<SessionId>) {
-        for queue in &mut self.waiting {
-            ready.extend(queue.drain(..).map(|(_, session)| session));
         }
     }
 }

@@ -329,7 +329,8 @@ impl Node {
         if let Role::Leader(shipper) = &self.role
             && let Some(epoch) = shipper.superseded()
         {
-            let text = format!("epoch {epoch} has begun elsewhere: start this node with --follow and its leader's address");
+            let text =
+                format!("epoch {epoch} has begun elsewhere: start this node with --follow and its leader's address");
             self.failure = Some(text);
         }
         if let Some(reason) = self.failure.take() {

@@ -58,11 +58,6 @@ impl Parking {
             !concerned
         });
     }
-
-    /// Moves everybody to `ready`: the node's role or state changed.
-    pub fn wake_all(&mut self, ready: &mut Vec<SessionId>) {
-        ready.extend(self.waits.drain().map(|(session, _)| session));
-    }
 }
 
 #[cfg(test)]

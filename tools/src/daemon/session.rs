@@ -6,7 +6,6 @@
 //!                              \-> Park: nothing further is executed until resume finds what was waited for
 //! ```
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -47,8 +46,6 @@ pub struct SessionSettings {
 pub struct Client {
     /// The connection's number.
     pub id: SessionId,
-    /// Where the client is.
-    pub address: SocketAddr,
     /// CLIENT SETNAME.
     pub name: Vec<u8>,
     /// The password was given, or there is none.
@@ -125,10 +122,9 @@ enum Step {
 
 impl Session {
     /// A session of a client that just connected.
-    pub fn new(id: SessionId, address: SocketAddr, settings: &SessionSettings) -> Session {
+    pub fn new(id: SessionId, settings: &SessionSettings) -> Session {
         let client = Client {
             id,
-            address,
             name: Vec::new(),
             authenticated: settings.password.is_none(),
             password: settings.password.clone(),

@@ -2,7 +2,6 @@
 //! happens by itself: a test says when the log is flushed, what replicas have reached, and what time it is.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -227,8 +226,7 @@ impl TestClient {
 
     /// A client of a node with these settings.
     pub fn with(settings: &SessionSettings, id: u64) -> TestClient {
-        let address: SocketAddr = ([127, 0, 0, 1], 4711).into();
-        TestClient { session: Session::new(SessionId(id), address, settings) }
+        TestClient { session: Session::new(SessionId(id), settings) }
     }
 
     /// What may be sent now.
