@@ -172,9 +172,12 @@ impl Stats {
         }
     }
 
-    /// A percentile in milliseconds.
+    /// A percentile in milliseconds; never above the largest latency, whatever the histogram's buckets round up to.
     pub fn percentile_ms(&self, percentile: f64) -> f64 {
-        if self.histogram.is_empty() { 0.0 } else { self.histogram.value_at_percentile(percentile) as f64 / 1e6 }
+        if self.histogram.is_empty() {
+            return 0.0;
+        }
+        (self.histogram.value_at_percentile(percentile) as f64 / 1e6).min(self.latency.max_ms())
     }
 }
 
