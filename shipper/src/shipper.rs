@@ -103,6 +103,8 @@ pub struct Shipper {
     turned: Instant,
     /// The commit rule has to look at the replicas again.
     moved: bool,
+    /// Why commits at remote levels wait, as of the last look at the replicas.
+    shortage: Option<String>,
     acknowledgements: u64,
     superseded: Option<Epoch>,
 }
@@ -147,6 +149,7 @@ impl Shipper {
             view: View::default(),
             turned: now,
             moved: true,
+            shortage: None,
             acknowledgements: 0,
             superseded: None,
         })
@@ -407,6 +410,7 @@ impl Shipper {
         if std::mem::take(&mut self.moved) {
             let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
             self.rule.update(&standings, self.view.flushed);
+            self.shortage = self.rule.shortage(&standings);
         }
     }
 

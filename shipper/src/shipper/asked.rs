@@ -53,10 +53,9 @@ impl Shipper {
         level.is_remote().then(|| self.in_sync.shortage(self.config.min_in_sync)).flatten()
     }
 
-    /// Why commits at remote levels wait: the sync policy has too few replicas to ask.
+    /// Why commits at remote levels wait, as of the last turn: the sync policy has too few replicas to ask.
     pub fn sync_shortage(&self) -> Option<String> {
-        let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
-        self.rule.shortage(&standings)
+        self.shortage.clone()
     }
 
     /// The sync policy.
