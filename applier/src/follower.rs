@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver as Inbox, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
-use walferry_cluster::member::{ClusterId, MemberName};
+use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Welcome,
 };
@@ -179,6 +179,11 @@ impl Follower {
             last_error: String::new(),
             waker,
         }
+    }
+
+    /// The cluster that the node belongs to; 0 until a leader told it.
+    pub fn cluster_id(&self) -> u128 {
+        self.config.meta.cluster_id
     }
 
     /// The store may hold what ends at or before this: what the leader had made durable.
@@ -503,7 +508,9 @@ impl Follower {
         } else {
             log.follow(history);
         }
-        self.client_address.clone_from(&welcome.client_address);
+        if let Some(link) = self.socket.as_ref().and_then(|socket| socket.peer_addr().ok()) {
+            self.client_address = reachable(&welcome.client_address, link);
+        }
         tracing::info!(leader = %welcome.name, address = %self.config.leader, %start, "following");
         Ok(())
     }

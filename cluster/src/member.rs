@@ -1,6 +1,7 @@
 //! Who takes part: names of nodes and the id of their cluster. Plain values; nothing here knows who is connected.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -23,6 +24,16 @@ impl MemberName {
 impl fmt::Display for MemberName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+/// Where clients reach a node that says it listens on `client_address` and whose link comes from `link`: a node that listens on
+/// every address is reached where its link is. Text that is no address, such as none, stands for the link itself.
+pub fn reachable(client_address: &str, link: SocketAddr) -> String {
+    match client_address.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => SocketAddr::new(link.ip(), address.port()).to_string(),
+        Ok(address) => address.to_string(),
+        Err(_) => link.to_string(),
     }
 }
 
@@ -88,6 +99,16 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         for wrong in ["", "ab", "+0000000000000000000000000000000", &"g".repeat(32)] {
             assert!(wrong.parse::<ClusterId>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_where_its_link_is() {
+        let link = "10.0.0.7:50000".parse().unwrap();
+        for (said, reached) in
+            [("10.1.1.1:6400", "10.1.1.1:6400"), ("0.0.0.0:6400", "10.0.0.7:6400"), ("", "10.0.0.7:50000")]
+        {
+            assert_eq!(reachable(said, link), reached);
         }
     }
 }

@@ -267,3 +267,23 @@ impl Drop for Link {
         self.outgoing.leak();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zero_copy::ZERO_COPY_SENDS_MAX;
+
+    #[test]
+    fn completions_find_their_link_and_operation() {
+        let of = |id| Op::of(&Completion { token: Token::new(Owner::Peer, id), result: 0, flags: 0 });
+        let id_bits = (1 << 56) - 1;
+        for link in [LinkNo(1), LinkNo(u32::MAX)] {
+            for op in [Op::Receive, Op::Writable, Op::Send(0), Op::Send(ZERO_COPY_SENDS_MAX - 1)] {
+                assert_eq!(of(op.token(link) & id_bits), Some((link, op)));
+            }
+        }
+        for foreign in [0, 1, u64::from(u32::MAX), SHIPPER_TOKEN - 1] {
+            assert_eq!(of(foreign), None, "{foreign:x}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::insync::{Change, InSync};
-use walferry_cluster::member::{ClusterId, MemberName};
+use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{Ack, Hello, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
 use walferry_engine::epoch::EpochHistory;
@@ -316,7 +316,7 @@ impl Shipper {
         let replica = self.replicas.get_mut(&hello.name).expect("just entered");
         replica.progress.restart(start);
         replica.link = Some(link.number);
-        replica.address = link.address.to_string();
+        replica.address = reachable(&hello.client_address, link.address);
         replica.caught_up = false;
         replica.last_error.clear();
         self.moved = true;

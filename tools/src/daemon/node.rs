@@ -213,9 +213,15 @@ impl Node {
         if let Some(reason) = self.log.stopped() {
             return Err(reason.to_owned());
         }
+        if follower.cluster_id() == 0 {
+            return Err(
+                "this node has never met a leader: it has no data to lead with; start it without --follow".to_owned()
+            );
+        }
         if !follower.close() {
             return Err("the replica is receiving a part of its leader's log this moment; try again".to_owned());
         }
+        self.meta.cluster_id = follower.cluster_id();
         // What was received only in part is nobody's; what is whole is the new leader's log.
         self.log.receive_reset();
         begin_epoch(&mut self.history, &self.log, &self.config).map_err(|error| error.to_string())?;

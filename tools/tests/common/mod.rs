@@ -102,7 +102,10 @@ impl Client {
 
 /// A directory for data on a disk that takes O_DIRECT, removed at the end.
 pub fn directory() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory takes a temporary one")
+    tempfile::Builder::new()
+        .disable_cleanup(std::env::var_os("WALFERRY_KEEP").is_some())
+        .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+        .expect("the target directory takes a temporary one")
 }
 
 /// A running node.
