@@ -98,3 +98,26 @@ fn a_log_that_ends_with_its_segment_keeps_the_chain_when_the_rest_is_released() 
     frames_on_disk(&node.log, Lsn::ZERO, node.log.flushed(), |_| ());
     node.close();
 }
+
+#[test]
+fn a_truncation_takes_the_mark_back_whenever_the_crash_comes() {
+    let mut forked = history();
+    for truncated in [false, true] {
+        let dir = directory();
+        let mut node = Node::leader(config(dir.path()));
+        let at = durable_frames(&mut node, 4);
+        if !truncated {
+            forked.push(EPOCH.next().next(), at[2]).expect("a later epoch");
+        }
+        node.take_all();
+        if truncated {
+            node.log.truncate(at[2], &forked).expect("nothing is in flight");
+        }
+        // Else the crash came when the leader's history was durable and the log not yet cut.
+        node.close();
+        let node = Node::try_open(config(dir.path()), &forked, Lsn::ZERO);
+        let node = node.unwrap_or_else(|error| panic!("truncated: {truncated}: {error}"));
+        assert_eq!(node.log.flushed(), at[2], "truncated: {truncated}");
+        node.close();
+    }
+}
