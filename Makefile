@@ -1,0 +1,26 @@
+# Installs walferry as systemd services expect it. PREFIX and DESTDIR as usual.
+PREFIX ?= /usr
+DESTDIR ?=
+BINARY = target/release/walferry
+
+.PHONY: all install uninstall
+
+all:
+	cargo build --release
+
+install: all
+	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/walferry
+	install -Dm644 systemd/walferry@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry@.service
+	install -Dm644 systemd/walferry.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf
+	install -Dm644 systemd/walferry.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/walferry.conf
+	install -Dm644 systemd/walferry.toml $(DESTDIR)$(PREFIX)/share/walferry/walferry.toml
+	install -Dm644 README.md $(DESTDIR)$(PREFIX)/share/doc/walferry/README.md
+	# Not in a packaging root: there the package manager's hooks do this.
+	[ -n "$(DESTDIR)" ] || ! command -v systemd-sysusers >/dev/null || systemd-sysusers
+	[ -n "$(DESTDIR)" ] || ! command -v systemd-tmpfiles >/dev/null || systemd-tmpfiles --create walferry.conf
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/walferry
+	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry@.service
+	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/walferry.conf
+	rm -rf $(DESTDIR)$(PREFIX)/share/walferry $(DESTDIR)$(PREFIX)/share/doc/walferry
