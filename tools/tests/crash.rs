@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{Client, Node, Reply, directory, log_bytes, until, wait_applied};
+use common::{Client, Node, Reply, directory, log_bytes, lsn_bytes, until, wait_applied};
 
 const ROUNDS: u64 = 20;
 const WRITERS: usize = 4;
@@ -124,8 +124,7 @@ fn a_killed_replica_comes_back_with_the_same_log() {
     leader.kill();
     writers.into_iter().for_each(|writer| writer.join().expect("a writer ends with its connection"));
     replica.kill();
-    let (high, low) = lsn.split_once('/').expect("an LSN");
-    let end = u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap();
+    let end = lsn_bytes(&lsn);
     assert!(
         log_bytes(&leader_data, 0, end) == log_bytes(&replica_data, 0, end),
         "the logs of leader and replica differ before {lsn}"

@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Client, Node, Reply, directory, log_bytes};
+use common::{Client, Node, Reply, directory, log_bytes, lsn_bytes};
 
 fn ok() -> Reply {
     Reply::Simple("OK".into())
@@ -61,9 +61,7 @@ fn fill(node: &Node, commits: u64) -> u64 {
     for number in 0..commits {
         assert_eq!(client.command(&["SET", &format!("k{number}"), "value"]), ok());
     }
-    let lsn = client.command(&["LSN"]).text().to_owned();
-    let (high, low) = lsn.split_once('/').expect("an LSN");
-    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+    lsn_bytes(client.command(&["LSN"]).text())
 }
 
 fn flip(node_data: &std::path::Path, offset: u64) {
@@ -97,8 +95,14 @@ fn a_torn_tail_is_cut_and_said() {
     let root = directory();
     let node = Node::start(root.path(), "a", &[]);
     let data = node.data.clone();
-    let end = fill(&node, 20);
+    fill(&node, 19);
+    // The node's own mark of what was durable, as it stood before the last commit: a crash takes the newer one with it.
+    let mark = std::fs::read(data.join("durable")).expect("the mark");
+    let mut client = node.client();
+    assert_eq!(client.command(&["SET", "k19", "value"]), ok());
+    let end = lsn_bytes(client.command(&["LSN"]).text());
     node.kill();
+    std::fs::write(data.join("durable"), mark).unwrap();
     flip(&data, end - 1);
     let node = Node::start(root.path(), "a", &[]);
     let log = std::fs::read_to_string(root.path().join("a.log")).expect("the node's log");

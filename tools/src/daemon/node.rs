@@ -373,8 +373,7 @@ impl Node {
             Role::Leader(shipper) => shipper.slots_hold(),
             Role::Replica(_) | Role::SteppedDown(_) => Lsn::MAX,
         };
-        let kept = Lsn(self.log.flushed().0.saturating_sub(self.config.keep_bytes_min));
-        self.log.release_before(self.store.durable_applied().min(slots).min(kept));
+        self.log.release_before(self.store.durable_applied().min(slots));
         Ok(())
     }
 

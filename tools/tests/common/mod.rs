@@ -234,3 +234,10 @@ pub fn log_bytes(data: &Path, start: u64, end: u64) -> Vec<u8> {
     }
     bytes
 }
+
+/// An LSN as bytes from the beginning of the log.
+pub fn lsn_bytes(lsn: &str) -> u64 {
+    let (high, low) = lsn.split_once('/').expect("an LSN");
+    let half = |digits| u64::from_str_radix(digits, 16).expect("hexadecimal digits");
+    half(high) << 32 | half(low)
+}
