@@ -1,14 +1,19 @@
-# Installs walferry as systemd services expect it. PREFIX and DESTDIR as usual.
+# Installs walferry as systemd services expect it: `make`, then `sudo make install`. PREFIX and DESTDIR as usual.
 PREFIX ?= /usr
 DESTDIR ?=
-BINARY = target/release/walferry
+CARGO_TARGET_DIR ?= target
+BINARY = $(CARGO_TARGET_DIR)/release/walferry
 
 .PHONY: all install uninstall
 
 all:
 	cargo build --release
 
-install: all
+# Builds only what is missing: root often has no cargo.
+$(BINARY):
+	cargo build --release
+
+install: $(BINARY)
 	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/walferry
 	install -Dm644 systemd/walferry@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry@.service
 	install -Dm644 systemd/walferry.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf
@@ -18,6 +23,7 @@ install: all
 	# Not in a packaging root: there the package manager's hooks do this.
 	[ -n "$(DESTDIR)" ] || ! command -v systemd-sysusers >/dev/null || systemd-sysusers
 	[ -n "$(DESTDIR)" ] || ! command -v systemd-tmpfiles >/dev/null || systemd-tmpfiles --create walferry.conf
+	[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/walferry
