@@ -4,11 +4,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use walferry_cluster::message::Ack;
+use walferry_cluster::message::{Ack, Traced};
 use walferry_engine::lsn::Lsn;
 
 /// Receipts that are remembered for the durations; of more the oldest are measured by the next.
 const RECEIPTS_MAX: usize = 4096;
+/// Frames that are traced at once; a leader's further wishes are not followed.
+const TRACES_MAX: usize = 256;
 
 /// How far the replica is: `applied <= flushed <= written`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +37,9 @@ pub struct Acks {
     write: Duration,
     flush: Duration,
     apply: Duration,
+    /// Traced frames that are not applied yet, ascending, with the time of their receipt.
+    traces: VecDeque<(Traced, Instant)>,
+    traced: VecDeque<Traced>,
 }
 
 fn micros(duration: Duration) -> u32 {
@@ -54,6 +59,8 @@ impl Acks {
             write: Duration::ZERO,
             flush: Duration::ZERO,
             apply: Duration::ZERO,
+            traces: VecDeque::new(),
+            traced: VecDeque::new(),
         }
     }
 
@@ -61,6 +68,38 @@ impl Acks {
     pub fn handle_received(&mut self, end: Lsn, now: Instant) {
         if self.received.len() < RECEIPTS_MAX && self.received.back().is_none_or(|last| last.0 < end) {
             self.received.push_back((end, now));
+        }
+    }
+
+    /// The leader asks where the time for the frame goes that ends at `end` and has just arrived.
+    pub fn trace(&mut self, end: Lsn, now: Instant) {
+        if self.traces.len() + self.traced.len() < TRACES_MAX {
+            self.traces.push_back((Traced { end, ..Traced::default() }, now));
+        }
+    }
+
+    /// The next answer to `trace`; it follows the Ack that told of the frame's applying. The ledger's numbers are zero.
+    pub fn poll_traced(&mut self) -> Option<Traced> {
+        self.traced.pop_front()
+    }
+
+    fn follow_traces(&mut self, reached: Reached, now: Instant) {
+        for (traced, received) in &mut self.traces {
+            let since = micros(now.saturating_duration_since(*received)).max(1);
+            let stages = [
+                (reached.written, &mut traced.written_us),
+                (reached.flushed, &mut traced.flushed_us),
+                (reached.applied, &mut traced.applied_us),
+            ];
+            for (position, duration) in stages {
+                if position >= traced.end && *duration == 0 {
+                    *duration = since;
+                }
+            }
+        }
+        while let Some((traced, _)) = self.traces.front().filter(|(traced, _)| traced.applied_us > 0) {
+            self.traced.push_back(*traced);
+            self.traces.pop_front();
         }
     }
 
@@ -96,6 +135,9 @@ impl Acks {
         }
         if let Some((_, at)) = newest {
             self.apply = now.saturating_duration_since(at);
+        }
+        if !self.traces.is_empty() {
+            self.follow_traces(reached, now);
         }
         self.seen = reached;
     }
@@ -151,6 +193,25 @@ mod tests {
         assert_eq!((ack.applied, ack.flush_us, ack.apply_us), (Lsn(4096), 100, 20), "coalesced");
         assert_eq!(acks.poll(interval, at(131)), None);
         assert!(acks.poll(interval, at(1_000_131)).is_some(), "a sign of life");
+    }
+
+    #[test]
+    fn a_traced_frame_is_told_once_it_is_applied() {
+        let start = Instant::now();
+        let at = |us| start + Duration::from_micros(us);
+        let mut acks = Acks::new(start);
+        acks.trace(Lsn(4096), at(10));
+        acks.trace(Lsn(8192), at(30));
+        acks.handle_progress(reached(8192, 0, 0), at(40));
+        acks.handle_progress(reached(8192, 4096, 0), at(110));
+        assert_eq!(acks.poll_traced(), None);
+        acks.handle_progress(reached(8192, 8192, 4096), at(120));
+        let first = acks.poll_traced().unwrap();
+        assert_eq!((first.end, first.written_us, first.flushed_us, first.applied_us), (Lsn(4096), 30, 100, 110));
+        assert_eq!(acks.poll_traced(), None);
+        acks.handle_progress(reached(8192, 8192, 8192), at(125));
+        let second = acks.poll_traced().unwrap();
+        assert_eq!((second.written_us, second.flushed_us, second.applied_us), (10, 90, 95));
     }
 
     #[test]

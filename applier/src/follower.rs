@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, types};
 use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{
-    EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Welcome,
+    EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
 };
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::UnverifiedFrame;
@@ -141,7 +141,7 @@ pub struct Follower {
     outgoing: Vec<u8>,
     sent: usize,
     /// A frame in the staging memory for which the log had no room.
-    waiting_frame: Option<usize>,
+    waiting_frame: Option<(usize, bool)>,
     heard_at: Instant,
     backoff: Duration,
     leader_flushed: Lsn,
@@ -397,8 +397,8 @@ impl Follower {
         history: &mut EpochHistory,
         now: Instant,
     ) -> Result<Progress, StepError> {
-        if let Some(wire_bytes) = self.waiting_frame.take() {
-            return self.take_frame(wire_bytes, log, now);
+        if let Some((wire_bytes, traced)) = self.waiting_frame.take() {
+            return self.take_frame(wire_bytes, traced, log, now);
         }
         match self.receiver.step(log.received()).map_err(LinkError::from)? {
             Step::More => Ok(Progress::Receive { into_log: false }),
@@ -411,7 +411,7 @@ impl Follower {
                 Ok(Progress::Again)
             }
             Step::Refuse(refuse) => Err(LinkError::Refused { code: refuse.code, text: refuse.text }.into()),
-            Step::Frame { wire_bytes } => self.take_frame(wire_bytes, log, now),
+            Step::Frame { wire_bytes, traced } => self.take_frame(wire_bytes, traced, log, now),
             Step::Heartbeat(heartbeat) => {
                 self.heard(heartbeat, now);
                 Ok(Progress::Again)
@@ -427,11 +427,17 @@ impl Follower {
         self.acks.handle_heartbeat(heartbeat.sent_at_us, now);
     }
 
-    fn take_frame(&mut self, wire_bytes: usize, log: &mut Log, now: Instant) -> Result<Progress, StepError> {
+    fn take_frame(
+        &mut self,
+        wire_bytes: usize,
+        traced: bool,
+        log: &mut Log,
+        now: Instant,
+    ) -> Result<Progress, StepError> {
         let wire = &self.receiver.front()[..wire_bytes];
         let at = log.sealed();
         if !log.receive_frame(wire, now).map_err(LinkError::from)? {
-            self.waiting_frame = Some(wire_bytes);
+            self.waiting_frame = Some((wire_bytes, traced));
             return Ok(Progress::Wait);
         }
         // The log verified it; only the numbers are read again.
@@ -441,6 +447,9 @@ impl Follower {
         }
         self.leader_end = self.leader_end.max(log.sealed());
         self.acks.handle_received(log.sealed(), now);
+        if traced {
+            self.acks.trace(log.sealed(), now);
+        }
         self.receiver.consume(wire_bytes);
         Ok(Progress::Again)
     }
@@ -559,6 +568,11 @@ impl Follower {
             self.sent = 0;
             if let Some(ack) = self.acks.poll(self.config.heartbeat_interval, now) {
                 Message::Ack(ack).encode(&mut self.outgoing);
+            }
+            while let Some(traced) = self.acks.poll_traced() {
+                let ledger = log.ledger();
+                let (flushes, records) = (ledger.flushes(), ledger.records());
+                Message::Traced(Traced { flushes, records, ..traced }).encode(&mut self.outgoing);
             }
         }
         let rest = &self.outgoing[self.sent..];

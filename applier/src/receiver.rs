@@ -23,6 +23,8 @@ pub enum Step {
     Frame {
         /// Header and records.
         wire_bytes: usize,
+        /// The leader asks where the time for it goes.
+        traced: bool,
     },
     /// Raw log bytes are due at this position; `raw` tells how many. Take them from the front first.
     Raw,
@@ -126,14 +128,14 @@ impl Receiver {
             self.make_room(MESSAGE_BYTES_MAX);
             return Ok(Step::More);
         };
-        if let Message::Frame { wire_bytes } = message {
+        if let Message::Frame { wire_bytes, traced } = message {
             self.expect_welcomed("a frame")?;
             if self.front().len() < length + wire_bytes {
                 self.make_room(ENVELOPE_BYTES + wire_bytes);
                 return Ok(Step::More);
             }
             self.consume(length);
-            return Ok(Step::Frame { wire_bytes });
+            return Ok(Step::Frame { wire_bytes, traced });
         }
         self.consume(length);
         match message {
@@ -153,7 +155,9 @@ impl Receiver {
             }
             Message::Welcome(_) => Err(ProtocolError::Unexpected { what: "a welcome", when: "twice" }),
             Message::Hello(_) => Err(ProtocolError::Unexpected { what: "a hello", when: "to its replica" }),
-            Message::Ack(_) => Err(ProtocolError::Unexpected { what: "an ack", when: "to its replica" }),
+            Message::Ack(_) | Message::Traced(_) => {
+                Err(ProtocolError::Unexpected { what: "an ack", when: "to its replica" })
+            }
             Message::Frame { .. } => unreachable!("handled above"),
         }
     }
@@ -214,7 +218,7 @@ mod tests {
                     receiver.accept();
                     steps.push("welcome".to_owned());
                 }
-                Step::Frame { wire_bytes } => {
+                Step::Frame { wire_bytes, .. } => {
                     steps.push(format!("frame {:?}", &receiver.front()[..wire_bytes.min(2)]));
                     receiver.consume(wire_bytes);
                 }
@@ -246,7 +250,7 @@ mod tests {
         Message::Chunk(Chunk { lsn: Lsn::ZERO, bytes: 8192 }).encode(&mut bytes);
         bytes.extend_from_slice(&[9; 8192]);
         let frame = [8; 100];
-        bytes.extend_from_slice(&frame_envelope(frame.len()));
+        bytes.extend_from_slice(&frame_envelope(frame.len(), false));
         bytes.extend_from_slice(&frame);
         let heartbeat = Heartbeat { flushed: Lsn(5), end: Lsn(6), sent_at_us: 1, ..Heartbeat::default() };
         Message::Heartbeat(heartbeat).encode(&mut bytes);

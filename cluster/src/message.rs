@@ -8,7 +8,8 @@
 //! ```text
 //! envelope    0  body length      4   bytes after the envelope, for all kinds but Chunk's raw bytes
 //!             4  kind             1
-//!             5  zeros            3
+//!             5  flags            1   of a Frame: 1 = traced, the replica answers it with Traced; else 0
+//!             6  zeros            2
 //!
 //! 1 Hello     0  magic            4   "WFPR"; stays in front in every later protocol version
 //!             4  protocol         2   1
@@ -60,6 +61,13 @@
 //!            36  write us         4   for the newest frame concerned: receipt of its last byte to written
 //!            40  flush us         4   receipt of its last byte to flushed
 //!            44  apply us         4   flushed to applied
+//! 8 Traced    0  end lsn          8   end of the traced frame
+//!             8  flushes          8   durable writes of the replica since it started
+//!            16  records          8   records in them
+//!            24  written us       4   receipt of the frame's last byte to the Ack that told it was written
+//!            28  flushed us       4   ... to the Ack that told it was durable
+//!            32  applied us       4   ... to the Ack that told it was applied; the Traced follows that Ack
+//!            36  zeros            4
 //! ```
 
 use std::fmt;
@@ -101,6 +109,7 @@ const HANDSHAKE_FIXED_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
 const HEARTBEAT_BODY_BYTES: usize = 40;
 const ACK_BODY_BYTES: usize = 48;
+const TRACED_BODY_BYTES: usize = 40;
 const REFUSE_FIXED_BYTES: usize = 4;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= 128 << 10);
@@ -251,6 +260,23 @@ pub struct Ack {
     pub apply_us: u32,
 }
 
+/// Where a replica's time for one frame went. No clock is compared: everything counts from the receipt of its last byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// End of the frame.
+    pub end: Lsn,
+    /// Durable writes of the replica since it started.
+    pub flushes: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Until the Ack that told it was written; `written_us <= flushed_us <= applied_us`.
+    pub written_us: u32,
+    /// Until the Ack that told it was durable.
+    pub flushed_us: u32,
+    /// Until the Ack that told it was applied.
+    pub applied_us: u32,
+}
+
 /// A stretch of the log as it stands in the segment files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -273,6 +299,8 @@ pub enum Message {
     Frame {
         /// Header and payload, no padding.
         wire_bytes: usize,
+        /// The leader wants to know where the replica's time for it goes.
+        traced: bool,
     },
     /// Raw log follows.
     Chunk(Chunk),
@@ -280,4 +308,6 @@ pub enum Message {
     Heartbeat(Heartbeat),
     /// Replica to leader.
     Ack(Ack),
+    /// Replica to leader, once for each traced frame.
+    Traced(Traced),
 }

@@ -86,6 +86,11 @@ impl LedgerSnapshot {
         if self.bytes == 0 { 0.0 } else { self.padding_bytes as f64 / self.bytes as f64 }
     }
 
+    /// Time at the disk that each commit would pay if they shared it evenly, microseconds.
+    pub fn device_us_per_commit(&self) -> f64 {
+        if self.records == 0 { 0.0 } else { self.device_us.mean * self.flushes as f64 / self.records as f64 }
+    }
+
     /// Flushes that commits did not have to pay for, because another's flush carried them.
     pub fn saved_flushes(&self) -> u64 {
         self.records.saturating_sub(self.flushes)
@@ -137,6 +142,11 @@ impl Ledger {
     /// Durable writes so far.
     pub fn flushes(&self) -> u64 {
         self.flushes
+    }
+
+    /// Records in them.
+    pub fn records(&self) -> u64 {
+        self.records
     }
 
     /// Everything as plain numbers.

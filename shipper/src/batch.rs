@@ -5,6 +5,8 @@ use walferry_cluster::message::{ENVELOPE_BYTES, frame_envelope};
 use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
 
+use crate::traces::Traces;
+
 /// Frames in a batch; each takes two of the kernel's 1024 vectors.
 const BATCH_FRAMES_MAX: usize = 64;
 /// A batch that reached this takes no further frame.
@@ -18,6 +20,8 @@ pub(crate) struct PartialFrame {
     /// Of `ENVELOPE_BYTES + wire_bytes`.
     pub(crate) sent_bytes: usize,
     pub(crate) wire_bytes: usize,
+    /// The replica is asked where its time for it goes.
+    pub(crate) traced: bool,
 }
 
 impl PartialFrame {
@@ -65,6 +69,7 @@ impl Batch {
         control: Vec<u8>,
         position: Lsn,
         until: Lsn,
+        traces: &Traces,
     ) {
         self.pieces.clear();
         self.vectors.clear();
@@ -83,7 +88,8 @@ impl Batch {
         while at < until && frames < BATCH_FRAMES_MAX && self.bytes < BATCH_BYTES_MAX {
             let hot = log.hot_frame(at).expect("the hot path sends only frames that are in the log buffer");
             let wire_bytes = hot.wire_bytes().len();
-            let frame = PartialFrame { lsn: at, sent_bytes: 0, wire_bytes };
+            let traced = traces.contains(at, hot.end());
+            let frame = PartialFrame { lsn: at, sent_bytes: 0, wire_bytes, traced };
             self.pieces.push(Piece::Frame { frame, end: hot.end(), flushed: hot.header().flushed });
             self.bytes += frame.left_bytes();
             at = hot.end();
@@ -98,7 +104,8 @@ impl Batch {
             Piece::Rest(frame) | Piece::Frame { frame, .. } => Some(*frame),
             Piece::Control => None,
         };
-        let envelopes = self.pieces.iter().filter_map(frame_of).map(|frame| frame_envelope(frame.wire_bytes));
+        let envelopes =
+            self.pieces.iter().filter_map(frame_of).map(|frame| frame_envelope(frame.wire_bytes, frame.traced));
         self.envelopes.extend(envelopes);
         let mut envelopes = self.envelopes.iter();
         let mut add = |bytes: &[u8]| {

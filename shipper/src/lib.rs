@@ -27,6 +27,7 @@ pub mod sender;
 pub mod shipper;
 pub mod slots;
 pub mod status;
+mod traces;
 mod zero_copy;
 
 pub use shipper::{Shipper, ShipperConfig, ShipperError};

@@ -22,6 +22,7 @@ use crate::catchup::{Catchup, CatchupError, Job, Report, Shared};
 use crate::link::{LinkError, LinkNo, Op};
 use crate::sender::{Next, Sender, View};
 use crate::status::SentBytes;
+use crate::traces::Traces;
 use crate::zero_copy::{REPORT_USAGE, ZeroCopy, ZeroCopySend};
 
 /// What every link of a shipper is given.
@@ -48,6 +49,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) common: &'a Common,
     pub(crate) view: View,
+    pub(crate) traces: &'a Traces,
     pub(crate) now: Instant,
 }
 
@@ -157,7 +159,7 @@ impl Outgoing {
             }
             let (rest, control) = (self.partial.map(|(frame, _)| frame), std::mem::take(&mut self.control));
             let position = self.sender.map_or(Lsn::ZERO, |sender| sender.position());
-            self.batch.gather(turn.log, rest, control, position, until);
+            self.batch.gather(turn.log, rest, control, position, until, turn.traces);
             if self.batch.bytes() >= turn.common.zero_copy_bytes_min
                 && let Some(place) = self.zero_copy.place()
             {
@@ -304,7 +306,7 @@ impl Outgoing {
         if let Some((frame, pin)) = self.partial.take() {
             turn.log.unpin(pin);
             let of_envelope = frame.sent_bytes.min(ENVELOPE_BYTES);
-            envelope_rest.extend_from_slice(&frame_envelope(frame.wire_bytes)[of_envelope..]);
+            envelope_rest.extend_from_slice(&frame_envelope(frame.wire_bytes, frame.traced)[of_envelope..]);
             let of_frame = (frame.sent_bytes - of_envelope) as u64;
             frame_rest = Some((frame.lsn.advance(of_frame), frame.wire_bytes as u64 - of_frame));
         }

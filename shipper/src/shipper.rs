@@ -36,6 +36,7 @@ use crate::refuse::turn_away;
 use crate::replica::Replica;
 use crate::sender::View;
 use crate::slots::{SlotFile, Slots, SlotsError};
+use crate::traces::Traces;
 
 mod asked;
 
@@ -107,6 +108,7 @@ pub struct Shipper {
     shortage: Option<String>,
     acknowledgements: u64,
     superseded: Option<Epoch>,
+    traces: Traces,
 }
 
 impl Shipper {
@@ -152,6 +154,7 @@ impl Shipper {
             shortage: None,
             acknowledgements: 0,
             superseded: None,
+            traces: Traces::default(),
         })
     }
 
@@ -208,6 +211,7 @@ impl Shipper {
                         self.moved = true;
                     }
                 }
+                (Phase::Streaming(name), Message::Traced(traced)) => self.traces.answer(name, traced),
                 _ => return Err(LinkError::Turn),
             }
         }
@@ -357,7 +361,7 @@ impl Shipper {
     fn send(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
         let mut failed = Vec::new();
         for link in self.links.values_mut() {
-            let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+            let mut turn = Turn { log, ring, common: &self.common, view: self.view, traces: &self.traces, now };
             if let Err(error) = link.pump(&mut turn) {
                 failed.push((link.number, error));
                 continue;
@@ -383,7 +387,7 @@ impl Shipper {
             let Some(mut link) = holder.map(|link| link.number).and_then(|number| self.links.remove(&number)) else {
                 return;
             };
-            let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+            let mut turn = Turn { log, ring, common: &self.common, view: self.view, traces: &self.traces, now };
             if let Err(error) = link.give_way(&mut turn) {
                 self.end(&mut link, &error, ring, log, now);
             }
@@ -470,7 +474,7 @@ impl Shipper {
             }
             LinkError::Stopping => {
                 link.refuse(&Refuse { code: RefuseCode::Stopping, text: error.to_string() }, now);
-                let mut turn = Turn { log, ring, common: &self.common, view: self.view, now };
+                let mut turn = Turn { log, ring, common: &self.common, view: self.view, traces: &self.traces, now };
                 let _ = link.pump(&mut turn);
                 link.close(ring, log);
             }

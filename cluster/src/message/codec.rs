@@ -7,13 +7,16 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
     EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello, MESSAGE_BYTES_MAX, Message,
-    PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, Welcome,
+    PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, TRACED_BODY_BYTES, Traced,
+    Welcome,
 };
 use crate::error::MessageError;
 use crate::member::{ClusterId, MemberName};
 
 const MAGIC: [u8; 4] = *b"WFPR";
 const CHUNK_BODY_BYTES: usize = 16;
+/// The envelope's flag of a traced frame.
+const FLAG_TRACED: u8 = 1;
 
 /// The number of a message in its envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,11 +29,13 @@ pub(super) enum Kind {
     Chunk = 5,
     Heartbeat = 6,
     Ack = 7,
+    Traced = 8,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Kind> {
-        let all = [Kind::Hello, Kind::Welcome, Kind::Refuse, Kind::Frame, Kind::Chunk, Kind::Heartbeat, Kind::Ack];
+        use Kind::*;
+        let all = [Hello, Welcome, Refuse, Frame, Chunk, Heartbeat, Ack, Traced];
         all.into_iter().find(|kind| *kind as u8 == number)
     }
 
@@ -43,6 +48,7 @@ impl Kind {
             Kind::Chunk => "Chunk",
             Kind::Heartbeat => "Heartbeat",
             Kind::Ack => "Ack",
+            Kind::Traced => "Traced",
         }
     }
 
@@ -55,14 +61,17 @@ impl Kind {
             Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
             Kind::Heartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
             Kind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
+            Kind::Traced => (TRACED_BODY_BYTES, TRACED_BODY_BYTES),
         }
     }
 }
 
 /// The envelope of a frame; the frame's `wire_bytes` follow it on the wire.
-pub fn frame_envelope(wire_bytes: usize) -> [u8; ENVELOPE_BYTES] {
+pub fn frame_envelope(wire_bytes: usize, traced: bool) -> [u8; ENVELOPE_BYTES] {
     assert!((FRAME_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&wire_bytes));
-    envelope(Kind::Frame, wire_bytes)
+    let mut bytes = envelope(Kind::Frame, wire_bytes);
+    bytes[5] = if traced { FLAG_TRACED } else { 0 };
+    bytes
 }
 
 pub(super) fn envelope(kind: Kind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
@@ -80,10 +89,12 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         return Ok(None);
     };
     let body_bytes = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-    if head[5..] != [0; 3] {
+    let kind = Kind::from_number(head[4]);
+    let flags_max = if kind == Some(Kind::Frame) { FLAG_TRACED } else { 0 };
+    if head[5] > flags_max || head[6..] != [0; 2] {
         return Err(MessageError::Envelope);
     }
-    let kind = Kind::from_number(head[4]).ok_or(MessageError::Kind(head[4]))?;
+    let kind = kind.ok_or(MessageError::Kind(head[4]))?;
     let (bytes_min, bytes_max) = kind.body_bytes();
     if body_bytes > bytes_max {
         return Err(MessageError::Length { kind: kind.name(), bytes: body_bytes, bytes_max });
@@ -92,7 +103,8 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         return Err(MessageError::Body(kind.name()));
     }
     if kind == Kind::Frame {
-        return Ok(Some((Message::Frame { wire_bytes: body_bytes }, ENVELOPE_BYTES)));
+        let traced = head[5] == FLAG_TRACED;
+        return Ok(Some((Message::Frame { wire_bytes: body_bytes, traced }, ENVELOPE_BYTES)));
     }
     let Some(body) = rest.get(..body_bytes) else {
         return Ok(None);
@@ -105,6 +117,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         Kind::Chunk => Message::Chunk(decode_chunk(body)?),
         Kind::Heartbeat => Message::Heartbeat(decode_heartbeat(body)?),
         Kind::Ack => Message::Ack(decode_ack(body)?),
+        Kind::Traced => Message::Traced(decode_traced(body)?),
         Kind::Frame => unreachable!("returned above"),
     };
     Ok(Some((message, ENVELOPE_BYTES + body_bytes)))
@@ -142,9 +155,9 @@ impl Message {
                 out.extend_from_slice(cut(&refuse.text, REFUSE_TEXT_BYTES_MAX).as_bytes());
                 Kind::Refuse
             }
-            Message::Frame { wire_bytes } => {
+            Message::Frame { wire_bytes, traced } => {
                 out.truncate(start);
-                out.extend_from_slice(&frame_envelope(*wire_bytes));
+                out.extend_from_slice(&frame_envelope(*wire_bytes, *traced));
                 return;
             }
             Message::Chunk(chunk) => {
@@ -164,6 +177,14 @@ impl Message {
                     out.extend_from_slice(&duration.to_le_bytes());
                 }
                 Kind::Ack
+            }
+            Message::Traced(traced) => {
+                assert!(traced.written_us <= traced.flushed_us && traced.flushed_us <= traced.applied_us, "{traced:?}");
+                put_u64s(out, &[traced.end.0, traced.flushes, traced.records]);
+                for duration in [traced.written_us, traced.flushed_us, traced.applied_us, 0] {
+                    out.extend_from_slice(&duration.to_le_bytes());
+                }
+                Kind::Traced
             }
         };
         let body_bytes = out.len() - start - ENVELOPE_BYTES;
@@ -359,4 +380,14 @@ fn decode_ack(mut body: Body<'_>) -> Result<Ack, MessageError> {
     }
     body.end()?;
     Ok(Ack { written, flushed, applied, echo_us, echo_held_us, write_us, flush_us, apply_us })
+}
+
+fn decode_traced(mut body: Body<'_>) -> Result<Traced, MessageError> {
+    let (end, flushes, records) = (body.lsn()?, body.u64()?, body.u64()?);
+    let [written_us, flushed_us, applied_us, zeros] = [body.u32()?, body.u32()?, body.u32()?, body.u32()?];
+    if written_us > flushed_us || flushed_us > applied_us || zeros != 0 {
+        return Err(body.field("order of durations"));
+    }
+    body.end()?;
+    Ok(Traced { end, flushes, records, written_us, flushed_us, applied_us })
 }

@@ -51,12 +51,13 @@ fn samples() -> Vec<Message> {
         hello(Some(ClusterId(5)), history(EPOCHS_PER_MESSAGE_MAX as u64)),
         Message::Welcome(welcome),
         Message::Refuse(refuse),
-        Message::Frame { wire_bytes: FRAME_HEADER_BYTES },
-        Message::Frame { wire_bytes: FRAME_BYTES_MAX },
+        Message::Frame { wire_bytes: FRAME_HEADER_BYTES, traced: false },
+        Message::Frame { wire_bytes: FRAME_BYTES_MAX, traced: true },
         Message::Chunk(Chunk { lsn: Lsn(4096), bytes: CHUNK_BYTES_MAX }),
         Message::Heartbeat(beat),
         Message::Ack(ack),
         Message::Ack(Ack::default()),
+        Message::Traced(Traced { end, flushes: 3, records: 9, written_us: 1, flushed_us: 200, applied_us: 201 }),
     ]
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
+use walferry_cluster::message::Traced;
 use walferry_cluster::policy::SyncPolicy;
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -12,7 +13,7 @@ use super::Shipper;
 use crate::commit_rule::Standing;
 use crate::lag::Lag;
 use crate::link::Phase;
-use crate::progress::ReplicaState;
+use crate::progress::{Progress, ReplicaState};
 use crate::replica::Replica;
 use crate::status::ReplicaStatus;
 
@@ -98,6 +99,21 @@ impl Shipper {
             Some((replica.name.clone(), level))
         });
         reached.collect()
+    }
+
+    /// Every replica's name and positions, as of the last turn.
+    pub fn progress(&self) -> impl Iterator<Item = (&MemberName, &Progress)> {
+        self.replicas.values().map(|replica| (&replica.name, &replica.progress))
+    }
+
+    /// The commit that ends at `lsn` is to be followed through the replicas: see [`Shipper::take_traced`].
+    pub fn trace(&mut self, lsn: Lsn) {
+        self.traces.want(lsn);
+    }
+
+    /// Where replicas' time went for the frames that hold traced commits; told once.
+    pub fn take_traced(&mut self) -> Vec<(MemberName, Traced)> {
+        self.traces.take()
     }
 
     /// How many connected replicas have confirmed `lsn` at `level`.

@@ -189,7 +189,7 @@ impl Receiver {
                 gate.seen.lock().unwrap().refuse = Some(refuse);
                 return Ok(false);
             }
-            Message::Frame { wire_bytes } => self.frame(wire_bytes)?,
+            Message::Frame { wire_bytes, .. } => self.frame(wire_bytes)?,
             Message::Chunk(chunk) => self.chunk(chunk)?,
             Message::Heartbeat(beat) => {
                 let mut seen = gate.seen.lock().unwrap();
