@@ -159,6 +159,8 @@ pub struct NodeConfig {
     pub replica_lag_time_max: Duration,
     /// Frames from this size on are sent without a copy.
     pub zero_copy_bytes_min: usize,
+    /// Whether commits are followed through their stages.
+    pub waterfall: bool,
     /// Changes that trigger a checkpoint.
     pub checkpoint_bytes: u64,
     /// Memory for pages of the store's file.
@@ -203,6 +205,7 @@ impl NodeConfig {
             heartbeat_interval: all.heartbeat_interval.expect(given).0,
             replica_lag_time_max: all.replica_lag_time_max.expect(given).0,
             zero_copy_bytes_min: all.zero_copy_bytes_min.expect(given).0 as usize,
+            waterfall: all.waterfall.expect(given),
             checkpoint_bytes: all.checkpoint_bytes.expect(given).0,
             store_cache_bytes: all.store_cache_bytes.expect(given).0 as usize,
         };

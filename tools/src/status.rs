@@ -3,9 +3,12 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+
+pub mod waterfall;
 
 use crate::cli::{Failure, say};
 use crate::client::{Client, ClientError, Reply, Url};
@@ -15,6 +18,8 @@ pub const EXAMPLES: &str = "\
 Examples:
   walferry status
   walferry status --url redis://10.0.1.12:6400 --watch
+  walferry status --waterfall
+  walferry status --waterfall --watch 10000 --hlog stages.hlog
   walferry status --json | jq '.replicas[] | {name, lag_bytes}'
 
 Columns as in pg_stat_replication: sent, written, flushed and applied LSN of each replica; lag in bytes and in time is
@@ -53,6 +58,12 @@ pub struct StatusArgs {
     /// Look again every so many milliseconds [default: 1000]
     #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "1000")]
     watch: Option<u64>,
+    /// Show where commits spend their time, stage by stage, instead of the replicas
+    #[arg(long)]
+    waterfall: bool,
+    /// With --waterfall --watch: write each interval's stages as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE", requires = "watch", requires = "waterfall")]
+    hlog: Option<PathBuf>,
     /// Print everything as JSON; with --watch one object a line
     #[arg(long)]
     json: bool,
@@ -70,6 +81,9 @@ pub struct Status {
 /// Runs `walferry status`.
 pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut client = Client::connect(&args.url).map_err(Failure::failed)?;
+    if args.waterfall {
+        return run_waterfall(args, client);
+    }
     let Some(pause_ms) = args.watch else {
         let status = Status::read(&mut client).map_err(Failure::failed)?;
         if args.json {
@@ -97,6 +111,41 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
         out.flush()?;
         drop(out);
         std::thread::sleep(pause);
+        if looked.is_err()
+            && let Ok(again) = Client::connect(&args.url)
+        {
+            client = again;
+        }
+    }
+}
+
+/// `--waterfall`: once, or again and again.
+fn run_waterfall(args: &StatusArgs, mut client: Client) -> Result<(), Failure> {
+    let mut log = args.hlog.as_deref().map(waterfall::StageLog::create).transpose().map_err(Failure::failed)?;
+    loop {
+        let looked = waterfall::read(&mut client, log.is_some() || args.json);
+        let report = match (&looked, args.watch) {
+            (Ok(report), _) => report,
+            (Err(error), None) => return Err(Failure::failed(error)),
+            (Err(error), Some(_)) => &serde_json::json!({ "error": error.to_string() }),
+        };
+        if let Some(log) = &mut log {
+            log.write(report).map_err(Failure::failed)?;
+        }
+        let text = match (&looked, args.json) {
+            (_, true) if args.watch.is_some() => format!("{report}\n"),
+            (_, true) => format!("{report:#}\n"),
+            (Ok(report), false) => waterfall::text(report),
+            (Err(error), false) => format!("{error}\n"),
+        };
+        let clear =
+            if args.watch.is_some() && std::io::stdout().is_terminal() && !args.json { CLEAR_SCREEN } else { "" };
+        let mut out = std::io::stdout().lock();
+        write!(out, "{clear}{text}")?;
+        out.flush()?;
+        drop(out);
+        let Some(pause_ms) = args.watch else { return Ok(()) };
+        std::thread::sleep(Duration::from_millis(if pause_ms == 0 { WATCH_MS_DEFAULT } else { pause_ms }));
         if looked.is_err()
             && let Ok(again) = Client::connect(&args.url)
         {

@@ -157,6 +157,10 @@ settings! {
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     zero_copy_bytes_min: ByteSize,
 
+    /// Account where commits spend their time [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Accounting")]
+    waterfall: bool,
+
     /// Write a checkpoint after so many bytes of changes [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Store")]
     checkpoint_bytes: ByteSize,
@@ -192,6 +196,7 @@ impl Settings {
             heartbeat_interval: Some(Span(Duration::from_secs(1))),
             replica_lag_time_max: Some(Span(Duration::from_secs(10))),
             zero_copy_bytes_min: Some(ByteSize(64 << 10)),
+            waterfall: Some(true),
             checkpoint_bytes: Some(ByteSize(64 << 20)),
             store_cache_bytes: Some(ByteSize(128 << 20)),
             ..Settings::default()

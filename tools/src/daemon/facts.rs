@@ -14,6 +14,8 @@ use super::host::{
     Evidence, Following, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
 use super::node::{Node, Role};
+use super::waterfall::Stage as CommitStage;
+use super::waterfall_report;
 
 impl Host for Node {
     fn now(&self) -> Instant {
@@ -61,6 +63,12 @@ impl Host for Node {
         // It decodes what was encoded a moment ago; only the store's file can fail here, and then the next turn ends the node.
         if let Err(error) = self.pending.record(lsn, record, &self.store) {
             return Err(Refusal::Stopped(error.to_string()));
+        }
+        if self.waterfall.begin(lsn, level, Instant::now)
+            && level > CommitLevel::Local
+            && let Role::Leader(shipper) = &mut self.role
+        {
+            shipper.trace(lsn);
         }
         Ok(lsn)
     }
@@ -146,7 +154,12 @@ impl Host for Node {
     }
 
     fn info_sections(&self) -> Vec<InfoSection> {
-        vec![("Ledger", self.ledger_lines()), ("Log", self.log_lines()), ("Shipping", self.shipping_lines())]
+        vec![
+            ("Ledger", self.ledger_lines()),
+            ("Waterfall", self.waterfall_lines()),
+            ("Log", self.log_lines()),
+            ("Shipping", self.shipping_lines()),
+        ]
     }
 
     fn config(&self) -> Vec<(String, String)> {
@@ -155,6 +168,15 @@ impl Host for Node {
 
     fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
         self.config.sync.to_string()
+    }
+
+    fn waterfall(&self, histograms: bool) -> String {
+        let ledger = self.log.ledger().snapshot();
+        waterfall_report::report(&self.config.name, &self.waterfall, &ledger, histograms).to_string()
+    }
+
+    fn reset_waterfall(&mut self) {
+        self.waterfall.reset();
     }
 
     fn promote(&mut self) -> Result<Epoch, String> {
@@ -250,7 +272,23 @@ impl Node {
             line("ledger_device_us_p50", ledger.device_us.p50),
             line("ledger_device_us_p99", ledger.device_us.p99),
             line("ledger_device_us_max", ledger.device_us.max),
+            line("ledger_device_us_per_commit", format_args!("{:.1}", ledger.device_us_per_commit())),
         ]
+    }
+
+    /// The mean of each stage of each level: `WATERFALL` tells the distributions.
+    fn waterfall_lines(&self) -> Vec<(String, String)> {
+        let mut lines = vec![line("waterfall_sampled_one_in", self.waterfall.one_in())];
+        for (level, stages) in self.waterfall.levels().filter(|(_, stages)| stages.samples > 0) {
+            let of = |stage: &CommitStage| {
+                let mean = stages.stages[*stage as usize].mean();
+                (mean > 0.0).then(|| format!("{}={mean:.0}", stage.name()))
+            };
+            let means: Vec<String> = CommitStage::ALL.iter().filter_map(of).collect();
+            let total = stages.total.mean();
+            lines.push(line(&format!("waterfall_{level}_us"), format_args!("total={total:.0},{}", means.join(","))));
+        }
+        lines
     }
 
     fn log_lines(&self) -> Vec<(String, String)> {

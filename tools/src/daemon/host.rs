@@ -222,6 +222,10 @@ pub trait Host {
     fn config(&self) -> Vec<(String, String)>;
     /// Who awaits a confirmation that did not come, for `-UNCERTAIN`: such as `ANY 1 (a, b)`.
     fn unconfirmed_by(&self, lsn: Lsn, level: CommitLevel) -> String;
+    /// The accounting of commits as JSON; with `histograms` the distributions come along whole.
+    fn waterfall(&self, histograms: bool) -> String;
+    /// Begins the accounting anew.
+    fn reset_waterfall(&mut self);
     /// Makes this replica a leader; the new epoch, or why not.
     fn promote(&mut self) -> Result<Epoch, String>;
 }

@@ -26,6 +26,8 @@ mod reply;
 mod resp;
 mod session;
 mod signals;
+mod waterfall;
+mod waterfall_report;
 
 #[cfg(test)]
 mod command_tests;

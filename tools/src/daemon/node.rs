@@ -26,6 +26,7 @@ use super::DaemonError;
 use super::commit_queue::CommitQueue;
 use super::host::SessionId;
 use super::parking::{News, Parking};
+use super::waterfall::{LEVELS, ReplicaReached, Step, Waterfall};
 use crate::config::{NodeConfig, OnSyncLoss};
 
 /// What the node is for its cluster.
@@ -59,6 +60,8 @@ pub struct Node {
     retired: Option<Box<Follower>>,
     pub(super) queue: CommitQueue,
     pub(super) parking: Parking,
+    /// Observes commits; nothing asks it.
+    pub(super) waterfall: Waterfall,
     pub(super) clients: usize,
     pub(super) commands: u64,
     pub(super) started: Instant,
@@ -138,6 +141,7 @@ impl Node {
             history,
             queue: CommitQueue::default(),
             parking: Parking::default(),
+            waterfall: Waterfall::new(config.waterfall),
             clients: 0,
             commands: 0,
             started: now,
@@ -314,8 +318,16 @@ impl Node {
     /// Seals and submits what was appended, and ships it.
     pub fn submit(&mut self, ring: &mut Ring) {
         self.log.poll(ring, self.clock.now);
+        if self.waterfall.is_following() {
+            let now = Instant::now();
+            self.waterfall.reached(Step::Sealed, self.log.sealed(), now);
+            self.waterfall.reached(Step::Submitted, self.log.written(), now);
+        }
         if let Role::Leader(shipper) = &mut self.role {
             shipper.poll(ring, &mut self.log, &self.history, self.clock.now);
+            if self.waterfall.is_following() {
+                follow_replicas(&mut self.waterfall, shipper, self.clock.now);
+            }
         }
     }
 
@@ -323,6 +335,10 @@ impl Node {
     pub fn poll(&mut self, ring: &mut Ring, ready: &mut Vec<SessionId>) -> Result<(), DaemonError> {
         self.submit(ring);
         self.more_to_apply = self.apply()?;
+        if self.waterfall.is_following() {
+            self.waterfall.reached(Step::Flushed, self.log.flushed(), self.clock.now);
+            self.waterfall.reached(Step::Applied, self.store.applied(), Instant::now());
+        }
         if let Role::Replica(follower) = &mut self.role {
             let now = self.clock.now;
             follower.poll(ring, &mut self.log, &mut self.store, &mut self.history, now).map_err(refused)?;
@@ -343,6 +359,20 @@ impl Node {
             self.step_down(reason, ring);
         }
         Ok(())
+    }
+
+    /// The end of a turn: what was released in it is handed to the sockets. For the accounting.
+    pub fn account(&mut self) {
+        if self.waterfall.is_following() {
+            if let Role::Leader(shipper) = &mut self.role {
+                for (name, traced) in shipper.take_traced() {
+                    self.waterfall.traced(name.as_str(), traced);
+                }
+            }
+            let released = LEVELS.map(|level| self.released_at(level));
+            self.waterfall.replied(|level| released[level as usize], Instant::now());
+        }
+        self.waterfall.account(self.log.ledger().flushes(), self.clock.now);
     }
 
     /// Applies what became durable here; on a replica no further than what its leader calls durable. True when there is more.
@@ -466,6 +496,7 @@ impl Node {
             follower.close();
             self.retired = Some(follower);
         }
+        self.waterfall.abandon();
         self.abandoned = Some(reason);
     }
 
@@ -494,6 +525,20 @@ impl Node {
         self.log.shutdown(ring)?;
         tracing::info!(%end, "closed");
         Ok(())
+    }
+}
+
+/// Tells the accounting how far the replicas are; what they were sent was sent just now.
+fn follow_replicas(waterfall: &mut Waterfall, shipper: &Shipper, heard_at: Instant) {
+    let sent_at = Instant::now();
+    for (name, progress) in shipper.progress() {
+        let reached = ReplicaReached {
+            sent: progress.sent(),
+            written: progress.written(),
+            flushed: progress.flushed(),
+            applied: progress.applied(),
+        };
+        waterfall.replica_reached(name.as_str(), reached, sent_at, heard_at);
     }
 }
 

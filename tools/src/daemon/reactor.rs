@@ -142,6 +142,7 @@ impl Reactor {
             self.node.submit(&mut self.ring);
         }
         self.clients.flush(&mut self.ring, &mut self.node);
+        self.node.account();
         Ok(ending)
     }
 

@@ -204,6 +204,10 @@ impl Host for TestHost {
     fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
         "ANY 1 (b)".to_owned()
     }
+    fn waterfall(&self, histograms: bool) -> String {
+        format!("{{\"histograms\":{histograms}}}")
+    }
+    fn reset_waterfall(&mut self) {}
     fn promote(&mut self) -> Result<Epoch, String> {
         match self.facts.following.take() {
             Some(_) => Ok(Epoch(8)),

@@ -1,5 +1,5 @@
 //! Commands about commits and their way to the replicas: WAIT and WAITAOF as redis-server has them, and walferry's own
-//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE.
+//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE WATERFALL.
 
 use std::time::Duration;
 
@@ -208,6 +208,21 @@ pub fn promote(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Re
     match host.promote() {
         Ok(epoch) => reply.integer(epoch.0 as i64),
         Err(error) => reply.error(format_args!("ERR {error}")),
+    }
+    Outcome::DONE
+}
+
+/// WATERFALL [HISTOGRAMS | RESET]
+pub fn waterfall(_: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    match args.get(1).map(|word| word.to_ascii_uppercase()).as_deref() {
+        _ if args.len() > 2 => reply.error(CommandError::Syntax),
+        None => reply.bulk(host.waterfall(false).as_bytes()),
+        Some(b"HISTOGRAMS") => reply.bulk(host.waterfall(true).as_bytes()),
+        Some(b"RESET") => {
+            host.reset_waterfall();
+            reply.ok();
+        }
+        Some(_) => reply.error("ERR WATERFALL takes nothing, HISTOGRAMS or RESET"),
     }
     Outcome::DONE
 }

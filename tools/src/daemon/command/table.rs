@@ -116,6 +116,7 @@ pub static COMMANDS: &[Spec] = &[
         run: Run::Exec,
     },
     control("multi", 1, CONNECTION, "transactions", transaction::multi, "Starts a transaction"),
+    own("waterfall", -1, OWN, replication::waterfall, "Tells where commits spend their time, as JSON"),
     string("append", 3, WRITE, ONE, Run::Write(string::append), "Appends to the string value of a key"),
     string("decr", 2, WRITE, ONE, Run::Write(string::decr), "Decrements the integer value of a key by one"),
     string("decrby", 3, WRITE, ONE, Run::Write(string::decrby), "Decrements the integer value of a key by a number"),
