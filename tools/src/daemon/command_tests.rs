@@ -271,7 +271,7 @@ fn the_server() {
             ("CONFIG GET zz", "*0\r\n"),
             ("CONFIG GET", "-ERR wrong number of arguments for 'config|get' command\r\n"),
             ("CONFIG SET a b", "-ERR unknown subcommand 'SET'. CONFIG SET is not supported.\r\n"),
-            ("COMMAND COUNT", ":47\r\n"),
+            ("COMMAND COUNT", ":48\r\n"),
             (
                 "COMMAND INFO get zz",
                 "*2\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*0\r\n*0\r\n*0\r\n*0\r\n$-1\r\n",

@@ -1,1 +1,0 @@
-//! Benchmarks of walferry; see `benches/` and `compare`.
