@@ -294,9 +294,9 @@ fn the_server() {
     {
         assert!(info.contains(&format!("\r\n{line}\r\n")), "{line} in {info}");
     }
-    assert!(client.ask(&mut host, "COMMAND").starts_with("*47\r\n*10\r\n$3\r\nset\r\n:-3\r\n"));
-    assert!(client.ask(&mut host, "COMMAND LIST").starts_with("*47\r\n$3\r\nset\r\n"));
-    assert!(client.ask(&mut host, "COMMAND DOCS").starts_with("*94\r\n$3\r\nset\r\n*6\r\n"));
+    assert!(client.ask(&mut host, "COMMAND").starts_with("*48\r\n*10\r\n$3\r\nset\r\n:-3\r\n"));
+    assert!(client.ask(&mut host, "COMMAND LIST").starts_with("*48\r\n$3\r\nset\r\n"));
+    assert!(client.ask(&mut host, "COMMAND DOCS").starts_with("*96\r\n$3\r\nset\r\n*6\r\n"));
 }
 
 fn row() -> ReplicationRow {
