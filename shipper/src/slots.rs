@@ -28,7 +28,7 @@ pub const SLOTS_MAX: usize = 256;
 /// The file in the data directory.
 pub const SLOTS_FILE: &str = "slots";
 /// A slot that moved by this much is written to the file.
-const PERSIST_BYTES: u64 = 16 << 20;
+const PERSIST_BYTES: u64 = 64 << 20;
 /// The largest file that is read.
 const SLOTS_FILE_BYTES_MAX: u64 = 64 << 10;
 const HEADING: &str = "walferry slots 1";
