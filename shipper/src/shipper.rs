@@ -234,11 +234,15 @@ impl Shipper {
         self.take_reports(ring, log, now);
         self.answer_hellos(ring, log, history, now);
         self.drop_silent(ring, log, now);
-        if self.view.sealed > sealed_before && !self.links.is_empty() {
-            // The disk starts on its part of the work before the sockets get theirs.
+        let news = self.view.sealed > sealed_before && !self.links.is_empty();
+        if news && !self.policy().waits() {
+            // Nobody waits for replicas: the disk starts on its part of the work before the sockets get theirs.
             let _ = ring.submit();
         }
         self.send(ring, log, now);
+        if news {
+            let _ = ring.submit();
+        }
         self.unblock(ring, log, now);
         self.links.retain(|_, link| !link.is_over());
         self.observe(now);
