@@ -87,8 +87,11 @@ fn a_silent_replica_is_dropped_and_its_lag_grows_meanwhile() {
     let replica = Replica::connect(leader.address, "a", Vec::new());
     leader.append([100]);
     leader.wait_applied("a");
-    leader.run("it is in sync", |leader| leader.status("a").in_sync);
-    let released = leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed());
+    let released = leader.log.flushed();
+    // The rule looks at acknowledgements once a turn, after they arrived.
+    leader.run("it is in sync and its acknowledgement counts", |leader| {
+        leader.status("a").in_sync && leader.shipper.released(CommitLevel::RemoteFlush, released) == released
+    });
     drop(replica);
     leader.wait_state("a", ReplicaState::Disconnected);
     let log = leader.files(Lsn::ZERO, leader.log.flushed());
