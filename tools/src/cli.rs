@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
 
 use crate::config::{self, ConfigError, NodeConfig, Settings};
-use crate::{daemon, demo, fsync, init, inspect, load, logging, promote, status};
+use crate::{daemon, demo, fsync, init, inspect, link, load, logging, promote, status};
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
 #[derive(Debug, Parser)]
@@ -50,6 +50,9 @@ enum Command {
     /// Put load on a node and tell its throughput and latency, with pgbench's habits
     #[command(after_help = load::EXAMPLES)]
     Load(Box<load::LoadArgs>),
+    /// Emulate a distance: round-trip time, jitter, loss and rate between two sides
+    #[command(after_help = link::EXAMPLES)]
+    Link(link::LinkArgs),
     /// Look into the log of a data directory, running or not
     #[command(subcommand, after_help = inspect::EXAMPLES)]
     Log(inspect::LogCommand),
@@ -186,6 +189,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Promote(args) => promote::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Load(args) => load::run(*args),
+        Command::Link(args) => link::run(&args),
         Command::Log(command) => inspect::run(&command),
         Command::Fsync(args) => fsync::run(&args),
         Command::Config(ConfigCommand::Check { file }) => config_check(&file),

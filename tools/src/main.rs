@@ -9,6 +9,7 @@ mod demo;
 mod fsync;
 mod init;
 mod inspect;
+mod link;
 mod load;
 mod logging;
 mod promote;

@@ -127,6 +127,17 @@ impl Node {
 
     /// As `start`; a node that ends instead gives its log.
     pub fn try_start(root: &Path, name: &str, flags: &[&str]) -> Result<Node, String> {
+        Node::try_start_by(Command::new(env!("CARGO_BIN_EXE_walferry")), root, name, flags)
+    }
+
+    /// As `start`, in a network namespace.
+    pub fn start_in(namespace: &str, root: &Path, name: &str, flags: &[&str]) -> Node {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_walferry")]);
+        Node::try_start_by(command, root, name, flags).unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
+    }
+
+    fn try_start_by(mut command: Command, root: &Path, name: &str, flags: &[&str]) -> Result<Node, String> {
         let data = root.join(name);
         let ready_file = root.join(format!("{name}.ready"));
         let socket = root.join(format!("{name}.notify"));
@@ -136,7 +147,7 @@ impl Node {
         notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         let log = root.join(format!("{name}.log"));
         let log_file = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_walferry"))
+        let mut child = command
             .args(["start", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"])
             .args(["--segment-bytes", "16MiB", "--sync-method", "dsync", "--write-depth", "4", "--name", name])
             .arg("--data")
@@ -203,6 +214,73 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A running `walferry link`.
+pub struct Link {
+    child: Child,
+    control: PathBuf,
+    /// What it printed at its start.
+    pub lines: Vec<String>,
+}
+
+impl Link {
+    /// Starts one with its control socket at `root/link.sock`; a link that cannot start gives its error.
+    pub fn try_start(root: &Path, flags: &[&str]) -> Result<Link, String> {
+        let control = root.join("link.sock");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_walferry"))
+            .arg("link")
+            .args(flags)
+            .arg("--control")
+            .arg(&control)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = Vec::new();
+        for line in BufReader::new(child.stdout.take().expect("a pipe")).lines() {
+            lines.push(line.expect("a line of text"));
+            if lines.last().is_some_and(|line| line.starts_with("control socket")) {
+                return Ok(Link { child, control, lines });
+            }
+        }
+        let output = child.wait_with_output().expect("a child ends");
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// What follows `prefix` in the line that begins with it.
+    pub fn printed(&self, prefix: &str) -> &str {
+        let found = self.lines.iter().find_map(|line| line.strip_prefix(prefix));
+        found.unwrap_or_else(|| panic!("the link prints {prefix:?}: {:?}", self.lines))
+    }
+
+    /// `walferry link REQUEST`; the output, or the error.
+    pub fn ask(&self, request: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+        let output = command.arg("link").args(request).arg("--control").arg(&self.control).output();
+        let output = output.expect("the binary starts");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        // SAFETY: signals a process that is our child and not yet waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        self.child.wait().expect("a child ends").code()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // SIGTERM and not SIGKILL: a namespace is to be taken down.
+            // SAFETY: signals a process that is our child and not yet waited for.
+            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+            let _ = self.child.wait();
+        }
     }
 }
 
