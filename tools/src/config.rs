@@ -161,6 +161,8 @@ pub struct NodeConfig {
     pub zero_copy_bytes_min: usize,
     /// Whether commits are followed through their stages.
     pub waterfall: bool,
+    /// Where Prometheus is answered, if anywhere.
+    pub metrics_listen: Option<HostPort>,
     /// Changes that trigger a checkpoint.
     pub checkpoint_bytes: u64,
     /// Memory for pages of the store's file.
@@ -206,6 +208,7 @@ impl NodeConfig {
             replica_lag_time_max: all.replica_lag_time_max.expect(given).0,
             zero_copy_bytes_min: all.zero_copy_bytes_min.expect(given).0 as usize,
             waterfall: all.waterfall.expect(given),
+            metrics_listen: all.metrics_listen,
             checkpoint_bytes: all.checkpoint_bytes.expect(given).0,
             store_cache_bytes: all.store_cache_bytes.expect(given).0 as usize,
         };

@@ -160,6 +160,9 @@ settings! {
     /// Account where commits spend their time [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Accounting")]
     waterfall: bool,
+    /// Answer Prometheus here, at /metrics; off unless given
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Accounting")]
+    metrics_listen: HostPort,
 
     /// Write a checkpoint after so many bytes of changes [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Store")]

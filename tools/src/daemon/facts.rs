@@ -13,6 +13,7 @@ use walferry_shipper::status::{ReplicaStatus, SentBytes};
 use super::host::{
     Evidence, Following, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
+use super::metrics_text::Snapshot;
 use super::node::{Node, Role};
 use super::waterfall::Stage as CommitStage;
 use super::waterfall_report;
@@ -205,6 +206,16 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 }
 
 impl Node {
+    /// What the metrics tell.
+    pub fn snapshot(&self) -> Snapshot {
+        let ledger = self.log.ledger().snapshot();
+        Snapshot {
+            facts: Host::facts(self),
+            replicas: self.replication(),
+            accounting: waterfall_report::report(&self.config.name, &self.waterfall, &ledger, false),
+        }
+    }
+
     /// Where clients find the leader.
     fn leader_address(&self) -> Option<String> {
         let Role::Replica(follower) = &self.role else { return None };

@@ -6,6 +6,7 @@
 //!          │         ├── Shipper | Follower        the links of a leader | of a replica
 //!          │         ├── commit_queue              whose replies wait for which LSN
 //!          │         └── parking                   who waits for anything else
+//!          ├─ metrics                              Prometheus, from a thread of its own
 //!          └─ listener, signals, notify            the edges to the system
 //! ```
 
@@ -15,6 +16,8 @@ mod commit_queue;
 mod facts;
 mod host;
 mod listener;
+mod metrics;
+mod metrics_text;
 mod node;
 mod notify;
 mod outbox;

@@ -15,6 +15,7 @@ use walferry_engine::waker::WakeSource;
 use super::DaemonError;
 use super::clients::Clients;
 use super::listener::Listener;
+use super::metrics::Metrics;
 use super::node::Node;
 use super::notify::Notifier;
 use super::recv_buffers::RecvBuffers;
@@ -39,6 +40,7 @@ pub struct Reactor {
     client_listener: Listener,
     peer_listener: Listener,
     wakes: WakeSource,
+    metrics: Option<Metrics>,
     signals: Signals,
     notifier: Notifier,
     completions: Vec<Completion>,
@@ -59,6 +61,14 @@ impl Reactor {
         };
         let client_listener = bind("listen", listen, ACCEPT_CLIENTS)?;
         let peer_listener = bind("peer_listen", peer_listen, ACCEPT_PEERS)?;
+        let metrics = match &config.metrics_listen {
+            None => None,
+            Some(listen) => {
+                let (key, address) = ("metrics_listen", config::resolve("metrics_listen", listen)?);
+                let failed = |source| DaemonError::Listen { key, address, source };
+                Some(Metrics::start(address, waker.clone()).map_err(failed)?)
+            }
+        };
         let buffers = RecvBuffers::register(&ring).map_err(DaemonError::RecvBuffers)?;
         let settings = SessionSettings {
             password: config.password.as_deref().map(Rc::from),
@@ -80,6 +90,7 @@ impl Reactor {
             client_listener,
             peer_listener,
             wakes,
+            metrics,
             signals,
             notifier,
             completions: Vec::new(),
@@ -92,10 +103,16 @@ impl Reactor {
         let listen = self.client_listener.address().map_err(DaemonError::Signals)?;
         let peer_listen = self.peer_listener.address().map_err(DaemonError::Signals)?;
         tracing::info!(%listen, %peer_listen, "{} serves", self.node.describe());
+        let mut ready = format!("listen={listen}\npeer_listen={peer_listen}\n");
+        if let Some(metrics) = &self.metrics {
+            let address = metrics.address();
+            tracing::info!("metrics at http://{address}/metrics");
+            ready.push_str(&format!("metrics_listen={address}\n"));
+        }
         if let Some(file) = &self.node.config().ready_file {
             // Renamed into place, so that whoever waits for the file never reads half of it.
             let partial = file.with_extension("partial");
-            std::fs::write(&partial, format!("listen={listen}\npeer_listen={peer_listen}\n"))
+            std::fs::write(&partial, ready)
                 .and_then(|()| std::fs::rename(&partial, file))
                 .map_err(|source| DaemonError::ReadyFile { file: file.clone(), source })?;
         }
@@ -170,7 +187,12 @@ impl Reactor {
                 }
                 self.signals.arm(&mut self.ring);
             }
-            Owner::Wake => self.wakes.handle_completion(completion, &mut self.ring),
+            Owner::Wake => {
+                self.wakes.handle_completion(completion, &mut self.ring);
+                if let Some(metrics) = &self.metrics {
+                    metrics.answer(|| self.node.snapshot());
+                }
+            }
             Owner::Timer => {}
         }
         Ok(false)

@@ -175,7 +175,7 @@ impl Worker {
         while line.due(Instant::now()).is_some() {
             let Some(packet) = line.pop() else { return };
             match self.devices[1 - direction.index()].write(&packet) {
-                Ok(_) => counters.deliver(packet.len()),
+                Ok(bytes) => counters.deliver(bytes),
                 // A receiver without memory drops packets, as a real one does.
                 Err(_) => drop(counters.lost.fetch_add(1, Ordering::Relaxed)),
             }

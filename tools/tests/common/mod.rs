@@ -117,6 +117,8 @@ pub struct Node {
     pub listen: SocketAddr,
     /// Where replicas connect.
     pub peer_listen: SocketAddr,
+    /// Where Prometheus is answered, with `--metrics-listen`.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 impl Node {
@@ -177,11 +179,18 @@ impl Node {
             }
         }
         let ready = std::fs::read_to_string(&ready_file).expect("a ready file once the node serves");
-        let address = |key: &str| {
-            let line = ready.lines().find_map(|line| line.strip_prefix(key)).expect("an address in the ready file");
-            line.parse().expect("an address")
+        let found = |key: &str| {
+            let line = ready.lines().find_map(|line| line.strip_prefix(key))?;
+            Some(line.parse().expect("an address"))
         };
-        Ok(Node { child, data, listen: address("listen="), peer_listen: address("peer_listen=") })
+        let address = |key: &str| found(key).expect("an address in the ready file");
+        Ok(Node {
+            child,
+            data,
+            listen: address("listen="),
+            peer_listen: address("peer_listen="),
+            metrics_listen: found("metrics_listen="),
+        })
     }
 
     /// A new connection to it.
