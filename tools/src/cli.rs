@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
 
 use crate::config::{self, ConfigError, NodeConfig, Settings};
-use crate::{daemon, demo, fsync, init, inspect, link, load, logging, promote, status};
+use crate::{daemon, demo, distance, fsync, init, inspect, link, load, logging, promote, status};
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
 #[derive(Debug, Parser)]
@@ -53,6 +53,9 @@ enum Command {
     /// Emulate a distance: round-trip time, jitter, loss and rate between two sides
     #[command(after_help = link::EXAMPLES)]
     Link(link::LinkArgs),
+    /// Measure what each commit level costs at each distance, and which to choose for which data
+    #[command(after_help = distance::EXAMPLES)]
+    Distance(Box<distance::DistanceArgs>),
     /// Look into the log of a data directory, running or not
     #[command(subcommand, after_help = inspect::EXAMPLES)]
     Log(inspect::LogCommand),
@@ -190,6 +193,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(&args),
         Command::Load(args) => load::run(*args),
         Command::Link(args) => link::run(&args),
+        Command::Distance(args) => distance::run(&args),
         Command::Log(command) => inspect::run(&command),
         Command::Fsync(args) => fsync::run(&args),
         Command::Config(ConfigCommand::Check { file }) => config_check(&file),

@@ -60,6 +60,12 @@ pub enum Kind {
     Netem,
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.to_possible_value().expect("no kind is hidden").get_name())
+    }
+}
+
 /// What the link is like.
 #[derive(Clone, Debug, Args)]
 pub struct ShapeArgs {
@@ -289,6 +295,12 @@ impl Link {
             "back": way(Direction::Back),
         })
     }
+}
+
+/// Measures a round trip without a link.
+pub fn measure_loopback() -> std::io::Result<Rtt> {
+    let listener = TcpListener::bind((LOOPBACK, 0))?;
+    rtt::measure(listener.local_addr()?, listener)
 }
 
 /// Lets the calling thread wake when it asked to, not up to 50 us later.

@@ -118,6 +118,8 @@ pub struct Summary {
     pub tps: f64,
     /// Of successful transactions, from their start or, with a rate, from their scheduled time.
     pub latency_ms: Latency,
+    /// The same as a curve: percentile and milliseconds.
+    pub percentiles_ms: Vec<(f64, f64)>,
     /// With a rate: how late transactions began.
     pub schedule_lag_ms: Option<Lag>,
     /// Until all connections stood.
@@ -145,6 +147,15 @@ impl Latency {
             max: stats.latency.max_ms(),
         }
     }
+}
+
+/// Where the curve of latencies is read.
+const CURVE_PERCENTILES: [f64; 14] =
+    [1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.99, 100.0];
+
+/// Percentiles and milliseconds.
+pub fn curve(stats: &Stats) -> Vec<(f64, f64)> {
+    CURVE_PERCENTILES.iter().map(|percentile| (*percentile, stats.percentile_ms(*percentile))).collect()
 }
 
 impl Lag {

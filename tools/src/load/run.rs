@@ -380,6 +380,7 @@ fn summary(options: &Options, workload: &Workload, scale: i64, seed: u64, collec
         unfinished,
         tps: stats.latency.count as f64 / seconds,
         latency_ms: Latency::of(&stats),
+        percentiles_ms: report::curve(&stats),
         schedule_lag_ms: options.rate.map(|_| Lag::of(&stats.lag)),
         initial_connection_ms: connecting.as_secs_f64() * 1e3,
         reconnects: stats.reconnects,
