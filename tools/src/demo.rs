@@ -84,7 +84,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
 /// Load at every commit level, a row each, printed as it comes.
 fn table(args: &DemoArgs, leader: &LocalNode) -> Result<Vec<Summary>, Failure> {
     let mut options = Options {
-        url: leader.url.clone(),
+        url: leader.url.clone().into(),
         clients: usize::from(args.clients),
         threads: 1,
         duration: Some(Duration::from_secs(args.seconds)),

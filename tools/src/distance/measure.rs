@@ -221,7 +221,7 @@ fn without_histograms(row: &mut serde_json::Value) {
 
 fn options(leader: &Url, clients: usize, payload_bytes: usize, threads: usize) -> Options {
     Options {
-        url: leader.clone(),
+        url: leader.clone().into(),
         clients,
         threads: threads.min(clients),
         duration: None,

@@ -3,6 +3,7 @@
 //! ```text
 //! mod (flags, threads, intervals) ── driver (one event loop a thread) ── connection (socket) ── session (core) ── script, expr
 //!      └─ report (text, json, hlog)        └─ schedule (core)                                      └─ reply, stats
+//! target: walferry, Redis or PostgreSQL; postgres: its driver, in the place of driver, connection and session
 //! tables: -i and --check
 //! ```
 
@@ -10,6 +11,7 @@ mod connection;
 mod driver;
 mod expr;
 mod options;
+mod postgres;
 mod reply;
 mod report;
 mod run;
@@ -18,6 +20,7 @@ mod script;
 mod session;
 mod stats;
 mod tables;
+mod target;
 
 use std::time::Duration;
 
@@ -27,6 +30,7 @@ use crate::client::{Client, Url};
 pub use options::{EXAMPLES, LoadArgs, ScriptSource};
 pub use report::Summary;
 pub use run::{Options, execute};
+pub use target::Target;
 
 /// Runs `walferry load`.
 pub fn run(args: LoadArgs) -> Result<(), Failure> {
@@ -39,7 +43,10 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
     }
     let wants_load = args.transactions != Some(0);
     let summary = if wants_load { Some(execute(&options)?) } else { None };
-    let checked = if args.check { Some(check(&options.url, &args.check_url)?) } else { None };
+    let checked = match &options.url {
+        Target::Redis(url) if args.check => Some(check(url, &args.check_url)?),
+        _ => None,
+    };
     if args.json {
         let json = serde_json::json!({ "load": summary, "check": checked });
         crate::cli::say(format_args!("{json:#}"))?;
@@ -66,13 +73,17 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
 
 /// Fills the tables of the built-in scripts.
 pub fn initialise(options: &Options) -> Result<Duration, Failure> {
-    let mut client = run::connect(&options.url, options.level.as_deref())?;
+    let url = match &options.url {
+        Target::Redis(url) => url,
+        Target::Postgres(config) => return postgres::init(config, options.scale.unwrap_or(1)),
+    };
+    let (mut client, _) = run::connect(url, options.level.as_deref())?;
     tables::init(&mut client, options.scale.unwrap_or(1)).map_err(Failure::failed)
 }
 
 /// Compares the sums of the leader and of its replicas; without `named` those that the leader lists.
 pub fn check(url: &Url, named: &[Url]) -> Result<Vec<tables::CheckedNode>, Failure> {
-    let mut leader = run::connect(url, None)?;
+    let (mut leader, _) = run::connect(url, None)?;
     let replicas = if named.is_empty() { listed_replicas(&mut leader, url)? } else { named.to_vec() };
     tables::check(&mut leader, url, &replicas).map_err(Failure::failed)
 }

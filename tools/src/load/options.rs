@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::run::Options;
 use super::script::{BUILTINS, PAYLOAD_BYTES_MAX};
+use super::target::Target;
 use crate::cli::Failure;
 use crate::client::Url;
 
@@ -26,6 +27,7 @@ Examples:
   walferry load -c 16 -j 2 -T 30 -P 5                     tpcb-like, 16 clients, 30 seconds, progress every 5
   walferry load -c 8 -T 10 --level remote_apply --check   and verify the sums on the leader and every replica
   walferry load -c 64 -T 60 -R 5000 --log run.hlog        5000 transactions a second, latency from the schedule
+  walferry load -c 64 -T 10 -b append --level remote_apply --url postgres://postgres@127.0.0.1/postgres
   walferry load -c 4 -t 1000 -f order.script@9 -f stock.script@1 -r
 
 Built-in scripts: tpcb-like (one transaction: account, teller, branch, history), simple-update (account, history),
@@ -38,15 +40,18 @@ bytes; naccounts, ntellers, nbranches, scale, client_id and random_seed are set.
   \\sleep 10 ms
   \\startpipeline ... \\endpipeline    commands are sent together, answers awaited at the end
 
+PostgreSQL runs the built-in scripts, prepared, in tables load_*, with synchronous_commit set from --level. On Redis --level
+ends each transaction with WAIT 1 (remote_write) or WAITAOF 1 1 (remote_flush, remote_apply; from 7.2 on).
+
 Exit codes: 0 the run ended or was interrupted (failed transactions are reported); 1 the node cannot be reached, no
 transaction succeeded, or --check found sums that disagree; 2 wrong usage.";
 
 /// Flags of `walferry load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// The node
+    /// A node, or for comparison redis://HOST:PORT or postgres://USER[:PASSWORD]@HOST[:PORT]/DATABASE
     #[arg(long, value_name = "URL", default_value = "redis://127.0.0.1:6400")]
-    pub url: Url,
+    pub url: Target,
     /// Fill the tables of the built-in scripts with zeros, and do nothing else
     #[arg(short = 'i', long = "initialize", visible_alias = "init")]
     pub init: bool,
@@ -131,6 +136,15 @@ impl LoadArgs {
         bounds("--scale", usize::try_from(self.scale.unwrap_or(1)).unwrap_or(0), SCALE_MAX as usize)?;
         if self.transactions == Some(0) && !self.check {
             return Err(Failure::Usage("--transactions 0: nothing to do; with --check it only verifies".to_owned()));
+        }
+        if matches!(self.url, Target::Postgres(_)) {
+            let refuse = |text: &str| Err(Failure::Usage(text.to_owned()));
+            if self.check {
+                return refuse("--check: it compares nodes of walferry; PostgreSQL has pg_amcheck");
+            }
+            if !self.file.is_empty() {
+                return refuse("--file: a script's commands are for walferry and Redis; PostgreSQL runs --builtin");
+            }
         }
         if let Some(rate) = self.rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
             return Err(Failure::Usage(format!("--rate {rate}: choose a number above 0, such as 1000")));

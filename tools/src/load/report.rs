@@ -90,6 +90,8 @@ pub struct Lag {
 /// Everything that a run found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
+    /// What was under load, with its version.
+    pub server: String,
     /// Scale of the tables.
     pub scale: i64,
     /// Clients.
@@ -191,6 +193,7 @@ impl Summary {
             [script] => writeln!(out, "transaction type: {}", script.name)?,
             _ => writeln!(out, "transaction type: multiple scripts")?,
         }
+        writeln!(out, "server: {}", self.server)?;
         writeln!(out, "scaling factor: {}", self.scale)?;
         writeln!(out, "commit level: {}", self.level.as_deref().unwrap_or("the node's default"))?;
         writeln!(out, "number of clients: {}", self.clients)?;

@@ -2,6 +2,7 @@
 //! Called by the command line and by the demo.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,16 +11,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rand::{RngExt, SeedableRng};
+use tokio_postgres::Config;
 
 use super::connection::{Connection, Greeting};
 use super::driver::{self, Event, INTERVAL, Plan};
 use super::expr::Random;
 use super::options::ScriptSource;
+use super::postgres::{self, Sql};
 use super::report::{self, CommandSummary, IntervalLog, Lag, Latency, ScriptSummary, Summary};
 use super::script::{Payload, Script, Step, Variables};
 use super::session::{Session, Workload};
 use super::stats::Stats;
 use super::tables;
+use super::target::{Server, Target};
 use crate::cli::Failure;
 use crate::client::{Client, ClientError, Url, encode_command};
 
@@ -30,7 +34,7 @@ const EVENTS_AHEAD: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The node.
-    pub url: Url,
+    pub url: Target,
     /// Connections.
     pub clients: usize,
     /// Threads, at most as many as clients.
@@ -73,46 +77,74 @@ fn catch_interrupts() {
     let _ = unsafe { sigaction(Signal::SIGINT, &action) };
 }
 
-/// Opens a connection for checks before and after a run, at a commit level if one is asked for.
-pub fn connect(url: &Url, level: Option<&str>) -> Result<Client, Failure> {
+/// Opens a connection for checks before and after a run, at a commit level if one is asked for and the server knows levels.
+pub fn connect(url: &Url, level: Option<&str>) -> Result<(Client, Server), Failure> {
     let mut client = Client::connect(url).map_err(Failure::failed)?;
-    let Some(level) = level else {
-        return Ok(client);
-    };
-    match client.call(&["COMMITLEVEL", level]) {
-        Ok(_) => Ok(client),
-        Err(ClientError::Refused { text, .. }) if text.contains("unknown command") => {
-            Err(Failure::failed(format_args!(
-                "--level {level}: {url} does not know commit levels ({text}); is it a walferry node? Without --level it can be measured"
-            )))
+    let server = Server::detect(&mut client).map_err(Failure::failed)?;
+    if let (Server::Walferry(_), Some(level)) = (&server, level) {
+        match client.call(&["COMMITLEVEL", level]) {
+            Err(ClientError::Refused { text, .. }) => return Err(Failure::Usage(format!("--level {level}: {text}"))),
+            answer => answer.map(drop).map_err(Failure::failed)?,
         }
-        Err(ClientError::Refused { text, .. }) => Err(Failure::Usage(format!("--level {level}: {text}"))),
-        Err(error) => Err(Failure::failed(error)),
     }
+    Ok((client, server))
 }
 
-fn greeting(options: &Options) -> Greeting {
+fn greeting(url: &Url, level: Option<&str>) -> Greeting {
     let mut greeting = Greeting { bytes: Vec::new(), answers: 0 };
     let mut add = |arguments: &[&str]| {
         encode_command(&mut greeting.bytes, &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>());
         greeting.answers += 1;
     };
-    match (&options.url.user, &options.url.password) {
+    match (&url.user, &url.password) {
         (Some(user), Some(password)) => add(&["AUTH", user, password]),
         (None, Some(password)) => add(&["AUTH", password]),
         _ => {}
     }
-    if let Some(level) = &options.level {
+    if let Some(level) = level {
         add(&["COMMITLEVEL", level]);
     }
     add(&["PING"]);
     greeting
 }
 
+/// A run that can begin.
+struct Prepared {
+    workload: Workload,
+    scale: i64,
+    server: String,
+    way: Way,
+}
+
+/// How the clients talk.
+enum Way {
+    Resp { address: SocketAddr, greeting: Greeting },
+    Postgres { config: Box<Config>, scripts: Vec<Sql> },
+}
+
 /// Reads the scripts and looks for the tables that they need.
-fn prepare(options: &Options, seed: u64) -> Result<(Workload, i64), Failure> {
-    let mut client = connect(&options.url, options.level.as_deref())?;
-    let found = tables::scale(&mut client).map_err(Failure::failed)?;
+fn prepare(options: &Options, seed: u64) -> Result<Prepared, Failure> {
+    let level = options.level.as_deref();
+    let (found, server, confirmation, way) = match &options.url {
+        Target::Redis(url) => {
+            let (mut client, server) = connect(url, level)?;
+            let found = tables::scale(&mut client).map_err(Failure::failed)?;
+            let confirmation = server.confirmation(level).map_err(Failure::Usage)?;
+            let known = level.filter(|_| matches!(server, Server::Walferry(_)));
+            let address = url.resolve().map_err(Failure::failed)?;
+            (found, server.to_string(), confirmation, Way::Resp { address, greeting: greeting(url, known) })
+        }
+        Target::Postgres(config) => {
+            let facts = postgres::prepare(config, level)?;
+            let sql = |source: &ScriptSource| match source {
+                ScriptSource::Builtin(name, _) => Sql::named(name),
+                ScriptSource::File(..) => None,
+            };
+            let scripts: Option<Vec<Sql>> = options.scripts.iter().map(sql).collect();
+            let scripts = scripts.ok_or_else(|| Failure::Usage("PostgreSQL runs only built-in scripts".to_owned()))?;
+            (facts.scale, facts.server, None, Way::Postgres { config: config.clone(), scripts })
+        }
+    };
     if let (Some(found), Some(asked)) = (found, options.scale)
         && found != asked
     {
@@ -138,45 +170,62 @@ fn prepare(options: &Options, seed: u64) -> Result<(Workload, i64), Failure> {
             }
         });
     }
+    if let Some(command) = confirmation {
+        scripts.iter_mut().try_for_each(|script| script.end_with(command, &variables)).map_err(Failure::failed)?;
+    }
     if found.is_none() && scripts.iter().any(|script| script.needs_tables) {
-        let url = &options.url;
         return Err(Failure::failed(format_args!(
-            "{url} has no tables; fill them with `walferry load -i --url {url}`"
+            "{} has no tables; fill them with `walferry load -i` and the same --url",
+            options.url
         )));
     }
     let payload = Payload::new(options.payload_bytes, &mut Random::seed_from_u64(seed));
     let client_id_slot = variables.slot("client_id");
-    Ok((Workload { scripts, values: variables.values, client_id_slot, payload }, scale))
+    let workload = Workload { scripts, values: variables.values, client_id_slot, payload };
+    Ok(Prepared { workload, scale, server, way })
 }
 
 /// Runs the load to its end or to Ctrl-C.
 pub fn execute(options: &Options) -> Result<Summary, Failure> {
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
-    let (workload, scale) = prepare(options, seed)?;
+    let Prepared { workload, scale, server, way } = prepare(options, seed)?;
     let workload = Arc::new(workload);
-    let address = options.url.resolve().map_err(Failure::failed)?;
     STOP.store(false, Ordering::Relaxed);
     catch_interrupts();
     let (events_in, events) = sync_channel(EVENTS_AHEAD);
     let (mut starts, mut threads) = (Vec::new(), Vec::new());
     let connecting = Instant::now();
-    let greeting = greeting(options);
     for thread in 0..options.threads {
-        let plan = Plan {
-            thread,
-            address,
-            greeting: greeting.clone(),
-            connections: connections(options, &workload, thread, seed, connecting),
-            rate: options
-                .rate
-                .map(|rate| (rate / options.threads as f64, Random::seed_from_u64(!seed ^ thread as u64))),
-            duration: options.duration,
-            workload: Arc::clone(&workload),
-            stop: &STOP,
-        };
+        let rate =
+            options.rate.map(|rate| (rate / options.threads as f64, Random::seed_from_u64(!seed ^ thread as u64)));
         let (start, started) = channel();
         let events_in = events_in.clone();
-        let body = move || driver::run(plan, &started, &events_in);
+        let (duration, workload) = (options.duration, Arc::clone(&workload));
+        let body: Box<dyn FnOnce() + Send> = match &way {
+            Way::Resp { address, greeting } => {
+                let connections = connections(options, &workload, thread, seed, connecting);
+                let (address, greeting) = (*address, greeting.clone());
+                let plan = Plan { thread, address, greeting, connections, rate, duration, workload, stop: &STOP };
+                Box::new(move || driver::run(plan, &started, &events_in))
+            }
+            Way::Postgres { config, scripts } => {
+                let plan = postgres::Plan {
+                    thread,
+                    config: (**config).clone(),
+                    scripts: scripts.clone(),
+                    clients: (thread..options.clients).step_by(options.threads).collect(),
+                    transactions: options.transactions,
+                    rate,
+                    duration,
+                    level: options.level.clone(),
+                    scale,
+                    seed,
+                    workload,
+                    stop: &STOP,
+                };
+                Box::new(move || postgres::run(plan, &started, &events_in))
+            }
+        };
         let spawned = std::thread::Builder::new().name(format!("load-{thread}")).spawn(body);
         threads.push(spawned.map_err(|error| Failure::failed(format_args!("cannot start thread {thread}: {error}")))?);
         starts.push(start);
@@ -189,7 +238,7 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
         thread.join().map_err(|_| Failure::failed("a load thread panicked"))?;
     }
     let collected = collected?;
-    Ok(summary(options, &workload, scale, seed, collected))
+    Ok(summary(options, &workload, server, scale, seed, collected))
 }
 
 /// The connections of one thread: every `threads`-th client.
@@ -342,7 +391,14 @@ impl<'a> Merge<'a> {
     }
 }
 
-fn summary(options: &Options, workload: &Workload, scale: i64, seed: u64, collected: Collected) -> Summary {
+fn summary(
+    options: &Options,
+    workload: &Workload,
+    server: String,
+    scale: i64,
+    seed: u64,
+    collected: Collected,
+) -> Summary {
     let Collected { stats, elapsed, connecting, unfinished } = collected;
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let scripts = workload.scripts.iter().zip(&stats.scripts).map(|(script, counted)| {
@@ -366,6 +422,7 @@ fn summary(options: &Options, workload: &Workload, scale: i64, seed: u64, collec
         }
     });
     Summary {
+        server,
         scale,
         clients: options.clients,
         threads: options.threads,

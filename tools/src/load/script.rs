@@ -160,7 +160,8 @@ impl Payload {
         Payload { pool, bytes }
     }
 
-    fn draw(&self, random: &mut Random) -> &[u8] {
+    /// One payload.
+    pub fn draw(&self, random: &mut Random) -> &[u8] {
         let from = random.random_range(0..PAYLOAD_OFFSETS);
         &self.pool[from..from + self.bytes]
     }
@@ -341,7 +342,8 @@ fn parse_meta(meta: &str, variables: &mut Variables) -> Result<Step, String> {
     }
 }
 
-fn parse_command(line: &str, variables: &Variables) -> Result<Template, String> {
+/// A command as `redis-cli` takes it, with `:variables`.
+pub fn parse_command(line: &str, variables: &Variables) -> Result<Template, String> {
     let words = split_words(line)?;
     let name = words.first().map(|word| word.to_ascii_uppercase()).unwrap_or_default();
     let boundary = match name.as_slice() {

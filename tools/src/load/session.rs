@@ -31,7 +31,8 @@ impl Workload {
         Stats::new(&self.scripts.iter().map(|script| script.steps.len()).collect::<Vec<_>>())
     }
 
-    fn choose(&self, random: &mut Random) -> usize {
+    /// A script by its weight.
+    pub fn choose(&self, random: &mut Random) -> usize {
         if self.scripts.len() == 1 {
             return 0;
         }
