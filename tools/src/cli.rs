@@ -22,7 +22,7 @@ pub struct Cli {
 
 const MAIN_EXAMPLES: &str = "\
 Examples:
-  walferry demo                                              a leader, two replicas, every commit level, 20 seconds
+  walferry demo                                              every commit level, then two distances; 50 seconds
   walferry start --data ./a --name a                         a leader on 127.0.0.1:6400
   walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
   walferry status --watch
@@ -65,7 +65,7 @@ enum Command {
     /// Check a walferry.toml, or show the values that a node would use
     #[command(subcommand, after_help = CONFIG_EXAMPLES)]
     Config(ConfigCommand),
-    /// Start a leader and two replicas here, try every commit level, print one table, stop
+    /// Start a leader and two replicas here, try every commit level, then two distances; print the tables, stop
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
 }

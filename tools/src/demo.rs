@@ -1,4 +1,5 @@
-//! `walferry demo`: a leader and two replicas as child processes, load at every commit level, one table, a clean stop.
+//! `walferry demo`: a leader and two replicas as child processes, load at every commit level, one table, a clean stop;
+//! then the brief table of two distances.
 //! Uses the same commands that a person would type; knows nothing of the daemon's inside.
 
 use std::io::Write;

@@ -40,6 +40,7 @@ fn every_key_is_a_flag_and_every_flag_a_key() {
     let all = Settings::defaults().or(Settings {
         data: Some("/d".into()),
         follow: Some("h:1".parse().unwrap()),
+        metrics_listen: Some("h:2".parse().unwrap()),
         password: Some("p".to_owned()),
         ready_file: Some("/r".into()),
         write_depth: Some(4),

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use super::result::{Point, ProfileResult, Report};
 use super::svg::{Chart, Line, escaped};
 use super::text::{bytes, millis};
+use crate::status::waterfall::{Bar, bars};
 
 const STYLE: &str = include_str!("page.css");
+/// A bar that begins at the very end still shows.
+const BAR_BEGINS_PERCENT_MAX: f64 = 99.5;
 /// Percentiles that are marked on the axis.
 const PERCENTILE_MARKS: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
 
@@ -154,38 +155,22 @@ fn throughput(profile: &ProfileResult) -> String {
 
 /// The stages as bars on one time axis; the two branches overlap.
 fn write_waterfall(point: &Point, out: &mut String) -> std::fmt::Result {
-    let level = &point.waterfall;
-    let mean = |value: &Value| value["us"]["mean"].as_f64().unwrap_or(0.0);
-    let stages = level["stages"].as_array().map_or(&[][..], Vec::as_slice);
-    let total = mean(&level["total"]);
-    if total <= 0.0 {
+    let total_us = point.waterfall["total"]["us"]["mean"].as_f64().unwrap_or(0.0);
+    if total_us <= 0.0 {
         return Ok(());
     }
-    let of = |branch: &str| stages.iter().filter(|stage| stage["branch"] == branch).map(mean).sum::<f64>();
-    let (start, join) = (of("start"), of("start") + of("local").max(of("remote")));
-    let critical =
-        if level["critical"]["remote"].as_u64() > level["critical"]["local"].as_u64() { "remote" } else { "local" };
-    write!(out, "<h4>{}: {} in all</h4><div class=\"waterfall\">", point.level, millis(total / 1e3))?;
-    let (mut local, mut remote) = (start, start);
-    let next = |end: &mut f64, us: f64| std::mem::replace(end, *end + us);
-    for stage in stages {
-        let branch = stage["branch"].as_str().unwrap_or_default();
-        let from = match branch {
-            "start" => 0.0,
-            "local" => next(&mut local, mean(stage)),
-            "remote" => next(&mut remote, mean(stage)),
-            _ => join,
-        };
-        let beside = branch != critical && (branch == "local" || branch == "remote");
-        let share = |us: f64| (us / total * 100.0).clamp(0.0, 100.0);
+    write!(out, "<h4>{}: {} in all</h4><div class=\"waterfall\">", point.level, millis(total_us / 1e3))?;
+    let share = |us: f64| (us / total_us * 100.0).clamp(0.0, 100.0);
+    for Bar { stage, from_us, mean_us, is_critical, .. } in bars(&point.waterfall) {
+        let from = share(from_us).min(BAR_BEGINS_PERCENT_MAX);
         write!(
             out,
-            "<span>{}</span><span class=\"number\">{}</span><span class=\"track\"><i class=\"{}\" style=\"margin-left:{:.2}%;width:{:.2}%\"></i></span>",
-            escaped(stage["stage"].as_str().unwrap_or_default()),
-            millis(mean(stage) / 1e3),
-            if beside { "beside" } else { "critical" },
-            share(from).min(99.5),
-            share(mean(stage)).min(100.0 - share(from).min(99.5)),
+            "<span>{}</span><span class=\"number\">{}</span><span class=\"track\">\
+             <i class=\"{}\" style=\"margin-left:{from:.2}%;width:{:.2}%\"></i></span>",
+            escaped(stage),
+            millis(mean_us / 1e3),
+            if is_critical { "critical" } else { "beside" },
+            share(mean_us).min(100.0 - from),
         )?;
     }
     write!(out, "</div>")

@@ -170,9 +170,10 @@ impl DistanceArgs {
 pub fn run(args: &DistanceArgs) -> Result<(), Failure> {
     args.check()?;
     // A page that cannot be written is said before the minutes of measuring.
-    let page = args.html.as_ref().map(|path| (path, std::fs::File::create(path)));
-    if let Some((path, Err(error))) = &page {
-        return Err(Failure::failed(format_args!("--html {}: {error}", path.display())));
+    if let Some(path) = &args.html {
+        // What an earlier run wrote stays until there is something to write.
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|error| Failure::failed(format_args!("--html {}: {error}", path.display())))?;
     }
     let report = match &args.hosts {
         Some(leader) => measure_hosts(args, leader)?,

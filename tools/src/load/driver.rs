@@ -106,7 +106,7 @@ pub fn run(plan: Plan, start: &Receiver<Instant>, events: &SyncSender<Event>) {
 }
 
 impl Loop {
-    fn new(mut plan: Plan) -> Result<Loop, String> {
+    fn new(plan: Plan) -> Result<Loop, String> {
         // SAFETY: plain system call; its result is checked and owned at once.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -117,12 +117,7 @@ impl Loop {
         let now = Instant::now();
         let timers = (0..plan.connections.len()).map(|index| Reverse((now, index))).collect();
         let stats = Box::new(plan.workload.empty_stats());
-        let schedule = plan.rate.take().map(|(rate, random)| Schedule::new(rate, now, random));
-        if schedule.is_some() {
-            // SAFETY: sets the calling thread's own timer slack; 50 us by default would be latency of ours.
-            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
-        }
-        Ok(Loop { plan, epoll, stats, timers, idle: VecDeque::new(), schedule })
+        Ok(Loop { plan, epoll, stats, timers, idle: VecDeque::new(), schedule: None })
     }
 
     /// Opens every connection; the first that cannot be opened ends the run.
@@ -146,6 +141,12 @@ impl Loop {
 
     /// The run itself; returns how many transactions were given up.
     fn run(&mut self, start: Instant, events: &SyncSender<Event>) -> Result<u64, String> {
+        // From the common start on: the time that connecting took is no backlog.
+        self.schedule = self.plan.rate.take().map(|(rate, random)| Schedule::new(rate, start, random));
+        if self.schedule.is_some() {
+            // SAFETY: sets the calling thread's own timer slack; 50 us by default would be latency of ours.
+            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
+        }
         let end = self.plan.duration.map(|duration| start + duration);
         let mut next_interval = start + INTERVAL;
         let mut drain_until = None;

@@ -72,6 +72,49 @@ fn write_text(report: &Value, out: &mut String) -> std::fmt::Result {
     write_ledger(&report["ledger"], out)
 }
 
+/// The branch that ended later in most of a level's commits.
+pub fn critical(level: &Value) -> &'static str {
+    if number(&level["critical"]["remote"]) > number(&level["critical"]["local"]) { "remote" } else { "local" }
+}
+
+/// A stage of a commit, placed on the commit's own time.
+pub struct Bar<'a> {
+    /// Its name.
+    pub stage: &'a str,
+    /// Its percentiles and mean.
+    pub us: &'a Value,
+    /// When it begins on average, from the commit's start.
+    pub from_us: f64,
+    /// How long it takes on average.
+    pub mean_us: f64,
+    /// True if the commit waits for it; the other branch runs beside the critical one.
+    pub is_critical: bool,
+}
+
+/// The stages of one level of a report, in their order. Both branches begin where `start` ends; `end` begins after the longer.
+pub fn bars(level: &Value) -> Vec<Bar<'_>> {
+    let stages = rows(&level["stages"]);
+    let mean = |stage: &Value| number(&stage["us"]["mean"]);
+    let of = |branch: &str| stages.iter().filter(|stage| stage["branch"] == branch).map(mean).sum::<f64>();
+    let start = of("start");
+    let join = start + of("local").max(of("remote"));
+    let (mut local, mut remote) = (start, start);
+    let next = |end: &mut f64, us: f64| std::mem::replace(end, *end + us);
+    let mut bars = Vec::new();
+    for stage in stages {
+        let (branch, mean_us) = (text_of(&stage["branch"]), mean(stage));
+        let from_us = match branch {
+            "start" => 0.0,
+            "local" => next(&mut local, mean_us),
+            "remote" => next(&mut remote, mean_us),
+            _ => join,
+        };
+        let is_critical = branch == "start" || branch == "end" || branch == critical(level);
+        bars.push(Bar { stage: text_of(&stage["stage"]), us: &stage["us"], from_us, mean_us, is_critical });
+    }
+    bars
+}
+
 fn write_level(level: &Value, one_in: f64, out: &mut String) -> std::fmt::Result {
     let total = &level["total"]["us"];
     writeln!(
@@ -84,38 +127,18 @@ fn write_level(level: &Value, one_in: f64, out: &mut String) -> std::fmt::Result
         micros(number(&total["p50"])),
         micros(number(&total["p99"])),
     )?;
-    let remote = number(&level["critical"]["remote"]) > number(&level["critical"]["local"]);
-    let critical = if remote { "remote" } else { "local" };
+    let bars = bars(level);
     writeln!(out, "  {:<15}{:>10}{:>10}{:>10}", "stage", "mean", "p50", "p99")?;
     let scale = BAR_COLUMNS as f64 / number(&total["mean"]).max(1.0);
-    let mean = |stage: &Value| number(&stage["us"]["mean"]);
-    let stages = rows(&level["stages"]);
-    let of = |branch: &str| stages.iter().filter(|stage| stage["branch"] == branch).map(mean).sum::<f64>();
-    let start = of("start");
-    let (mut local, mut remote) = (start, start);
-    let join = start + of("local").max(of("remote"));
-    for stage in stages {
-        let branch = text_of(&stage["branch"]);
-        let from = match branch {
-            "start" => 0.0,
-            "local" => local,
-            "remote" => remote,
-            _ => join,
-        };
-        match branch {
-            "local" => local += mean(stage),
-            "remote" => remote += mean(stage),
-            _ => {}
-        }
-        let mark = if branch == critical || branch == "start" || branch == "end" { '*' } else { ' ' };
-        let (skip, length) = ((from * scale).round() as usize, (mean(stage) * scale).round() as usize);
-        let bar = if mark == '*' { "█" } else { "░" }.repeat(length.min(BAR_COLUMNS));
+    for Bar { stage, us, from_us, mean_us, is_critical } in &bars {
+        let mark = if *is_critical { '*' } else { ' ' };
+        let (skip, length) = ((from_us * scale).round() as usize, (mean_us * scale).round() as usize);
+        let bar = if *is_critical { "█" } else { "░" }.repeat(length.min(BAR_COLUMNS));
         let bar = if bar.is_empty() { "▏".to_owned() } else { bar };
-        let p = |key: &str| micros(number(&stage["us"][key]));
+        let p = |key: &str| micros(number(&us[key]));
         writeln!(
             out,
-            "{mark} {:<15}{:>10}{:>10}{:>10}  {}{bar}",
-            text_of(&stage["stage"]),
+            "{mark} {stage:<15}{:>10}{:>10}{:>10}  {}{bar}",
             p("mean"),
             p("p50"),
             p("p99"),
@@ -127,7 +150,7 @@ fn write_level(level: &Value, one_in: f64, out: &mut String) -> std::fmt::Result
         let decided: Vec<String> = replicas.iter().map(|(name, count)| format!("{name} {count}")).collect();
         writeln!(out, "  released by: {}", decided.join(", "))?;
     }
-    writeln!(out, "  * critical path: the {critical} branch ended later on average; the other runs beside it")
+    writeln!(out, "  * critical path: the {} branch ended later on average; the other runs beside it", critical(level))
 }
 
 fn write_ledger(ledger: &Value, out: &mut String) -> std::fmt::Result {
