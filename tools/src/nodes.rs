@@ -38,7 +38,7 @@ pub fn replace_directory(dir: &Path) -> Result<(), Failure> {
     } else if dir.exists() && !is_empty() {
         let dir = dir.display();
         return Err(Failure::Usage(format!(
-            "--dir {dir}: exists and was not made by walferry demo or distance; name another directory"
+            "--dir {dir}: exists and was not made by a demo or distance; name another directory"
         )));
     }
     std::fs::create_dir_all(dir).map_err(|error| failed("create", error))?;
@@ -223,7 +223,7 @@ mod tests {
         std::fs::remove_file(other.join(MARKER_FILE)).unwrap();
         std::fs::write(other.join("precious"), "x").unwrap();
         let error = replace_directory(&other).unwrap_err();
-        assert!(matches!(error, Failure::Usage(_)) && error.to_string().contains("not made by walferry"), "{error}");
+        assert!(matches!(error, Failure::Usage(_)) && error.to_string().contains("not made by a demo"), "{error}");
         assert!(other.join("precious").exists());
     }
 }

@@ -103,7 +103,8 @@ fn a_demo_leaves_foreign_directories_alone() {
 
 #[test]
 fn every_help_text_has_examples_and_tells_exit_codes() {
-    for command in ["start", "init", "promote", "status", "load", "log", "fsync", "config", "demo"] {
+    for command in ["start", "init", "promote", "status", "load", "log", "fsync", "config", "demo", "link", "distance"]
+    {
         let outcome = walferry(&[command, "--help"]);
         assert_eq!(outcome.code, Some(0));
         assert!(outcome.out.contains("Examples:"), "{command}:\n{}", outcome.out);

@@ -131,7 +131,7 @@ fn what_cannot_be_measured_is_said_before_anything_starts() {
         (&["--replicas", "99"], 2, "--replicas 99: choose 1"),
         (&["--levels", "sometimes"], 2, "sometimes"),
         (&["--html", "/nowhere/report.html"], 1, "--html /nowhere/report.html"),
-        (&["--profile", "rack"], 2, "was not made by walferry"),
+        (&["--profile", "rack"], 2, "was not made by a demo or distance"),
     ] {
         let output = distance(root.path(), flags);
         let errors = String::from_utf8_lossy(&output.stderr);

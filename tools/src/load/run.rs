@@ -87,6 +87,11 @@ pub fn connect(url: &Url, level: Option<&str>) -> Result<(Client, Server), Failu
             answer => answer.map(drop).map_err(Failure::failed)?,
         }
     }
+    if let (Server::Other, Some(level)) = (&server, level) {
+        return Err(Failure::failed(format_args!(
+            "--level {level}: {url} does not know commit levels; is it a walferry node? Without --level it can be measured"
+        )));
+    }
     Ok((client, server))
 }
 

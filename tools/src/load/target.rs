@@ -69,12 +69,17 @@ pub enum Server {
         /// `appendonly yes` and `appendfsync always`.
         flushes: bool,
     },
+    /// Another server that speaks RESP and has no INFO.
+    Other,
 }
 
 impl Server {
     /// Asks.
     pub fn detect(client: &mut Client) -> Result<Server, ClientError> {
-        let info = client.call(&["INFO"])?.text().unwrap_or_default();
+        let info = match client.call(&["INFO"]) {
+            Err(ClientError::Refused { .. }) => return Ok(Server::Other),
+            answer => answer?.text().unwrap_or_default(),
+        };
         let field = |key| info_field(&info, key).map(str::to_owned);
         if let Some(version) = field("walferry_version") {
             return Ok(Server::Walferry(version));
@@ -115,6 +120,7 @@ impl fmt::Display for Server {
         match self {
             Server::Walferry(version) => write!(f, "walferry {version}"),
             Server::Redis { version, .. } => write!(f, "redis {version}"),
+            Server::Other => f.write_str("unknown"),
         }
     }
 }
