@@ -2,11 +2,11 @@
 //! history has for that position: this is what betrays frames that a truncation left behind. `fork_with` and `epoch_at` are
 //! pure; `load` and `save` keep the history in one small file.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::lsn::{Epoch, Lsn};
+use crate::small_file::{self, Found};
 
 /// The file of the history in the data directory.
 pub const EPOCHS_FILE: &str = "epochs";
@@ -27,9 +27,20 @@ pub enum EpochError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is damaged.
-    #[error("{}, line {line}: not an epoch and the LSN of its start in ascending order; restore the file from a copy", path.display())]
+    /// The file and its copy are damaged.
+    #[error(
+        "{} is damaged, and so is its copy beside it: without it nobody can tell which of this node's frames count. Restore one of \
+         the two from a copy of the directory, or join anew: empty the directory and start the node again, with `walferry remove` \
+         before it for a member of a cluster",
+        path.display()
+    )]
     Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is whole and says what no history can say.
+    #[error("{}, line {line}: not an epoch and the LSN of its start in ascending order; restore the file from a copy", path.display())]
+    Line {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
@@ -84,10 +95,24 @@ impl EpochHistory {
         after.checked_sub(1).map_or(Epoch(0), |index| self.starts[index].0)
     }
 
+    /// The epoch of the last frame of a log that ends at `end`; 0 for an empty log.
+    pub fn epoch_of_end(&self, end: Lsn) -> Epoch {
+        // Asked for each read: nearly always the newest.
+        match self.starts.last() {
+            Some(&(epoch, start)) if end > start => epoch,
+            _ => end.0.checked_sub(1).map_or(Epoch(0), |last| self.epoch_at(Lsn(last))),
+        }
+    }
+
     /// Where `epoch` ended, if a later one began; `None` for the newest and for one that is not in the history.
     pub fn end_of(&self, epoch: Epoch) -> Option<Lsn> {
         let index = self.starts.binary_search_by_key(&epoch, |entry| entry.0).ok()?;
         self.starts.get(index + 1).map(|next| next.1)
+    }
+
+    /// Forgets epochs that began beyond `end`: a log that ends there holds nothing of them.
+    pub fn cut(&mut self, end: Lsn) {
+        self.starts.retain(|&(_, start)| start <= end);
     }
 
     /// Begins `epoch` at `start`.
@@ -115,9 +140,10 @@ impl EpochHistory {
     /// Reads the history of a data directory; a directory without one has an empty history.
     pub fn load(dir: &Path) -> Result<EpochHistory, EpochError> {
         let path = dir.join(EPOCHS_FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(EpochHistory::default()),
+        let text = match small_file::load(&path) {
+            Ok(Found::Text(text)) => text,
+            Ok(Found::Nothing) => return Ok(EpochHistory::default()),
+            Ok(Found::Damaged) => return Err(EpochError::Damaged { path }),
             Err(source) => return Err(EpochError::Io { what: "read", path, source }),
         };
         let mut history = EpochHistory::default();
@@ -128,7 +154,7 @@ impl EpochHistory {
             let entry = line.split_once(' ').and_then(|(epoch, lsn)| Some((epoch.parse().ok()?, lsn.parse().ok()?)));
             let taken = entry.is_some_and(|(epoch, lsn)| history.push(Epoch(epoch), lsn).is_ok());
             if !taken {
-                return Err(EpochError::Damaged { path, line: index + 1 });
+                return Err(EpochError::Line { path, line: index + 1 });
             }
         }
         Ok(history)
@@ -141,18 +167,8 @@ impl EpochHistory {
         for (epoch, start) in &self.starts {
             text.push_str(&format!("{epoch} {start}\n"));
         }
-        replace_file(&path, text.as_bytes()).map_err(|source| EpochError::Io { what: "write", path, source })
+        small_file::save(&path, &text).map_err(|source| EpochError::Io { what: "write", path, source })
     }
-}
-
-/// Puts `bytes` where `path` is, so that after a crash the file holds either the old or the new bytes, whole.
-pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]
@@ -171,6 +187,9 @@ mod tests {
             assert_eq!(history.epoch_at(Lsn(lsn)), Epoch(epoch), "at {lsn}");
         }
         assert_eq!(EpochHistory::default().epoch_at(Lsn(5)), Epoch(0));
+        for (end, epoch) in [(0, 0), (1, 1), (100, 1), (101, 4), (300, 4), (301, 5)] {
+            assert_eq!(history.epoch_of_end(Lsn(end)), Epoch(epoch), "up to {end}");
+        }
     }
 
     #[test]
@@ -199,14 +218,27 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_too_short_for_an_epoch_forgets_it() {
+        let mut history = history(&[(1, 0), (2, 100), (3, 200)]);
+        history.cut(Lsn(150));
+        assert_eq!(history.last_epoch(), Epoch(2));
+        assert!(history.push(Epoch(4), Lsn(150)).is_ok());
+    }
+
+    #[test]
     fn a_saved_history_is_loaded_and_a_damaged_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(EpochHistory::load(dir.path()).unwrap(), EpochHistory::default());
         let saved = history(&[(1, 0), (7, 0x16_0000_1000)]);
         saved.save(dir.path()).unwrap();
         assert_eq!(EpochHistory::load(dir.path()).unwrap(), saved);
-        fs::write(dir.path().join(EPOCHS_FILE), "3 0/1000\n2 0/2000\n").unwrap();
+        small_file::save(&dir.path().join(EPOCHS_FILE), "3 0/1000\n2 0/2000\n").unwrap();
         let error = EpochHistory::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("epochs, line 2"), "{error}");
+        for name in [EPOCHS_FILE, "epochs.copy"] {
+            std::fs::write(dir.path().join(name), "3 0/1000\n").unwrap();
+        }
+        let error = EpochHistory::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("epochs is damaged"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::frame::FrameError;
 use crate::lsn::Lsn;
+use crate::repair::Gap;
 
 pub use crate::epoch::EpochError;
 pub use crate::log::{AppendError, LogError, LogFailure, ReceiveError};
@@ -25,8 +26,8 @@ pub enum RecoverError {
     },
     /// Damage in what was already durable.
     #[error(
-        "damage in durable log: {} at offset {offset} (LSN {lsn}): {reason}; {evidence}. Nothing was changed. Restore this \
-         node from a replica or a copy",
+        "damage in durable log: {} at offset {offset} (LSN {lsn}): {reason}; {evidence}. Nothing was changed. Another \
+         node that holds it repairs it: at the next start with --members, --follow or --repair-from, or by `walferry log repair --from`",
         path.display()
     )]
     Rot {
@@ -40,11 +41,13 @@ pub enum RecoverError {
         reason: FrameError,
         /// What proves that the frame was durable.
         evidence: String,
+        /// What is to be asked for.
+        gap: Gap,
     },
     /// A segment is missing that must be there.
     #[error(
-        "{} is missing: the log ends at {end}, but everything up to {needed} was durable. Restore the segment from a copy, or \
-         this node from a replica",
+        "{} is missing: the log ends at {end}, but everything up to {needed} was durable. Restore the segment from a copy, or let \
+         another node repair it: at the next start with --members, --follow or --repair-from, or by `walferry log repair --from`",
         path.display()
     )]
     Missing {
@@ -54,6 +57,8 @@ pub enum RecoverError {
         end: Lsn,
         /// What is known to have been durable.
         needed: Lsn,
+        /// What is to be asked for.
+        gap: Gap,
     },
     /// Nothing is left of the log before its end, so that no frame can continue it.
     #[error(
@@ -66,5 +71,19 @@ pub enum RecoverError {
         path: PathBuf,
         /// Where the log ends.
         end: Lsn,
+        /// What is to be asked for.
+        gap: Gap,
     },
+}
+
+impl RecoverError {
+    /// The part of the log that another node can give back; `None` when the disk itself refuses.
+    pub fn gap(&self) -> Option<Gap> {
+        match self {
+            RecoverError::Io { .. } => None,
+            RecoverError::Rot { gap, .. } | RecoverError::Missing { gap, .. } | RecoverError::Unlinked { gap, .. } => {
+                Some(*gap)
+            }
+        }
+    }
 }

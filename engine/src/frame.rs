@@ -175,7 +175,7 @@ impl UnverifiedFrame {
     /// The frame, without looking at it again: the caller holds memory that this process sealed or verified and
     /// that nothing has changed since.
     pub(crate) fn known_good(self, bytes: &[u8]) -> Frame<'_> {
-        Frame { header: self.header, payload: &bytes[FRAME_HEADER_BYTES..self.header.wire_bytes()] }
+        Frame { header: self.header, wire: &bytes[..self.header.wire_bytes()] }
     }
 
     /// How many bytes `verify` needs.
@@ -192,7 +192,7 @@ impl UnverifiedFrame {
         if crc != self.header.crc {
             return Err(FrameError::Checksum);
         }
-        let frame = Frame { header: self.header, payload: &whole[FRAME_HEADER_BYTES..] };
+        let frame = Frame { header: self.header, wire: whole };
         let mut records = frame.records();
         let count = records.by_ref().count();
         let tiled = records.rest.is_empty() && count == self.header.record_count as usize;
@@ -207,7 +207,7 @@ impl UnverifiedFrame {
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     header: FrameHeader,
-    payload: &'a [u8],
+    wire: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
@@ -226,9 +226,14 @@ impl<'a> Frame<'a> {
         if self.header.previous_crc == previous { Ok(()) } else { Err(FrameError::Chain) }
     }
 
+    /// Header and payload as they stand in the log, without the padding.
+    pub fn wire(&self) -> &'a [u8] {
+        self.wire
+    }
+
     /// The records in order; a filler has none.
     pub fn records(&self) -> Records<'a> {
-        let rest = if self.header.filler { &[][..] } else { self.payload };
+        let rest = if self.header.filler { &[][..] } else { &self.wire[FRAME_HEADER_BYTES..] };
         let at = self.header.lsn.advance(FRAME_HEADER_BYTES as u64);
         Records { rest, at }
     }

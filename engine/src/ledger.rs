@@ -1,6 +1,7 @@
 //! The fsync ledger: what each durable write carried and what it cost. The log's driver records, status and INFO read; nothing
 //! decides by it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -40,6 +41,8 @@ pub struct Ledger {
     bytes_per_flush: Histogram<u64>,
     queue_us: Histogram<u64>,
     device_us: Histogram<u64>,
+    /// Device times of the newest writes, at most [`RECENT_WRITES`].
+    recent: VecDeque<Duration>,
 }
 
 /// The percentiles of one distribution.
@@ -106,6 +109,9 @@ fn percentiles(of: &Histogram<u64>) -> Percentiles {
     Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: of.max(), mean: of.mean() }
 }
 
+/// So many of the newest writes tell whether the disk is slow at the moment.
+pub const RECENT_WRITES: usize = 128;
+
 impl Default for Ledger {
     fn default() -> Ledger {
         Ledger::new()
@@ -124,6 +130,7 @@ impl Ledger {
             bytes_per_flush: histogram(BYTES_MAX),
             queue_us: histogram(DURATION_US_MAX),
             device_us: histogram(DURATION_US_MAX),
+            recent: VecDeque::with_capacity(RECENT_WRITES),
         }
     }
 
@@ -137,6 +144,18 @@ impl Ledger {
         self.bytes_per_flush.saturating_record(write.bytes);
         self.queue_us.saturating_record(write.queue_wait.as_micros() as u64);
         self.device_us.saturating_record(write.device_time.as_micros() as u64);
+        if self.recent.len() == RECENT_WRITES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(write.device_time);
+    }
+
+    /// How many of the newest writes are looked at, and the time that 99 of 100 of them took at most.
+    pub fn recent_p99(&self) -> (usize, Duration) {
+        let mut times: Vec<Duration> = self.recent.iter().copied().collect();
+        times.sort_unstable();
+        let rank = (times.len() * 99).div_ceil(100);
+        (times.len(), rank.checked_sub(1).map_or(Duration::ZERO, |index| times[index]))
     }
 
     /// Durable writes so far.
@@ -186,5 +205,28 @@ mod tests {
         assert_eq!(seen.padding_share(), 0.25);
         assert_eq!(seen.records_per_flush.max, 3);
         assert!(seen.device_us.max >= DURATION_US_MAX, "beyond the range counts as its end");
+    }
+
+    #[test]
+    fn a_disk_that_became_slow_is_seen_in_the_newest_writes() {
+        let mut ledger = Ledger::new();
+        assert_eq!(ledger.recent_p99(), (0, Duration::ZERO));
+        let mut write = |ms, count| {
+            for _ in 0..count {
+                let device_time = Duration::from_millis(ms);
+                ledger.record(&DurableWrite {
+                    records: 1,
+                    bytes: 4096,
+                    padding_bytes: 0,
+                    queue_wait: Duration::ZERO,
+                    device_time,
+                });
+            }
+            ledger.recent_p99()
+        };
+        assert_eq!(write(1, 1000), (RECENT_WRITES, Duration::from_millis(1)));
+        assert_eq!(write(300, 1).1, Duration::from_millis(1), "one of 128 is not the disk");
+        assert_eq!(write(300, 1).1, Duration::from_millis(300));
+        assert_eq!(write(1, RECENT_WRITES).1, Duration::from_millis(1), "it is fast again");
     }
 }

@@ -10,12 +10,14 @@
 //!  store <── next_flushed ── flushed ──> ledger.rs, mark.rs                     │
 //!                                                                               │
 //!  at a start:  lock.rs ─> recover.rs (end of the log, torn tail or rot) ─> segment.rs (plain reads)
+//!  damage:      repair.rs (what fits a gap) ─> mend.rs (kept aside, written over)
 //!  reading:     reader.rs (replay, `log dump`, `log verify`) ──────────────────> segment.rs
 //! ```
 //!
 //! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
-//! `ring`, `prepare`, `segment`, `reader`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `lock`.
-//! `probe` measures a disk; `waker` lets other threads end the ring thread's wait; `limits` has every bound.
+//! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `origin`, `lock`;
+//! `small_file` keeps the first two and `origin` twice. `probe` measures a disk; `whole` makes files that other libraries write;
+//! `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `limits` has every bound.
 
 pub mod buffer;
 pub mod commit;
@@ -28,15 +30,22 @@ pub mod lock;
 pub mod log;
 pub mod lsn;
 pub mod mark;
+pub mod mend;
 pub mod meta;
+pub mod mutants;
+pub mod origin;
 pub mod prepare;
 pub mod probe;
 pub mod reader;
 pub mod recover;
+pub mod repair;
 pub mod retain;
 pub mod ring;
 pub mod segment;
+pub mod small_file;
 pub mod waker;
+pub mod whole;
+pub mod world;
 
 pub use epoch::EpochHistory;
 pub use frame::Frame;

@@ -13,6 +13,10 @@ pub const FRAME_BYTES_MAX: usize = 32 << 20;
 pub const RECORD_LENGTH_BYTES: usize = 4;
 /// The smallest segment that can be configured.
 pub const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+/// The smallest segment that a log may have: where the world is simulated, logs are small, and so are their segments.
+pub(crate) fn segment_bytes_min() -> u64 {
+    if crate::world::is_simulated() { FRAME_ALIGN_BYTES as u64 } else { SEGMENT_BYTES_MIN }
+}
 /// The largest segment that can be configured.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// The segment size of a node that names none.

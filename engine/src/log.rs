@@ -9,11 +9,12 @@
 //!  receive ──> verify ───────────┘        └──> hot_frame (the shipper, pinned)
 //! ```
 //!
-//! The parts: `open` (recovery at the start), `lead` (append and seal), `receive` (a replica's side, truncation),
-//! `submit` (writes and their completions), `error`.
+//! The parts: `open` (recovery at the start), `lead` (append and seal), `receive` (a replica's side, truncation), `lost` (what a truncation
+//! cuts off), `submit` (writes and their completions), `error`.
 
 mod error;
 mod lead;
+mod lost;
 mod open;
 mod receive;
 mod submit;
@@ -33,11 +34,13 @@ use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mark::MarkFile;
+use crate::mutants;
 use crate::prepare::Preparer;
 use crate::retain::Needs;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
-pub use open::direct_io_refusal;
+pub use lost::{LOST_DIR, Lost, keep_lost};
+pub use open::{LOG_DIR, direct_io_refusal};
 use submit::Flights;
 
 /// Segments that are kept ready beyond the current one at first.
@@ -164,11 +167,14 @@ pub struct Log {
     segments: VecDeque<(SegmentNo, File)>,
     /// The oldest segment on disk.
     first_segment: SegmentNo,
+    /// Nothing before this was ever in this log.
+    origin: Lsn,
     /// How many segments beyond the current one are kept ready.
     ready_segments: u64,
     /// The last segment that the log had to wait for.
     waited_for: SegmentNo,
-    preparer: Preparer,
+    /// There until the log is retired.
+    preparer: Option<Preparer>,
     flights: Flights,
     /// When the oldest bytes arrived that wait for their write.
     queued_since: Option<Instant>,
@@ -179,7 +185,7 @@ pub struct Log {
     stopped: Option<String>,
     space_error: Option<String>,
     /// Last, so that the directory stays ours until everything else is gone.
-    _lock: DirLock,
+    lock: Option<DirLock>,
 }
 
 /// A frame in the log buffer.
@@ -230,6 +236,9 @@ impl Log {
 
     /// End of the contiguous prefix that is durable.
     pub fn flushed(&self) -> Lsn {
+        if mutants::is_on("ack-before-flush") {
+            return self.commit.written();
+        }
         self.commit.flushed()
     }
 
@@ -245,7 +254,7 @@ impl Log {
 
     /// The oldest byte on disk.
     pub fn start(&self) -> Lsn {
-        self.first_segment.start(self.config.segment_bytes)
+        self.first_segment.start(self.config.segment_bytes).max(self.origin)
     }
 
     /// The oldest frame in the log buffer.
@@ -317,7 +326,7 @@ impl Log {
         let until = needs.oldest_segment(self.config.segment_bytes);
         if until > self.first_segment {
             self.first_segment = until;
-            self.preparer.release(until);
+            self.preparer().release(until);
         }
     }
 
@@ -385,9 +394,20 @@ impl Log {
         made
     }
 
+    fn preparer(&self) -> &Preparer {
+        self.preparer.as_ref().expect("nobody asks a retired log for segments")
+    }
+
+    /// Takes the segments that became ready.
+    fn take_segments(&mut self) {
+        if let Some(preparer) = &self.preparer {
+            preparer.take(&mut self.segments, &mut self.space_error);
+        }
+    }
+
     /// Asks for as many segments ahead of `number` as are kept ready.
     fn want_segments(&mut self, number: SegmentNo) {
-        self.preparer.want(SegmentNo(number.0 + 1 + self.ready_segments));
+        self.preparer().want(SegmentNo(number.0 + 1 + self.ready_segments));
     }
 
     fn ready_segments_max(&self) -> u64 {

@@ -5,9 +5,12 @@ use std::fmt;
 use std::ops::Sub;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A byte position in the log. Always an exclusive end: "everything before this byte".
 /// Printed as PostgreSQL prints it, `16/B374D848` (high and low half in hex).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Lsn(pub u64);
 
 impl Lsn {
@@ -70,8 +73,21 @@ impl FromStr for Lsn {
     }
 }
 
+impl TryFrom<String> for Lsn {
+    type Error = LsnSyntax;
+    fn try_from(text: String) -> Result<Lsn, LsnSyntax> {
+        text.parse()
+    }
+}
+
+impl From<Lsn> for String {
+    fn from(lsn: Lsn) -> String {
+        lsn.to_string()
+    }
+}
+
 /// The number of a leadership; grows by one at every promotion and every start of a leader.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 impl Epoch {

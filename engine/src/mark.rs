@@ -4,14 +4,17 @@
 //!
 //! `raise` only hands the bytes to the page cache: exact after a crash of the process, a few seconds old after a
 //! crash of the machine. That is safe, because the mark is a lower bound. What must not be lost (`lead`, `lower`,
-//! `close`) is flushed. The layout, little-endian, in one sector so that it is written whole:
+//! `close`) is flushed. It stands twice in the file, in blocks of their own, so that one damaged place does not cost it: without
+//! it nobody can tell a torn tail from damage to what was acknowledged. The newer of the whole ones counts. A file in which
+//! neither is whole is told apart from no file: recovery then cuts nothing by itself. Little-endian, each in one sector:
 //!
 //! ```text
-//!  0  magic    4   "WFM1"
-//!  4  crc      4   CRC32C of the 24 bytes that follow
-//!  8  durable  8   the log was durable up to here
-//! 16  epoch    8   the newest epoch in the node's history then
-//! 24  led      8   the last epoch in which this node led; 0 if it never did
+//!  0  magic     4   "WFM2"
+//!  4  crc       4   CRC32C of the 32 bytes that follow
+//!  8  sequence  8   grows with each write
+//! 16  durable   8   the log was durable up to here
+//! 24  epoch     8   the newest epoch in the node's history then
+//! 32  led       8   the last epoch in which this node led; 0 if it never did
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -30,9 +33,23 @@ pub const MARK_FILE: &str = "durable";
 /// The mark is raised at most this often: its cost stays out of the way of commits.
 pub const RAISE_INTERVAL: Duration = Duration::from_millis(10);
 
-const MAGIC: [u8; 4] = *b"WFM1";
-const MARK_BYTES: usize = 32;
+const MAGIC: [u8; 4] = *b"WFM2";
+const MARK_BYTES: usize = 40;
 const CRC_FROM: usize = 8;
+/// Where the mark stands in the file.
+const PLACES: [u64; 2] = [0, 4096];
+
+/// What is known of the mark of a data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Marked {
+    /// There is no file: the log was never opened, or begins with a base copy.
+    #[default]
+    Never,
+    /// The file is damaged.
+    Damaged,
+    /// What it says.
+    As(Mark),
+}
 
 /// What the mark says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,14 +63,25 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Reads the mark of a data directory; `None` when there is none, or none that can be trusted.
-    pub fn load(dir: &Path) -> Result<Option<Mark>, LogError> {
-        let path = dir.join(MARK_FILE);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Mark::decode(&bytes)),
+    /// Reads the mark of a data directory.
+    pub fn load(dir: &Path) -> Result<Marked, LogError> {
+        let newest = Mark::read(&dir.join(MARK_FILE))?;
+        Ok(newest.map_or(Marked::Never, |newest| newest.map_or(Marked::Damaged, |(mark, _)| Marked::As(mark))))
+    }
+
+    /// The newest mark in the file, if any is whole, and its sequence; `None` when there is no file.
+    fn read(path: &Path) -> Result<Option<Option<(Mark, u64)>>, LogError> {
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(Mark::newest(&bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(LogError::Io { what: "read", path, source }),
+            Err(source) => Err(LogError::Io { what: "read", path: path.to_owned(), source }),
         }
+    }
+
+    /// The newer of those in a file, and its sequence.
+    fn newest(file: &[u8]) -> Option<(Mark, u64)> {
+        let at = |place: u64| Mark::decode(file.get(place as usize..)?);
+        PLACES.into_iter().filter_map(at).max_by_key(|(_, sequence)| *sequence)
     }
 
     /// Up to where the log that `history` describes must be found on this node's disk. A truncation that came after
@@ -66,23 +94,24 @@ impl Mark {
         self.durable.min(history.end_of(self.epoch).unwrap_or(Lsn::MAX))
     }
 
-    fn encode(&self) -> [u8; MARK_BYTES] {
+    fn encode(&self, sequence: u64) -> [u8; MARK_BYTES] {
         let mut bytes = [0; MARK_BYTES];
-        bytes[8..16].copy_from_slice(&self.durable.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.led.0.to_le_bytes());
+        for (place, value) in [sequence, self.durable.0, self.epoch.0, self.led.0].into_iter().enumerate() {
+            bytes[CRC_FROM + place * 8..][..8].copy_from_slice(&value.to_le_bytes());
+        }
         let crc = crc32c::crc32c(&bytes[CRC_FROM..]);
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Mark> {
+    fn decode(bytes: &[u8]) -> Option<(Mark, u64)> {
         let bytes = bytes.get(..MARK_BYTES)?;
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
         let crc = u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes"));
         let whole = bytes[..4] == MAGIC && crc32c::crc32c(&bytes[CRC_FROM..]) == crc;
-        whole.then(|| Mark { durable: Lsn(u64_at(8)), epoch: Epoch(u64_at(16)), led: Epoch(u64_at(24)) })
+        let mark = || Mark { durable: Lsn(u64_at(16)), epoch: Epoch(u64_at(24)), led: Epoch(u64_at(32)) };
+        whole.then(|| (mark(), u64_at(8)))
     }
 }
 
@@ -92,6 +121,7 @@ pub(crate) struct MarkFile {
     path: PathBuf,
     file: File,
     mark: Mark,
+    sequence: u64,
     raised: Option<Instant>,
     /// Raising failed once: the mark stays where it is, which is a lower bound still.
     stuck: bool,
@@ -101,11 +131,13 @@ impl MarkFile {
     /// Opens or makes the file, and sets it to what recovery found and made durable.
     pub(crate) fn open(dir: &Path, durable: Lsn, epoch: Epoch) -> Result<MarkFile, LogError> {
         let path = dir.join(MARK_FILE);
-        let led = Mark::load(dir)?.map_or(Epoch(0), |mark| mark.led);
+        let newest = Mark::read(&path)?.flatten();
+        let (led, sequence) = newest.map_or((Epoch(0), 0), |(mark, sequence)| (mark.led, sequence));
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).mode(0o640).open(&path);
         let file = file.map_err(|source| LogError::Io { what: "open", path: path.clone(), source })?;
-        let mut opened = MarkFile { path, file, mark: Mark { durable, epoch, led }, raised: None, stuck: false };
+        let mut opened =
+            MarkFile { path, file, mark: Mark { durable, epoch, led }, sequence, raised: None, stuck: false };
         opened.flush()?;
         sync_dir(dir).map_err(|source| LogError::Io { what: "flush", path: dir.to_owned(), source })?;
         Ok(opened)
@@ -120,7 +152,7 @@ impl MarkFile {
         self.raised = Some(now);
         self.mark.durable = durable;
         self.mark.epoch = epoch;
-        if let Err(error) = self.file.write_all_at(&self.mark.encode(), 0) {
+        if let Err(error) = self.write() {
             self.stuck = true;
             tracing::warn!("{} stays behind the log from now on: {error}", self.path.display());
         }
@@ -147,8 +179,14 @@ impl MarkFile {
         self.flush()
     }
 
+    fn write(&mut self) -> io::Result<()> {
+        self.sequence += 1;
+        let bytes = self.mark.encode(self.sequence);
+        PLACES.into_iter().try_for_each(|place| self.file.write_all_at(&bytes, place))
+    }
+
     fn flush(&mut self) -> Result<(), LogError> {
-        let outcome = self.file.write_all_at(&self.mark.encode(), 0).and_then(|()| self.file.sync_data());
+        let outcome = self.write().and_then(|()| self.file.sync_data());
         outcome.map_err(|source| LogError::Io { what: "write", path: self.path.clone(), source })
     }
 }
@@ -160,26 +198,42 @@ mod tests {
     #[test]
     fn a_mark_is_read_back_and_a_damaged_one_is_not_believed() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(Mark::load(dir.path()).expect("readable"), None);
+        let load = || Mark::load(dir.path()).expect("readable");
+        assert_eq!(load(), Marked::Never);
         let mut file = MarkFile::open(dir.path(), Lsn(4096), Epoch(2)).expect("a mark");
         file.lead(Epoch(3)).expect("written");
         let now = Instant::now();
         file.raise(Lsn(8192), Epoch(3), now);
         let mark = Mark { durable: Lsn(8192), epoch: Epoch(3), led: Epoch(3) };
-        assert_eq!(Mark::load(dir.path()).expect("readable"), Some(mark));
+        assert_eq!(load(), Marked::As(mark));
         file.raise(Lsn(12288), Epoch(3), now);
-        assert_eq!(Mark::load(dir.path()).expect("readable"), Some(mark), "not so often");
+        assert_eq!(load(), Marked::As(mark), "not so often");
         file.raise(Lsn(12288), Epoch(3), now + RAISE_INTERVAL);
         file.lower(Lsn(8192), Epoch(4)).expect("written");
         let mark = Mark { epoch: Epoch(4), ..mark };
-        assert_eq!(Mark::load(dir.path()).expect("readable"), Some(mark));
-        let whole = mark.encode();
+        assert_eq!(load(), Marked::As(mark));
+        let whole = mark.encode(9);
         for bit in 0..MARK_BYTES * 8 {
             let mut bytes = whole;
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Mark::decode(&bytes), None, "bit {bit}");
         }
         assert_eq!(Mark::decode(&whole[..MARK_BYTES - 1]), None);
+        // One place may be damaged, and the newer one counts; with both gone it is not as if there never was one.
+        let path = dir.path().join(MARK_FILE);
+        let bytes = std::fs::read(&path).expect("bytes");
+        for place in PLACES {
+            let mut hurt = bytes.clone();
+            hurt[place as usize + 17] ^= 4;
+            std::fs::write(&path, hurt).expect("damaged");
+            assert_eq!(load(), Marked::As(mark));
+        }
+        std::fs::write(&path, &bytes[..MARK_BYTES]).expect("cut");
+        assert_eq!(load(), Marked::As(mark));
+        for length in [0, MARK_BYTES - 1] {
+            std::fs::write(&path, &bytes[..length]).expect("cut");
+            assert_eq!(load(), Marked::Damaged);
+        }
     }
 
     #[test]

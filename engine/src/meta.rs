@@ -1,12 +1,12 @@
 //! What a data directory is: the cluster and node that it belongs to, and the choices made when it was initialised. One small
 //! text file, written once.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::epoch::replace_file;
+use crate::limits::{FRAME_ALIGN_BYTES, SEGMENT_BYTES_MAX, WRITE_DEPTH_MAX, segment_bytes_min};
 use crate::log::SyncMethod;
+use crate::small_file::{self, Found};
 
 /// The file in the data directory.
 pub const META_FILE: &str = "meta";
@@ -25,6 +25,16 @@ pub enum MetaError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The file and its copy are damaged.
+    #[error(
+        "{} is damaged, and so is its copy beside it: restore one of the two from a copy of the data directory, or join anew: empty \
+         the directory and start the node again, with `walferry remove` before it for a member of a cluster",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
     },
     /// A line is missing or not understood.
     #[error("{}: `{key}` is missing or damaged; restore the file from a copy of the data directory", path.display())]
@@ -63,9 +73,10 @@ impl Meta {
     /// Reads the file; `None` when the directory was never initialised.
     pub fn load(dir: &Path) -> Result<Option<Meta>, MetaError> {
         let path = dir.join(META_FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let text = match small_file::load(&path) {
+            Ok(Found::Text(text)) => text,
+            Ok(Found::Nothing) => return Ok(None),
+            Ok(Found::Damaged) => return Err(MetaError::Unreadable { path }),
             Err(source) => return Err(MetaError::Io { what: "read", path, source }),
         };
         let value = |key: &'static str| {
@@ -78,12 +89,19 @@ impl Meta {
             return Err(MetaError::Version { path: path.clone(), found: version });
         }
         let cluster_id = u128::from_str_radix(value("cluster_id")?, 16).ok().ok_or_else(damaged("cluster_id"))?;
+        // A number out of its bounds is damage too: every position in the log is divided by the segment size.
+        let is_segment = |bytes: &u64| {
+            (segment_bytes_min()..=SEGMENT_BYTES_MAX).contains(bytes) && bytes.is_multiple_of(FRAME_ALIGN_BYTES as u64)
+        };
+        let is_depth = |depth: &usize| (1..=WRITE_DEPTH_MAX).contains(depth);
+        let segment_bytes = value("segment_bytes")?.parse().ok().filter(is_segment);
+        let write_depth = value("write_depth")?.parse().ok().filter(is_depth);
         Ok(Some(Meta {
             cluster_id,
             name: value("name")?.to_owned(),
-            segment_bytes: value("segment_bytes")?.parse().ok().ok_or_else(damaged("segment_bytes"))?,
+            segment_bytes: segment_bytes.ok_or_else(damaged("segment_bytes"))?,
             sync_method: value("sync_method")?.parse().ok().ok_or_else(damaged("sync_method"))?,
-            write_depth: value("write_depth")?.parse().ok().ok_or_else(damaged("write_depth"))?,
+            write_depth: write_depth.ok_or_else(damaged("write_depth"))?,
         }))
     }
 
@@ -95,7 +113,7 @@ impl Meta {
             self.cluster_id, self.name, self.segment_bytes, self.sync_method, self.write_depth
         );
         let path = dir.join(META_FILE);
-        replace_file(&path, text.as_bytes()).map_err(|source| MetaError::Io { what: "write", path, source })
+        small_file::save(&path, &text).map_err(|source| MetaError::Io { what: "write", path, source })
     }
 }
 
@@ -117,10 +135,14 @@ mod tests {
         meta.save(dir.path()).unwrap();
         assert_eq!(Meta::load(dir.path()).unwrap(), Some(meta));
         let path = dir.path().join(META_FILE);
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("write_depth = 4", "write_depth = x")).unwrap();
+        let Found::Text(text) = small_file::load(&path).unwrap() else { panic!("it was saved") };
+        small_file::save(&path, &text.replace("write_depth = 4", "write_depth = x")).unwrap();
         assert!(Meta::load(dir.path()).unwrap_err().to_string().contains("`write_depth`"));
-        fs::write(&path, text.replace("version = 1", "version = 9")).unwrap();
+        for (right, wrong) in [("= 67108864", "= 0"), ("= 67108864", "= 67108865"), ("depth = 4", "depth = 0")] {
+            small_file::save(&path, &text.replace(right, wrong)).unwrap();
+            assert!(Meta::load(dir.path()).unwrap_err().to_string().contains("damaged"), "{wrong}");
+        }
+        small_file::save(&path, &text.replace("version = 1", "version = 9")).unwrap();
         assert!(Meta::load(dir.path()).unwrap_err().to_string().contains("version 9"));
     }
 }

@@ -14,12 +14,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::limits::FRAME_ALIGN_BYTES;
 use crate::lsn::SegmentNo;
 use crate::waker::Waker;
+use crate::world::{self, Pace, Task};
 
 /// The name under which a segment is written with zeros before it has a number.
 pub const TEMPORARY_FILE: &str = "prepare.tmp";
@@ -79,7 +79,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Preparer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    task: Option<Task>,
 }
 
 impl Preparer {
@@ -96,9 +96,13 @@ impl Preparer {
         let plan = Plan { wanted_until, released_until: first, first, next, ready, space_error, stop: false };
         let (plan, change) = (Mutex::new(plan), Condvar::new());
         let shared = Arc::new(Shared { plan, change, news: AtomicBool::new(false) });
-        let work = Work { config, shared: Arc::clone(&shared), waker };
-        let thread = std::thread::Builder::new().name("segments".to_owned()).spawn(move || work.run())?;
-        Ok(Preparer { shared, thread: Some(thread) })
+        let mut work = Work { config, shared: Arc::clone(&shared), waker, rest: None };
+        let task = world::spawn("segments", Box::new(move || work.step()))?;
+        Ok(Preparer { shared, task: Some(task) })
+    }
+
+    fn task(&self) -> &Task {
+        self.task.as_ref().expect("there until dropped")
     }
 
     /// Segments below `until` are wanted.
@@ -106,7 +110,7 @@ impl Preparer {
         let mut plan = self.shared.plan();
         if until > plan.wanted_until {
             plan.wanted_until = until;
-            self.shared.change.notify_one();
+            self.task().wake();
         }
     }
 
@@ -116,7 +120,7 @@ impl Preparer {
         assert!(until <= plan.next);
         if until > plan.released_until {
             plan.released_until = until;
-            self.shared.change.notify_one();
+            self.task().wake();
         }
     }
 
@@ -132,8 +136,15 @@ impl Preparer {
 
     /// Waits until a segment is ready or an attempt failed.
     pub fn wait(&self) {
+        let waits = |plan: &Plan| plan.ready.is_empty() && plan.space_error.is_none() && plan.next < plan.wanted_until;
         let mut plan = self.shared.plan();
-        while plan.ready.is_empty() && plan.space_error.is_none() && plan.next < plan.wanted_until {
+        while waits(&plan) {
+            if world::is_simulated() {
+                drop(plan);
+                self.task().urge();
+                plan = self.shared.plan();
+                continue;
+            }
             plan = self.shared.change.wait(plan).expect("the segment preparer's lock: a holder panicked");
         }
     }
@@ -142,14 +153,15 @@ impl Preparer {
 impl Drop for Preparer {
     fn drop(&mut self) {
         self.shared.plan().stop = true;
-        self.shared.change.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(task) = self.task.take() {
+            task.wake();
+            task.join();
         }
     }
 }
 
 /// What the thread does next.
+#[derive(Clone, Copy)]
 enum Step {
     Recycle(SegmentNo, SegmentNo),
     Zero(SegmentNo),
@@ -173,44 +185,62 @@ struct Work {
     config: PrepareConfig,
     shared: Arc<Shared>,
     waker: Waker,
+    /// A step failed: nothing is tried again before then.
+    rest: Option<(Instant, Step)>,
 }
 
 impl Work {
-    fn run(self) {
-        while let Some(step) = self.next_step() {
-            let outcome = match step {
-                Step::Recycle(old, new) => self.recycle(old, new).map(|file| Some((new, file))),
-                Step::Zero(new) => self.zero(new).map(|file| Some((new, file))),
-                Step::Delete(old) => self.delete(old).map(|()| None),
-            };
-            match outcome {
-                Ok(made) => self.report(&step, made),
-                Err(failure) => {
-                    self.fail(&step, &failure.error);
-                    if failure.lasting {
-                        return;
-                    }
+    fn step(&mut self) -> Pace {
+        let step = {
+            let plan = self.shared.plan();
+            if plan.stop {
+                return Pace::Over;
+            }
+            if let Some(left) = self.rest_left(&plan) {
+                return Pace::Idle(left);
+            }
+            self.rest = None;
+            match self.next_step(&plan) {
+                Some(step) => step,
+                None => return Pace::Asleep,
+            }
+        };
+        let outcome = match step {
+            Step::Recycle(old, new) => self.recycle(old, new).map(|file| Some((new, file))),
+            Step::Zero(new) => self.zero(new).map(|file| Some((new, file))),
+            Step::Delete(old) => self.delete(old).map(|()| None),
+        };
+        match outcome {
+            Ok(made) => self.report(&step, made),
+            Err(failure) => {
+                self.fail(&step, &failure.error);
+                if failure.lasting {
+                    return Pace::Over;
                 }
+                self.rest = Some((world::now() + RETRY_INTERVAL, step));
             }
         }
+        Pace::Again
     }
 
-    fn next_step(&self) -> Option<Step> {
+    /// For how long what failed is not tried again.
+    fn rest_left(&self, plan: &Plan) -> Option<Duration> {
+        let (until, failed) = self.rest?;
+        // A released segment can be recycled at once: that needs no space.
+        let recycles = plan.first < plan.released_until && matches!(failed, Step::Zero(_));
+        let left = until.saturating_duration_since(world::now());
+        (!recycles && !left.is_zero()).then_some(left)
+    }
+
+    fn next_step(&self, plan: &Plan) -> Option<Step> {
         let spare = RECYCLED_SEGMENTS_MAX.min(RECYCLED_BYTES_MAX / self.config.segment_bytes);
-        let mut plan = self.shared.plan();
-        loop {
-            if plan.stop {
-                return None;
-            }
-            let released = plan.first < plan.released_until;
-            if released && plan.next.0 < plan.wanted_until.0 + spare {
-                return Some(Step::Recycle(plan.first, plan.next));
-            } else if plan.next < plan.wanted_until {
-                return Some(Step::Zero(plan.next));
-            } else if released {
-                return Some(Step::Delete(plan.first));
-            }
-            plan = self.shared.change.wait(plan).expect("the segment preparer's lock: a holder panicked");
+        let released = plan.first < plan.released_until;
+        if released && plan.next.0 < plan.wanted_until.0 + spare {
+            Some(Step::Recycle(plan.first, plan.next))
+        } else if plan.next < plan.wanted_until {
+            Some(Step::Zero(plan.next))
+        } else {
+            released.then_some(Step::Delete(plan.first))
         }
     }
 
@@ -247,16 +277,6 @@ impl Work {
             plan.space_error = Some(text);
         }
         self.announce(plan);
-        let retry_at = Instant::now() + RETRY_INTERVAL;
-        let mut plan = self.shared.plan();
-        while !plan.stop {
-            let left = retry_at.saturating_duration_since(Instant::now());
-            // A released segment can be recycled at once: that needs no space.
-            if left.is_zero() || plan.first < plan.released_until && matches!(step, Step::Zero(_)) {
-                return;
-            }
-            plan = self.shared.change.wait_timeout(plan, left).expect("the segment preparer's lock").0;
-        }
     }
 
     fn announce(&self, plan: MutexGuard<'_, Plan>) {
@@ -340,6 +360,11 @@ pub(crate) fn write_zeros(
         options.custom_flags(libc::O_DIRECT);
     }
     let file = options.open(path)?;
+    if world::is_out_of_space() {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    } else if world::is_simulated() {
+        return file.set_len(bytes);
+    }
     // Reserves the space in one go: few extents, and a full disk shows before anything is written.
     // SAFETY: a plain system call on our own descriptor.
     match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) } {
@@ -375,11 +400,12 @@ pub(crate) fn open_segment(path: &Path, buffered: bool) -> io::Result<File> {
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+/// Removes a file that may not be there.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

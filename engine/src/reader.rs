@@ -7,6 +7,7 @@ use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::Lsn;
+use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
 
 /// Reads frame after frame.
@@ -38,8 +39,9 @@ impl LogReader {
         }
         let at = self.at;
         let (path, offset) = self.bytes.locate(at);
+        let gap = Gap { from: at, previous_crc: self.previous_crc, needed: Lsn(at.0 + 1) };
         if self.bytes.read(at, FRAME_HEADER_BYTES)?.is_empty() {
-            return Err(RecoverError::Missing { path, end: at, needed: self.until });
+            return Err(RecoverError::Missing { path, end: at, needed: self.until, gap });
         }
         let bad = |reason| RecoverError::Rot {
             path,
@@ -47,6 +49,7 @@ impl LogReader {
             lsn: at,
             reason,
             evidence: format!("the log is known to reach {}", self.until),
+            gap,
         };
         let wire_bytes = match UnverifiedFrame::parse(self.bytes.read(at, FRAME_HEADER_BYTES)?, at) {
             Ok(frame) => frame.wire_bytes(),

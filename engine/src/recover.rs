@@ -14,7 +14,8 @@
 //! chain. *Stale* is a whole frame of another epoch: what a truncation left behind. Recycled blocks name another position.
 //! A header *proves* P flushed when it says so and this node led in its epoch: the flushed LSN in a header is the leader's, and
 //! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the mark and the store speak.
-//! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few.
+//! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few. With a damaged one a torn tail
+//! counts as rot as well, since nothing says how far this node had confirmed its log.
 
 use std::path::Path;
 
@@ -23,7 +24,10 @@ use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, LOG_BUFFER_BYTES_MAX};
 use crate::lsn::{Epoch, Lsn};
-use crate::mark::Mark;
+use crate::mark::{MARK_FILE, Marked};
+use crate::mutants;
+use crate::origin::Origin;
+use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
 
 /// What is known of the log apart from its frames.
@@ -32,24 +36,32 @@ pub struct Known {
     /// What the store already holds: a frame boundary that the log must reach, and from whose segment on it is read.
     pub applied: Lsn,
     /// What the node last said of its own disk.
-    pub mark: Option<Mark>,
+    pub mark: Marked,
+    /// Where the log began, if not at 0.
+    pub origin: Option<Origin>,
 }
 
 /// A position alone: the store's, or the oldest one of a log that is only looked at.
 impl From<Lsn> for Known {
     fn from(applied: Lsn) -> Known {
-        Known { applied, mark: None }
+        Known { applied, ..Known::default() }
     }
 }
 
 impl Known {
     fn durable(&self, history: &EpochHistory) -> Durable {
-        let by_mark = self.mark.map_or(Lsn::ZERO, |mark| mark.bound(history));
+        let by_mark = match self.mark {
+            Marked::As(mark) => mark.bound(history),
+            Marked::Never | Marked::Damaged => Lsn::ZERO,
+        };
         if by_mark > self.applied { Durable::Mark(by_mark) } else { Durable::Store(self.applied) }
     }
 
     fn believes(&self, header: &FrameHeader) -> bool {
-        self.mark.is_none_or(|mark| mark.led == header.epoch)
+        match self.mark {
+            Marked::As(mark) => mark.led == header.epoch,
+            Marked::Never | Marked::Damaged => true,
+        }
     }
 }
 
@@ -118,6 +130,16 @@ enum Later {
     Flushed(Lsn),
 }
 
+impl Later {
+    /// Up to where it says that the log was flushed, `broken` at least.
+    fn flushed_from(self, broken: Lsn) -> Lsn {
+        match self {
+            Later::Flushed(frame) => frame,
+            Later::None | Later::NotFlushed(_) => broken,
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     End,
@@ -125,12 +147,16 @@ enum Verdict {
     Rot { reason: FrameError, evidence: String },
 }
 
-fn judge(at: Lsn, block: Block, later: Later, durable: Durable) -> Verdict {
-    let reason = match block {
+fn reason_of(block: Block) -> FrameError {
+    match block {
         Block::Nothing => FrameError::Magic,
         Block::Recycled | Block::Stale => FrameError::Chain,
         Block::Damaged(error) => error,
-    };
+    }
+}
+
+fn judge(at: Lsn, block: Block, later: Later, durable: Durable) -> Verdict {
+    let reason = reason_of(block);
     if let Later::Flushed(frame) = later {
         return Verdict::Rot { reason, evidence: format!("the frame at {frame} says that it was durable") };
     }
@@ -171,6 +197,10 @@ pub fn find_end(
     let first = if has(before) { before } else { needed.segment(segment_bytes) };
     let mut recovery = Recovery::at(first.start(segment_bytes), needed);
     let mut linked = recovery.end == Lsn::ZERO;
+    // What stands before the origin, if anything does, is not of this log.
+    if let Some(origin) = known.origin.filter(|origin| (recovery.end..=needed).contains(&origin.lsn)) {
+        (recovery.end, recovery.crc, linked) = (origin.lsn, origin.crc, true);
+    }
     let block = loop {
         match next_frame(bytes, recovery.end, linked.then_some(recovery.crc), history)? {
             Ok(header) => recovery.follow(&header),
@@ -180,21 +210,43 @@ pub fn find_end(
     };
     let at = recovery.end;
     let (path, offset) = bytes.locate(at);
+    let previous_crc = linked.then_some(recovery.crc);
+    let gap = |flushed: Lsn| Gap { from: at, previous_crc, needed: durable.lsn().max(flushed).max(Lsn(at.0 + 1)) };
     if at < durable.lsn() && bytes.segments().binary_search(&at.segment(segment_bytes)).is_err() {
-        return Err(RecoverError::Missing { path, end: at, needed: durable.lsn() });
+        return Err(RecoverError::Missing { path, end: at, needed: durable.lsn(), gap: gap(at) });
     }
     let later = look_ahead(bytes, at, recovery.epoch, &known, history)?;
-    match judge(at, block, later, durable) {
+    let verdict = match judge(at, block, later, durable) {
+        Verdict::Torn(reason) if known.mark == Marked::Damaged => Verdict::Rot {
+            reason: reason_of(block),
+            evidence: format!(
+                "{reason}: it may be a torn tail, but the durable mark ({MARK_FILE} in the data directory) is damaged, so nothing \
+                 tells it from damage to what was acknowledged; remove that file to have it cut"
+            ),
+        },
+        verdict => verdict,
+    };
+    match verdict {
         Verdict::End => {}
         Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
         Verdict::Rot { reason, evidence } => {
-            return Err(RecoverError::Rot { path, offset, lsn: at, reason, evidence });
+            return Err(RecoverError::Rot {
+                path,
+                offset,
+                lsn: at,
+                reason,
+                evidence,
+                gap: gap(later.flushed_from(at)),
+            });
         }
     }
     if !linked {
         // The next frame must name the crc of the one before, and that is not here to be read.
-        let (path, _) = bytes.locate(Lsn(at.0 - 1));
-        return Err(RecoverError::Unlinked { path, end: at });
+        let before = Lsn(at.0 - 1);
+        let (path, _) = bytes.locate(before);
+        let begun = known.origin.map_or(Lsn::ZERO, |origin| origin.lsn);
+        let from = before.segment(segment_bytes).start(segment_bytes).max(begun.min(before));
+        return Err(RecoverError::Unlinked { path, end: at, gap: Gap { from, previous_crc: None, needed: at } });
     }
     Ok(recovery)
 }
@@ -222,18 +274,24 @@ fn next_frame(
     previous_crc: Option<u32>,
     history: &EpochHistory,
 ) -> Result<Result<FrameHeader, Block>, RecoverError> {
+    let header = bytes.read(at, FRAME_HEADER_BYTES)?;
+    let zeros = header.iter().all(|byte| *byte == 0);
     let block = |error| match error {
-        FrameError::Magic => Block::Nothing,
+        // What was never written is zeros; a header without its magic is a damaged one.
+        FrameError::Magic if zeros => Block::Nothing,
         FrameError::Position(_) => Block::Recycled,
         error => Block::Damaged(error),
     };
-    let wire_bytes = match UnverifiedFrame::parse(bytes.read(at, FRAME_HEADER_BYTES)?, at) {
-        Ok(frame) => frame.wire_bytes(),
+    let claimed = match UnverifiedFrame::parse(header, at) {
+        Ok(frame) => frame,
         // No segment, or the end of the last one.
         Err(FrameError::Short) => return Ok(Err(Block::Nothing)),
         Err(error) => return Ok(Err(block(error))),
     };
-    let frame = match Frame::read(bytes.read(at, wire_bytes)?, at) {
+    if mutants::is_on("believe-headers") {
+        return Ok(Ok(*claimed.claimed()));
+    }
+    let frame = match Frame::read(bytes.read(at, claimed.wire_bytes())?, at) {
         Ok(frame) => frame,
         Err(error) => return Ok(Err(block(error))),
     };

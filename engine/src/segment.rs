@@ -44,6 +44,18 @@ pub fn list_segments(dir: &Path) -> io::Result<Vec<SegmentNo>> {
     Ok(segments)
 }
 
+/// The oldest of the run without a gap that leads up to the newest of these segments, which ascend; 0 for none.
+pub fn run_start(segments: &[SegmentNo]) -> SegmentNo {
+    let mut start = segments.last().copied().unwrap_or_default();
+    for number in segments.iter().rev().skip(1) {
+        if number.next() != start {
+            break;
+        }
+        start = *number;
+    }
+    start
+}
+
 impl DirBytes {
     /// The segments of `dir` (the directory of the segment files).
     pub fn open(dir: &Path, segment_bytes: u64) -> Result<DirBytes, RecoverError> {

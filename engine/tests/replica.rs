@@ -9,6 +9,7 @@ use walferry_engine::frame::FrameError;
 use walferry_engine::limits::SEGMENT_BYTES_MIN;
 use walferry_engine::log::{LogConfig, LogError, ReceiveError};
 use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
+use walferry_engine::origin::Origin;
 
 /// Sends the leader's hot frame at the replica's end, if there is one.
 fn ship_frame(leader: &Node, replica: &mut Node) -> bool {
@@ -206,4 +207,54 @@ fn a_replica_behind_a_fork_truncates_and_follows_the_new_epoch() {
     assert_same_files(&leader, &old);
     leader.close();
     old.close();
+}
+
+#[test]
+fn a_log_that_begins_in_the_middle_goes_on_and_opens_again() {
+    let (here, there) = (directory(), directory());
+    let mut leader = Node::leader(config(here.path()));
+    for number in 0..30 {
+        leader.append(&vec![number; 1 << 20]);
+        leader.flush();
+        leader.take_all();
+    }
+    let begun = leader.log.flushed();
+    let crc = leader.log.crc_at_end();
+    assert!(begun > SegmentNo(1).start(SEGMENT_BYTES_MIN) && begun.offset(SEGMENT_BYTES_MIN) > 0);
+    Origin { lsn: begun, crc }.save(there.path()).expect("an origin");
+    let open = |applied| Node::try_open(config(there.path()), &history(), applied).expect("it opens");
+    let mut replica = open(begun);
+    replica.log.follow(&history());
+    assert_eq!((replica.log.start(), replica.log.flushed(), replica.log.crc_at_end()), (begun, begun, crc));
+    // Nothing came before it went down again.
+    replica.close();
+    let mut replica = open(begun);
+    replica.log.follow(&history());
+    for number in 0..20 {
+        leader.append(&vec![number; 1 << 20]);
+        leader.flush();
+        leader.take_all();
+    }
+    let end = leader.log.flushed();
+    let bytes = bytes_on_disk(&leader.log, begun, end);
+    ship_bytes(&bytes, &mut replica);
+    replica.flush();
+    assert_eq!(replica.log.crc_at_end(), leader.log.crc_at_end());
+    assert!(bytes_on_disk(&replica.log, begun, end) == bytes, "the logs differ");
+    replica.close();
+    // Before and after a checkpoint in the first segment, and in the next one.
+    for applied in [begun, end] {
+        let replica = open(applied);
+        assert_eq!((replica.log.flushed(), replica.log.crc_at_end()), (end, leader.log.crc_at_end()));
+        replica.close();
+    }
+    // Once it is retired another log may stand in its place, under the same lock.
+    let mut replica = open(end);
+    let lock = replica.log.retire(&mut replica.ring).expect("nothing is in flight");
+    let second = Node::try_open(config(there.path()), &history(), end).err().expect("locked").to_string();
+    assert!(second.contains("in use"), "{second}");
+    drop(lock);
+    drop(replica);
+    open(end).close();
+    leader.close();
 }

@@ -1,11 +1,12 @@
 //! The leader's side of the log: records into the open frame, and its sealing.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::{AppendError, Log, OpenFrame};
 use crate::frame::FrameHeader;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_TARGET_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
 use crate::lsn::{Epoch, Lsn};
+use crate::world;
 
 impl Log {
     /// Frames sealed from now on carry `epoch`; the caller has made the epoch history that says so durable.
@@ -18,6 +19,16 @@ impl Log {
         // Before the first frame of the epoch: recovery believes its headers only with this.
         if let Err(error) = self.mark.lead(epoch) {
             self.stopped = Some(error.to_string());
+        }
+    }
+
+    /// This node's leadership is over: what was appended is sealed, so that nothing of it is lost before somebody else's log says
+    /// so, and nothing can be appended any more.
+    pub fn resign(&mut self) {
+        if self.leading.is_some() {
+            self.seal_open();
+            self.leading = None;
+            self.receive_reset();
         }
     }
 
@@ -81,7 +92,7 @@ impl Log {
     fn segment_rest(&mut self) -> Result<usize, AppendError> {
         let number = self.segment_of(self.sealed());
         if self.segment_file(number).is_none() {
-            self.preparer.take(&mut self.segments, &mut self.space_error);
+            self.take_segments();
         }
         if self.segment_file(number).is_none() {
             self.wait_for_segment(number);
@@ -168,5 +179,5 @@ impl Log {
 }
 
 fn wall_clock_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+    world::wall_clock().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }

@@ -19,11 +19,14 @@ use crate::limits::*;
 use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
 use crate::mark::{Mark, MarkFile};
-use crate::prepare::{PrepareConfig, Preparer, open_segment, sync_dir};
+use crate::mend::Mender;
+use crate::origin::Origin;
+use crate::prepare::{PrepareConfig, Preparer, open_segment, remove_if_there, sync_dir};
 use crate::recover::{Known, Recovery, recover};
 use crate::ring::Ring;
 use crate::segment::list_segments;
 use crate::waker::Waker;
+use crate::world;
 
 /// The directory of the segments in the data directory.
 pub const LOG_DIR: &str = "log";
@@ -44,9 +47,10 @@ impl LogConfig {
     fn check(&self) -> Result<(), LogError> {
         let config = |text| Err(LogError::Config(text));
         let aligned = self.segment_bytes.is_multiple_of(FRAME_ALIGN_BYTES as u64);
-        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) || !aligned {
+        let bytes_min = segment_bytes_min();
+        if !(bytes_min..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) || !aligned {
             return config(format!(
-                "segments of {} bytes: from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}, a multiple of {FRAME_ALIGN_BYTES}",
+                "segments of {} bytes: from {bytes_min} to {SEGMENT_BYTES_MAX}, a multiple of {FRAME_ALIGN_BYTES}",
                 self.segment_bytes
             ));
         }
@@ -112,16 +116,23 @@ impl Log {
                 return Err(LogError::NoDirectIo { dir: log_dir, reason });
             }
         }
+        let filled = Mender::new(&config.dir, config.segment_bytes).fill_up();
+        for (path, bytes) in filled.map_err(io_error("fill up the segments in", &log_dir))? {
+            let file = path.display();
+            tracing::warn!(%file, bytes, "a segment is shorter than it was made: zeros stand for what it lost");
+        }
         check_sizes(&log_dir, &config)?;
         // Before recovery looks: what it reads must come from the disk, not from pages that a failed flush of an
         // earlier process left behind as if they were clean.
         settle(&log_dir, &config, replay_from, Lsn::MAX, true)?;
-        let known = Known { applied: replay_from, mark: Mark::load(&config.dir)? };
+        let origin = Origin::load(&config.dir)?;
+        let known = Known { applied: replay_from, mark: Mark::load(&config.dir)?, origin };
         let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
         // What was read back is not thereby durable.
         settle(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
-        let log = Log::assemble(config, lock, on_disk, &recovery, history, ring, waker)?;
+        let mut log = Log::assemble(config, lock, on_disk, &recovery, history, ring, waker)?;
+        log.origin = origin.map_or(Lsn::ZERO, |origin| origin.lsn);
         Ok((log, recovery))
     }
 
@@ -154,6 +165,7 @@ impl Log {
             received: end,
             segments: on_disk.open,
             first_segment: on_disk.first,
+            origin: Lsn::ZERO,
             ready_segments: READY_SEGMENTS_MIN,
             waited_for: end.segment(config.segment_bytes),
             flights: Flights::new(),
@@ -164,15 +176,15 @@ impl Log {
             mark,
             stopped: None,
             space_error: None,
-            _lock: lock,
+            lock: Some(lock),
             config,
             log_dir,
             buffer,
-            preparer,
+            preparer: Some(preparer),
         };
         if log.segments.is_empty() {
-            log.preparer.wait();
-            log.preparer.take(&mut log.segments, &mut log.space_error);
+            log.preparer().wait();
+            log.take_segments();
         }
         Ok(log)
     }
@@ -264,6 +276,9 @@ struct Block([u8; FRAME_ALIGN_BYTES]);
 /// filesystems take the flag on newer kernels, but there is no disk behind them to be direct with.
 pub fn direct_io_refusal(dir: &Path, method: SyncMethod) -> io::Result<Option<String>> {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    if world::is_simulated() {
+        return Ok(None);
+    }
     let name = CString::new(dir.as_os_str().as_bytes())?;
     // SAFETY: plain data, for which zeros are a value; the call fills it.
     let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
@@ -278,10 +293,7 @@ pub fn direct_io_refusal(dir: &Path, method: SyncMethod) -> io::Result<Option<St
     }
     let path = dir.join(TRIAL_FILE);
     let outcome = try_direct_write(&path, method);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(&path)?;
     match outcome {
         Ok(()) => Ok(None),
         // A full disk says nothing against O_DIRECT.

@@ -12,7 +12,9 @@ use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogError, LogFailure, SyncMethod};
 use crate::commit::{Commit, WriteNo};
 use crate::ledger::DurableWrite;
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_TARGET_BYTES};
+use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
+use crate::mutants;
 use crate::ring::{Completion, Owner, Ring, Token};
 
 /// When more than FRAME_TARGET_BYTES for each free write wait, one write takes this much (a replica that catches up).
@@ -79,7 +81,7 @@ fn token(number: WriteNo, part: Part) -> u64 {
 impl Log {
     /// Seals and submits what the disk can take; once per turn of the ring thread's loop.
     pub fn poll(&mut self, ring: &mut Ring, now: Instant) {
-        self.preparer.take(&mut self.segments, &mut self.space_error);
+        self.take_segments();
         if self.stopped.is_some() {
             return;
         }
@@ -157,8 +159,9 @@ impl Log {
         let fd = types::Fd(file.as_raw_fd());
         let bytes = (flight.end - flight.from) as usize;
         let offset = flight.from.offset(self.config.segment_bytes);
-        let linked = self.config.buffered || self.config.sync_method == SyncMethod::Fdatasync;
-        let flags = if linked { 0 } else { libc::RWF_DSYNC };
+        let unflushed = mutants::is_on("write-without-a-flush");
+        let linked = (self.config.buffered || self.config.sync_method == SyncMethod::Fdatasync) && !unflushed;
+        let flags = if linked || unflushed { 0 } else { libc::RWF_DSYNC };
         let address = self.buffer.address(flight.from).cast_const();
         let entry = match self.fixed_index(flight.from, bytes) {
             Some(_) => opcode::WriteFixed::new(fd, address, bytes as u32, LOG_BUFFER_INDEX)
@@ -240,6 +243,7 @@ impl Log {
             Ok(_) => flight.synced = flight.from == flight.end,
             // The write before it in the chain was short, and goes out again.
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            Err(_) if mutants::is_on("retry-the-flush") => flight.synced = flight.from == flight.end,
             Err(error) => return Err(self.fail("fdatasync", slot, error)),
         }
         Ok(())
@@ -280,6 +284,22 @@ impl Log {
         self.open.bytes_limit = 0;
         self.flights.short = 0;
         failure
+    }
+
+    /// Lets go of the directory, whose log another is about to replace, and gives its lock to whoever opens that. Nothing may be
+    /// in flight. This log takes and gives nothing any more; drop it.
+    pub fn retire(&mut self, ring: &mut Ring) -> Result<DirLock, LogError> {
+        if !self.idle() || self.buffer.is_pinned() {
+            return Err(LogError::InFlight(self.sealed()));
+        }
+        if std::mem::take(&mut self.registered) {
+            let _ = ring.unregister_buffers();
+        }
+        self.stopped.get_or_insert_with(|| "the log is being replaced".to_owned());
+        // Waits for the thread: nobody makes a segment from now on.
+        self.preparer = None;
+        self.segments.clear();
+        self.lock.take().ok_or_else(|| LogError::Stopped("the log was retired before".to_owned()))
     }
 
     /// Makes everything appended durable, waits for the writes in flight, and closes the log. The last to use the

@@ -2,6 +2,9 @@
 //! makes the ring is the only one that may use it. It moves entries in and completions out, and knows neither files
 //! nor sockets: whoever pushes an entry owns its buffer and its descriptor until the completion is dispatched.
 
+#[cfg(feature = "simulation")]
+pub mod simulated;
+
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -147,6 +150,9 @@ impl RingError {
 /// The ring. Not `Send`: the kernel knows the thread that made it as its single issuer.
 pub struct Ring {
     uring: IoUring,
+    /// Where entries go instead of the kernel.
+    #[cfg(feature = "simulation")]
+    simulated: Option<simulated::Queues>,
     /// Completions taken out early to make room in the kernel's queue; handed out before newer ones.
     reaped: VecDeque<Completion>,
     one_thread: PhantomData<*const ()>,
@@ -168,7 +174,13 @@ impl Ring {
         if !uring.params().is_feature_ext_arg() {
             return Err(RingError::Feature("IORING_FEAT_EXT_ARG"));
         }
-        Ok(Ring { uring, reaped: VecDeque::new(), one_thread: PhantomData })
+        Ok(Ring {
+            uring,
+            #[cfg(feature = "simulation")]
+            simulated: None,
+            reaped: VecDeque::new(),
+            one_thread: PhantomData,
+        })
     }
 
     fn build(entries: u32, deferred: bool) -> io::Result<IoUring> {
@@ -196,6 +208,10 @@ impl Ring {
     /// # Safety
     /// As for [`Ring::push`].
     pub unsafe fn push_chain(&mut self, entries: &[squeue::Entry]) {
+        #[cfg(feature = "simulation")]
+        if let Some(queues) = &self.simulated {
+            return queues.push(entries);
+        }
         assert!(entries.len() <= self.uring.params().sq_entries() as usize);
         loop {
             // SAFETY: the caller's promise.
@@ -210,6 +226,10 @@ impl Ring {
 
     /// Hands every queued entry to the kernel without waiting.
     pub fn submit(&mut self) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        if self.simulated.is_some() {
+            return Ok(());
+        }
         let result = self.uring.submit();
         self.settle(result)
     }
@@ -217,6 +237,8 @@ impl Ring {
     /// Hands every queued entry to the kernel and waits for at least one completion, at most `timeout`.
     /// A timeout or a signal is no error: there are just no completions.
     pub fn submit_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        assert!(self.simulated.is_none(), "a simulated node is never waited for");
         if !self.reaped.is_empty() {
             return self.submit();
         }
@@ -255,6 +277,10 @@ impl Ring {
 
     /// Appends to `out` what has completed, in order.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
+        #[cfg(feature = "simulation")]
+        if let Some(queues) = &self.simulated {
+            return queues.take_completions(out);
+        }
         out.extend(self.reaped.drain(..));
         out.extend(self.uring.completion().map(|entry| Completion {
             token: Token(entry.user_data()),
@@ -268,12 +294,20 @@ impl Ring {
     /// # Safety
     /// The memory lives until [`Ring::unregister_buffers`] or the end of the ring.
     pub unsafe fn register_buffers(&mut self, buffers: &[libc::iovec]) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        if self.simulated.is_some() {
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
         unsafe { self.uring.submitter().register_buffers(buffers) }
     }
 
     /// Gives the fixed buffers back; none of them may be in use by an operation.
     pub fn unregister_buffers(&mut self) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        if self.simulated.is_some() {
+            return Ok(());
+        }
         self.uring.submitter().unregister_buffers()
     }
 

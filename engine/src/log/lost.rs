@@ -1,0 +1,135 @@
+//! What a truncation is about to cut off, put aside: commits that this node acknowledged as a leader at a level below the sync
+//! policy's, and that no later leader has. They are never taken back into a log by themselves; the file is for people.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{LOG_DIR, Log, LogError};
+use crate::frame::{Frame, UnverifiedFrame};
+use crate::limits::FRAME_HEADER_BYTES;
+use crate::lsn::{Epoch, Lsn};
+use crate::prepare::sync_dir;
+use crate::reader::LogReader;
+
+/// The directory in the data directory.
+pub const LOST_DIR: &str = "lost";
+
+/// What was put aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Commits in it.
+    pub records: u64,
+    /// Where it began.
+    pub from: Lsn,
+    /// Where it ended.
+    pub to: Lsn,
+    /// The frames as they stood in the log.
+    pub path: PathBuf,
+}
+
+/// For people; the file's name goes with it.
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lost { records, from, to, .. } = self;
+        write!(
+            f,
+            "lost asynchronous commits: {records}, LSN {from}-{to}: the leader's log does not have them, they are kept in the file"
+        )
+    }
+}
+
+/// The file for lost frames while it is written.
+struct LostFile {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    records: u64,
+}
+
+impl LostFile {
+    /// For the frames from `from` to `to`.
+    fn make(data: &Path, from: Lsn, to: Lsn, epoch: Epoch) -> Result<LostFile, LogError> {
+        let dir = data.join(LOST_DIR);
+        let path = dir.join(format!("epoch-{epoch}-{:016X}-{:016X}.frames", from.0, to.0));
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(error)),
+            _ => sync_dir(data).map_err(failed("flush", data))?,
+        }
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o640).open(&path);
+        let file = file.map_err(failed("make", &path))?;
+        Ok(LostFile { dir, path, file, records: 0 })
+    }
+
+    /// The next frame, padding and all.
+    fn put(&mut self, frame: &Frame<'_>) -> Result<(), LogError> {
+        let header = frame.header();
+        if !header.filler {
+            self.records += u64::from(header.record_count);
+        }
+        let padding = vec![0; header.span_bytes() - frame.wire().len()];
+        let written = self.file.write_all(frame.wire()).and_then(|()| self.file.write_all(&padding));
+        written.map_err(failed("write", &self.path))
+    }
+
+    /// They are durable.
+    fn finish(self, from: Lsn, to: Lsn) -> Result<Lost, LogError> {
+        self.file.sync_all().map_err(failed("flush", &self.path))?;
+        sync_dir(&self.dir).map_err(failed("flush", &self.dir))?;
+        Ok(Lost { records: self.records, from, to, path: self.path })
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
+    let path = path.to_owned();
+    move |source| LogError::Io { what, path, source }
+}
+
+/// As [`Log::put_aside`], for the log of a data directory that nobody has open; all of it is in its segments.
+pub fn keep_lost(data: &Path, segment_bytes: u64, from: Lsn, to: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
+    let mut file = LostFile::make(data, from, to, epoch)?;
+    let mut reader = LogReader::open(&data.join(LOG_DIR), segment_bytes, from, to)?;
+    while let Some(frame) = reader.next_frame()? {
+        file.put(&frame)?;
+    }
+    file.finish(from, to)
+}
+
+impl Log {
+    /// Copies the frames from `from` to the end of the log into `lost/`, durably. Nothing may be in flight. The file begins with
+    /// the frame at `from`; its name says which epoch and positions it holds.
+    pub fn put_aside(&self, from: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
+        let to = self.sealed();
+        let mut file = LostFile::make(&self.config.dir, from, to, epoch)?;
+        let mut at = from;
+        while at < to {
+            let span = self.read_span(at)?;
+            let frame = UnverifiedFrame::parse(&span, at).and_then(|frame| frame.verify(&span));
+            let frame = frame.map_err(|source| LogError::Truncate { to: at, reason: source.to_string() })?;
+            file.put(&frame)?;
+            at = frame.header().end();
+        }
+        file.finish(from, to)
+    }
+
+    /// The frame at `at` with its padding.
+    fn read_span(&self, at: Lsn) -> Result<Vec<u8>, LogError> {
+        if let Some(hot) = self.hot_frame(at) {
+            return Ok(hot.span().to_vec());
+        }
+        let path = self.segment_path(self.segment_of(at));
+        let failed = |source| LogError::Io { what: "read", path: path.clone(), source };
+        let file = File::open(&path).map_err(failed)?;
+        let offset = at.offset(self.config.segment_bytes);
+        let mut header = [0; FRAME_HEADER_BYTES];
+        file.read_exact_at(&mut header, offset).map_err(failed)?;
+        let frame = UnverifiedFrame::parse(&header, at);
+        let frame = frame.map_err(|source| LogError::Truncate { to: at, reason: source.to_string() })?;
+        let mut span = vec![0; frame.claimed().span_bytes()];
+        file.read_exact_at(&mut span, offset).map_err(failed)?;
+        Ok(span)
+    }
+}

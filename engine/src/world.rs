@@ -1,0 +1,227 @@
+//! What a node takes from its machine beside disk and sockets: time, chance, and work in the background. In production these
+//! are the system's clocks and threads. With the feature `simulation` a thread can put a world of its own in their place: then
+//! nothing that runs on it reads a real clock or starts a real thread, and the same seed gives the same run (FoundationDB's
+//! way). The ring has its counterpart in `ring`.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// What a step of background work says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// There is more to do.
+    Again,
+    /// Nothing to do for so long, or until it is woken.
+    Idle(Duration),
+    /// Nothing to do until it is woken.
+    Asleep,
+    /// It is done.
+    Over,
+}
+
+/// Work in the background: called again and again until it is over. A step may block, but not where the world is simulated.
+pub type Work = Box<dyn FnMut() -> Pace + Send>;
+
+/// Background work that was started.
+#[derive(Debug)]
+pub struct Task(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Thread(std::thread::JoinHandle<()>),
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::TaskNo),
+}
+
+/// Starts background work, on a thread of its own.
+pub fn spawn(name: &str, mut work: Work) -> io::Result<Task> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return Ok(Task(Kind::Simulated(world.spawn(name, work))));
+    }
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        loop {
+            match work() {
+                Pace::Again => {}
+                Pace::Idle(time) => std::thread::park_timeout(time),
+                Pace::Asleep => std::thread::park(),
+                Pace::Over => return,
+            }
+        }
+    })?;
+    Ok(Task(Kind::Thread(thread)))
+}
+
+impl Task {
+    /// There is something to do. What the caller published before is visible to the work.
+    pub fn wake(&self) {
+        match &self.0 {
+            Kind::Thread(thread) => thread.thread().unpark(),
+            // It looks again by itself.
+            #[cfg(feature = "simulation")]
+            Kind::Simulated(_) => {}
+        }
+    }
+
+    /// Waits until the work is over; it panicked only if what it called did.
+    pub fn join(self) {
+        match self.0 {
+            Kind::Thread(thread) => drop(thread.join()),
+            #[cfg(feature = "simulation")]
+            Kind::Simulated(task) => {
+                if let Some(world) = simulated::world() {
+                    world.finish(task);
+                }
+            }
+        }
+    }
+
+    /// The next of what the work sends.
+    pub fn receive<T>(&self, results: &Receiver<T>) -> Result<T, RecvError> {
+        match &self.0 {
+            Kind::Thread(_) => results.recv(),
+            #[cfg(feature = "simulation")]
+            Kind::Simulated(task) => loop {
+                match results.try_recv() {
+                    Ok(result) => return Ok(result),
+                    Err(TryRecvError::Disconnected) => return Err(RecvError),
+                    Err(TryRecvError::Empty) => simulated::world().expect("its own world").step(*task),
+                }
+            },
+        }
+    }
+
+    /// Lets the work go on by one step where nobody else would: a caller that waits for it on a condition of its own.
+    pub fn urge(&self) {
+        #[cfg(feature = "simulation")]
+        if let Kind::Simulated(task) = &self.0 {
+            simulated::world().expect("its own world").step(*task);
+        }
+    }
+}
+
+/// What background work finds in its inbox.
+#[derive(Debug)]
+pub enum Inbox<T> {
+    /// Something to do.
+    Item(T),
+    /// Nothing yet.
+    Empty,
+    /// Nothing ever again.
+    Closed,
+}
+
+/// The next item of an inbox of background work. Waits for it, but not where the world is simulated.
+pub fn take<T>(inbox: &Receiver<T>) -> Inbox<T> {
+    if is_simulated() {
+        return match inbox.try_recv() {
+            Ok(item) => Inbox::Item(item),
+            Err(TryRecvError::Empty) => Inbox::Empty,
+            Err(TryRecvError::Disconnected) => Inbox::Closed,
+        };
+    }
+    inbox.recv().map_or(Inbox::Closed, Inbox::Item)
+}
+
+/// True on a thread that has a world of its own.
+pub fn is_simulated() -> bool {
+    #[cfg(feature = "simulation")]
+    return simulated::world().is_some();
+    #[cfg(not(feature = "simulation"))]
+    return false;
+}
+
+/// The monotonic clock.
+pub fn now() -> Instant {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return world.now();
+    }
+    Instant::now()
+}
+
+/// The wall clock.
+pub fn wall_clock() -> SystemTime {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return world.wall_clock();
+    }
+    SystemTime::now()
+}
+
+/// A number by chance, without the quality that secrets need: the seed that the standard library gives each hash map.
+pub fn chance() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return world.chance();
+    }
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// True where the world is simulated and its disk is full.
+pub fn is_out_of_space() -> bool {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return !world.has_space();
+    }
+    false
+}
+
+/// A connection to `address`, where the world is simulated; `None` where it is the real one.
+pub fn simulated_connection(address: &str) -> Option<io::Result<std::net::TcpStream>> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return Some(world.connect(address));
+    }
+    let _ = address;
+    None
+}
+
+/// A world in place of the system's.
+#[cfg(feature = "simulation")]
+pub mod simulated {
+    use std::cell::RefCell;
+    use std::io;
+    use std::rc::Rc;
+    use std::time::{Instant, SystemTime};
+
+    use super::Work;
+
+    /// Background work by number.
+    pub type TaskNo = u64;
+
+    /// What a simulation gives the nodes that run on its thread.
+    pub trait World {
+        /// The clock of the node that runs now.
+        fn now(&self) -> Instant;
+        /// Its wall clock.
+        fn wall_clock(&self) -> SystemTime;
+        /// A number by chance.
+        fn chance(&self) -> u64;
+        /// Takes background work.
+        fn spawn(&self, name: &str, work: Work) -> TaskNo;
+        /// One step of it, now.
+        fn step(&self, task: TaskNo);
+        /// All its steps, now; one that would go on for ever is ended.
+        fn finish(&self, task: TaskNo);
+        /// Whether its disk takes another segment.
+        fn has_space(&self) -> bool;
+        /// A connection.
+        fn connect(&self, address: &str) -> io::Result<std::net::TcpStream>;
+    }
+
+    thread_local! {
+        static WORLD: RefCell<Option<Rc<dyn World>>> = const { RefCell::new(None) };
+    }
+
+    /// This thread lives in `world` from now on; `None` gives it back to the real one.
+    pub fn enter(world: Option<Rc<dyn World>>) {
+        WORLD.with(|current| *current.borrow_mut() = world);
+    }
+
+    pub(super) fn world() -> Option<Rc<dyn World>> {
+        WORLD.with(|current| current.borrow().clone())
+    }
+}
