@@ -1,6 +1,17 @@
 //! What can be wrong with bytes from a peer. Made by the codec, shown by both link drivers, which close the
 //! connection: after any of these the stream's framing is lost.
 
+/// Why no message was read from a stream.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The stream failed, or ended before the message did.
+    #[error(transparent)]
+    Stream(#[from] std::io::Error),
+    /// What came is none.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
 /// Why bytes from a peer are not a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
@@ -10,6 +21,9 @@ pub enum MessageError {
     /// The envelope's reserved bytes are not zero: this is no walferry peer, or the stream lost its framing.
     #[error("the peer does not speak walferry's protocol")]
     Envelope,
+    /// A TLS handshake, where plain messages are expected.
+    #[error("the peer speaks TLS and this node does not: set peer_tls = true on both or on neither")]
+    Tls,
     /// The first message does not start with the protocol's magic.
     #[error("the peer's first message is not a walferry hello")]
     Magic,

@@ -20,12 +20,14 @@ pub enum Change {
 pub struct InSync {
     lag_time_max: Duration,
     members: BTreeSet<MemberName>,
+    /// The members that the register has; `None` for a leader without a cluster, whose own word is enough.
+    confirmed: Option<BTreeSet<MemberName>>,
 }
 
 impl InSync {
     /// An empty set; a replica leaves when it lags for longer than `lag_time_max`.
     pub fn new(lag_time_max: Duration) -> InSync {
-        InSync { lag_time_max, members: BTreeSet::new() }
+        InSync { lag_time_max, members: BTreeSet::new(), confirmed: None }
     }
 
     /// A leader starts: the replica was known to the one before, which may have counted it in. It stays a member until
@@ -54,19 +56,26 @@ impl InSync {
         self.members.remove(name);
     }
 
-    /// True for members.
-    pub fn contains(&self, name: &MemberName) -> bool {
-        self.members.contains(name)
+    /// The register has these members. Until it follows what was observed here, a replica counts as a member when either says
+    /// so: no commit is released by a shrink that a failover would not know of.
+    pub fn confirm(&mut self, members: &BTreeSet<MemberName>) {
+        self.confirmed = Some(members.clone());
     }
 
-    /// The members, by name.
+    /// True for replicas that commits under `ALL` wait for.
+    pub fn contains(&self, name: &MemberName) -> bool {
+        self.members.contains(name) || self.confirmed.as_ref().is_some_and(|confirmed| confirmed.contains(name))
+    }
+
+    /// The members as observed here, by name.
     pub fn members(&self) -> impl ExactSizeIterator<Item = &MemberName> {
         self.members.iter()
     }
 
     /// Why commits at a remote level are refused while at least `min_in_sync` replicas have to be in sync.
     pub fn shortage(&self, min_in_sync: usize) -> Option<String> {
-        let (have, need) = (self.members.len(), min_in_sync);
+        let confirmed = |name: &&MemberName| self.confirmed.as_ref().is_none_or(|members| members.contains(*name));
+        let (have, need) = (self.members.iter().filter(confirmed).count(), min_in_sync);
         (have < need).then(|| format!("{have} replicas are in sync, min_in_sync asks for {need}"))
     }
 }
@@ -102,6 +111,14 @@ mod tests {
         set.presume(&other);
         assert_eq!(set.observe(&other, Duration::from_secs(9), false), None);
         assert_eq!(set.observe(&other, Duration::from_secs(11), false), Some(Change::Left));
+        set.presume(&other);
+        let register = BTreeSet::from([other.clone()]);
+        set.confirm(&register);
+        set.forget(&other);
+        assert!(set.contains(&other), "it left, but the register does not know yet");
+        assert!(set.shortage(1).is_some(), "and does not count any more");
+        set.confirm(&BTreeSet::new());
+        assert!(!set.contains(&other));
         set.forget(&name);
         assert!(set.shortage(1).expect("nobody is left").contains("min_in_sync"));
     }

@@ -1,4 +1,4 @@
-//! What nodes agree on and say to each other. No sockets, no clock, no disk: plain types and state machines.
+//! What nodes agree on and say to each other. No sockets and no clock; the only disk is the register's own file.
 //!
 //! ```text
 //!  leader (shipper)                                    replica (applier)
@@ -7,17 +7,35 @@
 //!      Chunk, Frame, Heartbeat -------->         the log's bytes, and how far the leader is
 //!      <--------------------------------- Ack    written, flushed, applied
 //!
-//!  level.rs   how far a commit must have come before its client is answered
-//!  policy.rs  which replicas have to confirm it
-//!  insync.rs  which replicas keep up
+//!  level.rs      how far a commit must have come before its client is answered
+//!  policy.rs     which replicas have to confirm it
+//!  insync.rs     which replicas keep up
+//!
+//!  base_copy.rs  how far a copy of the store is, for a replica whose log is gone
+//!
+//!  register.rs   what all members agree on: members, epoch, leader, in-sync set, policy
+//!  terms.rs      whose confirmations count, by policy and members
+//!  membership.rs how members come and go while the cluster runs
+//!  lease.rs      for how long a leader may speak
+//!  failover.rs   how it is replaced
+//!  control.rs    what members ask each other for that
+//!  consensus/    the register, held by openraft
 //! ```
 
+pub mod base_copy;
+pub mod consensus;
+pub mod control;
 pub mod error;
+pub mod failover;
 pub mod insync;
+pub mod lease;
 pub mod level;
 pub mod member;
+pub mod membership;
 pub mod message;
 pub mod policy;
+pub mod register;
+pub mod terms;
 
 pub use error::MessageError;
 pub use insync::InSync;
@@ -25,3 +43,4 @@ pub use level::CommitLevel;
 pub use member::{ClusterId, MemberName};
 pub use message::Message;
 pub use policy::SyncPolicy;
+pub use terms::Terms;

@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest name of a node; PostgreSQL's bound for identifiers.
 pub const MEMBER_NAME_BYTES_MAX: usize = 63;
 /// Digits of a cluster id as text.
 const CLUSTER_ID_DIGITS: usize = 32;
 
 /// The name of a node: 1 to 63 of `a-z 0-9 _ -`. A replica's name is also the name of its slot. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct MemberName(Arc<str>);
 
 impl MemberName {
@@ -37,6 +40,15 @@ pub fn reachable(client_address: &str, link: SocketAddr) -> String {
     }
 }
 
+/// Where clients reach a member that listens on `client_address` and is known to the others as `peer`, `HOST:PORT`: one that listens
+/// on every address is reached at the host where its peers reach it.
+pub fn reachable_member(client_address: SocketAddr, peer: &str) -> String {
+    match peer.rsplit_once(':') {
+        Some((host, _)) if client_address.ip().is_unspecified() => format!("{host}:{}", client_address.port()),
+        _ => client_address.to_string(),
+    }
+}
+
 /// What was given is not a node's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a node name: expected 1 to 63 of a-z, 0-9, _ and -")]
@@ -55,7 +67,8 @@ impl FromStr for MemberName {
 }
 
 /// The id that every node of a cluster carries, random, made when its first node was initialised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ClusterId(pub u128);
 
 impl fmt::Display for ClusterId {
@@ -76,6 +89,34 @@ impl FromStr for ClusterId {
         let digits = text.len() == CLUSTER_ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
         let id = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
         id.map(ClusterId).ok_or_else(|| ClusterIdSyntax(text.chars().take(CLUSTER_ID_DIGITS + 1).collect()))
+    }
+}
+
+impl TryFrom<String> for MemberName {
+    type Error = NameSyntax;
+
+    fn try_from(text: String) -> Result<MemberName, NameSyntax> {
+        text.parse()
+    }
+}
+
+impl From<MemberName> for String {
+    fn from(name: MemberName) -> String {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for ClusterId {
+    type Error = ClusterIdSyntax;
+
+    fn try_from(text: String) -> Result<ClusterId, ClusterIdSyntax> {
+        text.parse()
+    }
+}
+
+impl From<ClusterId> for String {
+    fn from(id: ClusterId) -> String {
+        id.to_string()
     }
 }
 
@@ -109,6 +150,11 @@ mod tests {
             [("10.1.1.1:6400", "10.1.1.1:6400"), ("0.0.0.0:6400", "10.0.0.7:6400"), ("", "10.0.0.7:50000")]
         {
             assert_eq!(reachable(said, link), reached);
+        }
+        for (listens, reached) in
+            [("0.0.0.0:6400", "db-1:6400"), ("[::]:6400", "db-1:6400"), ("10.1.1.1:6400", "10.1.1.1:6400")]
+        {
+            assert_eq!(reachable_member(listens.parse().unwrap(), "db-1:6401"), reached);
         }
     }
 }

@@ -12,7 +12,7 @@
 //!             6  zeros            2
 //!
 //! 1 Hello     0  magic            4   "WFPR"; stays in front in every later protocol version
-//!             4  protocol         2   1
+//!             4  protocol         2   2
 //!             6  name length      1   1-63
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16   0: none yet, takes the leader's
@@ -24,7 +24,7 @@
 //!             .  name                 the replica's, and the name of its slot
 //!             .  address              where clients reach the replica, `HOST:PORT`; may be empty
 //! 2 Welcome   0  magic            4   "WFPR"
-//!             4  protocol         2   1
+//!             4  protocol         2   2
 //!             6  name length      1
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16
@@ -51,6 +51,8 @@
 //!            16  committed lsn    8   confirmed by the sync policy: a checkpoint may hold up to here
 //!            24  sent at          8   microseconds by a clock of the leader's own; to be echoed in the next Ack
 //!            32  epoch            8   the leader's epoch
+//!            40  stamp            8   `stamp` of the newest Ack of this connection; 0 when none came yet, or while the leader
+//!                                     holds no lease. Everything that was durable here at that time ends before `end lsn`
 //!             sent when the flushed lsn grew and no frame that says so is about to go, and once per interval.
 //!             A frame's header carries flushed and commit lsn as well.
 //! 7 Ack       0  written lsn      8   handed to the replica's disk; whole frames
@@ -61,6 +63,7 @@
 //!            36  write us         4   for the newest frame concerned: receipt of its last byte to written
 //!            40  flush us         4   receipt of its last byte to flushed
 //!            44  apply us         4   flushed to applied
+//!            48  stamp            8   microseconds by a clock of the replica's own; to come back with a Heartbeat
 //! 8 Traced    0  end lsn          8   end of the traced frame
 //!             8  flushes          8   durable writes of the replica since it started
 //!            16  records          8   records in them
@@ -69,9 +72,68 @@
 //!            32  applied us       4   ... to the Ack that told it was applied; the Traced follows that Ack
 //!            36  zeros            4
 //! ```
+//!
+//! A replica whose place in the leader's log is gone opens another connection for a base copy. It says `Fetch`; the leader
+//! answers `Preparing` while it makes the copy, then `Offer`, then every `Piece` from the offset on in order, and closes; or
+//! `Refuse` in the place of any of these. The replica says nothing more.
+//!
+//! ```text
+//! 16 Fetch    0  magic            4   "WFPR"
+//!             4  protocol         2   1
+//!             6  name length      1
+//!             7  zero             1
+//!             8  cluster id      16   0: none yet
+//!            24  floor lsn        8   the copy must hold everything before this: the replica has confirmed it
+//!            32  segment bytes    8   the replica's
+//!            40  base lsn         8   of the copy of which the replica has a part; 0 for none
+//!            48  offset           8   verified bytes of that part: whole pieces; 0 for none
+//!            56  suspect          4   1: a piece of that copy arrived damaged, the leader is to look at its file; else 0
+//!             .  name                 the replica's, and its slot's
+//! 17 Preparing 0 done             8   about so many bytes are written
+//!             8  total            8   of about so many; done <= total
+//! 18 Offer    0  magic            4   "WFPR"
+//!             4  protocol         2   1
+//!             6  name length      1
+//!             7  zero             1
+//!             8  cluster id      16
+//!            24  base lsn         8   the copy holds everything before this; the log goes on there
+//!            32  segment bytes    8   the leader's
+//!            40  bytes            8   of the whole copy, 1..=BASE_BYTES_MAX
+//!            48  offset           8   pieces follow from here on: Fetch's offset if its base lsn is this one, else 0
+//!            56  crc              4   of the frame that ends at the base lsn
+//!            60  epoch count      4
+//!            64  epochs          16   each, as in Welcome
+//!             .  name                 the leader's
+//! 19 Piece    0  offset           8   where the pieces before it ended
+//!             8  bytes            4   PIECE_BYTES, or what is left of the copy
+//!            12  crc              4   CRC32C of the raw bytes
+//!            body length is 16; `bytes` raw bytes of the copy follow the body.
+//! ```
+//!
+//! A node whose log is damaged asks any other node for the frames that it lost, on a connection of its own. It says `Want`; the
+//! other answers `Lend`, or `Refuse`, and closes. Whoever asks checks every frame; for more than one `Lend` holds it asks again.
+//!
+//! ```text
+//! 20 Want     0  magic            4   "WFPR"
+//!             4  protocol         2   2
+//!             6  name length      1
+//!             7  flags            1   1: the crc is known; else 0
+//!             8  cluster id      16
+//!            24  from lsn         8   where the first frame begins
+//!            32  segment bytes    8   of the node that asks
+//!            40  to lsn           8   frames from here on are not needed; from < to
+//!            48  crc              4   of the frame that ends at the from lsn
+//!            52  epoch count      4
+//!            56  epochs          16   each, as in Hello: frames are wanted as far as both have the same
+//!             .  name                 of the node that asks
+//! 21 Lend     0  from lsn         8   Want's
+//!             8  bytes            8   1..=LEND_BYTES_MAX
+//!            body length is 16; whole frames, padding and all, follow the body: `bytes` raw bytes.
+//! ```
 
 use std::fmt;
 
+use walferry_engine::limits::FRAME_BYTES_MAX;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
@@ -80,10 +142,10 @@ mod codec;
 #[cfg(test)]
 mod tests;
 
-pub use codec::{decode, frame_envelope};
+pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, read_message};
 
 /// The version of this protocol; both sides must have the same.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Bytes in front of every message.
 pub const ENVELOPE_BYTES: usize = 8;
 /// Epochs that a handshake carries; of a longer history the newest.
@@ -94,6 +156,8 @@ pub const REFUSE_TEXT_BYTES_MAX: usize = 512;
 pub const ADDRESS_BYTES_MAX: usize = 255;
 /// Raw bytes in a chunk, at most. Between chunks there is room for a heartbeat.
 pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
+/// Raw bytes that follow one Lend, at most: the largest frame fits.
+pub const LEND_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 /// Bytes of a message with its envelope, frames' and chunks' raw bytes aside: a receive buffer of this size suffices.
 pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + HANDSHAKE_FIXED_BYTES
@@ -107,12 +171,19 @@ pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
 const HANDSHAKE_FIXED_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
-const HEARTBEAT_BODY_BYTES: usize = 40;
-const ACK_BODY_BYTES: usize = 48;
+const HEARTBEAT_BODY_BYTES: usize = 48;
+const ACK_BODY_BYTES: usize = 56;
 const TRACED_BODY_BYTES: usize = 40;
 const REFUSE_FIXED_BYTES: usize = 4;
+const FETCH_FIXED_BYTES: usize = 60;
+const PREPARING_BODY_BYTES: usize = 16;
+const OFFER_FIXED_BYTES: usize = 64;
+const PIECE_BODY_BYTES: usize = 16;
+const WANT_FIXED_BYTES: usize = 56;
+const LEND_BODY_BYTES: usize = 16;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= 128 << 10);
+const _: () = assert!(OFFER_FIXED_BYTES <= HANDSHAKE_FIXED_BYTES + ADDRESS_BYTES_MAX);
 const _: () = assert!(REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// The replica's first message.
@@ -183,13 +254,34 @@ pub enum RefuseCode {
     Replaced = 10,
     /// The segment sizes differ.
     SegmentBytes = 11,
+    /// The replica is no member of the leader's cluster.
+    NotMember = 12,
+    /// No base copy can be made at the moment.
+    NoBase = 13,
+    /// The part of the log that is wanted is not here, or not whole.
+    NotHeld = 14,
 }
 
 impl RefuseCode {
     /// Every code.
-    pub const ALL: [RefuseCode; 11] = {
+    pub const ALL: [RefuseCode; 14] = {
         use RefuseCode::*;
-        [Protocol, ClusterId, NewerEpoch, Diverged, LogGone, NotLeader, Full, Protest, Stopping, Replaced, SegmentBytes]
+        [
+            Protocol,
+            ClusterId,
+            NewerEpoch,
+            Diverged,
+            LogGone,
+            NotLeader,
+            Full,
+            Protest,
+            Stopping,
+            Replaced,
+            SegmentBytes,
+            NotMember,
+            NoBase,
+            NotHeld,
+        ]
     };
 
     pub(crate) fn from_number(number: u16) -> Option<RefuseCode> {
@@ -205,6 +297,7 @@ impl RefuseCode {
                 | RefuseCode::Stopping
                 | RefuseCode::NewerEpoch
                 | RefuseCode::Replaced
+                | RefuseCode::NoBase
         )
     }
 }
@@ -237,6 +330,8 @@ pub struct Heartbeat {
     pub sent_at_us: u64,
     /// The leader's epoch.
     pub epoch: Epoch,
+    /// `stamp_us` of the newest Ack that came before `end` was looked at; 0 for none, and while the leader holds no lease.
+    pub stamp_us: u64,
 }
 
 /// Where the replica is.
@@ -258,6 +353,8 @@ pub struct Ack {
     pub flush_us: u32,
     /// Flushed to applied.
     pub apply_us: u32,
+    /// Microseconds by a clock of the replica's own, never 0 on the wire.
+    pub stamp_us: u64,
 }
 
 /// Where a replica's time for one frame went. No clock is compared: everything counts from the receipt of its last byte.
@@ -286,7 +383,92 @@ pub struct Chunk {
     pub bytes: u64,
 }
 
-/// One message. The raw bytes of `Frame` and `Chunk` are not in it: they follow on the wire.
+/// A replica's only message on the connection of a base copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The replica's protocol version. With another version than ours the other fields are unknown (and empty).
+    pub protocol: u16,
+    /// `None` for a replica that belongs to no cluster yet.
+    pub cluster_id: Option<ClusterId>,
+    /// The replica's name, and its slot's.
+    pub name: MemberName,
+    /// The replica has confirmed everything before this: an older copy would take that back.
+    pub floor: Lsn,
+    /// The replica's segment size.
+    pub segment_bytes: u64,
+    /// The copy of which it has a part; 0 for none.
+    pub base: Lsn,
+    /// Verified bytes of that part: whole pieces.
+    pub offset: u64,
+    /// A piece of that copy arrived damaged: the leader is to look at its file.
+    pub suspect: bool,
+}
+
+/// What a base copy is: everything that a replica needs to go on with the log behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The leader's protocol version.
+    pub protocol: u16,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The leader's name.
+    pub name: MemberName,
+    /// The copy holds everything before this; the log goes on here.
+    pub base: Lsn,
+    /// The leader's segment size.
+    pub segment_bytes: u64,
+    /// The length of the whole copy.
+    pub bytes: u64,
+    /// Where the first piece begins.
+    pub offset: u64,
+    /// The crc of the frame that ends at `base`.
+    pub crc: u32,
+    /// The leader's epoch history, ascending.
+    pub history: Vec<(Epoch, Lsn)>,
+}
+
+/// A part of a base copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where in the copy.
+    pub offset: u64,
+    /// Raw bytes that follow.
+    pub bytes: u32,
+    /// Their CRC32C.
+    pub crc: u32,
+}
+
+/// What a node lost of its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// The protocol version of the node that asks. With another version than ours the other fields are unknown (and empty).
+    pub protocol: u16,
+    /// Its cluster.
+    pub cluster_id: ClusterId,
+    /// Its name.
+    pub name: MemberName,
+    /// Where the first frame begins.
+    pub from: Lsn,
+    /// Frames from here on are not needed; `from < to`.
+    pub to: Lsn,
+    /// Its segment size.
+    pub segment_bytes: u64,
+    /// The crc of the frame that ends at `from`, if it still has that.
+    pub crc: Option<u32>,
+    /// Its epoch history, ascending.
+    pub history: Vec<(Epoch, Lsn)>,
+}
+
+/// Whole frames that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lend {
+    /// Where the first begins.
+    pub from: Lsn,
+    /// Raw bytes that follow.
+    pub bytes: u64,
+}
+
+/// One message. The raw bytes of `Frame`, `Chunk`, `Piece` and `Lend` are not in it: they follow on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Replica to leader, first.
@@ -310,4 +492,21 @@ pub enum Message {
     Ack(Ack),
     /// Replica to leader, once for each traced frame.
     Traced(Traced),
+    /// Replica to leader, first and last on the connection of a base copy.
+    Fetch(Fetch),
+    /// Leader to replica: the copy is being made.
+    Preparing {
+        /// About so many bytes are written.
+        done: u64,
+        /// Of about so many.
+        total: u64,
+    },
+    /// Leader to replica: the copy is there.
+    Offer(Offer),
+    /// Leader to replica: a part of the copy follows.
+    Piece(Piece),
+    /// Any node to any other: lend me this part of the log.
+    Want(Want),
+    /// Its answer.
+    Lend(Lend),
 }

@@ -148,6 +148,15 @@ impl SyncPolicy {
         *self != SyncPolicy::None
     }
 
+    /// True when `name` is on the policy's list, so that it may be one of those that confirm a commit.
+    pub fn names(&self, name: &MemberName) -> bool {
+        match self {
+            SyncPolicy::None => false,
+            SyncPolicy::First { names, .. } | SyncPolicy::Any { names, .. } => priority(names, name).is_some(),
+            SyncPolicy::All => true,
+        }
+    }
+
     /// How many streaming replicas the policy needs, and how many it has; `None` when it has no fixed number.
     pub fn needs(&self, candidates: &[Candidate<'_>]) -> Option<(usize, usize)> {
         match self {

@@ -1,22 +1,32 @@
 //! Messages to bytes and back, in the layout that `message.rs` shows. Every length is checked against the bound of its
 //! kind before anything is taken or allocated.
 
+use std::io::Read;
+
 use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
-    EPOCHS_PER_MESSAGE_MAX, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello, MESSAGE_BYTES_MAX, Message,
-    PROTOCOL_VERSION, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, TRACED_BODY_BYTES, Traced,
-    Welcome,
+    EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, Fetch, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello,
+    LEND_BODY_BYTES, LEND_BYTES_MAX, Lend, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES,
+    PREPARING_BODY_BYTES, PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode,
+    TRACED_BODY_BYTES, Traced, WANT_FIXED_BYTES, Want, Welcome,
 };
-use crate::error::MessageError;
-use crate::member::{ClusterId, MemberName};
+use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
+use crate::error::{MessageError, ReadError};
+use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
 
 const MAGIC: [u8; 4] = *b"WFPR";
 const CHUNK_BODY_BYTES: usize = 16;
+/// The type of the record that a TLS connection begins with, and the first byte of its version: what somebody who speaks TLS
+/// says first to a port that does not.
+pub const TLS_FIRST_BYTES: [u8; 2] = [0x16, 0x03];
+
 /// The envelope's flag of a traced frame.
 const FLAG_TRACED: u8 = 1;
+/// A Want's flag of a crc that is known.
+const FLAG_CRC: u8 = 1;
 
 /// The number of a message in its envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,13 +40,21 @@ pub(super) enum Kind {
     Heartbeat = 6,
     Ack = 7,
     Traced = 8,
+    // 9 is what members ask each other, see `control.rs`.
+    Fetch = 16,
+    Preparing = 17,
+    Offer = 18,
+    Piece = 19,
+    Want = 20,
+    Lend = 21,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Kind> {
         use Kind::*;
-        let all = [Hello, Welcome, Refuse, Frame, Chunk, Heartbeat, Ack, Traced];
-        all.into_iter().find(|kind| *kind as u8 == number)
+        const ALL: [Kind; 14] =
+            [Hello, Welcome, Refuse, Frame, Chunk, Heartbeat, Ack, Traced, Fetch, Preparing, Offer, Piece, Want, Lend];
+        ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 
     const fn name(self) -> &'static str {
@@ -49,6 +67,12 @@ impl Kind {
             Kind::Heartbeat => "Heartbeat",
             Kind::Ack => "Ack",
             Kind::Traced => "Traced",
+            Kind::Fetch => "Fetch",
+            Kind::Preparing => "Preparing",
+            Kind::Offer => "Offer",
+            Kind::Piece => "Piece",
+            Kind::Want => "Want",
+            Kind::Lend => "Lend",
         }
     }
 
@@ -62,6 +86,12 @@ impl Kind {
             Kind::Heartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
             Kind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
             Kind::Traced => (TRACED_BODY_BYTES, TRACED_BODY_BYTES),
+            Kind::Fetch => (FETCH_FIXED_BYTES + 1, FETCH_FIXED_BYTES + MEMBER_NAME_BYTES_MAX),
+            Kind::Preparing => (PREPARING_BODY_BYTES, PREPARING_BODY_BYTES),
+            Kind::Offer => (OFFER_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::Piece => (PIECE_BODY_BYTES, PIECE_BODY_BYTES),
+            Kind::Want => (WANT_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::Lend => (LEND_BODY_BYTES, LEND_BODY_BYTES),
         }
     }
 }
@@ -81,8 +111,23 @@ pub(super) fn envelope(kind: Kind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
     bytes
 }
 
+/// Reads the next message from a stream that blocks, and not a byte beyond it.
+pub fn read_message(stream: &mut impl Read) -> Result<Message, ReadError> {
+    let mut bytes = vec![0; ENVELOPE_BYTES];
+    stream.read_exact(&mut bytes)?;
+    // Bounds the length before the body is made room for.
+    if let Some((message, _)) = decode(&bytes)? {
+        return Ok(message);
+    }
+    let body = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    bytes.resize(ENVELOPE_BYTES + body, 0);
+    stream.read_exact(&mut bytes[ENVELOPE_BYTES..])?;
+    let (message, _) = decode(&bytes)?.ok_or(MessageError::Envelope)?;
+    Ok(message)
+}
+
 /// Takes the message at the start of `bytes`: the message and how many bytes it took. `None`: more bytes are needed.
-/// For `Frame` and `Chunk` the raw bytes are not counted: they follow what was taken. Wrong bytes are noticed as soon
+/// For `Frame`, `Chunk`, `Piece` and `Lend` the raw bytes are not counted: they follow what was taken. Wrong bytes are noticed as soon
 /// as the envelope is there; nothing is allocated beyond the bounds of the messages.
 pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let Some((head, rest)) = bytes.split_at_checked(ENVELOPE_BYTES) else {
@@ -92,6 +137,9 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let kind = Kind::from_number(head[4]);
     let flags_max = if kind == Some(Kind::Frame) { FLAG_TRACED } else { 0 };
     if head[5] > flags_max || head[6..] != [0; 2] {
+        if head.starts_with(&TLS_FIRST_BYTES) {
+            return Err(MessageError::Tls);
+        }
         return Err(MessageError::Envelope);
     }
     let kind = kind.ok_or(MessageError::Kind(head[4]))?;
@@ -99,7 +147,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     if body_bytes > bytes_max {
         return Err(MessageError::Length { kind: kind.name(), bytes: body_bytes, bytes_max });
     }
-    if body_bytes < bytes_min && !matches!(kind, Kind::Hello | Kind::Welcome) {
+    if body_bytes < bytes_min && !matches!(kind, Kind::Hello | Kind::Welcome | Kind::Fetch | Kind::Offer | Kind::Want) {
         return Err(MessageError::Body(kind.name()));
     }
     if kind == Kind::Frame {
@@ -118,6 +166,12 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         Kind::Heartbeat => Message::Heartbeat(decode_heartbeat(body)?),
         Kind::Ack => Message::Ack(decode_ack(body)?),
         Kind::Traced => Message::Traced(decode_traced(body)?),
+        Kind::Fetch => Message::Fetch(decode_fetch(body)?),
+        Kind::Preparing => decode_preparing(body)?,
+        Kind::Offer => Message::Offer(decode_offer(body)?),
+        Kind::Piece => Message::Piece(decode_piece(body)?),
+        Kind::Want => Message::Want(decode_want(body)?),
+        Kind::Lend => Message::Lend(decode_lend(body)?),
         Kind::Frame => unreachable!("returned above"),
     };
     Ok(Some((message, ENVELOPE_BYTES + body_bytes)))
@@ -167,7 +221,10 @@ impl Message {
             }
             Message::Heartbeat(beat) => {
                 assert!(beat.committed <= beat.flushed && beat.flushed <= beat.end, "{beat:?}");
-                put_u64s(out, &[beat.end.0, beat.flushed.0, beat.committed.0, beat.sent_at_us, beat.epoch.0]);
+                put_u64s(
+                    out,
+                    &[beat.end.0, beat.flushed.0, beat.committed.0, beat.sent_at_us, beat.epoch.0, beat.stamp_us],
+                );
                 Kind::Heartbeat
             }
             Message::Ack(ack) => {
@@ -176,6 +233,7 @@ impl Message {
                 for duration in [ack.echo_held_us, ack.write_us, ack.flush_us, ack.apply_us] {
                     out.extend_from_slice(&duration.to_le_bytes());
                 }
+                put_u64s(out, &[ack.stamp_us]);
                 Kind::Ack
             }
             Message::Traced(traced) => {
@@ -185,6 +243,48 @@ impl Message {
                     out.extend_from_slice(&duration.to_le_bytes());
                 }
                 Kind::Traced
+            }
+            Message::Fetch(fetch) => {
+                put_handshake(out, fetch.protocol, &fetch.name, "", fetch.cluster_id);
+                put_u64s(out, &[fetch.floor.0, fetch.segment_bytes, fetch.base.0, fetch.offset]);
+                out.extend_from_slice(&u32::from(fetch.suspect).to_le_bytes());
+                out.extend_from_slice(fetch.name.as_str().as_bytes());
+                Kind::Fetch
+            }
+            Message::Preparing { done, total } => {
+                put_u64s(out, &[*done.min(total), *total]);
+                Kind::Preparing
+            }
+            Message::Offer(offer) => {
+                assert!((1..=BASE_BYTES_MAX).contains(&offer.bytes) && offer.offset <= offer.bytes, "{offer:?}");
+                put_handshake(out, offer.protocol, &offer.name, "", Some(offer.cluster_id));
+                put_u64s(out, &[offer.base.0, offer.segment_bytes, offer.bytes, offer.offset]);
+                out.extend_from_slice(&offer.crc.to_le_bytes());
+                put_history(out, &offer.history);
+                out.extend_from_slice(offer.name.as_str().as_bytes());
+                Kind::Offer
+            }
+            Message::Piece(piece) => {
+                assert!((1..=PIECE_BYTES as u32).contains(&piece.bytes));
+                put_u64s(out, &[piece.offset]);
+                out.extend_from_slice(&piece.bytes.to_le_bytes());
+                out.extend_from_slice(&piece.crc.to_le_bytes());
+                Kind::Piece
+            }
+            Message::Want(want) => {
+                assert!(want.from < want.to, "{want:?}");
+                put_handshake(out, want.protocol, &want.name, "", Some(want.cluster_id));
+                out[start + ENVELOPE_BYTES + 7] = if want.crc.is_some() { FLAG_CRC } else { 0 };
+                put_u64s(out, &[want.from.0, want.segment_bytes, want.to.0]);
+                out.extend_from_slice(&want.crc.unwrap_or(0).to_le_bytes());
+                put_history(out, &want.history);
+                out.extend_from_slice(want.name.as_str().as_bytes());
+                Kind::Want
+            }
+            Message::Lend(lend) => {
+                assert!((1..=LEND_BYTES_MAX).contains(&lend.bytes));
+                put_u64s(out, &[lend.from.0, lend.bytes]);
+                Kind::Lend
             }
         };
         let body_bytes = out.len() - start - ENVELOPE_BYTES;
@@ -364,7 +464,8 @@ fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
 
 fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
     let (end, flushed, committed) = (body.lsn()?, body.lsn()?, body.lsn()?);
-    let beat = Heartbeat { end, flushed, committed, sent_at_us: body.u64()?, epoch: Epoch(body.u64()?) };
+    let (sent_at_us, epoch, stamp_us) = (body.u64()?, Epoch(body.u64()?), body.u64()?);
+    let beat = Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us };
     if beat.committed > beat.flushed || beat.flushed > beat.end {
         return Err(body.field("order of positions"));
     }
@@ -375,11 +476,12 @@ fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
 fn decode_ack(mut body: Body<'_>) -> Result<Ack, MessageError> {
     let (written, flushed, applied, echo_us) = (body.lsn()?, body.lsn()?, body.lsn()?, body.u64()?);
     let [echo_held_us, write_us, flush_us, apply_us] = [body.u32()?, body.u32()?, body.u32()?, body.u32()?];
+    let stamp_us = body.u64()?;
     if applied > flushed || flushed > written {
         return Err(body.field("order of positions"));
     }
     body.end()?;
-    Ok(Ack { written, flushed, applied, echo_us, echo_held_us, write_us, flush_us, apply_us })
+    Ok(Ack { written, flushed, applied, echo_us, echo_held_us, write_us, flush_us, apply_us, stamp_us })
 }
 
 fn decode_traced(mut body: Body<'_>) -> Result<Traced, MessageError> {
@@ -390,4 +492,97 @@ fn decode_traced(mut body: Body<'_>) -> Result<Traced, MessageError> {
     }
     body.end()?;
     Ok(Traced { end, flushes, records, written_us, flushed_us, applied_us })
+}
+
+fn decode_fetch(mut body: Body<'_>) -> Result<Fetch, MessageError> {
+    let (protocol, ours) = body.version()?;
+    if !ours {
+        let name = "unknown".parse().expect("a name");
+        let (floor, base) = (Lsn::ZERO, Lsn::ZERO);
+        let (cluster_id, segment_bytes, offset, suspect) = (None, 0, 0, false);
+        return Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, base, offset, suspect });
+    }
+    let [name_bytes, zero] = body.number()?;
+    let id = u128::from_le_bytes(body.number()?);
+    let cluster_id = (id != 0).then_some(ClusterId(id));
+    let (floor, segment_bytes, base, offset) = (body.lsn()?, body.u64()?, body.lsn()?, body.u64()?);
+    let suspect = body.u32()?;
+    if zero != 0 || suspect > 1 {
+        return Err(body.field("flag"));
+    }
+    if offset > BASE_BYTES_MAX {
+        return Err(body.field("offset"));
+    }
+    let name = body.name(name_bytes)?;
+    body.end()?;
+    Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, base, offset, suspect: suspect == 1 })
+}
+
+fn decode_preparing(mut body: Body<'_>) -> Result<Message, MessageError> {
+    let (done, total) = (body.u64()?, body.u64()?);
+    if done > total {
+        return Err(body.field("progress"));
+    }
+    body.end()?;
+    Ok(Message::Preparing { done, total })
+}
+
+fn decode_offer(mut body: Body<'_>) -> Result<Offer, MessageError> {
+    let (protocol, ours) = body.version()?;
+    if !ours {
+        return Err(body.field("protocol version"));
+    }
+    let [name_bytes, zero] = body.number()?;
+    let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
+    let (base, segment_bytes, bytes, offset) = (body.lsn()?, body.u64()?, body.u64()?, body.u64()?);
+    if zero != 0 || !(1..=BASE_BYTES_MAX).contains(&bytes) || offset > bytes {
+        return Err(body.field("length"));
+    }
+    let crc = body.u32()?;
+    let history = body.history()?;
+    let name = body.name(name_bytes)?;
+    body.end()?;
+    Ok(Offer { protocol, cluster_id, name, base, segment_bytes, bytes, offset, crc, history })
+}
+
+fn decode_piece(mut body: Body<'_>) -> Result<Piece, MessageError> {
+    let piece = Piece { offset: body.u64()?, bytes: body.u32()?, crc: body.u32()? };
+    if !(1..=PIECE_BYTES as u32).contains(&piece.bytes) {
+        return Err(body.field("length"));
+    }
+    body.end()?;
+    Ok(piece)
+}
+
+fn decode_want(mut body: Body<'_>) -> Result<Want, MessageError> {
+    let (protocol, ours) = body.version()?;
+    if !ours {
+        let name = "unknown".parse().expect("a name");
+        let (cluster_id, from, to, history) = (ClusterId(0), Lsn::ZERO, Lsn(1), Vec::new());
+        return Ok(Want { protocol, cluster_id, name, from, to, segment_bytes: 0, crc: None, history });
+    }
+    let [name_bytes, flags] = body.number()?;
+    let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
+    let (from, segment_bytes, to) = (body.lsn()?, body.u64()?, body.lsn()?);
+    let crc = body.u32()?;
+    if flags > FLAG_CRC || (flags == 0 && crc != 0) {
+        return Err(body.field("flag"));
+    }
+    if from >= to {
+        return Err(body.field("order of positions"));
+    }
+    let history = body.history()?;
+    let name = body.name(name_bytes)?;
+    body.end()?;
+    let crc = (flags == FLAG_CRC).then_some(crc);
+    Ok(Want { protocol, cluster_id, name, from, to, segment_bytes, crc, history })
+}
+
+fn decode_lend(mut body: Body<'_>) -> Result<Lend, MessageError> {
+    let lend = Lend { from: body.lsn()?, bytes: body.u64()? };
+    if !(1..=LEND_BYTES_MAX).contains(&lend.bytes) {
+        return Err(body.field("length"));
+    }
+    body.end()?;
+    Ok(lend)
 }

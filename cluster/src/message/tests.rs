@@ -2,6 +2,7 @@
 
 use super::codec::{Kind, envelope};
 use super::*;
+use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::MessageError;
 use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 
@@ -35,7 +36,7 @@ fn samples() -> Vec<Message> {
     };
     let refuse = Refuse { code: RefuseCode::LogGone, text: "slot a is lost".to_owned() };
     let (end, flushed, committed) = (Lsn(1 << 40), Lsn(1 << 39), Lsn(1 << 38));
-    let beat = Heartbeat { end, flushed, committed, sent_at_us: 12, epoch: Epoch(9) };
+    let beat = Heartbeat { end, flushed, committed, sent_at_us: 12, epoch: Epoch(9), stamp_us: 13 };
     let ack = Ack {
         written: end,
         flushed,
@@ -45,8 +46,35 @@ fn samples() -> Vec<Message> {
         write_us: 2,
         flush_us: 3,
         apply_us: 4,
+        stamp_us: 5,
+    };
+    let fetch = |cluster_id, base, suspect| {
+        let (protocol, floor, segment_bytes, offset) = (PROTOCOL_VERSION, Lsn(4096), 1 << 26, 3 << 20);
+        Message::Fetch(Fetch { protocol, cluster_id, name: name(), floor, segment_bytes, base, offset, suspect })
+    };
+    let offer = |history, bytes| {
+        let (protocol, cluster_id, base, segment_bytes) = (PROTOCOL_VERSION, ClusterId(5), Lsn(8192), 1 << 26);
+        Message::Offer(Offer {
+            protocol,
+            cluster_id,
+            name: name(),
+            base,
+            segment_bytes,
+            bytes,
+            offset: 1,
+            crc: 9,
+            history,
+        })
+    };
+    let want = |crc, history| {
+        let (protocol, cluster_id, segment_bytes) = (PROTOCOL_VERSION, ClusterId(5), 1 << 26);
+        let (from, to) = (Lsn(4096), Lsn(1 << 40));
+        Message::Want(Want { protocol, cluster_id, name: name(), from, to, segment_bytes, crc, history })
     };
     vec![
+        want(None, history(1)),
+        want(Some(0), history(EPOCHS_PER_MESSAGE_MAX as u64)),
+        Message::Lend(Lend { from: Lsn(4096), bytes: LEND_BYTES_MAX }),
         hello(None, Vec::new()),
         hello(Some(ClusterId(5)), history(EPOCHS_PER_MESSAGE_MAX as u64)),
         Message::Welcome(welcome),
@@ -58,6 +86,12 @@ fn samples() -> Vec<Message> {
         Message::Ack(ack),
         Message::Ack(Ack::default()),
         Message::Traced(Traced { end, flushes: 3, records: 9, written_us: 1, flushed_us: 200, applied_us: 201 }),
+        fetch(None, Lsn::ZERO, false),
+        fetch(Some(ClusterId(u128::MAX)), Lsn(1 << 40), true),
+        Message::Preparing { done: 3, total: 1 << 40 },
+        offer(history(1), BASE_BYTES_MAX),
+        offer(history(EPOCHS_PER_MESSAGE_MAX as u64), 1),
+        Message::Piece(Piece { offset: 1 << 40, bytes: PIECE_BYTES as u32, crc: u32::MAX }),
     ]
 }
 
@@ -145,24 +179,30 @@ fn lengths_beyond_the_bounds_are_noticed_with_the_envelope_alone() {
         assert!(decode(&envelope(kind, bytes as usize)).is_err(), "{kind:?} {bytes}");
     }
     assert_eq!(decode(b"GET / HTTP/1.1\r\n"), Err(MessageError::Envelope));
+    assert_eq!(decode(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]), Err(MessageError::Tls), "a ClientHello");
+}
+
+/// The first message that is one of these.
+fn sample(is: impl Fn(&Message) -> bool) -> Message {
+    samples().into_iter().find(is).expect("there is one of each kind")
 }
 
 #[test]
 fn another_protocol_version_is_told_from_garbage() {
-    let mut bytes = encoded(&samples()[0]);
-    bytes[ENVELOPE_BYTES + 4] = 2;
+    let mut bytes = encoded(&sample(|message| matches!(message, Message::Hello(_))));
+    bytes[ENVELOPE_BYTES + 4] = 1;
     let decoded = decode(&bytes).expect("readable");
-    assert!(matches!(decoded, Some((Message::Hello(Hello { protocol: 2, .. }), _))));
+    assert!(matches!(decoded, Some((Message::Hello(Hello { protocol: 1, .. }), _))));
     bytes[ENVELOPE_BYTES] = b'X';
     assert_eq!(decode(&bytes), Err(MessageError::Magic));
 }
 
 #[test]
 fn fields_that_contradict_each_other_are_refused() {
-    let mut beat = encoded(&samples()[7]);
+    let mut beat = encoded(&sample(|message| matches!(message, Message::Heartbeat(_))));
     beat[ENVELOPE_BYTES..ENVELOPE_BYTES + 8].fill(0);
     assert!(matches!(decode(&beat), Err(MessageError::Field { field: "order of positions", .. })));
-    let mut welcome = encoded(&samples()[2]);
+    let mut welcome = encoded(&sample(|message| matches!(message, Message::Welcome(_))));
     let first_epoch = ENVELOPE_BYTES + HANDSHAKE_FIXED_BYTES;
     welcome[first_epoch] = 200;
     assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "epoch history", .. })));

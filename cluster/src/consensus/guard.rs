@@ -1,0 +1,96 @@
+//! Whether the register's database is what this member last wrote: it holds a promise and a vote, and an older state of it would
+//! break both. Every page is looked at once, in a second copy so that nothing is changed; and how many durable writes there were
+//! stands in a small file of its own, twice, because a database that falls back to an older state of itself is whole in its own
+//! eyes. Used by `store`, before it opens the database and after each durable write.
+//!
+//! ```text
+//! DIR/cluster.writes    twice, in blocks of their own: "WFW1", CRC32C of what follows 4, number 8
+//! ```
+//!
+//! The number is written after the database, and the write is told to nobody before both: the database may be ahead by what
+//! nobody was told, never behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::Database;
+
+const WRITES_FILE: &str = "cluster.writes";
+/// The copy that is looked at.
+const TRIAL_FILE: &str = "cluster.trial";
+/// A register is a few kilobytes; a database beyond this is not one.
+const DATABASE_BYTES_MAX: u64 = 256 << 20;
+const MAGIC: [u8; 4] = *b"WFW1";
+const NUMBER_BYTES: usize = 16;
+const PLACES: [u64; 2] = [0, 4096];
+
+/// The number of durable writes, in its file.
+#[derive(Debug)]
+pub(super) struct Writes {
+    file: File,
+}
+
+fn decode(bytes: &[u8]) -> Option<u64> {
+    let bytes = bytes.get(..NUMBER_BYTES)?;
+    let crc = u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes"));
+    let whole = bytes[..4] == MAGIC && crc32c::crc32c(&bytes[8..]) == crc;
+    whole.then(|| u64::from_le_bytes(bytes[8..].try_into().expect("8 bytes")))
+}
+
+impl Writes {
+    /// The file of a data directory and what it says; `None` when it is not there, or damaged in both places.
+    pub(super) fn open(dir: &Path) -> io::Result<(Writes, Option<u64>)> {
+        let path = dir.join(WRITES_FILE);
+        let found = match fs::read(&path) {
+            Ok(bytes) => PLACES.into_iter().filter_map(|place| decode(bytes.get(place as usize..)?)).max(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o640).open(&path)?;
+        Ok((Writes { file }, found))
+    }
+
+    /// Makes the number durable.
+    pub(super) fn save(&self, number: u64) -> io::Result<()> {
+        let mut bytes = [0; NUMBER_BYTES];
+        bytes[8..].copy_from_slice(&number.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[8..]);
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        PLACES.into_iter().try_for_each(|place| self.file.write_all_at(&bytes, place))?;
+        self.file.sync_data()
+    }
+}
+
+/// Looks at every page of the database at `path`, if there is one; what is wrong with it.
+pub(super) fn examine(path: &Path) -> io::Result<Result<(), String>> {
+    let bytes = match fs::metadata(path) {
+        Ok(facts) => facts.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(())),
+        Err(error) => return Err(error),
+    };
+    if bytes == 0 {
+        // Made and never written to; or cut short, which the number of writes tells.
+        return Ok(Ok(()));
+    }
+    if bytes > DATABASE_BYTES_MAX {
+        return Ok(Err(format!("it has {bytes} bytes, which no register has")));
+    }
+    let trial: PathBuf = path.with_file_name(TRIAL_FILE);
+    fs::copy(path, &trial)?;
+    let looked = catch_unwind(AssertUnwindSafe(|| -> Result<bool, redb::DatabaseError> {
+        let mut database = Database::open(&trial)?;
+        database.check_integrity()
+    }));
+    fs::remove_file(&trial)?;
+    Ok(match looked {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err("a page is not what its checksum says".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("its pages make no sense".to_owned()),
+    })
+}

@@ -1,0 +1,313 @@
+//! The register held by openraft: every voter keeps its vote and its log of changes in a small database of its own (`store`),
+//! and openraft replicates them. The only place that knows openraft. What carries its messages comes in as [`Carrier`]; what
+//! decides about changes is `failover`, which knows nothing of this.
+
+mod guard;
+mod network;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Cursor};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::member::MemberName;
+use crate::register::{Change, ClusterState, MemberId, Outcome};
+
+pub use network::Carrier;
+pub use store::{Identity, RegisterStore};
+
+openraft::declare_raft_types!(
+    /// The types with which openraft holds the register.
+    pub Types:
+        D = Change,
+        R = Outcome,
+        NodeId = u64,
+        Node = BasicNode,
+);
+
+/// A message of openraft.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rpc {
+    /// Changes, or a sign of life.
+    Append(openraft::raft::AppendEntriesRequest<Types>),
+    /// May I control?
+    Vote(openraft::raft::VoteRequest<u64>),
+    /// A piece of the whole state.
+    Snapshot(openraft::raft::InstallSnapshotRequest<Types>),
+}
+
+/// The answer to one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RpcReply {
+    /// To `Append`.
+    Append(Result<openraft::raft::AppendEntriesResponse<u64>, RaftError<u64>>),
+    /// To `Vote`.
+    Vote(Result<openraft::raft::VoteResponse<u64>, RaftError<u64>>),
+    /// To `Snapshot`.
+    Snapshot(
+        Result<openraft::raft::InstallSnapshotResponse<u64>, RaftError<u64, openraft::error::InstallSnapshotError>>,
+    ),
+}
+
+/// Why the register cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// Its database does not open or is damaged.
+    #[error("the register's file {path}: {text}")]
+    Store {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// Its database is damaged, and with it what this member promised.
+    #[error(
+        "{path} is damaged: {text}. What this member promised and voted cannot be known any more, so it takes no part. Remove this \
+         file and cluster.writes beside it and start the node again: it then joins anew, as a member that lost its disk, and its \
+         confirmations count once it has caught up"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// The engine stopped, or refuses.
+    #[error("the register: {0}")]
+    Engine(String),
+    /// Another member controls, or nobody does.
+    #[error("this member does not control the register")]
+    NotController(Option<MemberId>),
+    /// A life that is no member any more wants to control.
+    #[error("{id} was removed with version {version} of the register")]
+    Removed {
+        /// Which.
+        id: MemberId,
+        /// Since when.
+        version: u64,
+    },
+    /// No majority took the change in time. It may be taken yet.
+    #[error("no majority of the voters took the change within {0:?}")]
+    Timeout(Duration),
+}
+
+/// A step of the voters towards the members.
+enum Seating {
+    Admit(MemberId, String),
+    Change(ChangeMembers<u64, BasicNode>),
+}
+
+fn engine(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> RegisterError {
+    RegisterError::Engine(error.to_string())
+}
+
+/// After so many changes the log of changes is folded into the state.
+const CHANGES_PER_SNAPSHOT: u64 = 64;
+
+/// A term, and the index of the last change in the log when it began here.
+type Since = (u64, Option<u64>);
+
+/// This member's part of the register.
+#[derive(Clone)]
+pub struct Register {
+    me: MemberId,
+    raft: Raft<Types>,
+    state: watch::Receiver<ClusterState>,
+    /// The term in which this member controls, and the end of its log when that began.
+    since: Arc<Mutex<Option<Since>>>,
+}
+
+impl Register {
+    /// Opens this member's part with the store in `dir`. `election_timeout` is the one after which a silent *leader of the log*
+    /// is replaced: by then the register has to have a controller, so its own timeouts are parts of that one.
+    pub async fn open(
+        store: RegisterStore,
+        election_timeout: Duration,
+        carrier: Arc<dyn Carrier>,
+    ) -> Result<Register, RegisterError> {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
+        let config = Config {
+            cluster_name: "walferry".to_owned(),
+            heartbeat_interval: ms(election_timeout / 8),
+            // openraft waits for its lease (the longest timeout) and then for a random one between these two: from 0.7 to 0.9.
+            election_timeout_min: ms(election_timeout / 4),
+            election_timeout_max: ms(election_timeout * 9 / 20),
+            install_snapshot_timeout: ms(election_timeout * 4),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(CHANGES_PER_SNAPSHOT),
+            max_in_snapshot_log_to_keep: CHANGES_PER_SNAPSHOT,
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|error| RegisterError::Engine(error.to_string()))?;
+        let (me, state) = (store.identity().id, store.watch());
+        let network = network::Network::new(carrier);
+        let raft = Raft::new(me.0, Arc::new(config), network, store.clone(), store.machine()).await;
+        let raft = raft.map_err(|error| RegisterError::Engine(error.to_string()))?;
+        Ok(Register { me, raft, state, since: Arc::default() })
+    }
+
+    /// What the register holds, as far as this member knows.
+    pub fn state(&self) -> ClusterState {
+        self.state.borrow().clone()
+    }
+
+    /// Tells of every change.
+    pub fn watch(&self) -> watch::Receiver<ClusterState> {
+        self.state.clone()
+    }
+
+    /// Makes a new register of these voters, holding nothing. Only once for a cluster, by one member.
+    pub async fn form(&self, voters: BTreeMap<MemberId, String>) -> Result<(), RegisterError> {
+        let nodes: BTreeMap<u64, BasicNode> =
+            voters.into_iter().map(|(id, peer)| (id.0, BasicNode::new(peer))).collect();
+        self.raft.initialize(nodes).await.map_err(|error| RegisterError::Engine(error.to_string()))
+    }
+
+    /// True once this member belongs to a register.
+    pub async fn is_formed(&self) -> bool {
+        self.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// Who may change the register, as far as this member knows.
+    pub fn controller(&self) -> Option<MemberId> {
+        self.raft.metrics().borrow().current_leader.map(MemberId)
+    }
+
+    /// True when this member may, and knows all that was changed before: it has applied what its log held when it came to
+    /// control, at its election or, since a controller stays one over a restart, at the start of the process.
+    pub fn controls(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        if metrics.current_leader != Some(self.me.0) {
+            return false;
+        }
+        let mut since = self.since.lock().expect("nobody panics with it");
+        if since.is_none_or(|(term, _)| term != metrics.current_term) {
+            *since = Some((metrics.current_term, metrics.last_log_index));
+        }
+        let applied = metrics.last_applied.map(|applied| applied.index);
+        since.is_some_and(|(_, index)| applied >= index)
+    }
+
+    /// Those that vote about the register.
+    pub fn voters(&self) -> BTreeSet<MemberId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.membership_config.membership().voter_ids().map(MemberId).collect()
+    }
+
+    /// Tells when the controller changes.
+    pub fn metrics(&self) -> watch::Receiver<openraft::RaftMetrics<u64, BasicNode>> {
+        self.raft.metrics()
+    }
+
+    /// Changes the register. An error leaves it open whether the change was taken.
+    pub async fn change(&self, change: Change, timeout: Duration) -> Result<Outcome, RegisterError> {
+        match tokio::time::timeout(timeout, self.raft.client_write(change)).await {
+            Err(_) => Err(RegisterError::Timeout(timeout)),
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(RegisterError::NotController(forward.leader_id.map(MemberId)))
+            }
+            Ok(Err(error)) => Err(RegisterError::Engine(error.to_string())),
+        }
+    }
+
+    /// Lets the register be told to a node that is no voter, and waits until it has it; the controller only. Whoever is let in
+    /// and does not become a member is let go by [`Register::seat_members`].
+    pub async fn admit(&self, id: MemberId, peer: String, timeout: Duration) -> Result<(), RegisterError> {
+        let admitted = self.raft.add_learner(id.0, BasicNode::new(peer), true);
+        match tokio::time::timeout(timeout, admitted).await {
+            Err(_) => Err(RegisterError::Timeout(timeout)),
+            Ok(admitted) => admitted.map(drop).map_err(engine),
+        }
+    }
+
+    /// Takes one step towards these members having the register and these of them voting; the controller only. Voters have the
+    /// register before they vote.
+    pub async fn seat_members(
+        &self,
+        members: &BTreeMap<MemberId, String>,
+        voters: &BTreeSet<MemberId>,
+        timeout: Duration,
+    ) -> Result<(), RegisterError> {
+        let change = match self.next_seat(members, voters) {
+            None => return Ok(()),
+            Some(Seating::Admit(id, peer)) => return self.admit(id, peer, timeout).await,
+            Some(Seating::Change(change)) => change,
+        };
+        match tokio::time::timeout(timeout, self.raft.change_membership(change, false)).await {
+            Err(_) => Err(RegisterError::Timeout(timeout)),
+            Ok(changed) => changed.map(drop).map_err(engine),
+        }
+    }
+
+    /// True when these members have the register and these of them vote.
+    pub fn is_seated(&self, members: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> bool {
+        self.next_seat(members, voters).is_none()
+    }
+
+    fn next_seat(&self, members: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> Option<Seating> {
+        let voting = self.voters();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let known: BTreeSet<MemberId> = membership.nodes().map(|(id, _)| MemberId(*id)).collect();
+        if let Some((id, peer)) = members.iter().find(|(id, _)| !known.contains(*id)) {
+            return Some(Seating::Admit(*id, peer.clone()));
+        }
+        if voting != *voters || membership.get_joint_config().len() > 1 {
+            return Some(Seating::Change(ChangeMembers::ReplaceAllVoters(voters.iter().map(|id| id.0).collect())));
+        }
+        let others: BTreeSet<u64> = known.iter().filter(|id| !members.contains_key(id)).map(|id| id.0).collect();
+        (!others.is_empty()).then_some(Seating::Change(ChangeMembers::RemoveNodes(others)))
+    }
+
+    /// True when this life already has the register told to it.
+    pub fn tells(&self, id: MemberId) -> bool {
+        self.raft.metrics().borrow().membership_config.membership().get_node(&id.0).is_some()
+    }
+
+    /// Answers a message of another member. A life that was removed gets no vote, and by asking for one disturbs nobody.
+    pub async fn answer(&self, rpc: Rpc) -> Result<RpcReply, RegisterError> {
+        if let Rpc::Vote(request) = &rpc
+            && let candidate = MemberId(request.vote.leader_id.node_id)
+            && let Some(version) = self.state.borrow().removed_at(candidate)
+        {
+            return Err(RegisterError::Removed { id: candidate, version });
+        }
+        Ok(match rpc {
+            Rpc::Append(request) => RpcReply::Append(self.raft.append_entries(request).await),
+            Rpc::Vote(request) => RpcReply::Vote(self.raft.vote(request).await),
+            Rpc::Snapshot(request) => RpcReply::Snapshot(self.raft.install_snapshot(request).await),
+        })
+    }
+    /// Whether this member may try to control. One that reaches no majority must not: it would come back with a vote that
+    /// topples a controller that everybody else hears (Raft's PreVote).
+    pub fn may_elect(&self, may: bool) {
+        self.raft.runtime_config().elect(may);
+    }
+
+    /// Ends this member's part.
+    pub async fn close(&self) -> io::Result<()> {
+        self.raft.shutdown().await.map_err(io::Error::other)
+    }
+}
+
+/// The file of the register in a data directory.
+pub fn register_path(dir: &Path) -> std::path::PathBuf {
+    dir.join("cluster.redb")
+}
+
+/// The name of the member with this id, as the register has it.
+pub fn name_of(state: &ClusterState, id: MemberId) -> Option<&MemberName> {
+    state.members.iter().find(|(_, member)| member.id == id).map(|(name, _)| name)
+}

@@ -1,0 +1,190 @@
+//! What members ask each other beside the log: signs of life, the questions of a failover, and the register's own messages.
+//! Plain values and their bytes. A connection that starts with one of these carries nothing else; a question has a number, and
+//! its answer, which may come after later ones, has the same.
+//!
+//! ```text
+//! envelope    0  body length   4   <= CONTROL_BYTES_MAX, little-endian
+//!             4  kind          1   9; the log's messages (`message`) have others
+//!             5  zeros         3
+//! body           JSON of a [`Packet`]
+//! ```
+
+use serde::{Deserialize, Serialize};
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use crate::consensus::{Rpc, RpcReply};
+use crate::failover::Aside;
+use crate::member::{ClusterId, MemberName};
+use crate::message::ENVELOPE_BYTES;
+use crate::register::{Change, Kind, MemberId, Outcome};
+
+/// The kind in the envelope.
+pub const CONTROL_KIND: u8 = 9;
+/// A longer message is none.
+pub const CONTROL_BYTES_MAX: usize = 1 << 20;
+
+/// One message.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Packet<T> {
+    /// The question's number on its connection.
+    pub number: u64,
+    /// The question or the answer.
+    pub body: T,
+}
+
+/// Who a member is; the first question on every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Its name.
+    pub name: MemberName,
+    /// Which life of it this is.
+    pub id: MemberId,
+    /// What it is for.
+    pub kind: Kind,
+    /// It has a part in a register already.
+    pub formed: bool,
+    /// The cluster that its log belongs to, if it has one.
+    pub cluster_id: Option<ClusterId>,
+    /// The members that it was started with, as `name=address`, ascending: all must be started with the same.
+    pub members: Vec<String>,
+    /// Where clients reach it; empty for a witness.
+    pub client_address: String,
+}
+
+/// What a member says to one that is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strangeness {
+    /// Who says so.
+    pub member: Greeting,
+    /// The member's cluster.
+    pub cluster_id: ClusterId,
+    /// The version of the register, as far as the member knows.
+    pub version: u64,
+    /// With which version this life of the node was removed, if it was.
+    pub removed_at: Option<u64>,
+    /// A member of this name is there, of another life: the node begins anew.
+    pub name_known: bool,
+}
+
+/// A leader's sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// In which epoch it leads.
+    pub epoch: Epoch,
+    /// The leader.
+    pub leader: MemberName,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// The end of its log.
+    pub end: Lsn,
+}
+
+/// A question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// Who are you?
+    Greet(Greeting),
+    /// A leader lives; is its lease granted?
+    Beat(Beat),
+    /// Do you hear the leader?
+    Canvass,
+    /// Refuse leaders of epochs before this one, durably.
+    Seal(Epoch),
+    /// Change the register (to the controller).
+    Change(Box<Change>),
+    /// Replace the leader of this epoch, which consents (to the controller).
+    Aside(Epoch, Aside),
+    /// Take no writes until this member has everything (to the leader of this epoch).
+    Drain(Epoch, MemberName),
+    /// Lose confirmed commits rather than wait (to the controller).
+    AllowUnclean,
+    /// Take this node in, which is reached there, or where it said (to the leader).
+    Join(MemberName, Option<String>),
+    /// Do without this member (to the leader).
+    Remove(MemberName),
+    /// Tell this life of a node the register, before it becomes a member (to the controller).
+    Admit(MemberId, String),
+    /// A message of the engine that holds the register, to this life of the member and no other.
+    Consensus(MemberId, Box<Rpc>),
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To a greeting.
+    Greeting(Greeting),
+    /// To the greeting of one that is no member.
+    Stranger(Strangeness),
+    /// To a beat.
+    Beat {
+        /// The lease is granted.
+        granted: bool,
+        /// What this member has promised.
+        promised: Epoch,
+    },
+    /// To a canvass.
+    Canvass {
+        /// The leader was not heard for the election timeout.
+        silent: bool,
+        /// From the controller: what a failover under way waits for; else empty.
+        standstill: String,
+    },
+    /// The member is sealed.
+    Sealed {
+        /// Which life of it.
+        id: MemberId,
+        /// For at least this epoch.
+        promised: Epoch,
+        /// Epoch of its last frame.
+        last_epoch: Epoch,
+        /// Its durable end.
+        flushed: Lsn,
+        /// For how long its last grant to the old leader still lasts, microseconds.
+        grant_left_us: u64,
+    },
+    /// To a change.
+    Change(Outcome),
+    /// It will be done, or was.
+    Done,
+    /// It was done; what there is to say.
+    Told(String),
+    /// To a message of the register's engine.
+    Consensus(Box<RpcReply>),
+    /// It cannot be answered; why.
+    Refused(String),
+}
+
+/// The bytes of a message.
+pub fn encode<T: Serialize>(packet: &Packet<T>) -> Vec<u8> {
+    let mut bytes = vec![0; ENVELOPE_BYTES];
+    serde_json::to_writer(&mut bytes, packet).expect("these values are JSON");
+    let body = (bytes.len() - ENVELOPE_BYTES) as u32;
+    bytes[..4].copy_from_slice(&body.to_le_bytes());
+    bytes[4] = CONTROL_KIND;
+    bytes
+}
+
+/// The length of the body that an envelope announces; `None` when it is not a control message's.
+pub fn body_bytes(envelope: &[u8; ENVELOPE_BYTES]) -> Option<usize> {
+    let bytes = u32::from_le_bytes(envelope[..4].try_into().expect("4 bytes")) as usize;
+    (envelope[4] == CONTROL_KIND && envelope[5..] == [0; 3] && bytes <= CONTROL_BYTES_MAX).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_is_announced_and_anything_else_is_not() {
+        let bytes = encode(&Packet { number: 7, body: Ask::Seal(Epoch(3)) });
+        let envelope: &[u8; ENVELOPE_BYTES] = bytes.first_chunk().expect("an envelope");
+        assert_eq!(body_bytes(envelope), Some(bytes.len() - ENVELOPE_BYTES));
+        let packet: Packet<Ask> = serde_json::from_slice(&bytes[ENVELOPE_BYTES..]).expect("its own bytes");
+        assert!(matches!(packet, Packet { number: 7, body: Ask::Seal(Epoch(3)) }));
+        for wrong in [[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 9, 1, 0, 0], [0, 0, 0, 1, 9, 0, 0, 0]] {
+            assert_eq!(body_bytes(&wrong), None, "{wrong:?}");
+        }
+    }
+}

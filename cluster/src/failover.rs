@@ -1,0 +1,387 @@
+//! How a cluster replaces its leader. Run by the member that may change the register (the *controller*). A core: told what was
+//! heard and what time it is, it says whom to ask what, and at last which change to propose. It knows neither sockets nor the
+//! engine that holds the register.
+//!
+//! ```text
+//! Watching ──(the leader is silent)──> Canvassing ──(a majority hears nothing of it either)──> Sealing
+//!    ^   └────────(no leader yet, or it asked to be replaced)────────────────────────────────────^  │
+//!    └──(the register moved)── Proposed <──(a majority is sealed, and no commit can be missing)────┘
+//! ```
+//!
+//! A sealed member has made durable that it takes nothing from leaders of older epochs any more, and says how far its log
+//! reaches (Kafka's and BookKeeper's fencing; Raft's vote with Kafka's in-sync set in place of the log's majority). The
+//! canvass disturbs nobody: a member that comes back from a partition learns by it that the leader is alive (Raft's PreVote).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::mutants;
+
+use crate::member::MemberName;
+use crate::register::{Awaited, Change, ClusterState, Holding, Kind, MemberId};
+
+/// A proposal that has not come back for so many election timeouts is looked at anew.
+const PROPOSAL_TIMEOUTS: u32 = 4;
+
+/// What a sealed member said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Which life of it: a promise dies with the disk that holds it.
+    pub id: MemberId,
+    /// It refuses leaders of older epochs; at least the epoch that was asked for.
+    pub promised: Epoch,
+    /// The epoch of the last frame in its log; 0 for a witness and for an empty log.
+    pub last_epoch: Epoch,
+    /// The durable end of its log.
+    pub flushed: Lsn,
+    /// Until when the old leader may still rest a lease on this member's grant.
+    pub granted_until: Instant,
+}
+
+/// Whom to ask what. Questions go to every member, this one included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Does the member hear of the leader?
+    Canvass,
+    /// Promise to refuse leaders of epochs before this one, and say how far your log is.
+    Seal(Epoch),
+    /// Change the register.
+    Propose(Change),
+}
+
+/// The leader consents to being replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aside {
+    /// It cannot go on: its log failed. Nothing that only it has counts.
+    Unfit,
+    /// This member shall lead, if it reaches as far as every other.
+    For(MemberName),
+}
+
+/// A failover that is under way, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standstill {
+    /// No majority says that the leader is silent; so many do.
+    Canvassing {
+        /// Members that do not hear the leader.
+        silent: usize,
+        /// How many it takes.
+        majority: usize,
+    },
+    /// Too few members have answered.
+    Majority {
+        /// Members that have.
+        sealed: Vec<MemberName>,
+        /// How many it takes.
+        majority: usize,
+    },
+    /// Members that have answered may lack a commit that was confirmed.
+    Unsafe(Awaited),
+}
+
+impl fmt::Display for Standstill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Standstill::Canvassing { silent, majority } => {
+                write!(
+                    f,
+                    "the leader is silent here; {silent} members do not hear it, {majority} are needed to replace it"
+                )
+            }
+            Standstill::Majority { sealed, majority } => {
+                let names: Vec<&str> = sealed.iter().map(MemberName::as_str).collect();
+                write!(f, "no leader: waiting for a majority of {majority} members; answering: {}", names.join(", "))
+            }
+            Standstill::Unsafe(awaited) => {
+                write!(f, "no leader: a commit that was confirmed may be missing here; waiting for {awaited}")
+            }
+        }
+    }
+}
+
+/// What an unclean failover may have lost: how far the leader was when it was last heard, and the new one's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LossBound {
+    /// The old leader's end of log as last heard.
+    pub known: Lsn,
+    /// Where the new leader goes on.
+    pub kept: Lsn,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Watching,
+    Canvassing { silent: BTreeSet<MemberName>, ask_at: Instant },
+    Sealing { epoch: Epoch, sealed: BTreeMap<MemberName, Sealed>, ask_at: Instant, since: Instant },
+    Proposed { at: Instant },
+}
+
+/// The controller's state machine.
+#[derive(Clone, Debug)]
+pub struct Failover {
+    me: MemberName,
+    election_timeout: Duration,
+    /// Questions without an answer are asked again after this.
+    ask_interval: Duration,
+    phase: Phase,
+    /// The register's version that the phase is about.
+    version: u64,
+    /// The leader of this epoch consents to being replaced.
+    aside: Option<(Epoch, Aside)>,
+    /// The operator accepts that confirmed commits are lost, in the failover that follows on this epoch.
+    unclean: Option<Epoch>,
+}
+
+/// What the controller goes by in one turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'a> {
+    /// The register.
+    pub state: &'a ClusterState,
+    /// This member may change the register.
+    pub controls: bool,
+    /// For how long this member's own grant to the leader lasts.
+    pub grant_left: Duration,
+    /// What this member has promised.
+    pub promised: Epoch,
+    /// The time.
+    pub now: Instant,
+}
+
+impl Failover {
+    /// The state machine of member `me`.
+    pub fn new(me: MemberName, election_timeout: Duration, ask_interval: Duration) -> Failover {
+        Failover { me, election_timeout, ask_interval, phase: Phase::Watching, version: 0, aside: None, unclean: None }
+    }
+
+    /// The leader of `epoch` asks to be replaced: it cannot go on, or an operator wants another to lead.
+    pub fn handle_aside(&mut self, epoch: Epoch, aside: Aside) {
+        self.aside = Some((epoch, aside));
+    }
+
+    /// The operator accepts the loss of confirmed commits in the failover that follows on `epoch`.
+    pub fn allow_unclean(&mut self, epoch: Epoch) {
+        self.unclean = Some(epoch);
+    }
+
+    /// A member answered a canvass; `silent` when it has not heard the leader for the election timeout.
+    pub fn handle_canvass(&mut self, name: &MemberName, silent: bool) {
+        if let Phase::Canvassing { silent: members, .. } = &mut self.phase {
+            if silent {
+                members.insert(name.clone());
+            } else {
+                members.remove(name);
+            }
+        }
+    }
+
+    /// A member is sealed.
+    pub fn handle_sealed(&mut self, state: &ClusterState, name: &MemberName, answer: Sealed) {
+        if !state.knows(name, answer.id) {
+            return;
+        }
+        if let Phase::Sealing { epoch, sealed, .. } = &mut self.phase {
+            if answer.promised > *epoch {
+                // Somebody tried before us and got further: everybody is asked again, for that epoch.
+                *epoch = answer.promised;
+                sealed.clear();
+            } else {
+                sealed.insert(name.clone(), answer);
+            }
+        }
+    }
+
+    /// What became of a proposal; whatever it was, the register is looked at anew.
+    pub fn handle_proposed(&mut self) {
+        if matches!(self.phase, Phase::Proposed { .. }) {
+            self.phase = Phase::Watching;
+        }
+    }
+
+    /// Why nobody leads yet, while that is so.
+    pub fn standstill(&self, state: &ClusterState) -> Option<Standstill> {
+        match &self.phase {
+            Phase::Watching | Phase::Proposed { .. } => None,
+            Phase::Canvassing { silent, .. } => {
+                Some(Standstill::Canvassing { silent: silent.len(), majority: state.majority() })
+            }
+            Phase::Sealing { sealed, .. } if sealed.len() < state.majority() => {
+                let sealed = sealed.keys().cloned().collect();
+                Some(Standstill::Majority { sealed, majority: state.majority() })
+            }
+            Phase::Sealing { sealed, .. } => {
+                state.safe_to_lead(&sealed.keys().cloned().collect()).err().map(Standstill::Unsafe)
+            }
+        }
+    }
+
+    /// When `poll` has something to do although nothing is heard.
+    pub fn next_timeout(&self, grant_left: Duration, now: Instant) -> Duration {
+        match &self.phase {
+            Phase::Watching => grant_left,
+            Phase::Canvassing { ask_at, .. } => ask_at.saturating_duration_since(now),
+            Phase::Sealing { ask_at, sealed, .. } => {
+                let free = sealed.values().map(|answer| answer.granted_until).filter(|until| *until > now).min();
+                free.map_or(*ask_at, |free| free.min(*ask_at)).saturating_duration_since(now)
+            }
+            Phase::Proposed { at } => (*at + self.election_timeout * PROPOSAL_TIMEOUTS).saturating_duration_since(now),
+        }
+    }
+
+    /// One turn: after anything was heard, and when `next_timeout` has passed.
+    pub fn poll(&mut self, outlook: &Outlook<'_>) -> Vec<Effect> {
+        if !outlook.controls {
+            self.phase = Phase::Watching;
+            self.aside = None;
+            self.unclean = None;
+            return Vec::new();
+        }
+        let current = outlook.state.epoch;
+        self.aside.take_if(|(epoch, _)| *epoch != current);
+        self.unclean.take_if(|epoch| *epoch != current);
+        if outlook.state.version != self.version {
+            self.version = outlook.state.version;
+            self.follow_register(outlook.state);
+        }
+        let mut effects = Vec::new();
+        self.step(outlook, &mut effects);
+        effects
+    }
+
+    /// The register moved: a failover that it completes is over; one that it does not goes on from what it says now, with the
+    /// seals of those that are still members.
+    fn follow_register(&mut self, state: &ClusterState) {
+        let over = match &mut self.phase {
+            Phase::Sealing { epoch, sealed, .. } => {
+                sealed.retain(|name, answer| state.knows(name, answer.id));
+                state.epoch >= *epoch
+            }
+            Phase::Canvassing { silent, .. } => {
+                silent.retain(|name| state.members.contains_key(name));
+                false
+            }
+            Phase::Proposed { .. } => true,
+            Phase::Watching => false,
+        };
+        if over {
+            self.phase = Phase::Watching;
+        }
+    }
+
+    fn step(&mut self, outlook: &Outlook<'_>, effects: &mut Vec<Effect>) {
+        let &Outlook { state, grant_left, now, .. } = outlook;
+        let aside = self.aside.as_ref().map(|(_, aside)| aside);
+        match &mut self.phase {
+            Phase::Watching => {
+                let leaderless = state.leader.is_none();
+                if leaderless || aside.is_some() {
+                    self.begin_to_seal(outlook, effects);
+                } else if grant_left.is_zero() {
+                    self.phase = Phase::Canvassing { silent: BTreeSet::new(), ask_at: now + self.ask_interval };
+                    effects.push(Effect::Canvass);
+                }
+            }
+            Phase::Canvassing { silent, ask_at } => {
+                if !grant_left.is_zero() {
+                    self.phase = Phase::Watching;
+                } else if silent.len() >= state.majority() || aside.is_some() {
+                    self.begin_to_seal(outlook, effects);
+                } else if now >= *ask_at {
+                    *ask_at = now + self.ask_interval;
+                    effects.push(Effect::Canvass);
+                }
+            }
+            Phase::Sealing { epoch, sealed, ask_at, since } => {
+                let terms = Terms { epoch: *epoch, controller: &self.me, aside, unclean: self.unclean.is_some() };
+                // Whoever was asked for is waited for a while, though others would do.
+                let awaited = matches!(aside, Some(Aside::For(name)) if !sealed.contains_key(name))
+                    && now.saturating_duration_since(*since) < self.election_timeout;
+                if let Some(change) = decide(state, sealed, &terms, now).filter(|_| !awaited) {
+                    self.phase = Phase::Proposed { at: now };
+                    effects.push(Effect::Propose(change));
+                } else if now >= *ask_at {
+                    *ask_at = now + self.ask_interval;
+                    effects.push(Effect::Seal(*epoch));
+                }
+            }
+            Phase::Proposed { at } => {
+                if now.saturating_duration_since(*at) >= self.election_timeout * PROPOSAL_TIMEOUTS {
+                    self.phase = Phase::Watching;
+                }
+            }
+        }
+    }
+
+    fn begin_to_seal(&mut self, outlook: &Outlook<'_>, effects: &mut Vec<Effect>) {
+        let epoch = outlook.state.epoch.next().max(outlook.promised);
+        let ask_at = outlook.now + self.ask_interval;
+        self.phase = Phase::Sealing { epoch, sealed: BTreeMap::new(), ask_at, since: outlook.now };
+        effects.push(Effect::Seal(epoch));
+    }
+}
+
+/// On which terms a leader is chosen.
+struct Terms<'a> {
+    epoch: Epoch,
+    controller: &'a MemberName,
+    aside: Option<&'a Aside>,
+    unclean: bool,
+}
+
+/// The change that makes the best of the sealed members the leader, once there is one that may.
+fn decide(
+    state: &ClusterState,
+    sealed: &BTreeMap<MemberName, Sealed>,
+    terms: &Terms<'_>,
+    now: Instant,
+) -> Option<Change> {
+    let &Terms { epoch, controller, aside, unclean } = terms;
+    let leader_sealed = state.leader.as_ref().is_some_and(|leader| sealed.contains_key(leader));
+    // A sealed leader knows that its lease is over; else what a majority has granted it must have run out.
+    let free = sealed.values().filter(|answer| leader_sealed || answer.granted_until <= now).count();
+    if free < state.majority() && !mutants::is_on("lead-without-a-majority") {
+        return None;
+    }
+    let unfit = state.leader.as_ref().filter(|_| aside == Some(&Aside::Unfit));
+    let names: BTreeSet<MemberName> = sealed.keys().filter(|name| Some(*name) != unfit).cloned().collect();
+    if !unclean && state.safe_to_lead(&names).is_err() && !mutants::is_on("lead-without-a-majority") {
+        return None;
+    }
+    let may_lead = |name: &MemberName| {
+        let member = state.members.get(name);
+        member.is_some_and(|member| member.kind == Kind::Data && (unclean || member.holding == Holding::Whole))
+    };
+    let reach = |name: &MemberName| {
+        let answer = sealed.get(name).filter(|_| !mutants::is_on("lead-with-any-log"))?;
+        Some((answer.last_epoch, answer.flushed))
+    };
+    // Of equals not the controller: then a later death of the leader takes nobody along who has to replace it.
+    let best = names.iter().filter(|name| may_lead(name)).max_by_key(|name| (reach(name), *name != controller))?;
+    // Whoever was asked for leads if it reaches as far as the best; so does the old leader, whose clients need not move.
+    let wanted = match aside {
+        Some(Aside::For(name)) => Some(name),
+        Some(Aside::Unfit) => None,
+        None => state.leader.as_ref().filter(|name| names.contains(*name)),
+    };
+    let wanted = wanted.filter(|name| may_lead(name) && reach(name) == reach(best));
+    let leader = wanted.unwrap_or(best).clone();
+    let mut next = state.next();
+    next.epoch = epoch;
+    // Members that were in sync and are here go on; the old leader comes back when it has caught up.
+    next.in_sync = state.in_sync.iter().filter(|name| names.contains(*name) && **name != leader).cloned().collect();
+    if state.leader.is_none() {
+        next.in_sync = names.iter().filter(|name| may_lead(name) && **name != leader).cloned().collect();
+    }
+    if unclean && let Some(member) = next.members.get_mut(&leader) {
+        member.holding = Holding::Whole;
+    }
+    next.leader = Some(leader);
+    Some(Change { state: next })
+}
+
+#[cfg(test)]
+#[path = "failover_tests.rs"]
+mod tests;

@@ -1,0 +1,240 @@
+use super::*;
+use crate::member::ClusterId;
+use crate::register::{Member, MemberId};
+
+const TIMEOUT: Duration = Duration::from_millis(400);
+const INTERVAL: Duration = Duration::from_millis(50);
+
+fn name(text: &str) -> MemberName {
+    text.parse().expect("a name")
+}
+
+/// A cluster of three, led by `a` in epoch 3, seen by its controller `b`.
+struct Scene {
+    state: ClusterState,
+    failover: Failover,
+    grant_left: Duration,
+    promised: Epoch,
+    now: Instant,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let member = |id| Member { id: MemberId(id), peer: String::new(), kind: Kind::Data, holding: Holding::Whole };
+        let members = [("a", 1), ("b", 2), ("c", 3)].map(|(text, id)| (name(text), member(id))).into();
+        let mut state = ClusterState::formed(ClusterId(1), members, "").expect("a policy");
+        state.epoch = Epoch(3);
+        state.leader = Some(name("a"));
+        state.in_sync = [name("b"), name("c")].into();
+        let failover = Failover::new(name("b"), TIMEOUT, INTERVAL);
+        Scene { state, failover, grant_left: TIMEOUT, promised: Epoch(3), now: Instant::now() }
+    }
+
+    fn poll(&mut self) -> Vec<Effect> {
+        let Scene { state, failover, grant_left, promised, now } = self;
+        let outlook = Outlook { state, controls: true, grant_left: *grant_left, promised: *promised, now: *now };
+        failover.poll(&outlook)
+    }
+
+    fn sealed(&mut self, member: &str, last_epoch: u64, flushed: u64) {
+        let answer = Sealed { last_epoch: Epoch(last_epoch), ..self.answer(member, Epoch(4), flushed) };
+        self.failover.handle_sealed(&self.state, &name(member), answer);
+    }
+
+    fn answer(&self, member: &str, promised: Epoch, flushed: u64) -> Sealed {
+        let id = self.state.members[&name(member)].id;
+        Sealed { id, promised, last_epoch: Epoch(3), flushed: Lsn(flushed), granted_until: self.now }
+    }
+
+    /// Up to the seal of epoch 4.
+    fn silent(&mut self) {
+        self.grant_left = Duration::ZERO;
+        assert_eq!(self.poll(), [Effect::Canvass]);
+        self.failover.handle_canvass(&name("b"), true);
+        self.failover.handle_canvass(&name("c"), true);
+        assert_eq!(self.poll(), [Effect::Seal(Epoch(4))]);
+    }
+
+    /// The one proposal: who leads, in which epoch, who is in sync.
+    fn proposal(&mut self) -> Option<(String, u64, String)> {
+        let effects = self.poll();
+        let [Effect::Propose(Change { state })] = &effects[..] else { return None };
+        assert_eq!(state.version, self.state.version + 1);
+        let in_sync: Vec<&str> = state.in_sync.iter().map(MemberName::as_str).collect();
+        Some((state.leader.as_ref().expect("a leader").to_string(), state.epoch.0, in_sync.join(" ")))
+    }
+}
+
+#[test]
+fn a_leader_that_is_heard_by_a_majority_stays() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.poll(), []);
+    scene.grant_left = Duration::ZERO;
+    assert_eq!(scene.poll(), [Effect::Canvass]);
+    scene.failover.handle_canvass(&name("b"), true);
+    scene.failover.handle_canvass(&name("c"), false);
+    assert_eq!(scene.poll(), []);
+    scene.now += INTERVAL;
+    assert_eq!(scene.poll(), [Effect::Canvass], "asked again");
+    assert_eq!(scene.failover.standstill(&scene.state), Some(Standstill::Canvassing { silent: 1, majority: 2 }));
+    scene.grant_left = TIMEOUT;
+    assert_eq!(scene.poll(), []);
+    assert_eq!(scene.failover.standstill(&scene.state), None);
+}
+
+#[test]
+fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    assert_eq!(scene.proposal(), None, "one of three is no majority");
+    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
+    scene.sealed("c", 3, 1000);
+    assert_eq!(scene.proposal(), Some(("c".to_owned(), 4, "b".to_owned())));
+    assert_eq!(scene.proposal(), None, "once");
+    // Of equals the controller does not lead.
+    let mut scene = Scene::new();
+    scene.failover = Failover::new(name("c"), TIMEOUT, INTERVAL);
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    scene.sealed("c", 3, 900);
+    assert_eq!(scene.proposal().expect("a leader").0, "b");
+    // A newer epoch counts more than a longer log.
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    scene.sealed("c", 2, 1000);
+    assert_eq!(scene.proposal().expect("a leader").0, "b");
+}
+
+#[test]
+fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
+    let mut scene = Scene::new();
+    scene.state.members.get_mut(&name("c")).expect("a member").holding = Holding::Lost;
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    scene.sealed("c", 3, 100);
+    assert_eq!(scene.proposal(), None);
+    let Some(Standstill::Unsafe(awaited)) = scene.failover.standstill(&scene.state) else { panic!("it waits") };
+    assert_eq!(awaited.to_string(), "a, or 1 of c");
+    scene.failover.allow_unclean(Epoch(3));
+    assert_eq!(scene.proposal(), Some(("b".to_owned(), 4, "c".to_owned())));
+}
+
+#[test]
+fn the_old_leader_goes_on_if_it_comes_back_in_time() {
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.sealed("a", 3, 1200);
+    scene.sealed("b", 3, 900);
+    assert_eq!(scene.proposal(), Some(("a".to_owned(), 4, "b".to_owned())));
+}
+
+#[test]
+fn nobody_leads_before_the_old_lease_is_over() {
+    let mut scene = Scene::new();
+    scene.silent();
+    let granted_until = scene.now + Duration::from_millis(200);
+    for member in ["b", "c"] {
+        let answer = Sealed { granted_until, ..scene.answer(member, Epoch(4), 9) };
+        scene.failover.handle_sealed(&scene.state, &name(member), answer);
+    }
+    assert_eq!(scene.proposal(), None);
+    assert!(scene.failover.next_timeout(Duration::ZERO, scene.now) <= INTERVAL);
+    scene.now = granted_until;
+    assert!(scene.proposal().is_some());
+}
+
+#[test]
+fn a_promise_for_a_later_epoch_moves_the_failover_there() {
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    let (b, c) = (scene.answer("b", Epoch(6), 9), scene.answer("c", Epoch(6), 9));
+    scene.failover.handle_sealed(&scene.state, &name("c"), c);
+    scene.now += INTERVAL;
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(6))]);
+    scene.failover.handle_sealed(&scene.state, &name("c"), c);
+    scene.failover.handle_sealed(&scene.state, &name("b"), b);
+    assert_eq!(scene.proposal().expect("a leader").1, 6);
+}
+
+#[test]
+fn a_leader_that_steps_aside_is_replaced_without_a_canvass() {
+    for (aside, leader) in [(Aside::For(name("c")), "c"), (Aside::For(name("b")), "c"), (Aside::Unfit, "c")] {
+        let mut scene = Scene::new();
+        scene.failover.handle_aside(Epoch(3), aside.clone());
+        assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+        scene.sealed("a", 3, 1000);
+        scene.sealed("b", 3, 900);
+        scene.sealed("c", 3, 1000);
+        // `b` is behind: it cannot have what was asked for it. Of equals the controller, `b`, is the last choice.
+        assert_eq!(scene.proposal().expect("a leader").0, leader, "{aside:?}");
+    }
+}
+
+#[test]
+fn a_failover_ends_with_the_register_and_with_control() {
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.state.version += 1;
+    scene.state.in_sync.clear();
+    assert_eq!(scene.poll(), [], "another change: the failover goes on");
+    scene.sealed("b", 3, 900);
+    scene.sealed("c", 3, 900);
+    assert!(scene.proposal().is_some());
+    scene.failover.handle_proposed();
+    scene.state.version += 1;
+    scene.state.epoch = Epoch(4);
+    scene.grant_left = TIMEOUT;
+    assert_eq!(scene.poll(), []);
+    assert_eq!(scene.failover.standstill(&scene.state), None);
+    scene.state.leader = None;
+    scene.state.version += 1;
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(5))], "nobody leads: no canvass is needed");
+    let outlook = Outlook {
+        state: &scene.state,
+        controls: false,
+        grant_left: Duration::ZERO,
+        promised: Epoch(4),
+        now: scene.now,
+    };
+    assert_eq!(scene.failover.poll(&outlook), []);
+    assert_eq!(scene.failover.standstill(&scene.state), None, "another member controls");
+}
+
+#[test]
+fn a_seal_ends_with_the_life_that_gave_it() {
+    let mut scene = Scene::new();
+    scene.silent();
+    scene.sealed("b", 3, 900);
+    // `c` was sealed, then came back without its disk and was taken back: its next life promised nothing.
+    let old_life = scene.answer("c", Epoch(4), 900);
+    scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
+    let member = scene.state.members.get_mut(&name("c")).expect("a member");
+    (member.id, member.holding) = (MemberId(33), Holding::Lost);
+    scene.state.version += 1;
+    assert_eq!(scene.proposal(), None);
+    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
+    scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
+    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })), "a late answer");
+}
+
+#[test]
+fn whoever_was_asked_for_is_waited_for() {
+    let mut scene = Scene::new();
+    scene.failover.handle_aside(Epoch(3), Aside::For(name("c")));
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+    scene.sealed("a", 3, 1000);
+    scene.sealed("b", 3, 1000);
+    assert_eq!(scene.proposal(), None, "its answer is on the way");
+    scene.sealed("c", 3, 1000);
+    assert_eq!(scene.proposal().expect("a leader").0, "c");
+    let mut scene = Scene::new();
+    scene.failover.handle_aside(Epoch(3), Aside::For(name("c")));
+    scene.poll();
+    scene.sealed("a", 3, 1000);
+    scene.sealed("b", 3, 1000);
+    scene.now += TIMEOUT;
+    assert_eq!(scene.proposal().expect("a leader").0, "a", "but not for ever");
+}

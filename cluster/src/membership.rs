@@ -1,0 +1,216 @@
+//! How members come and go while the cluster runs: which register may follow which. Pure; the leader's cluster thread proposes
+//! what stands here, and its commit rule proves what a change rests on.
+//!
+//! A data member comes in two steps. It is taken in as [`Holding::Joining`]: it has a voice in leases and seals, but what it
+//! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
+//! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
+//!
+//! **Commits.** A failover chooses by the register's terms (policy and confirming members): it approves a set of sealed members
+//! only if every set that may have confirmed a commit under these terms has a counted member in it. So each commit that was
+//! ever confirmed has to be confirmed under the terms of *every later* version. When terms change from R to R' (as in Raft's
+//! joint consensus, with the register's compare-and-set in place of the two log entries):
+//!
+//! 1. the leader releases commits only if both R and R' confirm them, from the moment at which its log ended at M;
+//! 2. it waits until R' has confirmed everything before M. R confirmed what was released before 1, all of it before M; so now
+//!    R' has confirmed every commit that was ever released, and 1 keeps it so;
+//! 3. it proposes the register with R'. If a failover comes first, the proposal no longer follows on the register and is
+//!    refused: R holds, and 1 held to it. If the proposal is taken, R' holds, and so does 2;
+//! 4. only when the register is seen to have moved (or nothing was proposed), the leader goes by the register's terms alone.
+//!
+//! A proof for a member that loses its disk meanwhile is void: the new state names the life that was proved, and a member that
+//! is taken back with another life is another change, which one of the two has to lose.
+//!
+//! **Leases and seals.** Both take a majority of the members. Changes are the leader's, one member at a time, and it goes by the
+//! changed members for its lease before it makes another change. So the lease of a leader and the seal of its successor rest on
+//! majorities of the same members, or of members of which one came or went, and these share a member
+//! (`floor(n / 2) + 1 + floor((n + 1) / 2) + 1 = n + 2`). A grant of a member that was removed is void at once.
+//!
+//! **The register itself** is openraft's: learners first, then voters by its own joint consensus, at most
+//! [`crate::register::VOTERS_MAX`]. Its voters follow the members and not the other way round.
+
+use std::collections::BTreeSet;
+
+use crate::member::MemberName;
+use crate::policy::SyncPolicy;
+use crate::register::{ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, REMOVED_MAX, Removed};
+
+/// Why the membership cannot be changed so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// It has joined before.
+    #[error("{0} is a member already; `walferry describe` shows it")]
+    Member(MemberName),
+    /// Nobody of that name has.
+    #[error("{name} is not a member; members are {members}")]
+    Unknown {
+        /// What was asked for.
+        name: MemberName,
+        /// Whom there is.
+        members: String,
+    },
+    /// Another member is reached there.
+    #[error("{peer} is the peer address of {name}")]
+    Address {
+        /// The address.
+        peer: String,
+        /// Whose it is.
+        name: MemberName,
+    },
+    /// There are enough.
+    #[error("the cluster has {MEMBERS_MAX} members, which is its bound: `walferry remove` one first")]
+    Full,
+    /// The leader cannot be removed.
+    #[error("{0} leads: `walferry switchover` first, then remove it")]
+    Leads(MemberName),
+    /// The others could not go on.
+    #[error(
+        "without {name} the members would be {members}, and no majority of them answers: waiting for {silent}; \
+         bring these back first, or remove them"
+    )]
+    Majority {
+        /// Who is to go.
+        name: MemberName,
+        /// Who would stay.
+        members: String,
+        /// Who of them is silent.
+        silent: String,
+    },
+    /// Commits at remote levels could not go on.
+    #[error(
+        "the sync policy {policy} asks for {need} replicas, and without {name} the leader would have {have} of those that it \
+         names: every remote commit would wait for ever"
+    )]
+    Policy {
+        /// The policy of the cluster.
+        policy: String,
+        /// Who is to go.
+        name: MemberName,
+        /// How many it asks for.
+        need: usize,
+        /// How many would stay.
+        have: usize,
+    },
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a MemberName>) -> String {
+    names.map(MemberName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl ClusterState {
+    /// The state with one member more.
+    pub fn with_member(
+        &self,
+        name: &MemberName,
+        id: MemberId,
+        peer: &str,
+        kind: Kind,
+    ) -> Result<ClusterState, MembershipError> {
+        if self.members.contains_key(name) {
+            return Err(MembershipError::Member(name.clone()));
+        }
+        if let Some((other, _)) = self.members.iter().find(|(_, member)| member.peer == peer) {
+            return Err(MembershipError::Address { peer: peer.to_owned(), name: other.clone() });
+        }
+        if self.members.len() >= MEMBERS_MAX {
+            return Err(MembershipError::Full);
+        }
+        let holding = match kind {
+            Kind::Data => Holding::Joining,
+            Kind::Witness => Holding::Whole,
+        };
+        let mut next = self.next();
+        next.members.insert(name.clone(), Member { id, peer: peer.to_owned(), kind, holding });
+        next.removed.retain(|removed| removed.id != id);
+        Ok(next)
+    }
+
+    /// The state in which this life of a member that joined has caught up and counts.
+    pub fn with_whole(&self, name: &MemberName, id: MemberId) -> Option<ClusterState> {
+        let mut next = self.next();
+        let joining = |member: &&mut Member| member.id == id && member.holding == Holding::Joining;
+        next.members.get_mut(name).filter(joining)?.holding = Holding::Whole;
+        next.in_sync.insert(name.clone());
+        Some(next)
+    }
+
+    /// The state in which those of `wanted` that are members are in sync, and thereby have all that they ever confirmed; `None` when
+    /// it is this one. One that joined is left out: it counts by a change of its own ([`ClusterState::with_whole`]).
+    pub fn with_in_sync(&self, wanted: &BTreeSet<MemberName>) -> Option<ClusterState> {
+        let mut next = self.next();
+        let counts =
+            |name: &&MemberName| self.members.get(*name).is_some_and(|member| member.holding != Holding::Joining);
+        next.in_sync = wanted.iter().filter(counts).cloned().collect();
+        for name in &next.in_sync {
+            if let Some(member) = next.members.get_mut(name) {
+                member.holding = Holding::Whole;
+            }
+        }
+        (next.in_sync != self.in_sync || next.members != self.members).then_some(next)
+    }
+
+    /// The state in which a member has another life, which came without the disk of the one before.
+    pub fn with_new_life(&self, name: &MemberName, id: MemberId) -> ClusterState {
+        let mut next = self.next();
+        if let Some(member) = next.members.get_mut(name) {
+            let removed =
+                Removed { name: name.clone(), id: std::mem::replace(&mut member.id, id), version: next.version };
+            // One that never counted is not missed; of a witness only its promises are gone.
+            if member.kind == Kind::Data && member.holding != Holding::Joining {
+                member.holding = Holding::Lost;
+            }
+            next.in_sync.remove(name);
+            next.remember(removed);
+        }
+        next
+    }
+
+    fn remember(&mut self, removed: Removed) {
+        self.removed.push(removed);
+        let forgotten = self.removed.len().saturating_sub(REMOVED_MAX);
+        self.removed.drain(..forgotten);
+    }
+
+    /// The state without a member, while those `in_reach` answer.
+    pub fn without_member(
+        &self,
+        name: &MemberName,
+        in_reach: &BTreeSet<MemberName>,
+    ) -> Result<ClusterState, MembershipError> {
+        let Some(member) = self.members.get(name) else {
+            return Err(MembershipError::Unknown { name: name.clone(), members: listed(self.members.keys()) });
+        };
+        if self.leader.as_ref() == Some(name) {
+            return Err(MembershipError::Leads(name.clone()));
+        }
+        let mut next = self.next();
+        next.members.remove(name);
+        next.in_sync.remove(name);
+        let silent: Vec<&MemberName> = next.members.keys().filter(|name| !in_reach.contains(*name)).collect();
+        if next.members.len() - silent.len() < next.majority() {
+            let (members, silent) = (listed(next.members.keys()), listed(silent.into_iter()));
+            return Err(MembershipError::Majority { name: name.clone(), members, silent });
+        }
+        next.remember(Removed { name: name.clone(), id: member.id, version: next.version });
+        next.check_policy(self, name)?;
+        Ok(next)
+    }
+
+    /// A policy of the operator's own stays as it is, so it has to be one that the members can meet.
+    fn check_policy(&self, before: &ClusterState, name: &MemberName) -> Result<(), MembershipError> {
+        let policy = self.sync_policy();
+        let (SyncPolicy::First { k, .. } | SyncPolicy::Any { k, .. }) = &policy else { return Ok(()) };
+        let of = |state: &ClusterState| {
+            let replica = |member: &&MemberName| Some(*member) != state.leader.as_ref() && policy.names(member);
+            state.data_members().filter(replica).count()
+        };
+        let (need, have) = (*k, of(self));
+        if self.follows_majority() || have >= need || have == of(before) {
+            return Ok(());
+        }
+        Err(MembershipError::Policy { policy: self.policy.clone(), name: name.clone(), need, have })
+    }
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

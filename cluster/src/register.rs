@@ -1,0 +1,350 @@
+//! The register: the small state that every member of a cluster agrees on. One value with a version; it changes only by
+//! compare-and-set, through whatever engine holds it (`consensus`). Pure: it knows neither that engine nor time.
+//!
+//! It says as well what a failover must wait for: the sealed members have to meet every set of members on which the old
+//! epoch may have confirmed a commit ([`ClusterState::safe_to_lead`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use walferry_engine::lsn::Epoch;
+
+use crate::member::{ClusterId, MemberName};
+use crate::policy::{NamePattern, PolicySyntax, SyncPolicy};
+use crate::terms::Terms;
+
+/// Members of a cluster at most; of them at most [`VOTERS_MAX`] vote about the register.
+pub const MEMBERS_MAX: usize = 16;
+/// Members that vote about the register at most: with more, every change waits for more disks and survives no likelier fault.
+/// Leases and seals are another matter: there every member has a voice ([`ClusterState::majority`]).
+pub const VOTERS_MAX: usize = 5;
+/// Lives that were removed and are remembered, to tell them so; the oldest is forgotten first.
+pub const REMOVED_MAX: usize = 32;
+
+/// The number of one life of a member, random, made with its data directory: a member that lost its disk has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MemberId(pub u64);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What a member is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It has the log and may lead.
+    Data,
+    /// It votes and holds nothing else.
+    Witness,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Data => "data",
+            Kind::Witness => "witness",
+        })
+    }
+}
+
+/// What a member's log proves about commits that were confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holding {
+    /// It holds every commit that it ever confirmed. A witness confirms none, and so holds all of them.
+    #[default]
+    Whole,
+    /// It came without the log that it had confirmed: a failover has to count it as missing, until it has caught up.
+    Lost,
+    /// It was taken in and has not caught up since: it never confirmed anything that counts, so nobody misses it, and what it
+    /// confirms does not count.
+    Joining,
+}
+
+impl fmt::Display for Holding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Holding::Whole => "whole",
+            Holding::Lost => "lost",
+            Holding::Joining => "joining",
+        })
+    }
+}
+
+/// Registers of earlier builds said `"rebuilding": true` of a member that had lost its log.
+fn holding_or_rebuilding<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Holding, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Holding(Holding),
+        Rebuilding(bool),
+    }
+    Ok(match Either::deserialize(from)? {
+        Either::Holding(holding) => holding,
+        Either::Rebuilding(true) => Holding::Lost,
+        Either::Rebuilding(false) => Holding::Whole,
+    })
+}
+
+/// A life that is no member any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Its name.
+    pub name: MemberName,
+    /// Which life.
+    pub id: MemberId,
+    /// The first version of the register without it.
+    pub version: u64,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Which life of it is a member.
+    pub id: MemberId,
+    /// Its peer address, `HOST:PORT`.
+    pub peer: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// What its log proves.
+    #[serde(default, alias = "rebuilding", deserialize_with = "holding_or_rebuilding")]
+    pub holding: Holding,
+}
+
+/// What the cluster has agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// Grows by one with each change; 0 before the cluster was formed.
+    pub version: u64,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The current leadership; 0 before the first.
+    pub epoch: Epoch,
+    /// Who leads in it.
+    pub leader: Option<MemberName>,
+    /// Every member by name.
+    pub members: BTreeMap<MemberName, Member>,
+    /// The leader's replicas that keep up; commits under `ALL` wait for each.
+    pub in_sync: BTreeSet<MemberName>,
+    /// Which replicas have to confirm a commit: the text of a [`SyncPolicy`], or nothing for a majority of the data members,
+    /// the leader counted in, however many there are.
+    pub policy: String,
+    /// Who was removed, oldest first.
+    #[serde(default)]
+    pub removed: Vec<Removed>,
+}
+
+/// A change: the whole new state, taken only if the register still has version `state.version - 1`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What the register shall hold.
+    pub state: ClusterState,
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The register holds it.
+    Taken,
+    /// Another change came first: look at the register and decide anew.
+    Conflict,
+}
+
+/// Why no member may lead yet: what has to be heard of first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The old leader suffices.
+    pub leader: Option<MemberName>,
+    /// Or so many of these.
+    pub need: usize,
+    /// Members that may have confirmed what no sealed one has.
+    pub of: Vec<MemberName>,
+}
+
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.of.iter().map(MemberName::as_str).collect();
+        let names = names.join(", ");
+        match (&self.leader, self.of.len()) {
+            (Some(leader), 0) => write!(f, "{leader}"),
+            (Some(leader), _) => write!(f, "{leader}, or {} of {names}", self.need),
+            (None, all) if all == self.need => f.write_str(&names),
+            (None, _) => write!(f, "{} of {names}", self.need),
+        }
+    }
+}
+
+/// What a member is to do by the register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It leads in this epoch.
+    Lead(Epoch),
+    /// It follows the leader of this epoch.
+    Follow(Epoch),
+    /// It waits; why.
+    Wait(String),
+}
+
+impl ClusterState {
+    /// The state of a cluster that is being formed: these members, no leader yet.
+    pub fn formed(
+        cluster_id: ClusterId,
+        members: BTreeMap<MemberName, Member>,
+        policy: &str,
+    ) -> Result<ClusterState, PolicySyntax> {
+        policy.parse::<SyncPolicy>()?;
+        let policy = policy.trim().to_owned();
+        Ok(ClusterState { version: 1, cluster_id, members, policy, ..ClusterState::default() })
+    }
+
+    /// True when the policy follows the number of data members.
+    pub fn follows_majority(&self) -> bool {
+        self.policy.is_empty()
+    }
+
+    /// The policy. A text that is none cannot be in the register.
+    pub fn sync_policy(&self) -> SyncPolicy {
+        if !self.follows_majority() {
+            return self.policy.parse().unwrap_or_default();
+        }
+        match self.confirming().count() / 2 {
+            0 => SyncPolicy::None,
+            k => SyncPolicy::Any { k, names: vec![NamePattern::Every] },
+        }
+    }
+
+    /// Members that may have confirmed commits, the leader included.
+    pub fn confirming(&self) -> impl Iterator<Item = &MemberName> {
+        let confirms = |member: &Member| member.kind == Kind::Data && member.holding != Holding::Joining;
+        self.members.iter().filter(move |(_, member)| confirms(member)).map(|(name, _)| name)
+    }
+
+    /// Whose confirmations the leader needs.
+    pub fn terms(&self) -> Terms {
+        let replicas = self.confirming().filter(|name| Some(*name) != self.leader.as_ref()).cloned();
+        Terms { policy: self.sync_policy(), confirming: Some(replicas.collect()) }
+    }
+
+    /// The state that follows this one; what it shall hold is then set in it.
+    pub fn next(&self) -> ClusterState {
+        ClusterState { version: self.version + 1, ..self.clone() }
+    }
+
+    /// Takes a change, if it follows from this state.
+    pub fn apply(&mut self, change: Change) -> Outcome {
+        if change.state.version != self.version + 1 || change.state.epoch < self.epoch {
+            return Outcome::Conflict;
+        }
+        *self = change.state;
+        Outcome::Taken
+    }
+
+    /// Members with the log.
+    pub fn data_members(&self) -> impl Iterator<Item = &MemberName> {
+        self.members.iter().filter(|(_, member)| member.kind == Kind::Data).map(|(name, _)| name)
+    }
+
+    /// How many members are a majority, for leases and seals. Of all members, whether they vote about the register or not: any
+    /// two majorities have to share a member, also those of two versions between which one member came or went.
+    pub fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+
+    /// Which members are to vote about the register when `current` do: those stay, and others fill what is free, by name.
+    pub fn voters(&self, current: &BTreeSet<MemberId>) -> BTreeSet<MemberId> {
+        let ids = || self.members.values().map(|member| member.id);
+        let stay = ids().filter(|id| current.contains(id));
+        let come = ids().filter(|id| !current.contains(id));
+        stay.chain(come).take(VOTERS_MAX).collect()
+    }
+
+    /// The version with which this life ceased to be a member.
+    pub fn removed_at(&self, id: MemberId) -> Option<u64> {
+        self.removed.iter().find(|removed| removed.id == id).map(|removed| removed.version)
+    }
+
+    /// The leader's peer address.
+    pub fn leader_peer(&self) -> Option<&str> {
+        Some(self.members.get(self.leader.as_ref()?)?.peer.as_str())
+    }
+
+    /// True when this life of `name` is a member.
+    pub fn knows(&self, name: &MemberName, id: MemberId) -> bool {
+        self.members.get(name).is_some_and(|member| member.id == id)
+    }
+
+    /// The part of a member. Epochs up to `lived_through` began in an earlier life of its process, which may have led in them.
+    pub fn part_of(&self, name: &MemberName, lived_through: Epoch) -> Part {
+        match &self.leader {
+            None => Part::Wait("no leader was chosen yet".to_owned()),
+            Some(leader) if leader != name => Part::Follow(self.epoch),
+            // It leads by the register, but with the log of its earlier life it lost what it would lead with.
+            Some(leader) if self.members.get(leader).is_none_or(|member| member.holding != Holding::Whole) => {
+                Part::Wait("this node led and lost its disk: another member has to lead".to_owned())
+            }
+            Some(_) if self.epoch > lived_through => Part::Lead(self.epoch),
+            Some(_) => Part::Wait(format!("this node led epoch {} before it was restarted", self.epoch)),
+        }
+    }
+
+    /// Whether the highest of the `sealed` members holds every commit that a replica has confirmed: whether each set of
+    /// members that may hold a confirmed commit has a sealed one in it. Else what is missing.
+    pub fn safe_to_lead(&self, sealed: &BTreeSet<MemberName>) -> Result<(), Awaited> {
+        let counts = |name: &MemberName| {
+            sealed.contains(name) && self.members.get(name).is_some_and(|member| member.holding == Holding::Whole)
+        };
+        let Some(leader) = &self.leader else {
+            // Nobody has led yet, and members may bring logs of their own: all of them are compared.
+            let of: Vec<_> = self.confirming().filter(|name| !counts(name)).cloned().collect();
+            return if of.is_empty() { Ok(()) } else { Err(Awaited { leader: None, need: of.len(), of }) };
+        };
+        if counts(leader) {
+            return Ok(());
+        }
+        let awaited = |need, of| Err(Awaited { leader: Some(leader.clone()), need, of });
+        match self.sync_policy() {
+            SyncPolicy::None => awaited(0, Vec::new()),
+            // Each commit was confirmed by every member of the set: one of them suffices.
+            SyncPolicy::All if self.in_sync.iter().any(counts) => Ok(()),
+            SyncPolicy::All => awaited(usize::from(!self.in_sync.is_empty()), self.in_sync.iter().cloned().collect()),
+            policy @ (SyncPolicy::First { k, .. } | SyncPolicy::Any { k, .. }) => {
+                let missing = self.confirming().filter(|name| !counts(name)).cloned();
+                let (listed, unlisted): (Vec<_>, Vec<_>) = missing.partition(|name| policy.names(name));
+                self.meets_each_set(k, leader, listed, unlisted).or_else(|(need, of)| awaited(need, of))
+            }
+        }
+    }
+
+    /// A commit is on the leader of its epoch, whoever that was, and on `k` listed replicas of it. It is missed only if all
+    /// of these are missing. The log of the current leader holds every commit, so that one suffices as well; else so many of
+    /// those.
+    fn meets_each_set(
+        &self,
+        k: usize,
+        leader: &MemberName,
+        listed: Vec<MemberName>,
+        unlisted: Vec<MemberName>,
+    ) -> Result<(), (usize, Vec<MemberName>)> {
+        // One that is not listed may have led and a full set of listed ones confirmed; a listed leader is none of its set.
+        let spare = if unlisted.is_empty() { k } else { k - 1 };
+        if listed.len() <= spare {
+            return Ok(());
+        }
+        let others = |names: &[MemberName]| names.iter().filter(|name| *name != leader).cloned().collect::<Vec<_>>();
+        let (need, of) = (listed.len() - spare, others(&listed));
+        if need <= of.len() {
+            return Err((need, of));
+        }
+        // Then the leader is listed, and it takes all those that are not.
+        let of = others(&unlisted);
+        Err((of.len(), of))
+    }
+}
+
+#[cfg(test)]
+#[path = "register_tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+use super::*;
+
+fn name(text: &str) -> MemberName {
+    text.parse().expect("a name")
+}
+
+fn names(text: &str) -> BTreeSet<MemberName> {
+    text.split_whitespace().map(name).collect()
+}
+
+/// Members from text such as `a b w?`: `?` marks a witness, `*` one that lost its log, `+` one that joins.
+fn formed(members: &str, policy: &str) -> ClusterState {
+    let member = |(index, text): (usize, &str)| {
+        let kind = if text.ends_with('?') { Kind::Witness } else { Kind::Data };
+        let member = Member {
+            id: MemberId(index as u64 + 1),
+            peer: format!("10.0.0.{index}:6401"),
+            kind,
+            holding: match text.chars().last() {
+                Some('*') => Holding::Lost,
+                Some('+') => Holding::Joining,
+                _ => Holding::Whole,
+            },
+        };
+        (name(text.trim_end_matches(['?', '*', '+'])), member)
+    };
+    let members = members.split_whitespace().enumerate().map(member).collect();
+    ClusterState::formed(ClusterId(7), members, policy).expect("a policy")
+}
+
+#[test]
+fn without_a_policy_a_majority_of_the_data_members_confirms() {
+    let table = [
+        ("a", ""),
+        ("a b", "ANY 1 (*)"),
+        ("a b w?", "ANY 1 (*)"),
+        ("a b c", "ANY 1 (*)"),
+        ("a b c d+", "ANY 1 (*)"),
+        ("a b c d*", "ANY 2 (*)"),
+        ("a b c d e", "ANY 2 (*)"),
+    ];
+    for (members, policy) in table {
+        assert_eq!(formed(members, "").sync_policy().to_string(), policy, "{members}");
+    }
+    assert_eq!(formed("a b c", "FIRST 1 (b, c)").sync_policy().to_string(), "FIRST 1 (b, c)");
+    assert!(ClusterState::formed(ClusterId(7), BTreeMap::new(), "ANY 0 (a)").is_err());
+}
+
+#[test]
+fn a_change_is_taken_only_by_the_version_that_it_follows() {
+    let mut state = formed("a b c", "");
+    let mut first = state.next();
+    first.epoch = Epoch(4);
+    let second = Change { state: first.clone() };
+    assert_eq!(state.apply(Change { state: first }), Outcome::Taken);
+    assert_eq!((state.version, state.apply(second)), (2, Outcome::Conflict));
+    let older = ClusterState { epoch: Epoch(3), ..state.next() };
+    assert_eq!(state.apply(Change { state: older }), Outcome::Conflict, "epochs do not go back");
+}
+
+#[test]
+fn the_sealed_meet_every_set_that_may_have_confirmed_a_commit() {
+    // members, policy, leader, in sync, sealed, what is awaited
+    let table = [
+        ("a b c", "ANY 1 (*)", "a", "b c", "b c", ""),
+        ("a b c", "ANY 1 (*)", "a", "b c", "b", "a, or 1 of c"),
+        ("a b c", "ANY 1 (*)", "a", "b c", "a", ""),
+        ("a b c", "ANY 1 (*)", "a", "b c", "a c", ""),
+        ("a b c", "ANY 2 (*)", "a", "b c", "c", ""),
+        ("a b c", "ANY 1 (b)", "a", "b c", "b", ""),
+        ("a b c", "ANY 1 (b)", "a", "b c", "c", "a, or 1 of b"),
+        ("a b c", "FIRST 1 (b, c)", "a", "b c", "b", "a, or 1 of c"),
+        ("a b c", "ALL", "a", "b c", "c", ""),
+        ("a b c", "ALL", "a", "b", "c", "a, or 1 of b"),
+        ("a b c", "ALL", "a", "", "b c", "a"),
+        ("a b w?", "ANY 1 (*)", "a", "b", "b w", ""),
+        ("a b w?", "ANY 1 (*)", "a", "b", "w", "a, or 1 of b"),
+        ("a b c*", "ANY 1 (*)", "a", "b", "b c", "a, or 1 of c"),
+        ("a b c d e", "ANY 2 (*)", "a", "", "d e", "a, or 1 of b, c"),
+        ("a b c d e", "ANY 2 (*)", "a", "", "c d e", ""),
+        ("a b c d e", "ANY 1 (*)", "a", "", "d e", "a, or 2 of b, c"),
+        // The commit may be one that a, which led before b, had confirmed by b alone.
+        ("a b c", "FIRST 1 (b, c)", "b", "c", "c", "b, or 1 of a"),
+        ("a b c", "FIRST 1 (b, c)", "b", "c", "a c", ""),
+        ("a b c d", "ANY 2 (b, c, d)", "b", "c d", "d", "b, or 1 of c"),
+        ("a b c d+", "ANY 1 (*)", "a", "b c", "b c", ""),
+        ("a b c d+", "ANY 1 (*)", "a", "b c", "b d", "a, or 1 of c"),
+        ("a b c d", "", "a", "b c", "b c", ""),
+        ("a b c d", "", "a", "b c", "b", "a, or 1 of c, d"),
+        ("a b w?", "", "", "", "a w", "b"),
+        ("a b w?", "", "", "", "a b", ""),
+    ];
+    for (members, policy, leader, in_sync, sealed, awaited) in table {
+        let mut state = formed(members, policy);
+        state.leader = (!leader.is_empty()).then(|| name(leader));
+        state.in_sync = names(in_sync);
+        let verdict = state.safe_to_lead(&names(sealed)).err().map(|awaited| awaited.to_string());
+        assert_eq!(
+            verdict.unwrap_or_default(),
+            awaited,
+            "{members} under {policy}, leader {leader:?}, sealed {sealed}"
+        );
+    }
+}
+
+#[test]
+fn majorities_share_a_member_while_one_comes_or_goes() {
+    for count in 1..MEMBERS_MAX {
+        let names: Vec<String> = (0..=count).map(|number| format!("n{number}")).collect();
+        let (before, after) = (formed(&names[..count].join(" "), ""), formed(&names.join(" "), ""));
+        assert!(before.majority() * 2 > count, "two majorities of {count}");
+        assert!(before.majority() + after.majority() > count + 1, "{count} and one more");
+    }
+}
+
+#[test]
+fn at_most_five_vote_about_the_register_and_those_that_do_stay() {
+    let state = formed("a b c d e f g", "");
+    let ids = |ids: &[u64]| ids.iter().copied().map(MemberId).collect::<BTreeSet<_>>();
+    assert_eq!(state.voters(&ids(&[])), ids(&[1, 2, 3, 4, 5]));
+    assert_eq!(state.voters(&ids(&[3, 6, 7])), ids(&[1, 2, 3, 6, 7]));
+    assert_eq!(state.voters(&ids(&[3, 99])), ids(&[1, 2, 3, 4, 5]), "one that is no member goes");
+}
+
+#[test]
+fn registers_of_earlier_builds_are_read() {
+    let old = r#"{"version":4,"cluster_id":"000000000000000000000000000000ab","epoch":2,"leader":"a","members":{
+        "a":{"id":1,"peer":"h:1","kind":"data","rebuilding":false},
+        "b":{"id":2,"peer":"h:2","kind":"data","rebuilding":true}},"in_sync":[],"policy":"ANY 1 (*)"}"#;
+    let state: ClusterState = serde_json::from_str(old).expect("an old register");
+    assert_eq!(state.members[&name("a")].holding, Holding::Whole);
+    assert_eq!(state.members[&name("b")].holding, Holding::Lost);
+    let text = serde_json::to_string(&state).expect("JSON");
+    assert_eq!(serde_json::from_str::<ClusterState>(&text).expect("its own text"), state);
+}
