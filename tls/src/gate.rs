@@ -1,0 +1,245 @@
+//! A listener whose connections begin with a handshake: accepts on a thread of its own, bounded in number and time, and hands
+//! over those that came through. Nobody who does not speak, or not TLS, or has no certificate that counts, gets further than this.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::HandshakeError;
+use crate::handshake::{HANDSHAKE_TIME_MAX, Handshake, Parting, Step};
+use crate::identity::Identity;
+use crate::quota::Quota;
+use crate::terminate::{Protection, Terminator};
+
+/// Handshakes at once; beyond it the next ones wait in the listener's backlog.
+const HANDSHAKES_MAX: usize = 256;
+/// When all of them are taken, the oldest has to give way once it has had this long.
+const HANDSHAKE_TIME_SURE: Duration = Duration::from_millis(500);
+/// Refused connections that are kept until they have read why; beyond it the oldest is closed.
+const PARTINGS_MAX: usize = 64;
+/// After a failed accept (no descriptors left) nobody is accepted for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const _: () = assert!(HANDSHAKE_TIME_SURE.as_millis() < HANDSHAKE_TIME_MAX.as_millis());
+
+/// A connection that came through.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Plain bytes go in and out here.
+    pub socket: OwnedFd,
+    /// Who is at the other end.
+    pub address: SocketAddr,
+    /// How it is protected.
+    pub protection: Protection,
+}
+
+/// What a gate is given.
+pub struct GateConfig {
+    /// The option that opened it, for messages.
+    pub option: &'static str,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// Who takes over.
+    pub terminator: Arc<Terminator>,
+    /// What somebody is told who does not speak TLS, in the words of the protocol behind the gate.
+    pub plain_answer: Vec<u8>,
+    /// Gets each connection, on the gate's thread.
+    pub deliver: Box<dyn Fn(Accepted) + Send>,
+}
+
+/// A running gate; dropped, it ends.
+#[derive(Debug)]
+pub struct Gate {
+    address: SocketAddr,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Gate {
+    /// Starts the thread.
+    pub fn start(listener: TcpListener, config: GateConfig) -> io::Result<Gate> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let now = Instant::now();
+        let worker = Worker {
+            listener,
+            config,
+            stop: Arc::clone(&stop),
+            handshakes: VecDeque::new(),
+            partings: VecDeque::new(),
+            accept_from: now,
+            quota: Quota::new(now),
+        };
+        let thread = std::thread::Builder::new().name("tls-gate".to_owned()).spawn(move || worker.run())?;
+        Ok(Gate { address, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if self.stop.write(1).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Pending {
+    handshake: Handshake,
+    address: SocketAddr,
+    since: Instant,
+    waits: PollFlags,
+}
+
+struct Worker {
+    listener: TcpListener,
+    config: GateConfig,
+    stop: Arc<EventFd>,
+    /// In the order of their beginning.
+    handshakes: VecDeque<Pending>,
+    partings: VecDeque<Parting>,
+    accept_from: Instant,
+    quota: Quota,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let accepts = now >= self.accept_from && self.has_room(now);
+            let ready = self.wait(accepts, now);
+            if ready[0] {
+                return;
+            }
+            let now = Instant::now();
+            let (listener, handshakes) = (ready[1], &ready[2..]);
+            let begun = std::mem::take(&mut self.handshakes);
+            for (pending, ready) in begun.into_iter().zip(handshakes) {
+                if *ready || now >= pending.handshake.deadline {
+                    self.step(pending, now);
+                } else {
+                    self.handshakes.push_back(pending);
+                }
+            }
+            self.partings.retain_mut(|parting| !parting.is_over());
+            if listener && accepts {
+                self.accept(now);
+            }
+        }
+    }
+
+    fn has_room(&self, now: Instant) -> bool {
+        self.handshakes.len() < HANDSHAKES_MAX
+            || self.handshakes.front().is_some_and(|oldest| now >= oldest.since + HANDSHAKE_TIME_SURE)
+    }
+
+    /// Which of stop, listener and handshakes, in this order, have something.
+    fn wait(&self, accepts: bool, now: Instant) -> Vec<bool> {
+        let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
+        let mut all =
+            vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), listens)];
+        all.extend(self.handshakes.iter().map(|pending| PollFd::new(pending.handshake.socket.as_fd(), pending.waits)));
+        all.extend(self.partings.iter().map(|parting| PollFd::new(parting.socket.as_fd(), PollFlags::POLLIN)));
+        let deadlines = self.handshakes.iter().map(|pending| pending.handshake.deadline);
+        let mut next = deadlines.chain(self.partings.iter().map(|parting| parting.until)).min();
+        if !accepts {
+            let room = self.handshakes.front().map(|oldest| oldest.since + HANDSHAKE_TIME_SURE);
+            let from = if now < self.accept_from { Some(self.accept_from) } else { room };
+            next = next.into_iter().chain(from).min();
+        }
+        let timeout = next.map_or(PollTimeout::NONE, |at| {
+            let left = at.saturating_duration_since(now) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut all, timeout) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => return vec![false; all.len()],
+            Err(error) => {
+                // Nothing that passes: too many descriptors for this process.
+                tracing::error!(%error, option = self.config.option, "a listener for TLS has ended");
+                return vec![true; all.len()];
+            }
+        }
+        all.iter().map(|fd| fd.any().unwrap_or(true)).collect()
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let (socket, address) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                tracing::warn!(%error, option = self.config.option, "a connection could not be accepted");
+                self.accept_from = now + ACCEPT_PAUSE;
+                return;
+            }
+        };
+        if self.handshakes.len() >= HANDSHAKES_MAX
+            && let Some(oldest) = self.handshakes.pop_front()
+        {
+            self.refuse(oldest.handshake.socket, oldest.address, &HandshakeError::Slow);
+        }
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%address, %error, "TCP_NODELAY was refused");
+        }
+        match Handshake::accept(socket, self.config.identity.current().server) {
+            Ok(handshake) => self.step(Pending { handshake, address, since: now, waits: PollFlags::POLLIN }, now),
+            Err(error) => tracing::warn!(%address, "a handshake cannot begin: {error}"),
+        }
+    }
+
+    fn step(&mut self, mut pending: Pending, now: Instant) {
+        match pending.handshake.step() {
+            Ok(Step::Done) => self.through(pending),
+            Ok(Step::Wait(_)) if now >= pending.handshake.deadline => {
+                self.refuse(pending.handshake.socket, pending.address, &HandshakeError::Slow);
+            }
+            Ok(Step::Wait(what)) => {
+                pending.waits = what;
+                self.handshakes.push_back(pending);
+            }
+            Err(error) => self.refuse(pending.handshake.socket, pending.address, &error),
+        }
+    }
+
+    fn through(&mut self, pending: Pending) {
+        let address = pending.address;
+        let (socket, tls) = pending.handshake.into_parts();
+        match self.config.terminator.take(socket, tls, address) {
+            Ok((socket, protection)) => {
+                self.config.terminator.counts().accepted.fetch_add(1, Ordering::Relaxed);
+                (self.config.deliver)(Accepted { socket, address, protection });
+            }
+            Err(error) => tracing::warn!(%address, "a TLS connection cannot be taken over: {error}"),
+        }
+    }
+
+    fn refuse(&mut self, socket: TcpStream, address: SocketAddr, error: &HandshakeError) {
+        self.config.terminator.counts().failed.fetch_add(1, Ordering::Relaxed);
+        // A port that is looked at, as load balancers do, is nothing to talk of.
+        let is_look = matches!(error, HandshakeError::Closed);
+        if is_look || !self.quota.take(Instant::now()) {
+            tracing::debug!(%address, option = self.config.option, "refused: {error}");
+        } else {
+            tracing::warn!(%address, option = self.config.option, "refused: {error}");
+        }
+        let last = if matches!(error, HandshakeError::Plain(_)) { self.config.plain_answer.as_slice() } else { &[] };
+        self.partings.push_back(Parting::new(socket, last));
+        if self.partings.len() > PARTINGS_MAX {
+            self.partings.pop_front();
+        }
+    }
+}
