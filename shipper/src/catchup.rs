@@ -10,12 +10,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::message::{CHUNK_BYTES_MAX, Chunk, Heartbeat, Message};
 use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
 use walferry_engine::waker::Waker;
+use walferry_engine::world::{self, Pace, Task};
 
 use crate::link::LinkNo;
 use crate::sender::View;
@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     sealed: AtomicU64,
     flushed: AtomicU64,
     committed: AtomicU64,
+    /// Written after them and read before them: what `sealed` is then includes all that was durable at the stamp.
+    stamp_us: AtomicU64,
     hot_start: AtomicU64,
     hot_bytes_max: AtomicU64,
     /// Announced to the replica, so that it may acknowledge it.
@@ -51,12 +53,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn publish(&self, view: &View) {
+    pub(crate) fn publish(&self, view: &View, stamp_us: u64) {
         self.hot_bytes_max.store(view.hot_bytes_max, Ordering::Relaxed);
         self.hot_start.store(view.hot_start.0, Ordering::Relaxed);
         self.sealed.store(view.sealed.0, Ordering::Release);
         self.flushed.store(view.flushed.0, Ordering::Release);
         self.committed.store(view.committed.0, Ordering::Release);
+        self.stamp_us.store(stamp_us, Ordering::Release);
+    }
+
+    fn stamp_us(&self) -> u64 {
+        self.stamp_us.load(Ordering::Acquire)
     }
 
     fn view(&self) -> View {
@@ -130,28 +137,35 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct Catchup {
     pub(crate) shared: Arc<Shared>,
-    thread: Option<thread::JoinHandle<()>>,
+    task: Option<Task>,
 }
 
 impl Catchup {
-    pub(crate) fn start(job: Job, view: &View) -> io::Result<Catchup> {
+    pub(crate) fn start(job: Job, view: &View, stamp_us: u64) -> io::Result<Catchup> {
         let shared = Arc::clone(&job.shared);
-        shared.publish(view);
+        shared.publish(view, stamp_us);
         shared.sent.store(job.from.0, Ordering::Release);
-        let thread = thread::Builder::new().name("catch-up".to_owned()).spawn(move || {
-            let (link, reports, waker) = (job.link, job.reports.clone(), job.waker.clone());
-            let outcome = Feed::new(job).run();
+        let (link, reports, waker) = (job.link, job.reports.clone(), job.waker.clone());
+        let mut feed = Feed::new(job);
+        let step = move || {
+            let outcome = match feed.step() {
+                Ok(Step::Go(pace)) => return pace,
+                Ok(Step::HandOver(position)) => Ok(position),
+                Err(error) => Err(error),
+            };
             // Nobody listens any more when the leader has stepped down.
             let _ = reports.send(Report { link, outcome });
             waker.wake();
-        })?;
-        Ok(Catchup { shared, thread: Some(thread) })
+            Pace::Over
+        };
+        let task = world::spawn("catch-up", Box::new(step))?;
+        Ok(Catchup { shared, task: Some(task) })
     }
 
     /// Waits for the thread, which has reported or whose socket is shut down.
     pub(crate) fn join(mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(task) = self.task.take() {
+            task.join();
         }
     }
 }
@@ -205,11 +219,29 @@ impl Files {
     }
 }
 
+/// Bytes that the socket has not taken yet.
+enum Part {
+    Bytes { bytes: Vec<u8>, sent: usize, flags: i32 },
+    File { at: Lsn, end: Lsn },
+}
+
+/// What one step of a catch-up came to.
+enum Step {
+    Go(Pace),
+    /// Memory goes on from here.
+    HandOver(Lsn),
+}
+
 /// The state of a running catch-up.
 struct Feed {
     job: Job,
     files: Files,
+    /// Where the next chunk starts.
     position: Lsn,
+    /// Chunks are sent up to here. A flushed LSN is the end of a frame: there the stream can change over to frames.
+    target: Lsn,
+    /// What goes out before the next chunk, in order.
+    parts: VecDeque<Part>,
 }
 
 impl Feed {
@@ -220,32 +252,41 @@ impl Feed {
             open: VecDeque::new(),
             advised: job.frame_rest.map_or(job.from, |(at, _)| at),
         };
-        Feed { position: job.from, job, files }
+        let target = job.shared.view().flushed;
+        let mut feed = Feed { position: job.from, target, job, files, parts: VecDeque::new() };
+        let envelope_rest = std::mem::take(&mut feed.job.envelope_rest);
+        feed.put(envelope_rest, libc::MSG_MORE);
+        if let Some((at, bytes)) = feed.job.frame_rest {
+            feed.parts.push_back(Part::File { at, end: at.advance(bytes) });
+        }
+        let messages = std::mem::take(&mut feed.job.messages);
+        feed.put(messages, 0);
+        feed
     }
 
-    fn run(&mut self) -> Result<Lsn, CatchupError> {
-        let envelope_rest = std::mem::take(&mut self.job.envelope_rest);
-        self.send(&envelope_rest, libc::MSG_MORE)?;
-        if let Some((at, bytes)) = self.job.frame_rest {
-            self.send_file(at, bytes, at.advance(bytes))?;
+    fn put(&mut self, bytes: Vec<u8>, flags: i32) {
+        if !bytes.is_empty() {
+            self.parts.push_back(Part::Bytes { bytes, sent: 0, flags });
         }
-        let messages = std::mem::take(&mut self.job.messages);
-        self.send(&messages, 0)?;
-        loop {
-            // A flushed LSN is the end of a frame: here the stream can change over to frames.
-            let target = self.job.shared.view().flushed;
-            while self.position < target {
-                self.look_up()?;
-                self.send_chunk(target)?;
-            }
-            self.look_up()?;
-            if self.job.shared.view().can_hand_over(self.position) {
-                return Ok(self.position);
-            }
-            if self.position >= self.job.shared.view().flushed {
-                thread::sleep(IDLE_WAIT);
-            }
+    }
+
+    /// Sends what is due, or decides what is. Between messages it looks up.
+    fn step(&mut self) -> Result<Step, CatchupError> {
+        if let Some(part) = self.parts.pop_front() {
+            return self.send(part).map(Step::Go);
         }
+        self.look_up()?;
+        if self.position < self.target {
+            self.put_chunk();
+            return Ok(Step::Go(Pace::Again));
+        }
+        let view = self.job.shared.view();
+        if view.can_hand_over(self.position) {
+            return Ok(Step::HandOver(self.position));
+        }
+        self.target = view.flushed;
+        let pace = if self.position < self.target { Pace::Again } else { Pace::Idle(IDLE_WAIT) };
+        Ok(Step::Go(pace))
     }
 
     /// Between messages: the end, if it was asked for.
@@ -260,70 +301,85 @@ impl Feed {
         Err(CatchupError::Stopped)
     }
 
-    fn send_chunk(&mut self, target: Lsn) -> Result<(), CatchupError> {
+    fn put_chunk(&mut self) {
         let segment_end = self.position.segment(self.job.segment_bytes).next().start(self.job.segment_bytes);
-        let end = target.min(segment_end).min(self.position.advance(CHUNK_BYTES_MAX));
+        let end = self.target.min(segment_end).min(self.position.advance(CHUNK_BYTES_MAX));
         let bytes = end - self.position;
+        let stamp_us = self.job.shared.stamp_us();
         let view = self.job.shared.view();
-        let sent_at_us = self.job.origin.elapsed().as_micros() as u64 + 1;
+        let sent_at_us = world::now().saturating_duration_since(self.job.origin).as_micros() as u64 + 1;
         let View { sealed, flushed, committed, .. } = view;
-        let beat = Heartbeat { end: sealed, flushed, committed, sent_at_us, epoch: self.job.epoch };
+        let beat = Heartbeat { end: sealed, flushed, committed, sent_at_us, epoch: self.job.epoch, stamp_us };
         let mut head = Vec::with_capacity(128);
         Message::Heartbeat(beat).encode(&mut head);
         Message::Chunk(Chunk { lsn: self.position, bytes }).encode(&mut head);
         // Before it is sent: the acknowledgement may be quicker than we are.
         self.job.shared.sent.store(end.0, Ordering::Release);
-        self.send(&head, libc::MSG_MORE)?;
-        self.send_file(self.position, bytes, target)?;
+        self.put(head, libc::MSG_MORE);
+        self.parts.push_back(Part::File { at: self.position, end });
         self.position = end;
-        Ok(())
     }
 
-    fn send_file(&mut self, from: Lsn, bytes: u64, limit: Lsn) -> Result<(), CatchupError> {
-        let mut at = from;
-        let end = from.advance(bytes);
-        while at < end {
-            self.files.read_ahead(at, limit.max(end))?;
-            let segment = at.segment(self.job.segment_bytes);
-            let count = (end - at).min(SENDFILE_BYTES_MAX) as usize;
-            let mut offset = at.offset(self.job.segment_bytes) as libc::off_t;
-            let file = self.files.open(segment)?.as_raw_fd();
-            // SAFETY: both descriptors are open for the call, `offset` is ours.
-            let sent = unsafe { libc::sendfile(self.job.socket.as_raw_fd(), file, &mut offset, count) };
-            match sent {
-                1.. => {
-                    at = at.advance(sent as u64);
-                    self.job.shared.sendfile_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+    /// Hands a part to the socket; what it does not take is next again.
+    fn send(&mut self, part: Part) -> Result<Pace, CatchupError> {
+        let (outcome, segment) = match &part {
+            Part::Bytes { bytes, sent, flags } => {
+                (send_some(&self.job.socket, &bytes[*sent..], *flags), SegmentNo::default())
+            }
+            Part::File { at, end } => {
+                let segment = at.segment(self.job.segment_bytes);
+                (self.send_file(*at, *end, segment)?, segment)
+            }
+        };
+        let taken = match outcome {
+            Ok(taken) => taken as u64,
+            Err(error) => {
+                self.parts.push_front(part);
+                return self.retry(error, segment);
+            }
+        };
+        let shared = &self.job.shared;
+        match part {
+            Part::Bytes { bytes, sent, flags } => {
+                shared.copy_bytes.fetch_add(taken, Ordering::Relaxed);
+                let sent = sent + taken as usize;
+                if sent < bytes.len() {
+                    self.parts.push_front(Part::Bytes { bytes, sent, flags });
                 }
-                0 => {
-                    let source = io::ErrorKind::UnexpectedEof.into();
-                    return Err(CatchupError::File { what: "read", path: self.files.path(segment), source });
+            }
+            Part::File { .. } if taken == 0 => {
+                let source = io::ErrorKind::UnexpectedEof.into();
+                return Err(CatchupError::File { what: "read", path: self.files.path(segment), source });
+            }
+            Part::File { at, end } => {
+                shared.sendfile_bytes.fetch_add(taken, Ordering::Relaxed);
+                let at = at.advance(taken);
+                if at < end {
+                    self.parts.push_front(Part::File { at, end });
                 }
-                _ => self.retry(io::Error::last_os_error(), segment)?,
             }
         }
-        Ok(())
+        Ok(Pace::Again)
     }
 
-    fn send(&mut self, bytes: &[u8], flags: i32) -> Result<(), CatchupError> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match send_some(&self.job.socket, rest, flags) {
-                Ok(sent) => rest = &rest[sent..],
-                Err(error) => self.retry(error, SegmentNo(0))?,
-            }
-        }
-        self.job.shared.copy_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+    fn send_file(&mut self, at: Lsn, end: Lsn, segment: SegmentNo) -> Result<io::Result<usize>, CatchupError> {
+        self.files.read_ahead(at, self.target.max(end))?;
+        let count = (end - at).min(SENDFILE_BYTES_MAX) as usize;
+        let mut offset = at.offset(self.job.segment_bytes) as libc::off_t;
+        let file = self.files.open(segment)?.as_raw_fd();
+        // SAFETY: both descriptors are open for the call, `offset` is ours.
+        let sent = unsafe { libc::sendfile(self.job.socket.as_raw_fd(), file, &mut offset, count) };
+        Ok(usize::try_from(sent).map_err(|_| io::Error::last_os_error()))
     }
 
     /// `Ok` when the operation is worth repeating: it was interrupted, or the socket took nothing for a while.
-    fn retry(&self, error: io::Error, segment: SegmentNo) -> Result<(), CatchupError> {
+    fn retry(&self, error: io::Error, segment: SegmentNo) -> Result<Pace, CatchupError> {
         match error.raw_os_error() {
-            Some(libc::EINTR) => Ok(()),
+            Some(libc::EINTR) => Ok(Pace::Again),
             // The send timeout of the socket. A replica that stays like this is dropped by the ring thread, which
             // shuts the socket down.
-            Some(libc::EAGAIN) => Ok(()),
+            Some(libc::EAGAIN) if world::is_simulated() => Ok(Pace::Idle(IDLE_WAIT)),
+            Some(libc::EAGAIN) => Ok(Pace::Again),
             Some(libc::EIO) => Err(CatchupError::File { what: "read", path: self.files.path(segment), source: error }),
             _ => Err(CatchupError::Socket(error)),
         }

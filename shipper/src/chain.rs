@@ -21,7 +21,7 @@ pub(crate) fn check(log: &Log, hello: &Hello, start: Lsn) -> Result<(), Refuse> 
 }
 
 /// The crc of the frame that ends at `at`; `None` when no frame ends there.
-fn crc_before(log: &Log, at: Lsn) -> Option<u32> {
+pub(crate) fn crc_before(log: &Log, at: Lsn) -> Option<u32> {
     if at == log.sealed() {
         return Some(log.crc_at_end());
     }

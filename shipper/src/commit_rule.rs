@@ -1,11 +1,16 @@
-//! The commit rule: up to which LSN commits hold each level, under the sync policy. Core: told where the replicas
-//! are by the shipper, asked by the node's commit queue. As in PostgreSQL, a remote level needs the local flush too,
+//! The commit rule: up to which LSN commits hold each level, under the terms that the register sets. Core: told where the
+//! replicas are by the shipper, asked by the node's commit queue. As in PostgreSQL, a remote level needs the local flush too,
 //! an empty policy makes remote levels mean local, and with too few replicas commits wait.
+//!
+//! While the terms change, commits need both the old and the new ones ([`CommitRule::begin_joint`]); the argument stands in
+//! `walferry_cluster::membership`.
 
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::policy::{Candidate, SyncPolicy, SyncState};
+use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 use crate::progress::Progress;
 
@@ -48,29 +53,60 @@ struct Held {
     released: Lsn,
 }
 
+/// Terms that are about to follow on the rule's.
+#[derive(Clone, Debug)]
+struct Joint {
+    terms: Terms,
+    /// Before the change may be proposed, these terms have to have confirmed everything up to here: the end of the log when
+    /// they began to count.
+    mark: Lsn,
+}
+
 /// The rule and what it has released so far.
 #[derive(Clone, Debug)]
 pub struct CommitRule {
-    policy: SyncPolicy,
+    terms: Terms,
+    /// Commits need these terms as well.
+    joint: Option<Joint>,
     held: [Held; REMOTE_LEVELS.len()],
+    /// Up to where the joint terms have it durable.
+    proved: Lsn,
 }
 
 impl CommitRule {
-    /// A rule under `policy` that knows no replicas yet.
+    /// A rule under `policy` that knows no replicas yet, and takes each at its word.
     pub fn new(policy: SyncPolicy) -> CommitRule {
-        let mut rule = CommitRule { policy, held: Default::default() };
+        let terms = Terms::of_any(policy);
+        let mut rule = CommitRule { terms, joint: None, held: Default::default(), proved: Lsn::ZERO };
         rule.update(&[], Lsn::ZERO);
         rule
     }
 
     /// The policy.
     pub fn policy(&self) -> &SyncPolicy {
-        &self.policy
+        &self.terms.policy
     }
 
-    /// Another policy from now on; `update` follows. What was released stays so.
-    pub fn set_policy(&mut self, policy: SyncPolicy) {
-        self.policy = policy;
+    /// Other terms from now on; `update` follows. What was released stays so.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.terms = terms;
+    }
+
+    /// `terms` are to follow: from now on commits need them as well. The log ends at `mark`; `update` follows.
+    pub fn begin_joint(&mut self, terms: Terms, mark: Lsn) {
+        self.proved = Lsn::ZERO;
+        self.joint = Some(Joint { terms, mark });
+    }
+
+    /// The register has moved, or will not: commits need its own terms alone. `update` follows.
+    pub fn end_joint(&mut self) {
+        self.joint = None;
+    }
+
+    /// True once everything that was in the log when the joint terms began is durable under them, here included: what was
+    /// released under the old terms alone is part of it.
+    pub fn joint_is_proved(&self, local: Lsn) -> bool {
+        self.joint.as_ref().is_some_and(|joint| self.proved.min(local) >= joint.mark)
     }
 
     /// Replicas moved, came, went, or joined or left the in-sync set; `local` is durable here.
@@ -78,7 +114,16 @@ impl CommitRule {
         for (held, level) in self.held.iter_mut().zip(REMOTE_LEVELS) {
             // What was confirmed while this confirmation held is kept before it is replaced.
             held.released = held.released.max(held.confirmed.min(local));
-            held.confirmed = self.policy.confirmed(&candidates(replicas, level)).unwrap_or(Lsn::ZERO);
+            let candidates = candidates(replicas, level);
+            let confirmed = self.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO);
+            let joint = self.joint.as_ref().map(|joint| joint.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO));
+            if let (CommitLevel::RemoteFlush, Some(joint)) = (level, joint) {
+                self.proved = joint;
+            }
+            held.confirmed = joint.map_or(confirmed, |joint| joint.min(confirmed));
+            if mutants::is_on("ack-without-replicas") {
+                held.confirmed = Lsn::MAX;
+            }
             held.released = held.released.max(held.confirmed.min(local));
         }
     }
@@ -97,14 +142,14 @@ impl CommitRule {
 
     /// What the policy makes of the replica at `index`.
     pub fn sync_state(&self, replicas: &[Standing<'_>], index: usize) -> SyncState {
-        self.policy.sync_state(&candidates(replicas, CommitLevel::RemoteFlush), index)
+        self.terms.sync_state(&candidates(replicas, CommitLevel::RemoteFlush), index)
     }
 
     /// Why commits at a remote level wait at the moment: too few replicas are there.
     pub fn shortage(&self, replicas: &[Standing<'_>]) -> Option<String> {
         let candidates = candidates(replicas, CommitLevel::RemoteFlush);
-        let (need, have) = self.policy.needs(&candidates)?;
-        (have < need).then(|| format!("{} needs {need} streaming, {have} are", self.policy))
+        let joint = || self.joint.as_ref().and_then(|joint| joint.terms.shortage(&candidates));
+        self.terms.shortage(&candidates).or_else(joint)
     }
 }
 
@@ -186,8 +231,71 @@ mod tests {
         let mut rule = CommitRule::new(SyncPolicy::None);
         rule.update(&[], Lsn(10));
         assert_eq!(rule.released(RemoteFlush, Lsn(20)), Lsn(20));
-        rule.set_policy("a".parse().expect("a policy"));
+        rule.set_terms(Terms::of_any("a".parse().expect("a policy")));
         rule.update(&[], Lsn(20));
         assert_eq!(rule.released(RemoteFlush, Lsn(30)), Lsn(20));
+    }
+    fn terms(policy: &str, confirming: &str) -> Terms {
+        let names = confirming.split_whitespace().map(|name| name.parse().expect("a name"));
+        Terms { policy: policy.parse().expect("a policy"), confirming: Some(names.collect()) }
+    }
+
+    #[test]
+    fn a_replica_that_does_not_count_releases_nothing() {
+        let replicas = [replica("b", true, [20, 20, 20]), replica("d", true, [90, 90, 90])];
+        for (policy, released) in [("ANY 1 (*)", 20), ("ALL", 20), ("FIRST 1 (d, b)", 20), ("", 100)] {
+            let mut rule = CommitRule::new(SyncPolicy::None);
+            rule.held = Default::default();
+            rule.set_terms(terms(policy, "b"));
+            rule.update(&standings(&replicas), Lsn(100));
+            assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(released), "{policy}");
+            assert_eq!(rule.sync_state(&standings(&replicas), 1), SyncState::Async, "{policy}");
+        }
+    }
+
+    #[test]
+    fn while_terms_change_commits_need_both_and_the_change_needs_all_that_was_before() {
+        // `d` joins b and c: one more of them has to confirm.
+        let mut rule = CommitRule::new(SyncPolicy::None);
+        rule.held = Default::default();
+        rule.set_terms(terms("ANY 1 (*)", "b c"));
+        let at = |b, c, d| [replica("b", true, [b; 3]), replica("c", true, [c; 3]), replica("d", true, [d; 3])];
+        rule.update(&standings(&at(50, 0, 90)), Lsn(100));
+        assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(50));
+        rule.begin_joint(terms("ANY 2 (*)", "b c d"), Lsn(100));
+        rule.update(&standings(&at(50, 0, 90)), Lsn(100));
+        assert!(!rule.joint_is_proved(Lsn(100)), "two hold 50, the log ended at 100");
+        rule.update(&standings(&at(120, 0, 90)), Lsn(120));
+        assert_eq!(rule.released(RemoteFlush, Lsn(120)), Lsn(90), "b alone was enough before");
+        rule.update(&standings(&at(120, 0, 100)), Lsn(120));
+        assert!(!rule.joint_is_proved(Lsn(99)), "it has to be durable here as well");
+        assert!(rule.joint_is_proved(Lsn(120)));
+        // Given up: the old terms alone.
+        let mut given_up = rule.clone();
+        given_up.end_joint();
+        given_up.update(&standings(&at(120, 0, 100)), Lsn(120));
+        assert_eq!(given_up.released(RemoteFlush, Lsn(120)), Lsn(120));
+        // Taken: the new terms alone, under which c may be the second.
+        rule.set_terms(terms("ANY 2 (*)", "b c d"));
+        rule.end_joint();
+        rule.update(&standings(&at(130, 125, 100)), Lsn(130));
+        assert_eq!(rule.released(RemoteFlush, Lsn(130)), Lsn(125));
+    }
+
+    #[test]
+    fn a_replica_that_leaves_is_counted_until_the_register_says_so() {
+        let mut rule = CommitRule::new(SyncPolicy::None);
+        rule.held = Default::default();
+        rule.set_terms(terms("ANY 1 (*)", "b c"));
+        rule.begin_joint(terms("ANY 1 (*)", "b"), Lsn(80));
+        let at = |b, c| [replica("b", true, [b; 3]), replica("c", true, [c; 3])];
+        rule.update(&standings(&at(40, 90)), Lsn(100));
+        assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(40), "what only c has, a failover without c lacks");
+        assert!(!rule.joint_is_proved(Lsn(100)));
+        let gone = [replica("b", false, [40; 3]), replica("c", true, [90; 3])];
+        rule.update(&standings(&gone), Lsn(100));
+        assert!(rule.shortage(&standings(&gone)).expect("b is gone").contains("needs 1 streaming, 0 are"));
+        rule.update(&standings(&at(85, 90)), Lsn(100));
+        assert!(rule.joint_is_proved(Lsn(100)));
     }
 }

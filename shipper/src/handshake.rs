@@ -2,9 +2,10 @@
 //! called by the shipper, which looks into the log for the rest.
 
 use walferry_cluster::member::{ClusterId, MemberName};
-use walferry_cluster::message::{Hello, PROTOCOL_VERSION, Refuse, RefuseCode};
+use walferry_cluster::message::{Fetch, Hello, PROTOCOL_VERSION, Refuse, RefuseCode};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 /// What a leader compares with a hello.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,23 @@ pub struct Leader<'a> {
 
 fn refuse<T>(code: RefuseCode, text: String) -> Result<T, Refuse> {
     Err(Refuse { code, text })
+}
+
+/// Whether a replica that asks for a base copy is one of ours.
+pub fn judge_fetch(fetch: &Fetch, leader: &Leader<'_>) -> Result<(), Refuse> {
+    let (name, flushed) = (fetch.name.clone(), Lsn::ZERO);
+    // As a replica that has nothing: where it is does not matter.
+    let hello = Hello {
+        protocol: fetch.protocol,
+        cluster_id: fetch.cluster_id,
+        name,
+        client_address: String::new(),
+        flushed,
+        segment_bytes: fetch.segment_bytes,
+        crc: 0,
+        history: Vec::new(),
+    };
+    judge(&hello, &Leader { log_start: Lsn::ZERO, ..*leader }).map(|_| ())
 }
 
 /// Where the stream to the replica starts: the end of what both logs have in common.
@@ -55,11 +73,14 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
         return refuse(RefuseCode::NewerEpoch, text);
     }
     let shared = theirs.entries().iter().any(|entry| leader.history.entries().binary_search(entry).is_ok());
-    if hello.flushed > Lsn::ZERO && !shared {
+    // In the same cluster it is a leadership that nobody followed: all of it is cut off. Without epochs it is damage.
+    let ours_by_id = hello.cluster_id.is_some() && !theirs.entries().is_empty();
+    if hello.flushed > Lsn::ZERO && !shared && !ours_by_id {
         let text = format!("{name} has a log up to {} that shares no epoch with the leader's", hello.flushed);
         return refuse(RefuseCode::Diverged, text);
     }
     let start = leader.history.fork_with(&theirs, hello.flushed);
+    let start = if mutants::is_on("forget-the-fork") { hello.flushed } else { start };
     if start > leader.sealed {
         let text = format!("{name} has the log up to {start}, the leader only up to {}", leader.sealed);
         return refuse(RefuseCode::Diverged, text);
@@ -75,7 +96,7 @@ fn log_gone(hello: &Hello, start: Lsn, log_start: Lsn) -> Refuse {
     let name = &hello.name;
     let text = format!(
         "{name} needs the log from {start} on, the leader's begins at {log_start}: its slot is lost, \
-         the replica must be rebuilt from a copy of the leader's data directory"
+         it needs a base copy"
     );
     Refuse { code: RefuseCode::LogGone, text }
 }
@@ -129,13 +150,14 @@ mod tests {
             ("needs recycled log", hello(40, all), Err(LogGone)),
             ("is empty, and the log is not whole", hello(0, &[]), Err(LogGone)),
             ("is ahead", hello(400, all), Err(Diverged)),
-            ("has a log of its own", hello(60, &[(2, 0)]), Err(Diverged)),
+            ("led epochs that nobody else knows", hello(60, &[(2, 0)]), Err(LogGone)),
+            ("has a log of its own", Hello { cluster_id: None, ..hello(60, &[(2, 0)]) }, Err(Diverged)),
             ("has a log without epochs", hello(60, &[]), Err(Diverged)),
             ("saw a newer leader", hello(60, &[(1, 0), (5, 80)]), Err(NewerEpoch)),
             ("other cluster", Hello { cluster_id: Some(ClusterId(8)), ..hello(60, all) }, Err(RefuseCode::ClusterId)),
             ("has our name", Hello { name: name.clone(), ..hello(60, all) }, Err(Protest)),
             ("other segments", Hello { segment_bytes: 1 << 24, ..hello(60, all) }, Err(SegmentBytes)),
-            ("other protocol", Hello { protocol: 2, ..hello(60, all) }, Err(Protocol)),
+            ("other protocol", Hello { protocol: PROTOCOL_VERSION + 1, ..hello(60, all) }, Err(Protocol)),
         ];
         for (what, hello, expected) in table {
             let verdict = judge(&hello, &leader).map(|start| start.0).map_err(|refuse| refuse.code);

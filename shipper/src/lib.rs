@@ -9,15 +9,20 @@
 //!                                                                               └──> slots ──> retention
 //! ```
 //!
-//! Cores without I/O: `progress`, `commit_rule`, `lag`, `slots`, `sender`, `handshake`. Drivers: `link`, `catchup`.
+//! `base` gives copies of the store to replicas whose place in the log is gone; `lend` gives frames back to a node that lost them,
+//! whether this one leads or not.
+//!
+//! Cores without I/O: `progress`, `commit_rule`, `lag`, `slots`, `sender`, `handshake`, `lend::judge`. Drivers: `link`, `catchup`.
 //! `shipper` is the collection that a leading node owns; `status` is what it tells; `refuse` is for nodes that do not lead.
 
+pub mod base;
 mod batch;
 mod catchup;
 mod chain;
 pub mod commit_rule;
 pub mod handshake;
 pub mod lag;
+pub mod lend;
 mod link;
 mod outgoing;
 pub mod progress;
@@ -28,6 +33,7 @@ pub mod shipper;
 pub mod slots;
 pub mod status;
 mod traces;
+pub mod transport;
 mod zero_copy;
 
 pub use shipper::{Shipper, ShipperConfig, ShipperError};

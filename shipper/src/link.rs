@@ -13,13 +13,15 @@ use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::TimeVal;
 use walferry_cluster::error::MessageError;
 use walferry_cluster::member::MemberName;
-use walferry_cluster::message::{Hello, MESSAGE_BYTES_MAX, Message, Refuse, decode};
+use walferry_cluster::message::{Fetch, Hello, MESSAGE_BYTES_MAX, Message, Refuse, Want, decode};
 use walferry_engine::log::Log;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
+use walferry_engine::world;
 
 use crate::catchup::CatchupError;
 use crate::outgoing::{Outgoing, Turn};
 use crate::progress::AckError;
+use crate::transport::Transport;
 
 /// The receive buffer of a link; acknowledgements are small. It grows once, for a hello with a long history.
 const RECEIVE_BYTES: usize = 4096;
@@ -27,6 +29,8 @@ const RECEIVE_BYTES: usize = 4096;
 const SEND_TIMEOUT_US: i64 = 500_000;
 /// How long a replica that was refused has to read why.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long a connection has to say what it is, however often a byte of that comes.
+pub(crate) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Set in the id of every token of the shipper, so that a node that changes its role can tell them from others.
 const SHIPPER_TOKEN: u64 = 1 << 55;
 
@@ -82,6 +86,10 @@ pub(crate) enum LinkError {
     Turn,
     #[error("nothing was heard from the replica for {0:?}")]
     Silent(Duration),
+    #[error("it did not say within {HANDSHAKE_TIME_MAX:?} what it is")]
+    Mute,
+    #[error("too many others connected that do not say what they are")]
+    Crowded,
     #[error("the replica takes too long for log memory that the leader needs")]
     Blocking,
     #[error("{0}")]
@@ -95,6 +103,10 @@ pub(crate) enum LinkError {
 pub(crate) enum Phase {
     /// Waiting for the hello, or with the hello for its answer.
     Probe(Option<Hello>),
+    /// It asks for a base copy: the socket goes to a thread.
+    Fetch(Fetch),
+    /// It asks for a part of the log that it lost: the same.
+    Want(Want),
     /// Feeding this replica.
     Streaming(MemberName),
     /// Refused; kept until the replica has read why, at most until then.
@@ -108,8 +120,11 @@ pub(crate) struct Link {
     pub(crate) number: LinkNo,
     pub(crate) address: SocketAddr,
     pub(crate) phase: Phase,
+    /// When it connected.
+    pub(crate) since: Instant,
     /// When the replica was heard of last.
     pub(crate) heard: Instant,
+    pub(crate) transport: Transport,
     pub(crate) outgoing: Outgoing,
     /// `None` once closed.
     socket: Option<Arc<OwnedFd>>,
@@ -129,17 +144,24 @@ impl Link {
         ring: &mut Ring,
         now: Instant,
     ) -> io::Result<Link> {
-        setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        let is_simulated = world::is_simulated();
+        let transport = if is_simulated { Transport::Plain } else { Transport::of(&socket) };
+        if !is_simulated && transport != Transport::RelayedTls {
+            setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        }
         setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(0, SEND_TIMEOUT_US))?;
-        // Both the ring and the catch-up thread wait for the socket; with O_NONBLOCK neither would.
+        // Both the ring and the catch-up thread wait for the socket; with O_NONBLOCK neither would, as where the world is simulated.
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
-        fcntl(&socket, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
+        let nonblocking = if is_simulated { OFlag::O_NONBLOCK } else { OFlag::empty() };
+        fcntl(&socket, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK | nonblocking))?;
         let mut link = Link {
             number,
             address,
             phase: Phase::Probe(None),
+            since: now,
             heard: now,
-            outgoing: Outgoing::new(number),
+            transport,
+            outgoing: Outgoing::new(number, transport),
             socket: Some(Arc::new(socket)),
             received: vec![0; RECEIVE_BYTES],
             taken: 0,
@@ -157,7 +179,19 @@ impl Link {
 
     /// True until it is refused or closed.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Probe(_) | Phase::Streaming(_))
+        matches!(self.phase, Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_))
+    }
+
+    /// Gives the socket away; nothing of it is in flight. The link is over.
+    pub(crate) fn give_socket(&mut self) -> Option<OwnedFd> {
+        debug_assert!(!self.receiving && self.outgoing.is_idle());
+        self.phase = Phase::Closed;
+        Arc::try_unwrap(self.socket.take()?).ok()
+    }
+
+    /// True while it is not known who is there, or known that it is nobody.
+    pub(crate) fn is_stranger(&self) -> bool {
+        matches!(self.phase, Phase::Probe(None) | Phase::Farewell(_))
     }
 
     /// The replica that it feeds.
@@ -170,6 +204,9 @@ impl Link {
 
     /// Listens for the next bytes.
     pub(crate) fn receive(&mut self, ring: &mut Ring) {
+        if matches!(self.phase, Phase::Fetch(_) | Phase::Want(_)) {
+            return;
+        }
         let Some(socket) = self.socket.as_ref().filter(|_| !self.receiving) else { return };
         self.received.copy_within(self.taken..self.filled, 0);
         (self.filled, self.taken) = (self.filled - self.taken, 0);
@@ -193,6 +230,8 @@ impl Link {
             Ok(0) => return Err(LinkError::Closed),
             Ok(bytes) => bytes as usize,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            // Linux' TLS has no other word for "a record that is no data came": the other side said that it ends.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => return Err(LinkError::Closed),
             Err(error) => return Err(error.into()),
         };
         self.heard = now;

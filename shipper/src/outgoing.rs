@@ -23,6 +23,7 @@ use crate::link::{LinkError, LinkNo, Op};
 use crate::sender::{Next, Sender, View};
 use crate::status::SentBytes;
 use crate::traces::Traces;
+use crate::transport::Transport;
 use crate::zero_copy::{REPORT_USAGE, ZeroCopy, ZeroCopySend};
 
 /// What every link of a shipper is given.
@@ -30,6 +31,8 @@ pub(crate) struct Common {
     pub(crate) zero_copy_bytes_min: usize,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) epoch: Epoch,
+    /// Nobody else led when this was last looked at, which was after all that has been received.
+    pub(crate) vouches: bool,
     /// What heartbeats count from.
     pub(crate) origin: Instant,
     pub(crate) reports: mpsc::Sender<Report>,
@@ -74,13 +77,15 @@ pub(crate) struct Outgoing {
     ending: bool,
     /// The connection is gone; what the socket has taken no longer matters.
     closed: bool,
+    /// The stamp of the newest acknowledgement; 0 for none.
+    stamp_us: u64,
     bytes: SentBytes,
     /// Operations that the ring has not completed for good.
     in_flight: usize,
 }
 
 impl Outgoing {
-    pub(crate) fn new(link: LinkNo) -> Outgoing {
+    pub(crate) fn new(link: LinkNo, transport: Transport) -> Outgoing {
         Outgoing {
             link,
             sender: None,
@@ -88,11 +93,12 @@ impl Outgoing {
             partial: None,
             polling: false,
             batch: Batch::default(),
-            zero_copy: ZeroCopy::default(),
+            zero_copy: ZeroCopy::over(transport),
             offered: Lsn::ZERO,
             catchup: None,
             ending: false,
             closed: false,
+            stamp_us: 0,
             bytes: SentBytes::default(),
             in_flight: 0,
         }
@@ -102,6 +108,16 @@ impl Outgoing {
     pub(crate) fn begin(&mut self, welcome: &Message, start: Lsn, interval: Duration, now: Instant) {
         welcome.encode(&mut self.control);
         self.sender = Some(Sender::new(start, interval, now));
+    }
+
+    /// An acknowledgement came with this stamp.
+    pub(crate) fn handle_stamp(&mut self, stamp_us: u64) {
+        self.stamp_us = self.stamp_us.max(stamp_us);
+    }
+
+    /// What heartbeats return: the replica's state is that fresh once it has what the log holds now.
+    fn vouched_stamp_us(&self, common: &Common) -> u64 {
+        if common.vouches { self.stamp_us } else { 0 }
     }
 
     /// True while segment files feed the replica.
@@ -127,15 +143,19 @@ impl Outgoing {
         self.bytes.plus(running)
     }
 
-    /// When there is something to send although nothing happens.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.sender.filter(|sender| !sender.is_catching_up()).map(|sender| sender.due())
+    /// When there is something to send although nothing happens. While the socket takes nothing, that it does again is what
+    /// happens next: a time that has passed would only keep the loop turning.
+    pub(crate) fn due(&self, committed: Lsn) -> Option<Instant> {
+        if self.polling || self.zero_copy.is_sending() {
+            return None;
+        }
+        self.sender.filter(|sender| !sender.is_catching_up()).map(|sender| sender.due(committed))
     }
 
     /// Sends what there is, until there is nothing or the socket is full.
     pub(crate) fn pump(&mut self, socket: &Arc<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), LinkError> {
         if let Some(catchup) = &self.catchup {
-            catchup.shared.publish(&turn.view);
+            catchup.shared.publish(&turn.view, self.vouched_stamp_us(turn.common));
             return Ok(());
         }
         while !self.polling && !self.zero_copy.is_sending() {
@@ -174,9 +194,11 @@ impl Outgoing {
     fn put_heartbeat(&mut self, turn: &Turn<'_>) {
         let View { sealed: end, flushed, committed, .. } = turn.view;
         let (sent_at_us, epoch) = (turn.common.clock_us(turn.now), turn.common.epoch);
-        Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us, epoch }).encode(&mut self.control);
+        let stamp_us = self.vouched_stamp_us(turn.common);
+        Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us })
+            .encode(&mut self.control);
         let sender = self.sender.as_mut().expect("only the welcomed are sent heartbeats");
-        sender.heartbeat_sent(flushed, turn.now);
+        sender.heartbeat_sent(flushed, committed, turn.now);
     }
 
     fn send_copy(&mut self, socket: &OwnedFd, turn: &mut Turn<'_>) -> io::Result<()> {
@@ -325,7 +347,7 @@ impl Outgoing {
             reports: turn.common.reports.clone(),
             waker: turn.common.waker.clone(),
         };
-        self.catchup = Some(Catchup::start(job, &turn.view)?);
+        self.catchup = Some(Catchup::start(job, &turn.view, self.vouched_stamp_us(turn.common))?);
         Ok(())
     }
 

@@ -25,16 +25,22 @@ pub enum ReplicaState {
     Streaming,
     /// Its slot was given up: the log that it needs may be gone.
     Lost,
+    /// It receives a copy of the store, of which it has so many percent.
+    BaseCopy(u8),
 }
 
 impl fmt::Display for ReplicaState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let ReplicaState::BaseCopy(percent) = self {
+            return f.pad(&format!("base copy {percent} %"));
+        }
         f.pad(match self {
             ReplicaState::Disconnected => "disconnected",
             ReplicaState::Probe => "probe",
             ReplicaState::Catchup => "catchup",
             ReplicaState::Streaming => "streaming",
             ReplicaState::Lost => "lost",
+            ReplicaState::BaseCopy(_) => unreachable!("told above"),
         })
     }
 }

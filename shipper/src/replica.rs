@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Ack;
+use walferry_engine::mutants;
 
 use crate::commit_rule::Standing;
 use crate::link::LinkNo;
@@ -21,6 +22,8 @@ pub(crate) struct Replica {
     /// falls back to the segment files for a while: what it confirms counts all the same.
     pub(crate) caught_up: bool,
     pub(crate) in_sync: bool,
+    /// Commits may wait for it; false for a replica that is no member of the leader's cluster.
+    pub(crate) member: bool,
     /// Since when it has had no connection.
     pub(crate) silent_since: Instant,
     pub(crate) round_trip: Option<Duration>,
@@ -39,6 +42,7 @@ impl Replica {
             address: String::new(),
             caught_up: false,
             in_sync: false,
+            member: true,
             silent_since: now,
             round_trip: None,
             durations: Durations::default(),
@@ -49,7 +53,7 @@ impl Replica {
 
     /// As the commit rule sees it.
     pub(crate) fn standing(&self) -> Standing<'_> {
-        let streaming = self.link.is_some() && self.caught_up;
+        let streaming = self.link.is_some() && self.caught_up && self.member;
         Standing { name: &self.name, streaming, in_sync: self.in_sync, progress: &self.progress }
     }
 
@@ -61,7 +65,11 @@ impl Replica {
 
     /// Takes an acknowledgement that arrived at `clock_us` of the heartbeats' clock. True when a position moved.
     pub(crate) fn acknowledge(&mut self, ack: &Ack, clock_us: u64) -> Result<bool, AckError> {
-        let moved = self.progress.acknowledge(ack)?;
+        let mut ack = *ack;
+        if mutants::is_on("count-what-is-received") {
+            ack.flushed = ack.written;
+        }
+        let moved = self.progress.acknowledge(&ack)?;
         let us = |us: u32| Duration::from_micros(u64::from(us));
         self.durations = Durations { write: us(ack.write_us), flush: us(ack.flush_us), apply: us(ack.apply_us) };
         if ack.echo_us != 0 {

@@ -14,6 +14,9 @@ const HOT_LAG_SHARE: u64 = 2;
 /// going there, so that a replica in between does not change over and over.
 const HANDOVER_SHARE: u64 = 4;
 
+/// A replica's readers of committed state wait for the commit LSN: while nothing else is sent, it is told after this.
+const COMMITTED_NEWS_AFTER: Duration = Duration::from_millis(5);
+
 const _: () = assert!(HANDOVER_SHARE > HOT_LAG_SHARE);
 
 /// The leader's positions at one moment: `hot_start <= flushed <= sealed`, `committed <= flushed`.
@@ -66,8 +69,12 @@ pub struct Sender {
     position: Lsn,
     /// The flushed LSN that the replica knows.
     told_flushed: Lsn,
+    /// The commit LSN that the last heartbeat told.
+    told_committed: Lsn,
     /// When it was last sent anything.
     told_at: Instant,
+    /// When it was last sent a heartbeat: frames do not tell how fresh it is.
+    beat_at: Instant,
     heartbeat_interval: Duration,
     /// A thread feeds it from the segment files.
     catching_up: bool,
@@ -76,8 +83,16 @@ pub struct Sender {
 impl Sender {
     /// A replica that streams from `start`.
     pub fn new(start: Lsn, heartbeat_interval: Duration, now: Instant) -> Sender {
-        let (told_flushed, told_at) = (Lsn::ZERO, now);
-        Sender { position: start, told_flushed, told_at, heartbeat_interval, catching_up: false }
+        let (told_flushed, told_committed) = (Lsn::ZERO, Lsn::ZERO);
+        Sender {
+            position: start,
+            told_flushed,
+            told_committed,
+            told_at: now,
+            beat_at: now,
+            heartbeat_interval,
+            catching_up: false,
+        }
     }
 
     /// Where the next frame starts.
@@ -102,13 +117,17 @@ impl Sender {
             return Next::CatchUp;
         }
         let frames = self.position < view.sealed || mid_frame;
-        let heartbeat = view.flushed > self.told_flushed || now >= self.due();
+        let heartbeat = view.flushed > self.told_flushed || now >= self.due(view.committed);
         if frames || heartbeat { Next::Send { heartbeat, frames } } else { Next::Nothing }
     }
 
-    /// When the next sign of life is due.
-    pub fn due(&self) -> Instant {
-        self.told_at + self.heartbeat_interval
+    /// When the next heartbeat is due while the commit LSN is `committed`.
+    pub fn due(&self, committed: Lsn) -> Instant {
+        let sign_of_life = self.beat_at + self.heartbeat_interval;
+        match committed > self.told_committed {
+            true => sign_of_life.min(self.told_at + COMMITTED_NEWS_AFTER),
+            false => sign_of_life,
+        }
     }
 
     /// A frame that ends at `end` goes out; its header says that `flushed` is durable.
@@ -119,10 +138,11 @@ impl Sender {
         self.told_at = now;
     }
 
-    /// A heartbeat that names `flushed` goes out.
-    pub fn heartbeat_sent(&mut self, flushed: Lsn, now: Instant) {
+    /// A heartbeat that names these goes out.
+    pub fn heartbeat_sent(&mut self, flushed: Lsn, committed: Lsn, now: Instant) {
         self.told_flushed = self.told_flushed.max(flushed);
-        self.told_at = now;
+        self.told_committed = self.told_committed.max(committed);
+        (self.told_at, self.beat_at) = (now, now);
     }
 
     /// The segment files feed the replica from now on.
@@ -135,6 +155,7 @@ impl Sender {
     pub fn catch_up_ended(&mut self, position: Lsn, now: Instant) {
         assert!(self.catching_up && position >= self.position);
         (self.catching_up, self.position, self.told_at) = (false, position, now);
+        self.beat_at = now;
     }
 }
 
@@ -153,7 +174,7 @@ mod tests {
     fn what_comes_next() {
         let start = Instant::now();
         let mut sender = Sender::new(Lsn(100), INTERVAL, start);
-        sender.heartbeat_sent(Lsn(100), start);
+        sender.heartbeat_sent(Lsn(100), Lsn::ZERO, start);
         let send = |heartbeat, frames| Next::Send { heartbeat, frames };
         let table = [
             // what, view, mid-frame, ms since the last message, next
@@ -182,6 +203,25 @@ mod tests {
         assert_eq!(sender.next(&view(90, 110, 120), false, start), Next::Nothing);
         let told = Next::Send { heartbeat: true, frames: false };
         assert_eq!(sender.next(&view(90, 120, 120), false, start), told);
+    }
+
+    #[test]
+    fn frames_do_not_put_off_heartbeats_and_a_commit_is_told_soon() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut sender = Sender::new(Lsn(100), INTERVAL, start);
+        sender.heartbeat_sent(Lsn(100), Lsn::ZERO, start);
+        sender.frame_sent(Lsn(120), Lsn(120), at(900));
+        let idle = view(90, 120, 120);
+        assert_eq!(sender.next(&idle, false, at(999)), Next::Nothing);
+        let beat = Next::Send { heartbeat: true, frames: false };
+        assert_eq!(sender.next(&idle, false, at(1000)), beat);
+        let committed = View { committed: Lsn(120), ..idle };
+        assert_eq!(sender.due(Lsn(120)), at(905));
+        assert_eq!(sender.next(&committed, false, at(904)), Next::Nothing, "a frame may be about to tell it");
+        assert_eq!(sender.next(&committed, false, at(905)), beat);
+        sender.heartbeat_sent(Lsn(120), Lsn(120), at(905));
+        assert_eq!(sender.next(&committed, false, at(950)), Next::Nothing);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! and the links; it knows neither commands, nor sessions, nor the store.
 //!
 //! The duties of a turn, in this order: 1. take what threads report (catch-up, slots' file); 2. answer hellos;
-//! 3. drop the silent; 4. send; 5. free log memory that blocks the log; 6. measure lag, move the in-sync set and the
+//! 3. drop the silent, and those that are no members any more; 4. send; 5. free log memory that blocks the log; 6. measure lag, move the in-sync set and the
 //! commit rule; 7. give up slots that hold too much, take back those
 //! whose replicas come close, and save slots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -16,20 +16,24 @@ use std::time::{Duration, Instant};
 
 use walferry_cluster::insync::{Change, InSync};
 use walferry_cluster::member::{ClusterId, MemberName, reachable};
-use walferry_cluster::message::{Ack, Hello, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
+use walferry_cluster::message::{Ack, Fetch, Hello, Message, Offer, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::terms::Terms;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::ring::{Completion, Ring};
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 
+use crate::base::{Bases, BasesConfig};
 use crate::catchup::Report;
 use crate::chain;
 use crate::commit_rule::{CommitRule, Standing};
-use crate::handshake::{Leader, judge};
+use crate::handshake::{Leader, judge, judge_fetch};
 use crate::lag::Timeline;
-use crate::link::{Link, LinkError, LinkNo, Op, Phase};
+use crate::lend::{Holding, Lendings};
+use crate::link::{HANDSHAKE_TIME_MAX, Link, LinkError, LinkNo, Op, Phase};
 use crate::outgoing::{Common, Turn};
 use crate::progress::Progress;
 use crate::refuse::turn_away;
@@ -42,6 +46,14 @@ mod asked;
 
 /// Connections at once, those that have not said hello included; another is refused.
 pub const LINKS_MAX: usize = 64;
+
+/// Of them, connections that have not said what they are, or were refused; a further one takes the oldest one's place, so that
+/// no number of them keeps replicas out.
+const STRANGERS_MAX: usize = 32;
+/// Connections that end before they have a name are told of in the log at most so often.
+const STRANGERS_TOLD_INTERVAL: Duration = Duration::from_secs(1);
+
+const _: () = assert!(STRANGERS_MAX < LINKS_MAX);
 
 /// What a shipper is made with.
 #[derive(Clone, Debug)]
@@ -70,6 +82,8 @@ pub struct ShipperConfig {
     pub policy: SyncPolicy,
     /// Batches of at least this size go by SEND_ZC.
     pub zero_copy_bytes_min: usize,
+    /// Bytes a second of all base copies together; 0 for no limit.
+    pub base_copy_rate: u64,
 }
 
 /// Why there is no shipper.
@@ -91,10 +105,15 @@ pub struct Shipper {
     /// Bounded by LINKS_MAX.
     links: BTreeMap<LinkNo, Link>,
     last_link: u32,
+    /// Connections without a name that ended since the log told of them, and when it did.
+    strangers: u64,
+    strangers_told: Option<Instant>,
     /// Every replica that has a slot.
     replicas: BTreeMap<MemberName, Replica>,
     slots: Slots,
     slot_file: SlotFile,
+    bases: Bases,
+    lendings: Lendings,
     rule: CommitRule,
     in_sync: InSync,
     timeline: Timeline,
@@ -107,8 +126,12 @@ pub struct Shipper {
     /// Why commits at remote levels wait, as of the last look at the replicas.
     shortage: Option<String>,
     acknowledgements: u64,
+    /// Links that ended while their replica still needed log from the segment files.
+    catchups_broken: u64,
     superseded: Option<Epoch>,
     traces: Traces,
+    /// The members of the leader's cluster; `None` for a leader that takes every replica as one.
+    members: Option<BTreeSet<MemberName>>,
 }
 
 impl Shipper {
@@ -117,7 +140,7 @@ impl Shipper {
         let slots = Slots::load(&config.dir)?;
         let slot_file = SlotFile::new(&config.dir, waker.clone())?;
         let (sender, reports) = mpsc::channel();
-        let now = Instant::now();
+        let now = world::now();
         let mut in_sync = InSync::new(config.replica_lag_time_max);
         let mut replicas = BTreeMap::new();
         for (name, restart) in slots.iter() {
@@ -128,10 +151,19 @@ impl Shipper {
             }
             replicas.insert(name.clone(), replica);
         }
+        let bases = BasesConfig {
+            data: config.dir.clone(),
+            rate: config.base_copy_rate,
+            heartbeat_interval: config.heartbeat_interval,
+            peer_timeout: config.peer_timeout,
+            keep_bytes_max: config.slot_keep_bytes_max,
+        };
+        let bases = Bases::new(bases, waker.clone(), now);
         let common = Common {
             zero_copy_bytes_min: config.zero_copy_bytes_min,
             heartbeat_interval: config.heartbeat_interval,
             epoch: Epoch::default(),
+            vouches: true,
             origin: now,
             reports: sender,
             waker,
@@ -145,22 +177,74 @@ impl Shipper {
             reports,
             links: BTreeMap::new(),
             last_link: 0,
+            strangers: 0,
+            strangers_told: None,
             slots,
             slot_file,
+            bases,
+            lendings: Lendings::default(),
             timeline: Timeline::default(),
             view: View::default(),
             turned: now,
             moved: true,
             shortage: None,
             acknowledgements: 0,
+            catchups_broken: 0,
             superseded: None,
             traces: Traces::default(),
+            members: None,
         })
     }
 
+    /// What the register says: who is a member, who of them is in sync, and on which terms commits are confirmed. At the start
+    /// of a leadership and whenever it has moved. Slots of others hold no log; their connections end with the next turn.
+    pub fn follow_register(&mut self, members: BTreeSet<MemberName>, in_sync: &BTreeSet<MemberName>, terms: Terms) {
+        if self.members.is_none() {
+            // Slots tell who was in sync with an earlier leadership; the register knows better.
+            self.in_sync = InSync::new(self.config.replica_lag_time_max);
+            in_sync.iter().for_each(|name| self.in_sync.presume(name));
+        }
+        for name in &members {
+            let known = self.replicas.entry(name.clone());
+            known.or_insert_with(|| Replica::new(name.clone(), Progress::default(), self.turned));
+        }
+        self.replicas.retain(|name, replica| members.contains(name) || replica.link.is_some());
+        for replica in self.replicas.values_mut() {
+            replica.member = members.contains(&replica.name);
+        }
+        let others: Vec<MemberName> = self.slots.iter().map(|(name, _)| name.clone()).collect();
+        for name in others.iter().filter(|name| !members.contains(*name)) {
+            tracing::info!(slot = %name, "a slot is dropped: its replica is no member");
+            self.slots.forget(name);
+            self.in_sync.forget(name);
+        }
+        self.bases.keep_only(|name| members.contains(name), no_member);
+        self.in_sync.confirm(in_sync);
+        self.rule.set_terms(terms);
+        self.members = Some(members);
+        self.moved = true;
+    }
+
+    /// Whether this node is the only one that leads, looked at after everything that was given to the shipper. While it is not
+    /// certain, replicas are not told that what they have is fresh. Without a cluster it stays true.
+    pub fn vouch(&mut self, alone: bool) {
+        self.common.vouches = alone;
+    }
+
     /// A replica connected.
-    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, now: Instant) {
-        if self.links.len() >= LINKS_MAX {
+    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let strangers = || self.links.values().filter(|link| link.is_stranger());
+        if strangers().count() >= STRANGERS_MAX
+            && let Some(oldest) = strangers().min_by_key(|link| link.since).map(|link| link.number)
+            && let Some(mut link) = self.links.remove(&oldest)
+        {
+            self.end(&mut link, &LinkError::Crowded, ring, log, now);
+            if !link.is_over() {
+                self.links.insert(oldest, link);
+            }
+        }
+        // Those that are closed only wait for the ring to be done with them.
+        if self.links.values().filter(|link| !matches!(link.phase, Phase::Closed)).count() >= LINKS_MAX {
             tracing::warn!(%address, "a replica is refused: {LINKS_MAX} connections are open");
             let text = format!("the leader has {LINKS_MAX} peer connections, which is its bound");
             return turn_away(&socket, &Refuse { code: RefuseCode::Full, text });
@@ -202,8 +286,11 @@ impl Shipper {
         while let Some(message) = link.next_message()? {
             match (&link.phase, message) {
                 (Phase::Probe(None), Message::Hello(hello)) => link.phase = Phase::Probe(Some(hello)),
+                (Phase::Probe(None), Message::Fetch(fetch)) => link.phase = Phase::Fetch(fetch),
+                (Phase::Probe(None), Message::Want(want)) => link.phase = Phase::Want(want),
                 (Phase::Streaming(name), Message::Ack(ack)) => {
                     let replica = self.replicas.get_mut(name).expect("a link feeds a known replica");
+                    link.outgoing.handle_stamp(ack.stamp_us);
                     let moved = acknowledge(replica, link, &ack, self.common.clock_us(now))?;
                     if moved {
                         self.slots.advance(name, replica.progress.flushed());
@@ -233,6 +320,8 @@ impl Shipper {
         self.timeline.record(self.view.sealed, now);
         self.take_reports(ring, log, now);
         self.answer_hellos(ring, log, history, now);
+        self.give_bases(ring, log, history, now);
+        self.lend(log, history);
         self.drop_silent(ring, log, now);
         let news = self.view.sealed > sealed_before && !self.links.is_empty();
         if news && !self.policy().waits() {
@@ -289,6 +378,101 @@ impl Shipper {
         }
     }
 
+    /// What replicas are compared with.
+    fn as_leader<'a>(&'a self, log: &Log, history: &'a EpochHistory) -> Leader<'a> {
+        Leader {
+            cluster_id: self.config.cluster_id,
+            name: &self.config.name,
+            segment_bytes: self.config.segment_bytes,
+            history,
+            log_start: log.start(),
+            sealed: log.sealed(),
+        }
+    }
+
+    /// Gives base copies to those who ask, and keeps the log for those who have one.
+    fn give_bases(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
+        self.bases.look(log.start(), |base| chain::crc_before(log, base));
+        let asking = |link: &Link| matches!(link.phase, Phase::Fetch(_));
+        let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
+        for number in numbers {
+            let mut link = self.links.remove(&number).expect("just seen");
+            let Phase::Fetch(fetch) = link.phase.clone() else { unreachable!("just seen") };
+            if let Err(refuse) = self.give_base(&mut link, fetch, log, history, now) {
+                self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
+                link.receive(ring);
+                self.links.insert(number, link);
+            }
+        }
+        for (name, base) in self.bases.poll(self.view.sealed, now) {
+            if !self.slots.hold_from(&name, base) {
+                tracing::warn!(replica = %name, "no slot for a base copy: the leader has as many as it can take");
+            }
+        }
+    }
+
+    fn give_base(
+        &mut self,
+        link: &mut Link,
+        fetch: Fetch,
+        log: &Log,
+        history: &EpochHistory,
+        now: Instant,
+    ) -> Result<(), Refuse> {
+        if self.members.as_ref().is_some_and(|members| !members.contains(&fetch.name)) {
+            return Err(no_member(&fetch.name));
+        }
+        judge_fetch(&fetch, &self.as_leader(log, history))?;
+        let known = self.replicas.entry(fetch.name.clone());
+        let replica = known.or_insert_with(|| Replica::new(fetch.name.clone(), Progress::default(), now));
+        replica.member = true;
+        tracing::info!(replica = %fetch.name, address = %link.address, "a replica asks for a base copy");
+        let offer = Offer {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: self.config.cluster_id,
+            name: self.config.name.clone(),
+            base: Lsn::ZERO,
+            segment_bytes: self.config.segment_bytes,
+            bytes: 0,
+            offset: 0,
+            crc: 0,
+            history: history.entries().to_vec(),
+        };
+        let Some(socket) = link.give_socket() else { return Ok(()) };
+        if let Err((socket, refuse)) = self.bases.ask(socket, fetch, offer, self.view.sealed, now) {
+            turn_away(&socket, &refuse);
+        }
+        Ok(())
+    }
+
+    /// Lends parts of the log to those who lost them.
+    fn lend(&mut self, log: &Log, history: &EpochHistory) {
+        let asking = |link: &Link| matches!(link.phase, Phase::Want(_));
+        let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
+        for number in numbers {
+            let mut link = self.links.remove(&number).expect("just seen");
+            let Phase::Want(want) = link.phase.clone() else { unreachable!("just seen") };
+            if let Some(socket) = link.give_socket() {
+                let holding = Holding::of(log, self.config.cluster_id, self.config.name.clone(), history);
+                self.lendings.answer(socket, want, holding);
+            }
+        }
+    }
+
+    /// The base copies: the node makes them.
+    pub fn bases(&mut self) -> &mut Bases {
+        &mut self.bases
+    }
+
+    /// The node begins to make a base copy as of `base`. False when no frame of the log ends there.
+    pub fn begin_base(&mut self, base: Lsn, log: &Log) -> bool {
+        let crc = chain::crc_before(log, base);
+        if let Some(crc) = crc {
+            self.bases.begun(base, crc);
+        }
+        crc.is_some()
+    }
+
     /// Compares logs with a replica and begins to stream.
     fn welcome(
         &mut self,
@@ -299,15 +483,11 @@ impl Shipper {
         history: &EpochHistory,
         now: Instant,
     ) -> Result<(), Refuse> {
-        let leader = Leader {
-            cluster_id: self.config.cluster_id,
-            name: &self.config.name,
-            segment_bytes: self.config.segment_bytes,
-            history,
-            log_start: log.start(),
-            sealed: log.sealed(),
-        };
-        let start = judge(hello, &leader)?;
+        let member = self.members.as_ref().is_none_or(|members| members.contains(&hello.name));
+        if !member {
+            return Err(no_member(&hello.name));
+        }
+        let start = judge(hello, &self.as_leader(log, history))?;
         chain::check(log, hello, start)?;
         if !self.slots.attach(&hello.name, start) {
             let text = "the leader has as many slots as it can take".to_owned();
@@ -315,6 +495,7 @@ impl Shipper {
         }
         let replica = self.replicas.entry(hello.name.clone());
         let replica = replica.or_insert_with(|| Replica::new(hello.name.clone(), Progress::default(), now));
+        replica.member = true;
         if let Some(mut old) = replica.link.and_then(|number| self.links.remove(&number)) {
             let text = format!("another connection of {} took this one's place", hello.name);
             let refuse = Refuse { code: RefuseCode::Replaced, text };
@@ -352,13 +533,26 @@ impl Shipper {
         let late = |link: &Link| match link.phase {
             Phase::Farewell(until) => now >= until,
             Phase::Closed => false,
-            Phase::Probe(_) | Phase::Streaming(_) => now.saturating_duration_since(link.heard) > timeout,
+            Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
+                is_mute(link, now) || now.saturating_duration_since(link.heard) > timeout
+            }
         };
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| late(link)).map(|link| link.number).collect();
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
-            self.end(&mut link, &LinkError::Silent(timeout), ring, log, now);
+            let error = if is_mute(&link, now) { LinkError::Mute } else { LinkError::Silent(timeout) };
+            self.end(&mut link, &error, ring, log, now);
             self.links.insert(number, link);
+        }
+        let gone = |replica: &&Replica| !replica.member && replica.link.is_some();
+        let gone: Vec<_> =
+            self.replicas.values().filter(gone).map(|replica| (replica.name.clone(), replica.link)).collect();
+        for (name, number) in gone {
+            if let Some(mut link) = number.and_then(|number| self.links.remove(&number)) {
+                self.end(&mut link, &LinkError::Refused(no_member(&name)), ring, log, now);
+                self.links.insert(link.number, link);
+            }
+            self.replicas.remove(&name);
         }
     }
 
@@ -406,13 +600,14 @@ impl Shipper {
             let age = self.timeline.age(replica.progress.flushed(), now);
             let lag = age.max(replica.silence(now));
             let may_join = replica.standing().streaming && replica.progress.flushed() >= self.view.committed;
-            let Some(change) = self.in_sync.observe(&replica.name, lag, may_join) else { continue };
-            replica.in_sync = change == Change::Joined;
-            self.moved = true;
-            match change {
-                Change::Joined => tracing::info!(replica = %replica.name, "joined the in-sync set"),
-                Change::Left => tracing::warn!(replica = %replica.name, ?lag, "left the in-sync set"),
+            match self.in_sync.observe(&replica.name, lag, may_join) {
+                Some(Change::Joined) => tracing::info!(replica = %replica.name, "joined the in-sync set"),
+                Some(Change::Left) => tracing::warn!(replica = %replica.name, ?lag, "left the in-sync set"),
+                None => {}
             }
+            let in_sync = self.in_sync.contains(&replica.name);
+            self.moved |= in_sync != replica.in_sync;
+            replica.in_sync = in_sync;
         }
         self.timeline.forget_before(needed);
         if std::mem::take(&mut self.moved) {
@@ -460,12 +655,22 @@ impl Shipper {
     /// Ends a link that went wrong: says so here, and to the replica when it is its fault.
     fn end(&mut self, link: &mut Link, error: &LinkError, ring: &mut Ring, log: &mut Log, now: Instant) {
         let replica = link.replica().and_then(|name| self.replicas.get_mut(name));
-        if link.is_open() {
-            let name = replica.as_ref().map(|replica| replica.name.as_str());
+        if let Some(name) = replica.as_ref().map(|replica| replica.name.as_str()).filter(|_| link.is_open()) {
             tracing::warn!(replica = name, address = %link.address, "replica disconnected: {error}");
+        } else if let LinkError::Refused(refuse) = error {
+            tracing::warn!(address = %link.address, "a replica is refused: {refuse}");
+        } else if link.is_open() {
+            self.strangers += 1;
+            let told = self.strangers_told.is_some_and(|told| now.duration_since(told) < STRANGERS_TOLD_INTERVAL);
+            if !told {
+                let count = std::mem::take(&mut self.strangers);
+                self.strangers_told = Some(now);
+                tracing::warn!(address = %link.address, count, "a peer connection without a name ended: {error}");
+            }
         }
         if let Some(replica) = replica.filter(|replica| replica.link == Some(link.number)) {
             replica.link = None;
+            self.catchups_broken += u64::from(replica.progress.flushed() < self.view.hot_start);
             replica.silent_since = now;
             replica.sent_bytes = replica.sent_bytes.plus(link.outgoing.bytes());
             replica.last_error = error.to_string();
@@ -504,6 +709,16 @@ impl Shipper {
             self.slots.saved(outcome.is_ok());
         }
     }
+}
+
+/// It has had its time to say what it is.
+fn is_mute(link: &Link, now: Instant) -> bool {
+    matches!(link.phase, Phase::Probe(None)) && now.saturating_duration_since(link.since) > HANDSHAKE_TIME_MAX
+}
+
+fn no_member(name: &MemberName) -> Refuse {
+    let text = format!("{name} is no member of the leader's cluster: `walferry join` makes it one");
+    Refuse { code: RefuseCode::NotMember, text }
 }
 
 fn acknowledge(replica: &mut Replica, link: &Link, ack: &Ack, clock_us: u64) -> Result<bool, LinkError> {

@@ -16,12 +16,12 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread;
 
 use walferry_cluster::member::MemberName;
-use walferry_engine::epoch::replace_file;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::small_file::{self, Found};
 use walferry_engine::waker::Waker;
+use walferry_engine::world::{self, Inbox, Pace, Task};
 
 /// Slots of a node; a replica with a new name beyond it is refused.
 pub const SLOTS_MAX: usize = 256;
@@ -29,8 +29,6 @@ pub const SLOTS_MAX: usize = 256;
 pub const SLOTS_FILE: &str = "slots";
 /// A slot that moved by this much is written to the file.
 const PERSIST_BYTES: u64 = 64 << 20;
-/// The largest file that is read.
-const SLOTS_FILE_BYTES_MAX: u64 = 64 << 10;
 const HEADING: &str = "walferry slots 1";
 
 /// One slot.
@@ -108,6 +106,25 @@ impl Slots {
         true
     }
 
+    /// The replica is no member any more: nothing is held back for it. The file follows with the next slot that it needs.
+    pub fn forget(&mut self, name: &MemberName) {
+        self.slots.remove(name);
+    }
+
+    /// A base copy as of `base` is on its way to the replica, which will need the log from there on. False when there are too many
+    /// slots.
+    pub fn hold_from(&mut self, name: &MemberName, base: Lsn) -> bool {
+        if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
+            return false;
+        }
+        let fresh = Slot { restart: base, durable: base, lost: false, unsaved: true };
+        let slot = self.slots.entry(name.clone()).or_insert(fresh);
+        if slot.lost || slot.restart > base {
+            *slot = fresh;
+        }
+        true
+    }
+
     /// The replica has flushed up to `flushed`.
     pub fn advance(&mut self, name: &MemberName, flushed: Lsn) {
         if let Some(slot) = self.slots.get_mut(name) {
@@ -165,7 +182,8 @@ impl Slots {
     /// released.
     pub fn saved(&mut self, success: bool) {
         for (name, restart, lost) in self.saving.take().into_iter().flatten().filter(|_| success) {
-            let slot = self.slots.get_mut(&name).expect("slots are never removed");
+            // One that was forgotten meanwhile is of no interest any more.
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
             // A slot that went back meanwhile was made anew.
             if slot.restart >= restart {
                 slot.durable = restart;
@@ -211,14 +229,19 @@ impl Slots {
     /// The slots of a data directory; none when it has no file.
     pub fn load(dir: &Path) -> Result<Slots, SlotsError> {
         let path = dir.join(SLOTS_FILE);
-        let text = match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > SLOTS_FILE_BYTES_MAX => Err(io::ErrorKind::FileTooLarge.into()),
-            Ok(_) => std::fs::read_to_string(&path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Slots::default()),
-            Err(error) => Err(error),
-        };
-        let text = text.map_err(|source| SlotsError::Io { path: path.clone(), source })?;
-        Slots::decode(&text).map_err(|line| SlotsError::Line { path, line })
+        let found = small_file::load(&path).map_err(|source| SlotsError::Io { path: path.clone(), source })?;
+        match found {
+            Found::Text(text) => Slots::decode(&text).map_err(|line| SlotsError::Line { path, line }),
+            Found::Nothing => Ok(Slots::default()),
+            Found::Damaged => {
+                // Slots promise no commit to anybody: their replicas make them anew when they connect.
+                tracing::warn!(
+                    file = %path.display(),
+                    "the slots' file and its copy are damaged: it begins empty, and a replica that is away now may need a base copy"
+                );
+                Ok(Slots::default())
+            }
+        }
     }
 }
 
@@ -226,7 +249,7 @@ impl Slots {
 pub struct SlotFile {
     contents: Option<mpsc::SyncSender<String>>,
     results: mpsc::Receiver<io::Result<()>>,
-    thread: Option<thread::JoinHandle<()>>,
+    task: Option<Task>,
 }
 
 impl SlotFile {
@@ -235,15 +258,20 @@ impl SlotFile {
         let path = dir.join(SLOTS_FILE);
         let (contents, incoming) = mpsc::sync_channel::<String>(1);
         let (outgoing, results) = mpsc::sync_channel(1);
-        let thread = thread::Builder::new().name("slots".to_owned()).spawn(move || {
-            for text in incoming {
-                if outgoing.send(replace_file(&path, text.as_bytes())).is_err() {
-                    return;
-                }
-                waker.wake();
+        let write = move || {
+            let text = match world::take(&incoming) {
+                Inbox::Item(text) => text,
+                Inbox::Empty => return Pace::Asleep,
+                Inbox::Closed => return Pace::Over,
+            };
+            if outgoing.send(small_file::save(&path, &text)).is_err() {
+                return Pace::Over;
             }
-        })?;
-        Ok(SlotFile { contents: Some(contents), results, thread: Some(thread) })
+            waker.wake();
+            Pace::Again
+        };
+        let task = world::spawn("slots", Box::new(write))?;
+        Ok(SlotFile { contents: Some(contents), results, task: Some(task) })
     }
 
     /// Begins to write; one at a time, as `Slots::poll_save` gives them.
@@ -259,17 +287,18 @@ impl SlotFile {
 
     /// Waits for the outcome of the write under way.
     pub fn wait(&self) -> io::Result<()> {
-        self.results.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        let task = self.task.as_ref().expect("there until dropped");
+        task.receive(&self.results).unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 }
 
 impl Drop for SlotFile {
     fn drop(&mut self) {
         self.contents = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(task) = self.task.take() {
             // The thread may wait to hand over a result that nobody takes any more.
             let _ = self.results.try_recv();
-            let _ = thread.join();
+            task.join();
         }
     }
 }
@@ -362,5 +391,25 @@ mod tests {
             assert_eq!(Slots::decode(&format!("{heading}{rest}")).err(), Some(line), "{rest}");
         }
         assert_eq!(Slots::decode("").err(), Some(1));
+    }
+
+    #[test]
+    fn a_slot_holds_the_log_behind_a_base_copy() {
+        let mut slots = Slots::default();
+        slots.attach(&name("a"), Lsn(100));
+        assert_eq!(slots.give_up(Lsn(1000), 500), [name("a")]);
+        assert!(slots.hold_from(&name("a"), Lsn(900)) && slots.hold_from(&name("b"), Lsn(950)));
+        assert_eq!(
+            (slots.is_lost(&name("a")), slots.restart(&name("a")), slots.hold()),
+            (false, Some(Lsn(900)), Lsn(900))
+        );
+        // Again and again while the copy is on its way; what the replica confirmed meanwhile stays.
+        slots.advance(&name("a"), Lsn(960));
+        save(&mut slots, true);
+        assert!(slots.hold_from(&name("a"), Lsn(960)) && slots.hold_from(&name("b"), Lsn(960)));
+        assert_eq!(slots.hold(), Lsn(950));
+        // A fork takes a replica back behind what it had confirmed.
+        assert!(slots.hold_from(&name("a"), Lsn(940)));
+        assert_eq!(slots.hold(), Lsn(940));
     }
 }

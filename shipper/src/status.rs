@@ -8,6 +8,7 @@ use walferry_engine::lsn::Lsn;
 
 use crate::lag::Lag;
 use crate::progress::ReplicaState;
+use crate::transport::Transport;
 
 /// Bytes of the log sent to a replica, by the way they took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct ReplicaStatus {
     pub name: MemberName,
     /// Its address, `HOST:PORT`; empty while it has no connection.
     pub address: String,
+    /// What carries its connection.
+    pub transport: Transport,
     /// What it is doing.
     pub state: ReplicaState,
     /// Handed to its socket.

@@ -6,6 +6,7 @@ use walferry_engine::buffer::PinId;
 use walferry_engine::log::Log;
 
 use crate::batch::Batch;
+use crate::transport::Transport;
 
 /// Sends of one link that the kernel may still read from; beyond it frames are copied.
 pub(crate) const ZERO_COPY_SENDS_MAX: usize = 32;
@@ -46,12 +47,18 @@ pub(crate) struct ZeroCopy {
     sends: [Option<Box<ZeroCopySend>>; ZERO_COPY_SENDS_MAX],
     /// Reports in a row that the kernel copied.
     copied_reports: u32,
+    /// The socket knows no SEND_ZC.
+    missing: bool,
 }
 
 impl ZeroCopy {
+    pub(crate) fn over(transport: Transport) -> ZeroCopy {
+        ZeroCopy { missing: transport != Transport::Plain, ..ZeroCopy::default() }
+    }
+
     /// A free place for a send, if zero copy is worth trying.
     pub(crate) fn place(&self) -> Option<usize> {
-        let worthwhile = self.copied_reports < COPIED_REPORTS_MAX;
+        let worthwhile = !self.missing && self.copied_reports < COPIED_REPORTS_MAX;
         worthwhile.then(|| self.sends.iter().position(Option::is_none)).flatten()
     }
 

@@ -49,7 +49,8 @@ fn hot_frames_go_from_memory() {
     let status = leader.status("a");
     assert_eq!(status.sent_bytes.sendfile, 0);
     assert!(status.sent_bytes.copy > 10 << 20 && status.sent_bytes.copy < leader.log.flushed().0 + (1 << 20));
-    assert!(replica.ask(|seen| seen.frames > 100 && seen.chunks == 0));
+    // How many frames these are is up to the disk: a slow one gets fewer and larger ones.
+    assert!(replica.ask(|seen| seen.frames > 0 && seen.chunks == 0));
     for level in CommitLevel::ALL.into_iter().skip(1) {
         assert_eq!(leader.shipper.released(level, leader.log.flushed()), leader.log.flushed(), "{level}");
     }

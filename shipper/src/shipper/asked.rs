@@ -1,12 +1,14 @@
 //! What the node asks its shipper between turns: what is released, who confirmed what, how far everybody is. Changes
 //! nothing but the policy.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Traced;
 use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::Shipper;
@@ -20,12 +22,13 @@ use crate::status::ReplicaStatus;
 impl Shipper {
     /// When `poll` has something to do although nothing completes; `None`: never.
     pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
+        let committed = self.committed(self.view.flushed);
         let links = self.links.values().filter_map(|link| match link.phase {
             Phase::Farewell(until) => Some(until),
             Phase::Closed => None,
-            Phase::Probe(_) | Phase::Streaming(_) => {
+            Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
                 let silent = link.heard + self.config.peer_timeout;
-                Some(link.outgoing.due().map_or(silent, |due| due.min(silent)))
+                Some(link.outgoing.due(committed).map_or(silent, |due| due.min(silent)))
             }
         });
         let members = self.replicas.values().filter(|replica| replica.in_sync).filter_map(|replica| {
@@ -64,10 +67,36 @@ impl Shipper {
         self.rule.policy()
     }
 
-    /// Another sync policy, effective with the next turn.
-    pub fn set_policy(&mut self, policy: SyncPolicy) {
-        self.rule.set_policy(policy);
+    /// These terms are to follow on those of the register: commits need both from now on.
+    pub fn begin_joint(&mut self, terms: Terms) {
+        self.rule.begin_joint(terms, self.view.sealed);
         self.moved = true;
+    }
+
+    /// Commits need the register's terms alone again.
+    pub fn end_joint(&mut self) {
+        self.rule.end_joint();
+        self.moved = true;
+    }
+
+    /// True once the terms that are to follow have confirmed all that was in the log when they were told.
+    pub fn joint_is_proved(&self) -> bool {
+        !self.moved && self.rule.joint_is_proved(self.view.flushed)
+    }
+
+    /// The replicas that keep up, as observed here: what the register is to be told.
+    pub fn observed_in_sync(&self) -> BTreeSet<MemberName> {
+        self.in_sync
+            .members()
+            .filter(|name| self.members.as_ref().is_none_or(|all| all.contains(*name)))
+            .cloned()
+            .collect()
+    }
+
+    /// How far a replica's log is durable, as far as known.
+    pub fn flushed_at(&self, name: &MemberName) -> Option<Lsn> {
+        let replica = self.replicas.get(name).filter(|replica| replica.link.is_some())?;
+        Some(replica.progress.flushed())
     }
 
     /// Grows with every acknowledgement that moved something.
@@ -75,14 +104,19 @@ impl Shipper {
         self.acknowledgements
     }
 
+    /// Grows when a replica goes that still needed log from the segment files: these may be damaged.
+    pub fn catchups_broken(&self) -> u64 {
+        self.catchups_broken
+    }
+
     /// A newer epoch than ours that a replica knows: this node no longer leads.
     pub fn superseded(&self) -> Option<Epoch> {
         self.superseded
     }
 
-    /// No log from here on may be recycled; `Lsn::MAX` when no slot needs any.
+    /// No log from here on may be recycled; `Lsn::MAX` when neither slot nor base copy needs any.
     pub fn slots_hold(&self) -> Lsn {
-        self.slots.hold()
+        self.slots.hold().min(self.bases.hold())
     }
 
     /// Which connected replicas have confirmed the commit that ends at `lsn`, and the highest level each has reached.
@@ -127,7 +161,9 @@ impl Shipper {
         let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
         let status = |(index, replica): (usize, &Replica)| {
             let link = replica.link.and_then(|number| self.links.get(&number));
+            let copy = self.bases.progress(&replica.name);
             let state = match link {
+                None if copy.is_some() => ReplicaState::BaseCopy(copy.map_or(0, |copy| copy.percent())),
                 None if self.slots.is_lost(&replica.name) => ReplicaState::Lost,
                 None => ReplicaState::Disconnected,
                 Some(link) if link.outgoing.is_catching_up() || !replica.caught_up => ReplicaState::Catchup,
@@ -139,6 +175,7 @@ impl Shipper {
             ReplicaStatus {
                 name: replica.name.clone(),
                 address: link.map_or(String::new(), |_| replica.address.clone()),
+                transport: link.map(|link| link.transport).unwrap_or_default(),
                 state,
                 sent: progress.sent(),
                 written: progress.written(),

@@ -50,6 +50,7 @@ pub fn shipper_config(dir: &Path) -> ShipperConfig {
         min_in_sync: 0,
         policy: "ANY 1 (*)".parse().expect("a policy"),
         zero_copy_bytes_min: usize::MAX,
+        base_copy_rate: 0,
     }
 }
 
@@ -105,7 +106,7 @@ impl Leader {
     pub fn turn(&mut self) {
         let mut now = Instant::now();
         while let Ok((socket, address)) = self.listener.accept() {
-            self.shipper.accept(OwnedFd::from(socket), address, &mut self.ring, now);
+            self.shipper.accept(OwnedFd::from(socket), address, &mut self.ring, &mut self.log, now);
         }
         self.log.poll(&mut self.ring, now);
         self.shipper.poll(&mut self.ring, &mut self.log, &self.history, now);

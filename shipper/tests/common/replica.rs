@@ -252,7 +252,7 @@ impl Receiver {
     fn confirm(&mut self, echo_us: u64) -> io::Result<()> {
         let (whole, leader_flushed) = self.gate.seen.lock().map(|seen| (seen.whole, seen.leader_flushed)).unwrap();
         let applied = whole.min(leader_flushed);
-        let ack = Ack { written: whole, flushed: whole, applied, echo_us, ..Ack::default() };
+        let ack = Ack { written: whole, flushed: whole, applied, echo_us, stamp_us: 1, ..Ack::default() };
         let mut bytes = Vec::new();
         Message::Ack(ack).encode(&mut bytes);
         self.stream.write_all(&bytes)

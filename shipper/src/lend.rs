@@ -1,0 +1,276 @@
+//! Giving a node back what it lost of its log: any node, whatever its role, lends the frames that it holds itself. It reads each
+//! from its own files and verifies it before it lends; what it does not know to be flushed it does not lend. A thread for each
+//! request, at most LENDINGS_MAX. `judge` is the core; the shipper hands over sockets of its links, a node that does not lead those
+//! of all its peers.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use walferry_cluster::error::ReadError;
+use walferry_cluster::member::{ClusterId, MemberName};
+use walferry_cluster::message::{
+    LEND_BYTES_MAX, Lend, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Want, read_message,
+};
+use walferry_engine::epoch::EpochHistory;
+use walferry_engine::limits::FRAME_ALIGN_BYTES;
+use walferry_engine::log::Log;
+use walferry_engine::lsn::Lsn;
+use walferry_engine::reader::LogReader;
+
+use crate::refuse::{not_leading, turn_away};
+
+/// Requests that are answered at once; another is asked to come again.
+pub const LENDINGS_MAX: usize = 8;
+/// A peer of a node that does not lead has to say within this time what it wants.
+const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a peer may take nothing.
+const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What a node holds, as of a moment.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// Its cluster.
+    pub cluster_id: ClusterId,
+    /// Its name.
+    pub name: MemberName,
+    /// Its segment size.
+    pub segment_bytes: u64,
+    /// Where its segments are.
+    pub log_dir: PathBuf,
+    /// Its epochs.
+    pub history: EpochHistory,
+    /// The oldest byte that it still has.
+    pub start: Lsn,
+    /// Its durable end.
+    pub flushed: Lsn,
+}
+
+impl Holding {
+    /// What the node called `name` has in its log now.
+    pub fn of(log: &Log, cluster_id: ClusterId, name: MemberName, history: &EpochHistory) -> Holding {
+        Holding {
+            cluster_id,
+            name,
+            segment_bytes: log.config().segment_bytes,
+            log_dir: log.log_dir().to_owned(),
+            history: history.clone(),
+            start: log.start(),
+            flushed: log.flushed(),
+        }
+    }
+}
+
+/// Up to where this node can lend what is wanted.
+pub fn judge(want: &Want, holding: &Holding) -> Result<Lsn, Refuse> {
+    let refuse = |code, text: String| Err(Refuse { code, text });
+    let name = &holding.name;
+    if want.protocol != PROTOCOL_VERSION {
+        let text = format!("{name} speaks protocol {PROTOCOL_VERSION}, the node that asks {}", want.protocol);
+        return refuse(RefuseCode::Protocol, text);
+    }
+    if want.cluster_id != holding.cluster_id {
+        let text = format!("{} belongs to cluster {}, {name} to {}", want.name, want.cluster_id, holding.cluster_id);
+        return refuse(RefuseCode::ClusterId, text);
+    }
+    if want.segment_bytes != holding.segment_bytes {
+        let text = format!("{name} has segments of {} bytes, not of {}", holding.segment_bytes, want.segment_bytes);
+        return refuse(RefuseCode::SegmentBytes, text);
+    }
+    let Some(theirs) = EpochHistory::from_entries(&want.history) else {
+        return refuse(RefuseCode::Protest, format!("{} has an impossible epoch history", want.name));
+    };
+    if want.from < holding.start {
+        return refuse(RefuseCode::NotHeld, format!("the log of {name} begins at {}", holding.start));
+    }
+    let fork = holding.history.fork_with(&theirs, Lsn::MAX);
+    if want.from >= fork {
+        let text = format!("the log of {name} parts from that of {} at {fork}", want.name);
+        return refuse(RefuseCode::NotHeld, text);
+    }
+    if want.from >= holding.flushed {
+        return refuse(RefuseCode::NotHeld, format!("the log of {name} ends at {}", holding.flushed));
+    }
+    Ok(fork.min(holding.flushed))
+}
+
+/// The whole frames from `want.from` on, verified, as they stand in the log.
+fn read(want: &Want, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
+    let not_held = |text: String| Refuse { code: RefuseCode::NotHeld, text };
+    let damaged = |error: &dyn std::fmt::Display| not_held(format!("{} cannot lend it: {error}", holding.name));
+    let reader = LogReader::open(&holding.log_dir, holding.segment_bytes, want.from, until);
+    let mut reader = reader.map_err(|error| damaged(&error))?;
+    let mut bytes = Vec::new();
+    while reader.position() < want.to {
+        let at = reader.position();
+        let frame = match reader.next_frame() {
+            Ok(Some(frame)) => frame,
+            // What is whole before damage of its own may be all that is wanted.
+            Ok(None) => break,
+            Err(_) if !bytes.is_empty() => break,
+            Err(error) => return Err(damaged(&error)),
+        };
+        let header = frame.header();
+        if at == want.from && want.crc.is_some_and(|crc| frame.follows(crc).is_err()) {
+            return Err(not_held(format!(
+                "the frame of {} at {at} follows another than the one before it there",
+                holding.name
+            )));
+        }
+        let fits = bytes.len() + header.span_bytes() <= LEND_BYTES_MAX as usize;
+        if header.end() > until || header.epoch != holding.history.epoch_at(at) || !fits {
+            break;
+        }
+        bytes.extend_from_slice(frame.wire());
+        bytes.resize(bytes.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
+    }
+    if bytes.is_empty() {
+        return Err(not_held(format!("{} has no whole frame at {}", holding.name, want.from)));
+    }
+    Ok(bytes)
+}
+
+/// The requests that are being answered.
+#[derive(Clone, Debug, Default)]
+pub struct Lendings {
+    running: Arc<AtomicUsize>,
+}
+
+/// One of them, until it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Lendings {
+    fn place(&self) -> Option<Place> {
+        let before = self.running.fetch_add(1, Ordering::AcqRel);
+        let place = Place(Arc::clone(&self.running));
+        (before < LENDINGS_MAX).then_some(place)
+    }
+
+    fn run(place: Place, work: impl FnOnce() + Send + 'static) {
+        let spawned = std::thread::Builder::new().name("lend".to_owned()).spawn(move || {
+            work();
+            drop(place);
+        });
+        if let Err(error) = spawned {
+            // The socket is closed with the work; whoever asks comes again.
+            tracing::warn!("no thread to answer a peer: {error}");
+        }
+    }
+
+    /// Answers a request that was read from this socket.
+    pub fn answer(&self, socket: OwnedFd, want: Want, holding: Holding) {
+        match self.place() {
+            Some(place) => Lendings::run(place, move || lend(TcpStream::from(socket), &want, &holding)),
+            None => turn_away(&socket, &full(&holding)),
+        }
+    }
+
+    /// A peer of a node that does not lead: it may want to be lent something; for all else it is told `text`.
+    pub fn greet(&self, socket: OwnedFd, text: String, holding: Holding) {
+        let Some(place) = self.place() else { return not_leading(socket, &text) };
+        Lendings::run(place, move || {
+            let mut stream = TcpStream::from(socket);
+            let said = stream.set_read_timeout(Some(FIRST_MESSAGE_TIME_MAX)).map_err(ReadError::from);
+            match said.and_then(|()| read_message(&mut stream)) {
+                Ok(Message::Want(want)) => lend(stream, &want, &holding),
+                Ok(_) | Err(ReadError::Message(_)) => not_leading(stream.into(), &text),
+                Err(ReadError::Stream(error)) => tracing::debug!("a peer said nothing: {error}"),
+            }
+        });
+    }
+}
+
+fn full(holding: &Holding) -> Refuse {
+    let text = format!("{} answers {LENDINGS_MAX} requests already, which is its bound", holding.name);
+    Refuse { code: RefuseCode::Full, text }
+}
+
+fn lend(mut stream: TcpStream, want: &Want, holding: &Holding) {
+    let lent = judge(want, holding).and_then(|until| read(want, holding, until));
+    match lent {
+        Err(refuse) => {
+            tracing::info!(asked_by = %want.name, from = %want.from, "cannot lend a part of the log: {refuse}");
+            turn_away(&stream, &refuse);
+        }
+        Ok(frames) => {
+            let mut head = Vec::new();
+            Message::Lend(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut head);
+            let sent = stream
+                .set_write_timeout(Some(SEND_TIME_MAX))
+                .and_then(|()| stream.write_all(&head))
+                .and_then(|()| stream.write_all(&frames));
+            match sent {
+                Ok(()) => {
+                    let to = want.from.advance(frames.len() as u64);
+                    tracing::info!(to_node = %want.name, from = %want.from, %to, "lent a part of the log");
+                }
+                Err(error) => tracing::warn!(to_node = %want.name, "cannot lend a part of the log: {error}"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walferry_engine::lsn::Epoch;
+
+    fn entries(entries: &[(u64, u64)]) -> Vec<(Epoch, Lsn)> {
+        entries.iter().map(|&(epoch, lsn)| (Epoch(epoch), Lsn(lsn))).collect()
+    }
+
+    #[test]
+    fn every_kind_of_request_gets_its_answer() {
+        let holding = Holding {
+            cluster_id: ClusterId(7),
+            name: "b".parse().expect("a name"),
+            segment_bytes: 1 << 26,
+            log_dir: PathBuf::from("log"),
+            history: EpochHistory::from_entries(&entries(&[(1, 0), (3, 100), (4, 200)])).expect("ascending"),
+            start: Lsn(50),
+            flushed: Lsn(300),
+        };
+        let want = |from, history: &[(u64, u64)]| Want {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: ClusterId(7),
+            name: "a".parse().expect("a name"),
+            from: Lsn(from),
+            to: Lsn(from + 10),
+            segment_bytes: 1 << 26,
+            crc: None,
+            history: entries(history),
+        };
+        let all = &[(1, 0), (3, 100), (4, 200)][..];
+        use RefuseCode::{NotHeld, Protest, Protocol, SegmentBytes};
+        let table = [
+            ("in the middle", want(60, all), Ok(300)),
+            ("at the end", want(290, all), Ok(300)),
+            ("asked by one that knows an older epoch only", want(60, &all[..2]), Ok(200)),
+            ("asked by one that led since", want(60, &[(1, 0), (3, 100), (4, 200), (5, 250)]), Ok(250)),
+            ("of a leadership of its own", want(95, &[(1, 0), (2, 90)]), Err(NotHeld)),
+            ("before that", want(60, &[(1, 0), (2, 90)]), Ok(90)),
+            ("recycled here", want(40, all), Err(NotHeld)),
+            ("not here yet", want(300, all), Err(NotHeld)),
+            ("not here, of an epoch that is", want(250, &all[..2]), Err(NotHeld)),
+            ("nothing in common", want(60, &[(9, 0)]), Err(NotHeld)),
+            ("impossible epochs", want(60, &[(3, 0), (2, 50)]), Err(Protest)),
+            ("other cluster", Want { cluster_id: ClusterId(8), ..want(60, all) }, Err(RefuseCode::ClusterId)),
+            ("other segments", Want { segment_bytes: 1 << 24, ..want(60, all) }, Err(SegmentBytes)),
+            ("other protocol", Want { protocol: PROTOCOL_VERSION + 1, ..want(60, all) }, Err(Protocol)),
+        ];
+        for (what, want, expected) in table {
+            let verdict = judge(&want, &holding).map(|until| until.0).map_err(|refuse| refuse.code);
+            assert_eq!(verdict, expected, "{what}");
+        }
+    }
+}
