@@ -26,6 +26,8 @@ pub struct Reached {
 /// The acknowledgements of one connection.
 #[derive(Debug)]
 pub struct Acks {
+    /// What stamps count from.
+    origin: Instant,
     told: Option<Reached>,
     told_at: Instant,
     /// `sent_at_us` of the heartbeat to echo, and when it came.
@@ -50,6 +52,7 @@ impl Acks {
     /// A connection on which nothing was acknowledged yet.
     pub fn new(now: Instant) -> Acks {
         Acks {
+            origin: now,
             told: None,
             told_at: now,
             heartbeat: None,
@@ -101,6 +104,11 @@ impl Acks {
             self.traced.push_back(*traced);
             self.traces.pop_front();
         }
+    }
+
+    /// When an acknowledgement with this stamp was made: at that time or a little later.
+    pub fn stamped_at(&self, stamp_us: u64) -> Instant {
+        self.origin + Duration::from_micros(stamp_us.saturating_sub(1))
     }
 
     /// A heartbeat arrived.
@@ -163,6 +171,7 @@ impl Acks {
             write_us: micros(self.write),
             flush_us: micros(self.flush),
             apply_us: micros(self.apply),
+            stamp_us: now.saturating_duration_since(self.origin).as_micros() as u64 + 1,
         })
     }
 }
@@ -222,6 +231,7 @@ mod tests {
         acks.handle_heartbeat(77, start);
         let ack = acks.poll(Duration::from_secs(1), start + Duration::from_micros(9)).unwrap();
         assert_eq!((ack.echo_us, ack.echo_held_us), (77, 9));
+        assert_eq!(acks.stamped_at(ack.stamp_us), start + Duration::from_micros(9));
         assert_eq!(acks.poll(Duration::from_secs(1), start + Duration::from_micros(10)), None);
     }
 }

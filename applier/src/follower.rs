@@ -2,15 +2,15 @@
 //! `receiver` and `ack`; the node calls it once a turn and with its completions. Its duties in order: notice a broken or silent
 //! link; receive (verified, then written as it came); acknowledge what moved.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver as Inbox, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
+use walferry_cluster::base_copy::CopyProgress;
 use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
@@ -22,8 +22,14 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::waker::Waker;
+use walferry_engine::world::{self, Pace};
+use walferry_tls::PeerTls;
 
 use crate::ack::{Acks, Reached};
+use crate::base::BaseError;
+use crate::base::fetch::{FetchConfig, FetchError, Fetching};
+use crate::base::incoming::{Facts, Incoming};
+use crate::freshness::Freshness;
 use crate::receiver::{ProtocolError, Receiver, Step};
 use crate::store::{Store, StoreError};
 
@@ -35,8 +41,12 @@ const RAW_BYTES_MAX: usize = 4 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause before connecting again.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The longest pause when the other node is expected to lead soon.
+const BACKOFF_PASSING_MAX: Duration = Duration::from_millis(100);
 /// What of a pause is left to chance, as a divisor: replicas of a leader that comes back do not all knock at once.
 const JITTER_SHARE: u32 = 4;
+/// How long a connection may take to open; over a network that was cut and is whole again, the next attempt is quicker.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
 /// The socket's receive buffer: a catch-up over a long link fills it.
 const SOCKET_RECEIVE_BYTES: usize = 4 << 20;
 
@@ -57,6 +67,10 @@ pub struct FollowerConfig {
     pub peer_timeout: Duration,
     /// A sign of life goes out at least this often.
     pub heartbeat_interval: Duration,
+    /// This node has promised to take nothing from leaders of older epochs; 0 for none.
+    pub promised: Epoch,
+    /// Peers speak TLS.
+    pub tls: Option<Arc<PeerTls>>,
 }
 
 /// Why following failed for good. The node ends.
@@ -71,6 +85,9 @@ pub enum FollowError {
     /// The store cannot go back.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A base copy cannot be put in place.
+    #[error(transparent)]
+    Base(#[from] BaseError),
 }
 
 /// Why a connection ended. Another is tried.
@@ -89,20 +106,31 @@ enum LinkError {
     #[error("the leader refuses this replica: {text}")]
     Refused { code: RefuseCode, text: String },
     #[error("{0}")]
+    Superseded(String),
+    #[error("{0}")]
     Misfit(String),
+    /// Our store holds what the leader's log does not: only a copy of the leader's helps.
+    #[error("the leader's log parts from ours at {fork}, but our store holds {stored} already: it needs a base copy")]
+    Beyond { fork: Lsn, stored: Lsn },
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
 }
 
 enum Phase {
     /// Connect again then.
     Resting(Instant),
     /// A thread resolves the name and connects.
-    Connecting(Inbox<std::io::Result<TcpStream>>),
+    Connecting(Inbox<std::io::Result<Connected>>),
     /// Said hello.
     Greeting,
     /// Frames come.
     Streaming,
-    /// Waits for operations in flight, then rests.
+    /// Waits for operations in flight, then rests, or fetches a base copy.
     Closing,
+    /// A thread fetches a base copy.
+    Fetching(Fetching),
+    /// It is there: the node is to put it in place.
+    Fetched(Box<Facts>),
 }
 
 /// What a replica knows of its link.
@@ -126,6 +154,8 @@ pub struct FollowerStatus {
     pub committed: Lsn,
     /// Why the last connection ended or was not made; empty when none did.
     pub last_error: String,
+    /// How far a base copy is that is being received.
+    pub base_copy: Option<Arc<CopyProgress>>,
 }
 
 /// The link of a replica to its leader.
@@ -133,6 +163,8 @@ pub struct Follower {
     config: FollowerConfig,
     phase: Phase,
     socket: Option<TcpStream>,
+    /// Where the leader is, at the network's end of the socket.
+    leader_at: Option<SocketAddr>,
     receiver: Receiver,
     acks: Acks,
     /// The receive in flight fills the log buffer; else, if any, the staging memory.
@@ -147,8 +179,17 @@ pub struct Follower {
     leader_flushed: Lsn,
     leader_end: Lsn,
     committed: Lsn,
+    freshness: Freshness,
     client_address: String,
     last_error: String,
+    /// Commits that truncations cut off.
+    lost_commits: u64,
+    /// The log that this node needs is gone: it fetches a base copy that holds everything before this.
+    needs_base: Option<Lsn>,
+    /// A piece of the copy arrived damaged.
+    suspect: bool,
+    /// Of the copy that came last: bytes that travelled, and bytes that earlier attempts had brought.
+    copied: (u64, u64),
     waker: Waker,
 }
 
@@ -157,12 +198,21 @@ fn token(op: u64) -> u64 {
 }
 
 impl Follower {
-    /// A link that connects at the first `poll`. `leader_flushed` and `committed` are what the recovered log says of its leader.
-    pub fn new(config: FollowerConfig, leader_flushed: Lsn, committed: Lsn, waker: Waker, now: Instant) -> Follower {
+    /// A link that connects at the first `poll`. `leader_flushed` and `committed` are what the recovered log says of its leader;
+    /// the store is as fresh as the leader's was at `fresh`.
+    pub fn new(
+        config: FollowerConfig,
+        leader_flushed: Lsn,
+        committed: Lsn,
+        fresh: Option<Instant>,
+        waker: Waker,
+        now: Instant,
+    ) -> Follower {
         Follower {
             config,
             phase: Phase::Resting(now),
             socket: None,
+            leader_at: None,
             receiver: Receiver::default(),
             acks: Acks::new(now),
             receiving: None,
@@ -175,8 +225,13 @@ impl Follower {
             leader_flushed,
             leader_end: Lsn::ZERO,
             committed,
+            freshness: Freshness::new(fresh),
             client_address: String::new(),
             last_error: String::new(),
+            lost_commits: 0,
+            needs_base: None,
+            suspect: false,
+            copied: (0, 0),
             waker,
         }
     }
@@ -184,6 +239,11 @@ impl Follower {
     /// The cluster that the node belongs to; 0 until a leader told it.
     pub fn cluster_id(&self) -> u128 {
         self.config.meta.cluster_id
+    }
+
+    /// The leader's peer address.
+    pub fn leader(&self) -> &str {
+        &self.config.leader
     }
 
     /// The store may hold what ends at or before this: what the leader had made durable.
@@ -194,6 +254,39 @@ impl Follower {
     /// The commit LSN as the leader last told it.
     pub fn committed(&self) -> Lsn {
         self.committed
+    }
+
+    /// What the log's leader had made durable, as last heard.
+    pub fn leader_flushed(&self) -> Lsn {
+        self.leader_flushed
+    }
+
+    /// The store is as fresh as the leader's was then; `None` when that is not known.
+    pub fn fresh_as_of(&self) -> Option<Instant> {
+        self.freshness.as_of()
+    }
+
+    /// Commits that were cut off since the last call, because the leader's log does not have them.
+    pub fn take_lost_commits(&mut self) -> u64 {
+        std::mem::take(&mut self.lost_commits)
+    }
+
+    /// Of the base copy that came last: bytes that travelled in its last attempt, and bytes that earlier attempts had brought.
+    pub fn copied(&self) -> (u64, u64) {
+        self.copied
+    }
+
+    /// Leaders of older epochs are refused.
+    pub fn promised(&self) -> Epoch {
+        self.config.promised
+    }
+
+    /// How far the base copy is that is being received, if one is.
+    pub fn base_copy(&self) -> Option<&Arc<CopyProgress>> {
+        match &self.phase {
+            Phase::Fetching(fetching) => Some(fetching.progress()),
+            _ => None,
+        }
     }
 
     /// What the link is doing.
@@ -209,6 +302,7 @@ impl Follower {
             leader_flushed: self.leader_flushed,
             committed: self.committed,
             last_error: self.last_error.clone(),
+            base_copy: self.base_copy().map(Arc::clone),
         }
     }
 
@@ -216,7 +310,8 @@ impl Follower {
     pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let at = match &self.phase {
             Phase::Resting(until) => *until,
-            Phase::Connecting(_) | Phase::Closing => return None,
+            Phase::Connecting(_) | Phase::Closing | Phase::Fetching(_) => return None,
+            Phase::Fetched(_) => now,
             Phase::Greeting => self.heard_at + self.config.peer_timeout,
             Phase::Streaming => now + self.config.heartbeat_interval,
         };
@@ -265,7 +360,7 @@ impl Follower {
                 }
             }
             Phase::Connecting(inbox) => match inbox.try_recv() {
-                Ok(Ok(stream)) => self.greet(stream, log, history, now),
+                Ok(Ok(connected)) => self.greet(connected, log, history, now),
                 Ok(Err(error)) => self.fail(LinkError::Io(error), now),
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => self.fail(LinkError::Closed, now),
@@ -278,11 +373,29 @@ impl Follower {
             Phase::Closing => {
                 if self.is_quiet() {
                     log.receive_reset();
-                    self.rest(now);
+                    match self.needs_base.take() {
+                        Some(floor) => self.fetch(floor, log, history, now),
+                        None => self.rest(now),
+                    }
                 }
             }
+            Phase::Fetching(fetching) => match fetching.outcome() {
+                None => {}
+                Some(Ok(facts)) => {
+                    let kept = fetching.progress().kept();
+                    self.copied = (facts.bytes - kept, kept);
+                    self.phase = Phase::Fetched(Box::new(facts));
+                }
+                Some(Err(error)) => {
+                    self.suspect = matches!(error, FetchError::Damaged(_));
+                    self.fail(error.into(), now);
+                }
+            },
+            Phase::Fetched(_) => {}
         }
-        self.advance(ring, log, store, history, now)
+        self.advance(ring, log, store, history, now)?;
+        self.freshness.handle_applied(store.applied());
+        Ok(())
     }
 
     /// An operation of the link ended.
@@ -317,27 +430,87 @@ impl Follower {
                     self.fail(error, now);
                 }
             }
+            // Linux' TLS has no other word for "a record that is no data came": the other side said that it ends.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => self.fail(LinkError::Closed, now),
             Err(error) => self.fail(LinkError::Io(error), now),
         }
         self.advance(ring, log, store, history, now)
     }
 
-    fn connect(&mut self) {
-        let (outbox, inbox) = channel();
-        let (leader, timeout, waker) = (self.config.leader.clone(), self.config.peer_timeout, self.waker.clone());
-        // A name server may take its time: not on the ring's thread.
-        let spawned = std::thread::Builder::new().name("connect".to_owned()).spawn(move || {
-            // Nobody waits for it any more when the link was closed meanwhile.
-            let _ = outbox.send(connect_to(&leader, timeout));
-            waker.wake();
-        });
-        match spawned {
-            Ok(_) => self.phase = Phase::Connecting(inbox),
-            Err(error) => self.fail(LinkError::Io(error), Instant::now()),
+    /// A base copy is there, and nothing is in flight that would keep the node from putting it in place.
+    pub fn has_base(&self, log: &Log) -> bool {
+        let quiet = self.is_quiet() && log.idle() && log.flushed() == log.sealed() && log.stopped().is_none();
+        matches!(self.phase, Phase::Fetched(_)) && quiet
+    }
+
+    /// The last that is done with the old log: what of it the copy does not hold is put aside. Then the copy is declared ready: from
+    /// here on only `base::install` may touch log and store.
+    pub fn give_way_to_base(&mut self, log: &Log, store: &Store, history: &EpochHistory) -> Result<(), FollowError> {
+        let Phase::Fetched(facts) = &self.phase else { unreachable!("`has_base` was asked first") };
+        let end = log.sealed();
+        let fork = facts.history.fork_with(history, end);
+        if fork < end {
+            let from = fork.max(log.start());
+            let lost = log.put_aside(from, history.epoch_at(Lsn(end.0 - 1)))?;
+            tracing::warn!(file = %lost.path.display(), "{lost}");
+            self.lost_commits += lost.records;
+            if from > fork {
+                let kept = crate::base::install::keep_store(&self.config.dir, store.durable_applied())?;
+                tracing::warn!(
+                    file = %kept.display(),
+                    "commits from {fork} to {from} are lost as well and their log was recycled: the store that held them is kept"
+                );
+            }
+        }
+        tracing::info!(base = %facts.base, before = %end, "a base copy takes the place of log and store");
+        Incoming::declare_ready(&self.config.dir)?;
+        Ok(())
+    }
+
+    /// Fetches a base copy that holds everything before `floor`.
+    fn fetch(&mut self, floor: Lsn, log: &Log, history: &EpochHistory, now: Instant) {
+        let config = FetchConfig {
+            data: self.config.dir.clone(),
+            leader: self.config.leader.clone(),
+            cluster_id: self.config.meta.cluster_id,
+            name: self.config.name.clone(),
+            segment_bytes: self.config.meta.segment_bytes,
+            peer_timeout: self.config.peer_timeout,
+            epoch_min: self.config.promised.max(history.last_epoch()),
+            floor,
+            history: history.clone(),
+            flushed: log.flushed(),
+            suspect: self.suspect,
+            tls: self.config.tls.clone(),
+        };
+        self.socket = None;
+        if world::is_simulated() {
+            return self.fail(LinkError::Misfit("base copies are not simulated".to_owned()), now);
+        }
+        match Fetching::start(config, self.waker.clone()) {
+            Ok(fetching) => self.phase = Phase::Fetching(fetching),
+            Err(error) => self.fail(LinkError::Io(error), now),
         }
     }
 
-    fn greet(&mut self, stream: TcpStream, log: &Log, history: &EpochHistory, now: Instant) {
+    fn connect(&mut self) {
+        let (outbox, inbox) = channel();
+        let timeout = CONNECT_TIME_MAX.min(self.config.peer_timeout);
+        let (leader, tls, waker) = (self.config.leader.clone(), self.config.tls.clone(), self.waker.clone());
+        // A name server may take its time: not on the ring's thread.
+        let connect = move || {
+            // Nobody waits for it any more when the link was closed meanwhile.
+            let _ = outbox.send(connect_to(&leader, timeout, tls.as_deref()));
+            waker.wake();
+            Pace::Over
+        };
+        match world::spawn("connect", Box::new(connect)) {
+            Ok(_) => self.phase = Phase::Connecting(inbox),
+            Err(error) => self.fail(LinkError::Io(error), world::now()),
+        }
+    }
+
+    fn greet(&mut self, connected: Connected, log: &Log, history: &EpochHistory, now: Instant) {
         let entries = history.entries();
         let newest = entries.len().saturating_sub(EPOCHS_PER_MESSAGE_MAX);
         let id = self.config.meta.cluster_id;
@@ -353,10 +526,12 @@ impl Follower {
         };
         self.receiver.reset();
         self.acks = Acks::new(now);
+        self.freshness.handle_connect();
         self.outgoing.clear();
         self.sent = 0;
         Message::Hello(hello).encode(&mut self.outgoing);
-        self.socket = Some(stream);
+        self.socket = Some(connected.stream);
+        self.leader_at = connected.address;
         self.heard_at = now;
         self.phase = Phase::Greeting;
     }
@@ -425,6 +600,10 @@ impl Follower {
         self.leader_flushed = self.leader_flushed.max(heartbeat.flushed);
         self.committed = self.committed.max(heartbeat.committed);
         self.acks.handle_heartbeat(heartbeat.sent_at_us, now);
+        if heartbeat.stamp_us != 0 {
+            // A leader that returns what it never got must not make the state look fresher than now.
+            self.freshness.handle_echo(heartbeat.end, self.acks.stamped_at(heartbeat.stamp_us).min(now));
+        }
     }
 
     fn take_frame(
@@ -487,28 +666,29 @@ impl Follower {
         history: &mut EpochHistory,
     ) -> Result<(), StepError> {
         self.adopt(welcome)?;
+        let epoch = welcome.history.last().map_or(Epoch(0), |(epoch, _)| *epoch);
+        if epoch < self.config.promised {
+            let text = format!("the leader is of epoch {epoch}, this node has promised {}", self.config.promised);
+            return Err(LinkError::Superseded(text).into());
+        }
         let merged = merge(history, &welcome.history).ok_or_else(|| {
             LinkError::Misfit("the leader's epoch history does not ascend: its data directory is damaged".to_owned())
         })?;
         let start = welcome.start;
         if start < store.durable_applied() {
-            let text = format!(
-                "the leader's log parts from ours at {start}, but our store holds {} already: remove this node's data directory \
-                 and start it again to copy everything anew",
-                store.durable_applied()
-            );
-            return Err(LinkError::Misfit(text).into());
+            return Err(LinkError::Beyond { fork: start, stored: store.durable_applied() }.into());
         }
+        let before = history.clone();
         if merged != *history {
             merged.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
             *history = merged;
         }
         if start < log.sealed() {
-            tracing::warn!(
-                from = %start, to = %log.sealed(), leader = %welcome.name,
-                "our log is ahead of the leader's: what nobody acknowledged is cut off"
-            );
+            let lost = log.put_aside(start, before.epoch_at(Lsn(log.sealed().0 - 1))).map_err(FollowError::from)?;
+            tracing::warn!(leader = %welcome.name, file = %lost.path.display(), "{lost}");
+            self.lost_commits += lost.records;
             log.truncate(start, history).map_err(FollowError::from)?;
+            self.freshness.handle_rollback();
             self.leader_flushed = self.leader_flushed.min(start);
             self.committed = self.committed.min(start);
             if store.applied() > start {
@@ -517,7 +697,7 @@ impl Follower {
         } else {
             log.follow(history);
         }
-        if let Some(link) = self.socket.as_ref().and_then(|socket| socket.peer_addr().ok()) {
+        if let Some(link) = self.leader_at {
             self.client_address = reachable(&welcome.client_address, link);
         }
         tracing::info!(leader = %welcome.name, address = %self.config.leader, %start, "following");
@@ -589,15 +769,25 @@ impl Follower {
             tracing::warn!(leader = %self.config.leader, "{text}");
             self.last_error = text;
         }
-        if let LinkError::Refused { code, .. } = &error
-            && *code != RefuseCode::NotLeader
-            && *code != RefuseCode::Stopping
-        {
+        match &error {
+            LinkError::Refused { code: RefuseCode::LogGone, .. } => self.needs_base = Some(Lsn::ZERO),
+            LinkError::Beyond { fork, .. } => self.needs_base = Some(*fork),
+            // A fetch goes on where it was; a leader that was restarted is back soon.
+            LinkError::Fetch(FetchError::Refused { code: RefuseCode::NotLeader | RefuseCode::Stopping, .. })
+            | LinkError::Fetch(FetchError::Busy) => self.backoff = self.backoff.min(BACKOFF_PASSING_MAX),
+            LinkError::Fetch(FetchError::Refused { .. } | FetchError::Misfit(_) | FetchError::Keep(_)) => {
+                self.backoff = BACKOFF_MAX;
+            }
+            // The leader is about to be one, or there is another in a moment.
+            LinkError::Superseded(_) => self.backoff = self.backoff.min(BACKOFF_PASSING_MAX),
+            LinkError::Refused {
+                code: RefuseCode::NotLeader | RefuseCode::NotMember | RefuseCode::Stopping, ..
+            } => {
+                self.backoff = self.backoff.min(BACKOFF_PASSING_MAX);
+            }
             // Trying again at once would get the same answer.
-            self.backoff = BACKOFF_MAX;
-        }
-        if let LinkError::Misfit(_) = error {
-            self.backoff = BACKOFF_MAX;
+            LinkError::Refused { .. } | LinkError::Misfit(_) => self.backoff = BACKOFF_MAX,
+            _ => {}
         }
         self.waiting_frame = None;
         if self.socket.is_some() {
@@ -609,8 +799,7 @@ impl Follower {
 
     fn rest(&mut self, now: Instant) {
         self.socket = None;
-        // Chance without a dependency: the seed that the standard library gives each hash map.
-        let chance = RandomState::new().build_hasher().finish() as u32 % 1000;
+        let chance = world::chance() as u32 % 1000;
         let pause = self.backoff - self.backoff / JITTER_SHARE * chance / 1000;
         self.phase = Phase::Resting(now + pause);
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
@@ -653,7 +842,17 @@ fn merge(ours: &EpochHistory, theirs: &[(Epoch, Lsn)]) -> Option<EpochHistory> {
     EpochHistory::from_entries(&older.chain(theirs).copied().collect::<Vec<_>>())
 }
 
-fn connect_to(leader: &str, timeout: Duration) -> std::io::Result<TcpStream> {
+/// A connection to a leader.
+pub(crate) struct Connected {
+    pub(crate) stream: TcpStream,
+    /// Of the leader, where it has one; the stream may be no TCP socket and not know it.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+pub(crate) fn connect_to(leader: &str, timeout: Duration, tls: Option<&PeerTls>) -> std::io::Result<Connected> {
+    if let Some(connection) = world::simulated_connection(leader) {
+        return connection.map(|stream| Connected { stream, address: None });
+    }
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, format!("{leader} has no address"));
     for address in leader.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, timeout) {
@@ -661,7 +860,11 @@ fn connect_to(leader: &str, timeout: Duration) -> std::io::Result<TcpStream> {
                 stream.set_nodelay(true)?;
                 // More than the default window for long links; the kernel caps it at net.core.rmem_max.
                 let _ = nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::RcvBuf, &SOCKET_RECEIVE_BYTES);
-                return Ok(stream);
+                let stream = match tls {
+                    Some(tls) => tls.secure(stream, leader, timeout)?.stream,
+                    None => stream,
+                };
+                return Ok(Connected { stream, address: Some(address) });
             }
             Err(error) => last = std::io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")),
         }

@@ -158,6 +158,14 @@ impl Receiver {
             Message::Ack(_) | Message::Traced(_) => {
                 Err(ProtocolError::Unexpected { what: "an ack", when: "to its replica" })
             }
+            Message::Fetch(_)
+            | Message::Preparing { .. }
+            | Message::Offer(_)
+            | Message::Piece(_)
+            | Message::Want(_)
+            | Message::Lend(_) => {
+                Err(ProtocolError::Unexpected { what: "a part of a base copy", when: "on the log's connection" })
+            }
             Message::Frame { .. } => unreachable!("handled above"),
         }
     }

@@ -261,3 +261,65 @@ fn a_checkpoint_waits_for_the_commit_lsn_unless_memory_runs_out() {
     store.settle().unwrap();
     assert!(store.durable_applied() > Lsn::ZERO, "memory is bounded even without confirmations");
 }
+
+#[test]
+fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
+    let (dir, other) = (temporary(), temporary());
+    let mut random = Random(0xA24B_AED4);
+    let mut store = open(dir.path());
+    let (mut log, mut model, mut next_id) = (TestLog::default(), Keys::new(), 0);
+    let mut write = |log: &mut TestLog, model: &mut Keys, store: &mut Store| {
+        for _ in 0..30 {
+            let records: Vec<_> = (0..20).map(|_| random_record(&mut random, model, &mut next_id)).collect();
+            log.seal(&records);
+        }
+        log.replay(store);
+        checkpoint(store);
+    };
+    write(&mut log, &mut model, &mut store);
+    let (then, held) = (log.end, model.clone());
+    let export = store.export().expect("a state");
+    assert_eq!(export.applied(), then);
+    write(&mut log, &mut model, &mut store);
+    let mut told = 0;
+    let path = other.path().join(STORE_FILE);
+    // What a copy that was cut short left is no obstacle.
+    std::fs::write(&path, "half a copy").expect("written");
+    export
+        .write(&path, |bytes| {
+            told += bytes;
+            true
+        })
+        .expect("written");
+    assert!(told > 0);
+    let mut random = Random(7);
+    let copy = open(other.path());
+    assert_eq!((copy.applied(), copy.durable_applied()), (then, then));
+    check(&copy, &held, &mut random);
+    check(&store, &model, &mut random);
+    let stopped = store.export().expect("a state").write(&other.path().join("stopped.redb"), |_| false);
+    assert!(matches!(stopped, Err(export::ExportError::Stopped)));
+}
+
+#[test]
+fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
+    for beyond in [false, true] {
+        let dir = temporary();
+        let mut store = open(dir.path());
+        let mut log = TestLog::default();
+        let mut record = Vec::new();
+        Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
+        log.seal(&[record]);
+        log.replay(&mut store);
+        store.poll_checkpoint(Lsn::MAX).expect("nothing to do");
+        store.settle().expect("nothing to do");
+        assert_eq!(store.durable_applied(), Lsn::ZERO, "it is far too small for one");
+        store.ask_for_checkpoint(log.end, beyond);
+        store.poll_checkpoint(Lsn::ZERO).expect("it is written, or waits");
+        store.settle().expect("it is written, or waits");
+        assert_eq!(store.durable_applied() == log.end, beyond);
+        store.poll_checkpoint(log.end).expect("it is written");
+        store.settle().expect("it is written");
+        assert_eq!(store.durable_applied(), log.end);
+    }
+}

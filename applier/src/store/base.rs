@@ -15,17 +15,21 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
 use walferry_engine::lsn::Lsn;
+use walferry_engine::whole::make_whole;
 
 use super::StoreError;
 use super::overlay::{Overlay, Slot, State};
 use crate::record::StreamId;
 use crate::view::{StreamMeta, Value};
 
-const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
-const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
-const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
-const APPLIED: &str = "applied";
-const APPLIED_AT_US: &str = "applied_at_us";
+pub(super) const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
+pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
+pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+pub(super) const APPLIED: &str = "applied";
+pub(super) const APPLIED_AT_US: &str = "applied_at_us";
+
+/// The file in the store's directory.
+pub const STORE_FILE: &str = "store.redb";
 
 const HASH_BYTES: usize = 8;
 const VALUE_HEAD_BYTES: usize = 9;
@@ -86,8 +90,10 @@ fn decode(bytes: &[u8]) -> Option<(Value, Lsn)> {
 impl Base {
     /// Opens or makes the file in `dir`; `cache_bytes` of its pages stay in memory.
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<Base, StoreError> {
-        let path = dir.join("store.redb");
+        let path = dir.join(STORE_FILE);
         let at = StoreError::at(&path);
+        // The library writes a new file in several steps, and refuses one whose power went in between.
+        make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from)).map_err(&at)?;
         let database =
             Database::builder().set_cache_size(cache_bytes).create(&path).map_err(|error| at(error.into()))?;
         Base::make_tables(&database).map_err(at)?;
@@ -102,6 +108,11 @@ impl Base {
         transaction.open_table(FACTS)?;
         transaction.commit()?;
         Ok(())
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What the file holds.

@@ -8,21 +8,27 @@
 //! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only ever in memory.
 
 mod base;
+pub mod check;
+pub mod export;
 pub mod overlay;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use walferry_engine::frame::Frame;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
+use walferry_engine::world::{self, Inbox, Pace, Task};
 
 use crate::record::{RecordError, StreamId, effects};
 use crate::view::{Value, View};
+pub use base::STORE_FILE;
 use base::{Base, write_checkpoint};
 use overlay::{Overlay, Slot, State, hash_of};
 
+/// The directory of the store in the data directory.
+pub const STORE_DIR: &str = "store";
 /// The overlay may grow to this many times `checkpoint_bytes` while the one before it is being written; then `overloaded`.
 const OVERLAY_CHECKPOINTS_MAX: usize = 4;
 /// What `checkpoint_bytes` is taken to be at least.
@@ -106,8 +112,12 @@ pub struct Store {
     applied_at_us: u64,
     jobs: Option<Sender<Job>>,
     results: Receiver<Result<(), redb::Error>>,
-    thread: Option<JoinHandle<()>>,
+    task: Option<Task>,
     checkpoints: u64,
+    /// Somebody waits for a checkpoint that holds everything before this.
+    asked_for: Lsn,
+    /// ... and cannot wait for the commit LSN.
+    asked_beyond: bool,
     /// A checkpoint went beyond the commit LSN because memory ran out; told once.
     warned_beyond: bool,
 }
@@ -121,23 +131,26 @@ impl Store {
         let (jobs, job_queue) = channel::<Job>();
         let (done, results) = channel();
         let database = base.database();
-        let thread = std::thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || {
-                for job in job_queue {
-                    let outcome = write_checkpoint(&database, &job.overlay, job.applied, job.applied_at_us);
-                    // The overlay is large: it is freed here, not on the ring thread.
-                    drop(job);
-                    if done.send(outcome).is_err() {
-                        return;
-                    }
-                    wake();
-                }
-            })
-            .map_err(setup)?;
+        let write = move || {
+            let job = match world::take(&job_queue) {
+                Inbox::Item(job) => job,
+                Inbox::Empty => return Pace::Asleep,
+                Inbox::Closed => return Pace::Over,
+            };
+            let outcome = write_checkpoint(&database, &job.overlay, job.applied, job.applied_at_us);
+            // The overlay is large: it is freed here, not on the ring thread.
+            drop(job);
+            if done.send(outcome).is_err() {
+                return Pace::Over;
+            }
+            wake();
+            Pace::Again
+        };
+        let task = world::spawn("checkpoint", Box::new(write)).map_err(setup)?;
+        let checkpoint_bytes_min = if world::is_simulated() { 0 } else { CHECKPOINT_BYTES_MIN };
         Ok(Store {
             dir: dir.to_owned(),
-            config: StoreConfig { checkpoint_bytes: config.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN), ..config },
+            config: StoreConfig { checkpoint_bytes: config.checkpoint_bytes.max(checkpoint_bytes_min), ..config },
             active: Overlay::default(),
             frozen: None,
             applied: base.applied(),
@@ -145,8 +158,10 @@ impl Store {
             base,
             jobs: Some(jobs),
             results,
-            thread: Some(thread),
+            task: Some(task),
             checkpoints: 0,
+            asked_for: Lsn::ZERO,
+            asked_beyond: false,
             warned_beyond: false,
         })
     }
@@ -203,12 +218,13 @@ impl Store {
         if let Ok(outcome) = self.results.try_recv() {
             self.finish(outcome)?;
         }
-        if self.frozen.is_none() && self.active.bytes() >= self.config.checkpoint_bytes {
+        let asked = self.asked_for > self.base.applied() && self.applied >= self.asked_for;
+        if self.frozen.is_none() && (asked || self.active.bytes() >= self.config.checkpoint_bytes) {
             self.freeze();
         }
-        let beyond = self.overloaded();
+        let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.base.applied();
         let Some(frozen) = self.frozen.as_mut().filter(|frozen| !frozen.writing) else { return Ok(()) };
-        if frozen.applied > committed {
+        if frozen.applied > committed && !mutants::is_on("checkpoint-beyond-commits") {
             if !beyond {
                 return Ok(());
             }
@@ -216,8 +232,8 @@ impl Store {
                 self.warned_beyond = true;
                 tracing::warn!(
                     applied = %frozen.applied, %committed,
-                    "the sync set has not confirmed for so long that memory is full: a checkpoint goes beyond the commit LSN. \
-                     Should another node be promoted now, this one needs a new copy of the data"
+                    "the sync set has not confirmed for too long: a checkpoint goes beyond the commit LSN. Should another node be \
+                     promoted now, this one needs a base copy"
                 );
             }
         }
@@ -229,6 +245,13 @@ impl Store {
             let _ = jobs.send(job);
         }
         Ok(())
+    }
+
+    /// A checkpoint that holds everything before `lsn` is wanted, sooner than the size of the changes would bring it. It comes with
+    /// the commit LSN, as every other, unless it is to go `beyond`.
+    pub fn ask_for_checkpoint(&mut self, lsn: Lsn, beyond: bool) {
+        self.asked_for = self.asked_for.max(lsn);
+        self.asked_beyond = beyond;
     }
 
     fn freeze(&mut self) {
@@ -250,7 +273,9 @@ impl Store {
         self.settle()?;
         self.frozen = None;
         self.active.clear();
-        self.applied = self.base.applied();
+        if !mutants::is_on("keep-what-was-applied") {
+            self.applied = self.base.applied();
+        }
         self.applied_at_us = self.base.applied_at_us();
         Ok(())
     }
@@ -258,7 +283,7 @@ impl Store {
     /// Waits for the checkpoint that is being written, if one is.
     fn settle(&mut self) -> Result<(), StoreError> {
         if self.frozen.as_ref().is_some_and(|frozen| frozen.writing)
-            && let Ok(outcome) = self.results.recv()
+            && let Ok(outcome) = self.task.as_ref().expect("there until dropped").receive(&self.results)
         {
             self.finish(outcome)?;
         }
@@ -279,9 +304,8 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            // It panicked only if the database did; the store is going away either way.
-            let _ = thread.join();
+        if let Some(task) = self.task.take() {
+            task.join();
         }
     }
 }

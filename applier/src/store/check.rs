@@ -1,0 +1,53 @@
+//! Whether the store's file is whole. Its database keeps a checksum of every page and looks at them only when it is asked: a page
+//! that rotted would be read as if nothing were wrong with it. So a node asks once, before it opens the store, which reads the
+//! whole file. A damaged store is no loss: the log or a base copy makes it anew.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase};
+
+use super::base::{APPLIED, FACTS, STORE_FILE};
+use walferry_engine::lsn::Lsn;
+
+/// What a look at the file gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// There is none yet.
+    Absent,
+    /// Every page of it is what was written; it holds the log up to here.
+    Whole(Lsn),
+    /// It is not to be read; why.
+    Damaged(String),
+}
+
+/// Reads the file of the store in `dir`.
+pub fn examine(dir: &Path, cache_bytes: usize) -> Condition {
+    let path = dir.join(STORE_FILE);
+    if !path.exists() {
+        return Condition::Absent;
+    }
+    // The database reports what it finds; where it trips over a damaged page instead, that is a finding as well.
+    let looked = catch_unwind(AssertUnwindSafe(|| look(&path, cache_bytes)));
+    match looked {
+        Ok(Ok(Some(applied))) => Condition::Whole(applied),
+        Ok(Ok(None)) => Condition::Damaged("a page is not what its checksum says".to_owned()),
+        Ok(Err(error)) => Condition::Damaged(error.to_string()),
+        Err(_) => Condition::Damaged("its pages make no sense".to_owned()),
+    }
+}
+
+fn look(path: &Path, cache_bytes: usize) -> Result<Option<Lsn>, redb::Error> {
+    let mut database = Database::builder().set_cache_size(cache_bytes).open(path)?;
+    if !database.check_integrity()? {
+        return Ok(None);
+    }
+    let reading = database.begin_read()?;
+    let applied = match reading.open_table(FACTS) {
+        Ok(facts) => facts.get(APPLIED)?.map_or(0, |value| value.value()),
+        // A store that was made and never written to.
+        Err(redb::TableError::TableDoesNotExist(_)) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Lsn(applied)))
+}
