@@ -1,15 +1,21 @@
 //! The command line: subcommands, help texts, exit codes. Called by `main`; starts the module of each subcommand
 //! and knows nothing of how it works.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
 
+use crate::client::Credentials;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
-use crate::{daemon, demo, distance, fsync, init, inspect, link, load, logging, promote, status};
+use crate::{
+    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, promote, status,
+    switchover,
+};
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
 #[derive(Debug, Parser)]
@@ -18,6 +24,50 @@ use crate::{daemon, demo, distance, fsync, init, inspect, link, load, logging, p
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    identity: Identity,
+}
+
+/// Who a tool is to the nodes that it asks.
+#[derive(Debug, Args)]
+struct Identity {
+    /// Log in as this user; the password is taken from --password-file, WALFERRY_PASSWORD, REDISCLI_AUTH or the URL
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Login")]
+    user: Option<String>,
+    /// Take the password from the first line of this file, which others may not read
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Login")]
+    password_file: Option<PathBuf>,
+}
+
+/// Where a password may stand, the first that is set counts; flags are no place for one.
+const PASSWORD_VARIABLES: [&str; 2] = ["WALFERRY_PASSWORD", "REDISCLI_AUTH"];
+/// A longer file is none of a password.
+const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
+
+impl Identity {
+    /// Takes the password for the whole process.
+    fn assume(self) -> Result<(), Failure> {
+        let password = match &self.password_file {
+            Some(file) => Some(read_password(file)?),
+            None => PASSWORD_VARIABLES.iter().find_map(|name| std::env::var(name).ok()),
+        };
+        if let Some(password) = password.filter(|password| !password.is_empty()) {
+            Credentials { user: self.user, password }.use_by_default();
+        }
+        Ok(())
+    }
+}
+
+fn read_password(file: &Path) -> Result<String, Failure> {
+    let wrong = |text: &dyn std::fmt::Display| Failure::Usage(format!("--password-file {}: {text}", file.display()));
+    let opened = File::open(file).map_err(|error| wrong(&error))?;
+    let mode = opened.metadata().map_err(|error| wrong(&error))?.mode();
+    if mode & 0o007 != 0 {
+        return Err(wrong(&"every user of this host can read it: chmod 600 it"));
+    }
+    let mut text = String::new();
+    opened.take(PASSWORD_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| wrong(&error))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 const MAIN_EXAMPLES: &str = "\
@@ -38,12 +88,27 @@ enum Command {
     /// Run a node: a leader, or a replica with --follow
     #[command(after_help = START_EXAMPLES, args_override_self = true)]
     Start(NodeArgs),
+    /// Vote in a cluster without holding data
+    #[command(after_help = daemon::cluster::witness::EXAMPLES)]
+    Witness(daemon::cluster::witness::WitnessArgs),
     /// Create a data directory and measure its disk, without starting a node
     #[command(after_help = INIT_EXAMPLES)]
     Init(NodeArgs),
     /// Make a replica the leader, in a new epoch
     #[command(after_help = promote::EXAMPLES)]
     Promote(promote::PromoteArgs),
+    /// Make another member of a cluster the leader, without loss
+    #[command(after_help = switchover::EXAMPLES)]
+    Switchover(switchover::SwitchoverArgs),
+    /// Make a node that runs a member of a cluster
+    #[command(after_help = members::JOIN_EXAMPLES)]
+    Join(members::JoinArgs),
+    /// Do without a member of a cluster
+    #[command(after_help = members::REMOVE_EXAMPLES)]
+    Remove(members::RemoveArgs),
+    /// Show a cluster: leader, replicas, in-sync set, epoch, policy, lag
+    #[command(after_help = describe::EXAMPLES)]
+    Describe(describe::DescribeArgs),
     /// Show a node's replicas, commit level, sync policy and what its flushes cost
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
@@ -56,6 +121,9 @@ enum Command {
     /// Measure what each commit level costs at each distance, and which to choose for which data
     #[command(after_help = distance::EXAMPLES)]
     Distance(Box<distance::DistanceArgs>),
+    /// Kill, stop, cut off and slow down the nodes of a cluster under load, and tell what each fault cost
+    #[command(after_help = drill::EXAMPLES)]
+    Drill(drill::DrillArgs),
     /// Look into the log of a data directory, running or not
     #[command(subcommand, after_help = inspect::EXAMPLES)]
     Log(inspect::LogCommand),
@@ -107,6 +175,13 @@ impl NodeArgs {
 
     /// The checked configuration. A node that is named nowhere keeps the name that its data directory has.
     fn node_config(mut self) -> Result<NodeConfig, ConfigError> {
+        if self.settings.password.is_some() {
+            return Err(ConfigError::Value {
+                key: "password",
+                value: "(not shown)".to_owned(),
+                reason: "other users of this host see the flags of a process: name a users_file instead".to_owned(),
+            });
+        }
         let file = self.file_settings()?;
         let data = self.settings.data.as_ref().or(file.data.as_ref());
         if self.settings.name.is_none()
@@ -168,7 +243,9 @@ impl Failure {
     /// The exit code of the process, as documented in the help text.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Usage(_) | Failure::Config(_) | Failure::Node(daemon::DaemonError::Config(_)) => ExitCode::from(2),
+            Failure::Usage(_)
+            | Failure::Config(_)
+            | Failure::Node(daemon::DaemonError::Config(_) | daemon::DaemonError::Users(_)) => ExitCode::from(2),
             Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
         }
     }
@@ -182,18 +259,25 @@ pub fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
 
 /// Runs the chosen subcommand to its end.
 pub fn run(cli: Cli) -> Result<(), Failure> {
+    cli.identity.assume()?;
     match cli.command {
         Command::Start(args) => {
             let config = args.node_config()?;
             logging::start(&config.log_filter)?;
             Ok(daemon::run(config)?)
         }
+        Command::Witness(args) => daemon::cluster::witness::run(args),
         Command::Init(args) => init::run(&args.node_config()?),
         Command::Promote(args) => promote::run(&args),
+        Command::Switchover(args) => switchover::run(&args),
+        Command::Join(args) => members::join(&args),
+        Command::Remove(args) => members::remove(&args),
+        Command::Describe(args) => describe::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Load(args) => load::run(*args),
         Command::Link(args) => link::run(&args),
         Command::Distance(args) => distance::run(&args),
+        Command::Drill(args) => drill::run(&args),
         Command::Log(command) => inspect::run(&command),
         Command::Fsync(args) => fsync::run(&args),
         Command::Config(ConfigCommand::Check { file }) => config_check(&file),
@@ -202,7 +286,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-fn config_check(file: &std::path::Path) -> Result<(), Failure> {
+fn config_check(file: &Path) -> Result<(), Failure> {
     let settings = Settings::from_file(file)?;
     // The data directory may be left to a flag of the unit file; everything else must stand on its own.
     let flags = Settings { data: settings.data.is_none().then(PathBuf::new), ..Settings::default() };

@@ -13,9 +13,21 @@ use walferry_engine::log::SyncMethod;
 
 use crate::units::{ByteSize, HostPort, Span};
 
+mod members;
 mod settings;
+mod tls;
 
-pub use settings::Settings;
+pub use members::{MemberList, PeerList};
+pub use settings::{Checked, ELECTION_TIMEOUT_DEFAULT, HEARTBEAT_INTERVAL_DEFAULT, Settings};
+pub use tls::TlsConfig;
+
+/// Signs of life that must fit into `election_timeout`.
+const HEARTBEATS_PER_ELECTION: u32 = 3;
+/// The shortest `election_timeout`: a disk's flush and a scheduler's slice must fit.
+const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(80);
+
+/// The smallest `clients_bytes_max`.
+const CLIENTS_BYTES_MIN: usize = 64 << 20;
 
 /// Segment sizes are whole multiples of this.
 const SEGMENT_STEP_BYTES: u64 = 1 << 20;
@@ -61,6 +73,9 @@ pub enum ConfigError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A file of certificates or keys is missing or of no use.
+    #[error(transparent)]
+    Tls(#[from] walferry_tls::TlsError),
     /// A key without a default was not given.
     #[error("{key} is not set: give --{key} or set `{key}` in walferry.toml")]
     Missing {
@@ -104,6 +119,26 @@ impl fmt::Display for OnSyncLoss {
     }
 }
 
+/// `redirect`: how a member that does not lead answers a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// `-MOVED 0 HOST:PORT`, which clients of redis-cluster follow.
+    Moved,
+    /// `-READONLY`, which clients of a plain redis-server know.
+    ReadOnly,
+}
+
+impl std::str::FromStr for Redirect {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Redirect, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "moved" => Ok(Redirect::Moved),
+            "readonly" => Ok(Redirect::ReadOnly),
+            _ => Err(format!("{text:?} is none of `moved`, `readonly`")),
+        }
+    }
+}
+
 /// Everything a node needs to know, checked.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -117,10 +152,26 @@ pub struct NodeConfig {
     pub peer_listen: HostPort,
     /// The leader's peer address, if this node is a replica.
     pub follow: Option<HostPort>,
+    /// All members of its cluster, this node included; none for a node that knows no election.
+    pub members: Option<MemberList>,
+    /// Nodes to ask for what the log lost, beside the members and the leader.
+    pub repair_from: PeerList,
+    /// How a member that does not lead answers a write.
+    pub redirect: Redirect,
+    /// What of its links is TLS.
+    pub tls: TlsConfig,
     /// What clients must AUTH with.
     pub password: Option<String>,
+    /// Who may connect, if that is not everybody.
+    pub users_file: Option<PathBuf>,
     /// Connected clients at most.
     pub clients_max: usize,
+    /// A client that finishes no command for so long is disconnected; none: never.
+    pub client_idle_timeout: Option<Duration>,
+    /// A client that reads nothing of its replies for so long is disconnected; none: never.
+    pub output_stalled_timeout: Option<Duration>,
+    /// What all clients have half sent, queued and not read, at most.
+    pub clients_bytes_max: usize,
     /// A tracing filter.
     pub log_filter: String,
     /// Where to write the chosen addresses once the node serves.
@@ -133,6 +184,8 @@ pub struct NodeConfig {
     pub min_in_sync: usize,
     /// After so long an unconfirmed commit answers UNCERTAIN; none waits on.
     pub commit_timeout: Option<Duration>,
+    /// A read waits so long for a state that is good enough for it; zero: not at all.
+    pub read_wait_timeout: Duration,
     /// What becomes of remote commits when the sync set is lost.
     pub on_sync_loss: OnSyncLoss,
     /// How long a frame waits for more commits.
@@ -155,10 +208,14 @@ pub struct NodeConfig {
     pub peer_timeout: Duration,
     /// How often an idle link is proved alive.
     pub heartbeat_interval: Duration,
+    /// A leader that is silent for so long is replaced.
+    pub election_timeout: Duration,
     /// A replica that lags for longer leaves the in-sync set.
     pub replica_lag_time_max: Duration,
     /// Frames from this size on are sent without a copy.
     pub zero_copy_bytes_min: usize,
+    /// Bytes a second of all base copies together; 0 for no limit.
+    pub base_copy_rate: u64,
     /// Whether commits are followed through their stages.
     pub waterfall: bool,
     /// Where Prometheus is answered, if anywhere.
@@ -174,11 +231,13 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// The node that these flags and this file describe.
     pub fn new(flags: Settings, file: Settings) -> Result<NodeConfig, ConfigError> {
-        let all = flags.or(file).or(Settings::defaults());
+        let given = flags.or(file);
+        let all = given.complete();
         let given = "Settings::defaults() names it";
         let mut table = all.to_table();
         table.remove("password");
         let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let tls = TlsConfig::of(&all)?;
         let config = NodeConfig {
             entries: table.into_iter().map(|(key, value)| (key, text(value))).collect(),
             data: all.data.ok_or(ConfigError::Missing { key: "data" })?,
@@ -186,13 +245,22 @@ impl NodeConfig {
             listen: all.listen.expect(given),
             peer_listen: all.peer_listen.expect(given),
             follow: all.follow,
+            members: all.members.map(|checked| checked.value),
+            repair_from: all.repair_from.map(|checked| checked.value).unwrap_or_default(),
+            redirect: all.redirect.expect(given).value,
+            tls,
             password: all.password,
+            users_file: all.users_file,
             clients_max: all.clients_max.expect(given),
+            client_idle_timeout: all.client_idle_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
+            output_stalled_timeout: all.output_stalled_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
+            clients_bytes_max: all.clients_bytes_max.expect(given).0 as usize,
             log_filter: all.log_filter.expect(given),
             ready_file: all.ready_file,
             commit_level: all.commit_level.expect(given).value,
             sync: all.sync.expect(given).value,
             min_in_sync: all.min_in_sync.expect(given),
+            read_wait_timeout: all.read_wait_timeout.expect(given).0,
             commit_timeout: all.commit_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
             on_sync_loss: all.on_sync_loss.expect(given).value,
             commit_delay: all.commit_delay.expect(given).0,
@@ -205,8 +273,10 @@ impl NodeConfig {
             slot_keep_bytes_max: all.slot_keep_bytes_max.expect(given).0,
             peer_timeout: all.peer_timeout.expect(given).0,
             heartbeat_interval: all.heartbeat_interval.expect(given).0,
+            election_timeout: all.election_timeout.expect(given).0,
             replica_lag_time_max: all.replica_lag_time_max.expect(given).0,
             zero_copy_bytes_min: all.zero_copy_bytes_min.expect(given).0 as usize,
+            base_copy_rate: all.base_copy_rate.expect(given).0,
             waterfall: all.waterfall.expect(given),
             metrics_listen: all.metrics_listen,
             checkpoint_bytes: all.checkpoint_bytes.expect(given).0,
@@ -242,8 +312,29 @@ impl NodeConfig {
             let reason = format!("two heartbeats must fit into peer_timeout = {}", Span(self.peer_timeout));
             return refuse("heartbeat_interval", Span(self.heartbeat_interval).to_string(), reason);
         }
+        if let Some(members) = &self.members {
+            let named = self.name.parse().is_ok_and(|name| members.peer(&name).is_some());
+            if !named {
+                let reason = format!("it does not name this node, {}: give --name as it stands there", self.name);
+                return refuse("members", members.to_string(), reason);
+            }
+            if let Some(leader) = &self.follow {
+                let reason = "a member of a cluster follows whoever is chosen: give --members or --follow".to_owned();
+                return refuse("follow", leader.to_string(), reason);
+            }
+            check_timeouts(self.election_timeout, self.heartbeat_interval)?;
+        }
+        if let (Some(file), Some(_)) = (&self.users_file, &self.password) {
+            let reason = "it says who may connect: leave out `password`".to_owned();
+            return refuse("users_file", file.display().to_string(), reason);
+        }
         if self.clients_max == 0 {
             return refuse("clients_max", "0".to_owned(), "nobody could connect; choose 1 or more".to_owned());
+        }
+        if self.clients_bytes_max < CLIENTS_BYTES_MIN {
+            let reason =
+                format!("one large command and its reply must fit: at least {}", size(CLIENTS_BYTES_MIN as u64));
+            return refuse("clients_bytes_max", size(self.clients_bytes_max as u64), reason);
         }
         if let OnSyncLoss::Degrade(level) = self.on_sync_loss
             && level > CommitLevel::Local
@@ -253,6 +344,20 @@ impl NodeConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a leader can give enough signs of life within the time after which it is replaced.
+pub fn check_timeouts(election_timeout: Duration, heartbeat_interval: Duration) -> Result<(), ConfigError> {
+    let refuse = |key, value, reason| Err(ConfigError::Value { key, value: Span(value).to_string(), reason });
+    if election_timeout < ELECTION_TIMEOUT_MIN {
+        return refuse("election_timeout", election_timeout, format!("at least {}", Span(ELECTION_TIMEOUT_MIN)));
+    }
+    if heartbeat_interval.is_zero() || heartbeat_interval * HEARTBEATS_PER_ELECTION > election_timeout {
+        let timeout = Span(election_timeout);
+        let reason = format!("{HEARTBEATS_PER_ELECTION} heartbeats must fit into election_timeout = {timeout}");
+        return refuse("heartbeat_interval", heartbeat_interval, reason);
+    }
+    Ok(())
 }
 
 /// `walferry config show`: every key with its effective value, and where the value comes from.

@@ -87,8 +87,8 @@ fn create(config: &NodeConfig) -> Result<(Meta, Option<ProbeReport>), DaemonErro
     }
     let (sync_method, write_depth, report) = choose(config)?;
     let meta = Meta {
-        // A replica belongs to the cluster of the leader that it meets first.
-        cluster_id: if config.follow.is_some() { 0 } else { rand::rng().random() },
+        // A replica belongs to the cluster of the leader that it meets first, a member to the one that is formed with it.
+        cluster_id: if config.follow.is_some() || config.members.is_some() { 0 } else { rand::rng().random() },
         name: config.name.clone(),
         segment_bytes: config.segment_bytes,
         sync_method,

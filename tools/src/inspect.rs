@@ -1,5 +1,5 @@
-//! `walferry log dump` and `walferry log verify`: what stands in the segment files of a data directory. Reads only and
-//! takes no lock, so it also works beside a running node. Knows neither the store nor the network.
+//! `walferry log dump` and `walferry log verify`: what stands in the segment files of a data directory. They read only and
+//! take no lock, so they also work beside a running node; `walferry log repair` changes it. Knows not the store.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,23 +12,30 @@ use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mark::Mark;
 use walferry_engine::meta::Meta;
+use walferry_engine::origin::Origin;
 use walferry_engine::reader::LogReader;
 use walferry_engine::recover::{Known, Recovery, recover};
-use walferry_engine::segment::list_segments;
+use walferry_engine::segment::{list_segments, run_start};
 
 use crate::cli::{Failure, say};
 use crate::units::ByteSize;
 
+pub mod against;
 mod effects;
+mod lost;
+mod repair;
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\
 Examples:
   walferry log dump --data /var/lib/walferry/a --limit 10
   walferry log dump --data ./a --from 0/5000 --records
+  walferry log dump --data ./a --lost --records
   walferry log verify --data ./a
+  walferry log verify --data ./a --against ./b
+  walferry log repair --data ./a --from 127.0.0.1:6411
 
-Both read only, and work while the node runs. LSNs are printed as PostgreSQL prints them, in hexadecimal.
+The first two read only, and work while the node runs; repair needs it stopped, and keeps what it writes over in DIR/damaged. LSNs are printed as PostgreSQL prints them, in hexadecimal.
 
 Exit codes: 0 read to the end, no damage; 1 damage (file, offset and LSN are named), or the directory cannot be read;
 2 wrong usage.";
@@ -47,6 +54,8 @@ pub enum LogCommand {
     Dump(DumpArgs),
     /// Verify every frame: checksum, chain, epoch
     Verify(VerifyArgs),
+    /// Give a stopped node's log back what its disk lost, from nodes that run
+    Repair(repair::RepairArgs),
 }
 
 /// Flags of `walferry log dump`.
@@ -64,6 +73,9 @@ pub struct DumpArgs {
     /// Print what each record changes, too
     #[arg(long)]
     records: bool,
+    /// Print instead what was cut off this node's log after a failover, and kept
+    #[arg(long)]
+    lost: bool,
 }
 
 /// Flags of `walferry log verify`.
@@ -72,13 +84,21 @@ pub struct VerifyArgs {
     /// The data directory
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Compare its log, byte by byte, with that of this data directory
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Compare up to this LSN, such as the commit LSN of a running cluster [default: the shorter log's end]
+    #[arg(long, value_name = "LSN", requires = "against")]
+    up_to: Option<Lsn>,
 }
 
 /// Runs `walferry log`.
 pub fn run(command: &LogCommand) -> Result<(), Failure> {
     match command {
+        LogCommand::Dump(args) if args.lost => lost::dump(args),
         LogCommand::Dump(args) => dump(args),
         LogCommand::Verify(args) => verify(args),
+        LogCommand::Repair(args) => repair::repair(args),
     }
 }
 
@@ -88,6 +108,7 @@ struct Log {
     segment_bytes: u64,
     /// The oldest position from which on no segment is missing.
     start: Lsn,
+    origin: Option<Origin>,
     history: EpochHistory,
 }
 
@@ -99,15 +120,17 @@ impl Log {
         let meta = meta.ok_or_else(|| failed(&"no data directory of a walferry node (there is no `meta` file)"))?;
         let dir = data.join(LOG_DIR);
         let segments = list_segments(&dir).map_err(|error| failed(&format_args!("{}: {error}", dir.display())))?;
-        let mut start = segments.last().copied().unwrap_or_default();
-        for number in segments.iter().rev().skip(1) {
-            if number.next() != start {
-                break;
-            }
-            start = *number;
-        }
         let history = EpochHistory::load(data).map_err(Failure::failed)?;
-        Ok(Log { dir, segment_bytes: meta.segment_bytes, start: start.start(meta.segment_bytes), history })
+        let origin = Origin::load(data).map_err(Failure::failed)?;
+        let start = run_start(&segments).start(meta.segment_bytes).max(origin.map_or(Lsn::ZERO, |origin| origin.lsn));
+        Ok(Log { dir, segment_bytes: meta.segment_bytes, start, origin, history })
+    }
+
+    /// What is known of it beside its frames. Beside a running node the mark is to be read before they are: the log may grow
+    /// meanwhile, but never falls behind it.
+    fn known(&self, data: &Path) -> Result<Known, Failure> {
+        let mark = Mark::load(data).map_err(Failure::failed)?;
+        Ok(Known { applied: self.start, mark, origin: self.origin })
     }
 
     fn reader(&self, from: Lsn, until: Lsn) -> Result<LogReader, Failure> {
@@ -124,8 +147,8 @@ fn dump(args: &DumpArgs) -> Result<(), Failure> {
             "--from {from}: the log begins at {start}; what was before is recycled"
         )));
     }
-    // Frames start at segment starts; from there the chain leads to the frame asked for.
-    let segment_start = from.segment(log.segment_bytes).start(log.segment_bytes);
+    // Frames start at segment starts, and where the log begins; from there the chain leads to the frame asked for.
+    let segment_start = from.segment(log.segment_bytes).start(log.segment_bytes).max(log.start);
     let mut reader = log.reader(segment_start, Lsn::MAX)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut left = args.limit;
@@ -201,9 +224,7 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let (log, found, counted) = loop {
         looks += 1;
         let log = Log::open(&args.data)?;
-        // Before the frames: beside a running node the log may grow meanwhile, but never falls behind the mark.
-        let mark = Mark::load(&args.data).map_err(Failure::failed)?;
-        let known = Known { applied: log.start, mark };
+        let known = log.known(&args.data)?;
         let outcome = recover(&log.dir, log.segment_bytes, known, &log.history).and_then(|found| {
             let counted = count(&log, &found)?;
             Ok((found, counted))
@@ -224,6 +245,10 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     for (epoch, start) in log.history.entries() {
         say(format_args!("epoch {epoch} from {start}"))?;
     }
+    if let Some(other) = &args.against {
+        let same = against::compare(&args.data, other, args.up_to)?;
+        say(format_args!("the same bytes as {} from {} to {}", other.display(), same.from, same.to))?;
+    }
     match found.cut {
         None => Ok(()),
         Some(cut) => {
@@ -231,6 +256,19 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
             say(format_args!("a torn tail at {lsn} that nobody was told is safe ({reason}); the next start cuts it"))
         }
     }
+}
+
+/// Verifies the log of a node that has ended in order: nothing may be damaged, nothing torn. What was verified, in words.
+pub fn verified_clean(data: &Path) -> Result<String, Failure> {
+    let log = Log::open(data)?;
+    let known = log.known(data)?;
+    let found = recover(&log.dir, log.segment_bytes, known, &log.history).map_err(Failure::failed)?;
+    if let Some(cut) = found.cut {
+        let (dir, lsn, reason) = (log.dir.display(), cut.lsn, cut.reason);
+        return Err(Failure::failed(format_args!("{dir}: a torn tail at {lsn} after an end in order: {reason}")));
+    }
+    let counted = count(&log, &found).map_err(Failure::failed)?;
+    Ok(format!("log {} to {}, {} frames, no damage", log.start, found.end, counted.frames))
 }
 
 fn count(log: &Log, found: &Recovery) -> Result<Counted, RecoverError> {
@@ -275,7 +313,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_no_nodes_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let args = VerifyArgs { data: dir.path().to_owned() };
+        let args = VerifyArgs { data: dir.path().to_owned(), against: None, up_to: None };
         let error = verify(&args).unwrap_err().to_string();
         assert!(error.contains("there is no `meta` file"), "{error}");
     }

@@ -17,7 +17,9 @@ pub fn start(filter: &str) -> Result<(), Failure> {
             "log_filter = {filter:?}: {error}; choose error, warn, info, debug or trace, or per module `info,walferry_engine=debug`"
         ))
     };
-    let parsed = EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
+    // The engine of the register tells of each of its votes; what matters of them the node says itself.
+    let quiet = if filter.contains("openraft") { String::new() } else { ",openraft=off".to_owned() };
+    let parsed = EnvFilter::builder().parse(format!("{filter}{quiet}")).map_err(|error| wrong(&error))?;
     let registry = tracing_subscriber::registry().with(parsed);
     let started = match journal() {
         Some(journal) => registry.with(journal).try_init(),

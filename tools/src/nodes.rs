@@ -65,6 +65,7 @@ pub struct LocalNode {
     /// Its name.
     pub name: String,
     child: Option<Child>,
+    started: Instant,
     ready_file: PathBuf,
     log_file: PathBuf,
     /// Where clients connect, once it is ready.
@@ -84,7 +85,9 @@ impl LocalNode {
     pub fn spawn(mut command: Command, dir: &Path, name: &str, flags: &[&str]) -> Result<LocalNode, Failure> {
         let failed = |error: std::io::Error| Failure::failed(format_args!("cannot start {name}: {error}"));
         let (log_file, ready_file) = (dir.join(format!("{name}.log")), dir.join(format!("{name}.ready")));
-        let log = std::fs::File::create(&log_file).map_err(failed)?;
+        // A node that is started again goes on in its log.
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file).map_err(failed)?;
+        let _ = std::fs::remove_file(&ready_file);
         command.args(["start", "--name", name, "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]);
         command.arg("--data").arg(dir.join(name)).arg("--ready-file").arg(&ready_file).args(flags);
         // Not under a supervisor: readiness is told by the file, and Ctrl-C is for the caller, which stops its nodes.
@@ -103,6 +106,7 @@ impl LocalNode {
         Ok(LocalNode {
             name: name.to_owned(),
             child: Some(child),
+            started: Instant::now(),
             ready_file,
             log_file,
             url,
@@ -131,11 +135,28 @@ impl LocalNode {
         }
     }
 
-    /// The last lines of the node's log.
+    /// SIGKILL, without a word.
+    pub fn kill(mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Its process, and how long that has run.
+    pub fn process(&self) -> Option<(u32, Duration)> {
+        self.child.as_ref().map(|child| (child.id(), self.started.elapsed()))
+    }
+
+    /// Sends a signal that the node survives.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+        }
+    }
+
     fn log_end(&self) -> String {
-        let text = std::fs::read_to_string(&self.log_file).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
+        log_end(&self.log_file)
     }
 
     /// Ends the node with SIGTERM; it has to end with exit code 0.
@@ -156,6 +177,13 @@ impl LocalNode {
             }
         }
     }
+}
+
+/// The last lines of a node's log.
+pub fn log_end(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
 }
 
 impl Drop for LocalNode {

@@ -216,6 +216,9 @@ impl Status {
         if let Some(trouble) = self.field("trouble").filter(|trouble| !trouble.is_empty()) {
             writeln!(out, "TROUBLE         {trouble}")?;
         }
+        if let Some(slow) = self.field("ledger_slow").filter(|slow| !slow.is_empty()) {
+            writeln!(out, "SLOW DISK       {slow}")?;
+        }
         let policy = self.field("sync_policy").filter(|policy| !policy.is_empty()).unwrap_or("none");
         writeln!(out, "commit level    {}, sync policy {policy}", field("commit_level"))?;
         writeln!(
@@ -258,6 +261,7 @@ impl Status {
             if KNOWN.contains(&title.as_str()) || lines.is_empty() {
                 continue;
             }
+            let lines: Vec<_> = lines.iter().filter(|(key, _)| key != "ledger_slow").collect();
             let plain = |key: &str| key.strip_prefix(&format!("{title}_")).unwrap_or(key).replace('_', " ");
             let mut text = format!("{title:<16}");
             for (index, (key, value)) in lines.iter().enumerate() {
@@ -387,7 +391,16 @@ mod tests {
         assert!(text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"), "{text}");
         assert!(text.contains("commit level    remote_flush, sync policy ANY 1 (b, c)\n"));
         assert!(text.contains("ledger          flushes 12, device us p50 230\n"), "{text}");
-        assert!(!text.contains("TROUBLE"));
+        assert!(!text.contains("TROUBLE") && !text.contains("SLOW DISK"));
+        let mut slow = status();
+        let (_, ledger) = slow.sections.iter_mut().find(|(title, _)| title == "Ledger").expect("a section");
+        ledger.push(("ledger_slow".to_owned(), "the disk is slow: so much".to_owned()));
+        let told = slow.text("127.0.0.1:6400");
+        assert!(told.contains("SLOW DISK       the disk is slow: so much\n"), "{told}");
+        assert!(
+            told.contains("ledger          flushes 12, device us p50 230\n"),
+            "its figures stay as they are: {told}"
+        );
         let row = text.lines().last().unwrap();
         for cell in ["b", "streaming", "0/5000", "2.0 MiB", "1.5 ms", "quorum"] {
             assert!(row.contains(cell), "{cell} is missing in {row:?}");

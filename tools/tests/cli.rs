@@ -129,9 +129,9 @@ fn a_configuration_is_checked_and_shown() {
 
     std::fs::write(&file, "name = \"a\"\ncommit_levle = \"local\"\n").expect("a file");
     refused(&["config", "check", name], 2, "line 2: unknown key `commit_levle`; did you mean `commit_level`?");
-    std::fs::write(&file, "name = \"a\"\npeer_timeout = \"1s\"\n").expect("a file");
-    refused(&["config", "check", name], 2, "two heartbeats must fit into peer_timeout = 1s");
-    refused(&["start", "--data", "d", "--config", name], 2, "heartbeat_interval = 1s");
+    std::fs::write(&file, "name = \"a\"\npeer_timeout = \"150ms\"\n").expect("a file");
+    refused(&["config", "check", name], 2, "two heartbeats must fit into peer_timeout = 150ms");
+    refused(&["start", "--data", "d", "--config", name], 2, "heartbeat_interval = 100ms");
 }
 
 #[test]

@@ -12,9 +12,14 @@ use walferry_cluster::{CommitLevel, SyncPolicy};
 use walferry_engine::limits::{LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 use walferry_engine::log::SyncMethod;
 
-use super::{ConfigError, OnSyncLoss};
+use super::members::{MemberList, PeerList};
+use super::{ConfigError, OnSyncLoss, Redirect};
 use crate::units::{ByteSize, HostPort, Span};
 
+/// How often a leader gives a sign of life unless configured.
+pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
+/// A silent leader is replaced after this unless configured: three signs of life may be lost.
+pub const ELECTION_TIMEOUT_DEFAULT: Duration = Duration::from_millis(400);
 /// A configuration file larger than this is not one.
 const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -90,18 +95,64 @@ settings! {
     /// Be a replica of the leader with this peer address
     #[arg(long, value_name = "PEER_HOST:PORT", help_heading = "Node")]
     follow: HostPort,
-    /// Clients must AUTH with this password; prefer the file, other users see flags
-    #[arg(long, value_name = "TEXT", help_heading = "Node")]
+    /// Be a member of a cluster that replaces its leader by itself: NAME=PEER_HOST:PORT,... of every member, the same on each
+    #[arg(long, value_name = "LIST", help_heading = "Node")]
+    members: Checked<MemberList>,
+    /// Ask these nodes as well for what this one's log lost: PEER_HOST:PORT,... beside the members and the leader
+    #[arg(long, value_name = "LIST", help_heading = "Node")]
+    repair_from: Checked<PeerList>,
+    /// How a member that does not lead answers a write: moved (-MOVED 0 HOST:PORT) or readonly (-READONLY) [default: moved]
+    #[arg(long, value_name = "HOW", help_heading = "Node")]
+    redirect: Checked<Redirect>,
+    /// Clients must AUTH with this password; only in the file, other users of the host see flags
+    #[arg(long, value_name = "TEXT", help_heading = "Node", hide = true)]
     password: String,
+    /// Who may connect as a client: `user NAME on >password ~* +@all` a line; credential:NAME reads systemd's credential
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
+    users_file: PathBuf,
     /// Connected clients at most; further ones are turned away with an error [default: 10000]
     #[arg(long, value_name = "N", help_heading = "Node")]
     clients_max: usize,
+    /// Disconnect a client that finishes no command for so long, a blocked one excepted; 0 never does [default: 0]
+    #[arg(long, value_name = "TIME", help_heading = "Node")]
+    client_idle_timeout: Span,
+    /// Disconnect a client that reads nothing of its replies for so long; 0 never does [default: 60s]
+    #[arg(long, value_name = "TIME", help_heading = "Node")]
+    output_stalled_timeout: Span,
+    /// Memory for what all clients have half sent, queued and not read; beyond it the largest are disconnected [default: 1GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Node")]
+    clients_bytes_max: ByteSize,
     /// What is logged: error, warn, info, debug, trace, or per module as RUST_LOG [default: info]
     #[arg(long, value_name = "FILTER", help_heading = "Node")]
     log_filter: String,
     /// Once the node serves, write `listen=` and `peer_listen=` with the real addresses to this file
     #[arg(long, value_name = "FILE", help_heading = "Node")]
     ready_file: PathBuf,
+
+    /// Where clients connect over TLS, beside --listen; needs --tls-cert and --tls-key; off unless given
+    #[arg(long, value_name = "HOST:PORT", help_heading = "TLS")]
+    tls_listen: HostPort,
+    /// This node's certificate, PEM, and after it those between it and its CA; read again when it changes or on SIGHUP
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_cert: PathBuf,
+    /// The certificate's key, PEM, without a passphrase
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_key: PathBuf,
+    /// The CAs of clients' certificates, PEM, and of peers' unless --peer-tls-ca names others
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_ca: PathBuf,
+    /// At --tls-listen clients have to show a certificate of --tls-ca
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "TLS")]
+    tls_client_auth: bool,
+    /// Peers speak TLS and each shows its certificate; the same on every node [default: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "TLS")]
+    peer_tls: bool,
+    /// The CA of peers' certificates, PEM: whoever has one of its certificates can be a peer [default: that of --tls-ca]
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    peer_tls_ca: PathBuf,
+    /// Let the kernel encrypt where it can (kTLS), so that sendfile stays zero-copy [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "TLS")]
+    tls_kernel: bool,
 
     /// What a commit waits for: off, local, remote_write, remote_flush (or on), remote_apply [default: local]
     #[arg(long, value_name = "LEVEL", help_heading = "Commits")]
@@ -115,6 +166,9 @@ settings! {
     /// Answer UNCERTAIN to a commit that is unconfirmed for so long; 0 waits on [default: 0]
     #[arg(long, value_name = "TIME", help_heading = "Commits")]
     commit_timeout: Span,
+    /// A read waits so long for the state that its session asks for (SESSION, READ); 0 does not wait [default: 1s]
+    #[arg(long, value_name = "TIME", help_heading = "Commits")]
+    read_wait_timeout: Span,
     /// When the sync set is lost: block, refuse, or degrade:LEVEL [default: block]
     #[arg(long, value_name = "HOW", help_heading = "Commits")]
     on_sync_loss: Checked<OnSyncLoss>,
@@ -147,15 +201,22 @@ settings! {
     /// A peer that is silent for so long is dead [default: 5s]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
     peer_timeout: Span,
-    /// How often an idle link is proved alive [default: 1s]
+    /// How often an idle link is proved alive, and a leader gives its members a sign of life [default: 100ms]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
     heartbeat_interval: Span,
+    /// With --members: a leader that is silent for so long is replaced; the same on every member [default: 400ms]
+    #[arg(long, value_name = "TIME", help_heading = "Replication")]
+    election_timeout: Span,
     /// A replica that lags for longer leaves the in-sync set [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
     replica_lag_time_max: Span,
     /// Send frames from this size on without a copy [default: 64KiB]
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     zero_copy_bytes_min: ByteSize,
+
+    /// Base copies for replicas whose log is gone take no more than so many bytes a second together; 0 for no limit [default: 8MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Replication")]
+    base_copy_rate: ByteSize,
 
     /// Account where commits spend their time [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Accounting")]
@@ -182,12 +243,20 @@ impl Settings {
             name: Some(host_name()),
             listen: Some("127.0.0.1:6400".parse().expect("a default parses")),
             peer_listen: Some("127.0.0.1:6401".parse().expect("a default parses")),
+            redirect: checked("moved"),
             clients_max: Some(10_000),
+            client_idle_timeout: Some(Span(Duration::ZERO)),
+            output_stalled_timeout: Some(Span(Duration::from_secs(60))),
+            clients_bytes_max: Some(ByteSize(1 << 30)),
             log_filter: Some("info".to_owned()),
+            tls_client_auth: Some(false),
+            peer_tls: Some(false),
+            tls_kernel: Some(true),
             commit_level: checked("local"),
             sync: checked(""),
             min_in_sync: Some(0),
             commit_timeout: Some(Span(Duration::ZERO)),
+            read_wait_timeout: Some(Span(Duration::from_secs(1))),
             on_sync_loss: checked("block"),
             commit_delay: Some(Span(Duration::ZERO)),
             segment_bytes: Some(ByteSize(SEGMENT_BYTES_DEFAULT)),
@@ -196,14 +265,27 @@ impl Settings {
             keep_bytes_min: Some(ByteSize(256 << 20)),
             slot_keep_bytes_max: Some(ByteSize(8 << 30)),
             peer_timeout: Some(Span(Duration::from_secs(5))),
-            heartbeat_interval: Some(Span(Duration::from_secs(1))),
+            heartbeat_interval: Some(Span(HEARTBEAT_INTERVAL_DEFAULT)),
+            election_timeout: Some(Span(ELECTION_TIMEOUT_DEFAULT)),
             replica_lag_time_max: Some(Span(Duration::from_secs(10))),
             zero_copy_bytes_min: Some(ByteSize(64 << 10)),
+            base_copy_rate: Some(ByteSize(8 << 20)),
             waterfall: Some(true),
             checkpoint_bytes: Some(ByteSize(64 << 20)),
             store_cache_bytes: Some(ByteSize(128 << 20)),
             ..Settings::default()
         }
+    }
+
+    /// These values, and the defaults where they say nothing. A member listens where the others look for it.
+    pub fn complete(self) -> Settings {
+        let peer_listen = self.own_peer();
+        self.or(Settings { peer_listen, ..Settings::default() }).or(Settings::defaults())
+    }
+
+    fn own_peer(&self) -> Option<HostPort> {
+        let name = self.name.as_ref()?.parse().ok()?;
+        self.members.as_ref()?.value.peer(&name).cloned()
     }
 
     /// Every key, in the order of the help text.

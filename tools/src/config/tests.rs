@@ -28,9 +28,17 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!((config.name.as_str(), config.clients_max), ("b", 7));
     assert_eq!(config.segment_bytes, 128 << 20);
     assert_eq!(config.peer_timeout, Duration::from_secs(9));
-    assert_eq!(config.heartbeat_interval, Duration::from_secs(1), "the default");
+    assert_eq!(config.heartbeat_interval, Duration::from_millis(100), "the default");
     assert_eq!(config.data, PathBuf::from("/var/lib/a"));
     assert_eq!((config.write_depth, config.sync_method, config.commit_timeout), (None, None, None));
+}
+
+#[test]
+fn a_member_listens_where_the_others_look_for_it() {
+    let members = "members = \"a=10.0.0.1:7401,b=10.0.0.2:7401\"";
+    let listen = |line: &str| node(line, members).unwrap().peer_listen.to_string();
+    assert_eq!(listen("--data d --name b"), "10.0.0.2:7401");
+    assert_eq!(listen("--data d --name b --peer-listen 0.0.0.0:7401"), "0.0.0.0:7401");
 }
 
 #[test]
@@ -40,9 +48,17 @@ fn every_key_is_a_flag_and_every_flag_a_key() {
     let all = Settings::defaults().or(Settings {
         data: Some("/d".into()),
         follow: Some("h:1".parse().unwrap()),
+        members: Some("a=h:1,b=h:3".parse().unwrap()),
         metrics_listen: Some("h:2".parse().unwrap()),
         password: Some("p".to_owned()),
+        users_file: Some("/u".into()),
         ready_file: Some("/r".into()),
+        tls_listen: Some("h:4".parse().unwrap()),
+        tls_cert: Some("/c".into()),
+        tls_key: Some("/k".into()),
+        tls_ca: Some("/a".into()),
+        peer_tls_ca: Some("/p".into()),
+        repair_from: Some("h:5".parse().unwrap()),
         write_depth: Some(4),
         sync_method: Some("dsync".parse().unwrap()),
         ..Settings::default()
@@ -76,6 +92,10 @@ fn a_wrong_value_names_key_and_form() {
         ("peer_timeout = \"5 parsecs\"", "such as 100us or 5s"),
         ("commit_level = \"durable\"", "is not a commit level"),
         ("sync = \"ANY x (a)\"", "sync"),
+        ("members = \"a\"", "is not NAME=PEER_HOST:PORT"),
+        ("members = \"a=h:1,a=h:2\"", "named twice"),
+        ("members = \"a=h:1,b=h:1\"", "two members have the peer address"),
+        ("redirect = \"ask\"", "`moved`, `readonly`"),
         ("listen = \"6400\"", "is not HOST:PORT"),
         ("sync_method = \"fsync\"", "expected dsync or fdatasync"),
         ("on_sync_loss = \"panic\"", "degrade:LEVEL"),
@@ -100,6 +120,13 @@ fn values_out_of_bounds_say_what_would_do() {
         ("--data d --log-buffer-bytes 1MiB", "at least 64MiB"),
         ("--data d --heartbeat-interval 4s", "two heartbeats must fit into peer_timeout = 5s"),
         ("--data d --heartbeat-interval 0", "two heartbeats"),
+        ("--data d --name d --members a=h:1,b=h:2", "it does not name this node, d"),
+        ("--data d --name a --members a=h:1 --follow h:2", "give --members or --follow"),
+        (
+            "--data d --name a --members a=h:1 --election-timeout 200ms",
+            "3 heartbeats must fit into election_timeout = 200ms",
+        ),
+        ("--data d --name a --members a=h:1 --election-timeout 10ms", "at least 80ms"),
         ("--data d --clients-max 0", "choose 1 or more"),
         ("--data d --on-sync-loss degrade:remote_write", "`local` or `off` only"),
     ] {

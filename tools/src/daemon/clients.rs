@@ -3,15 +3,18 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use io_uring::{cqueue, opcode, squeue, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 
+use super::client_limits::{ClientCounts, ClientLimits, Farewell, Signs};
+use super::client_list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use super::host::{Host, SessionId};
 use super::node::Node;
 use super::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
-use super::session::{Session, SessionSettings};
+use super::session::{Description, Session, SessionSettings};
 
 const OP_RECV: u64 = 0;
 const OP_SEND: u64 = 1;
@@ -23,17 +26,55 @@ const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 pub const CLIENTS_MAX: usize = 1 << 20;
 const _: () = assert!(CLIENTS_MAX as u64 <= SLOT_MASK);
 
+/// Clients that are sent away at once are logged one by one up to this number, and counted beyond it.
+const FAREWELLS_LOGGED_MAX: usize = 8;
+
 /// One client's socket and session. Dropped only when no operation on it is in flight.
 struct Connection {
     socket: OwnedFd,
     session: Session,
+    address: SocketAddr,
+    since: Instant,
+    /// When a command was executed last, as seen ten times a second.
+    active: Instant,
     receiving: bool,
     /// Bytes that the send in flight reads from, and how many of them are sent.
     outgoing: BytesMut,
     sending: bool,
-    /// The client closed its side, or a socket error: nothing more will come.
+    /// When the send in flight began.
+    sending_since: Instant,
+    /// The client closed its side: it still gets its replies.
+    input_ended: Option<Instant>,
+    /// A socket error, or the client is sent away: nothing more is read or written.
     ended: bool,
     dirty: bool,
+}
+
+impl Connection {
+    fn buffered_bytes(&self) -> usize {
+        self.session.buffered_bytes() + self.outgoing.len()
+    }
+
+    fn signs(&self, waiting: bool) -> Signs {
+        Signs {
+            active: self.active,
+            waiting,
+            sending_since: self.sending.then_some(self.sending_since),
+            input_ended: self.input_ended,
+        }
+    }
+
+    fn seen<'a>(&self, description: &'a Description<'a>) -> Seen<'a> {
+        Seen {
+            session: description,
+            id: self.session.id(),
+            address: self.address,
+            descriptor: self.socket.as_raw_fd(),
+            since: self.since,
+            active: self.active,
+            sending_bytes: self.outgoing.len(),
+        }
+    }
 }
 
 /// All clients of a node.
@@ -45,7 +86,8 @@ pub struct Clients {
     dirty: Vec<usize>,
     starved: Vec<usize>,
     settings: SessionSettings,
-    clients_max: usize,
+    limits: ClientLimits,
+    counts: ClientCounts,
 }
 
 fn token(slot: usize, op: u64) -> u64 {
@@ -53,8 +95,9 @@ fn token(slot: usize, op: u64) -> u64 {
 }
 
 impl Clients {
-    /// No clients yet; at most `clients_max` at once.
-    pub fn new(settings: SessionSettings, clients_max: usize) -> Clients {
+    /// No clients yet.
+    pub fn new(settings: SessionSettings, limits: ClientLimits) -> Clients {
+        let connected_max = limits.clients_max.min(CLIENTS_MAX);
         Clients {
             slots: Vec::new(),
             generations: Vec::new(),
@@ -62,13 +105,19 @@ impl Clients {
             dirty: Vec::new(),
             starved: Vec::new(),
             settings,
-            clients_max: clients_max.min(CLIENTS_MAX),
+            limits: ClientLimits { clients_max: connected_max, ..limits },
+            counts: ClientCounts { connected_max, ..ClientCounts::default() },
         }
     }
 
     /// Connections that are open now.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// What was counted until `look` was called last.
+    pub fn counts(&self) -> ClientCounts {
+        self.counts
     }
 
     fn slot_of(&self, id: SessionId) -> Option<usize> {
@@ -78,9 +127,10 @@ impl Clients {
     }
 
     /// Takes over an accepted socket, or tells the client that there are too many.
-    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring) {
-        if self.len() >= self.clients_max {
-            let text = b"-ERR max number of clients reached (clients_max)\r\n";
+    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, now: Instant) {
+        if self.len() >= self.limits.clients_max {
+            self.counts.rejected += 1;
+            let text = b"-ERR max number of clients reached\r\n";
             // Best effort: the socket is new, so its buffer takes this line; then it is closed.
             let _ = nix::sys::socket::send(socket.as_raw_fd(), text, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
             return;
@@ -88,6 +138,7 @@ impl Clients {
         if let Err(error) = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpNoDelay, &true) {
             tracing::debug!(%address, %error, "TCP_NODELAY was refused");
         }
+        self.counts.accepted += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.generations.push(0);
@@ -97,9 +148,14 @@ impl Clients {
         self.slots[slot] = Some(Connection {
             socket,
             session: Session::new(id, &self.settings),
+            address,
+            since: now,
+            active: now,
             receiving: false,
             outgoing: BytesMut::new(),
             sending: false,
+            sending_since: now,
+            input_ended: None,
             ended: false,
             dirty: false,
         });
@@ -108,7 +164,8 @@ impl Clients {
 
     fn receive(&mut self, slot: usize, ring: &mut Ring) {
         let Some(connection) = self.slots[slot].as_mut() else { return };
-        if connection.receiving || connection.ended || !connection.session.wants_input() {
+        let over = connection.ended || connection.input_ended.is_some();
+        if connection.receiving || over || !connection.session.wants_input() {
             return;
         }
         connection.receiving = true;
@@ -157,6 +214,7 @@ impl Clients {
                 (length, Some(id)) if length > 0 => {
                     connection.session.handle_input(buffers.bytes(id, length as usize), node);
                 }
+                (0, _) => connection.input_ended = Some(node.now()),
                 (result, _) if result == -libc::ENOBUFS || result == -libc::EINTR => {}
                 _ => connection.ended = true,
             }
@@ -223,6 +281,7 @@ impl Clients {
             }
             if !connection.outgoing.is_empty() {
                 connection.sending = true;
+                connection.sending_since = node.now();
                 let entry = opcode::Send::new(
                     types::Fd(connection.socket.as_raw_fd()),
                     connection.outgoing.as_ptr(),
@@ -236,7 +295,9 @@ impl Clients {
             }
         }
         let drained = !connection.sending && connection.outgoing.is_empty() && connection.session.output().is_empty();
-        let over = connection.ended || (connection.session.closing() && drained);
+        let finished =
+            connection.session.closing() || (connection.input_ended.is_some() && connection.session.is_done());
+        let over = connection.ended || (finished && drained);
         if !over {
             self.receive(slot, ring);
             return;
@@ -258,6 +319,114 @@ impl Clients {
         for connection in self.slots.iter_mut().flatten() {
             each(&mut connection.session);
         }
+    }
+
+    /// Ten times a second: counts commands, wakes sessions whose time is up, and sends away whom the limits do not allow.
+    pub fn look(&mut self, now: Instant, ready: &mut Vec<SessionId>) -> (ClientCounts, u64) {
+        let (mut commands, mut waiting, mut buffered) = (0, 0, 0);
+        let mut leaving = Vec::new();
+        for (slot, connection) in self.slots.iter_mut().enumerate() {
+            let Some(connection) = connection.as_mut().filter(|connection| !connection.ended) else { continue };
+            let executed = connection.session.take_commands();
+            commands += executed;
+            let is_waiting = connection.session.is_waiting();
+            if executed > 0 || is_waiting {
+                connection.active = now;
+            }
+            waiting += usize::from(is_waiting);
+            buffered += connection.buffered_bytes();
+            if connection.session.deadline().is_some_and(|deadline| deadline <= now) {
+                ready.push(connection.session.id());
+            }
+            if let Some(why) = self.limits.judge(&connection.signs(is_waiting), now) {
+                leaving.push((slot, why));
+            }
+        }
+        if buffered > self.limits.bytes_max {
+            self.choose_largest(buffered - self.limits.bytes_max, &mut leaving);
+        }
+        self.send_away(&leaving);
+        self.counts.connected = self.len();
+        self.counts.waiting = waiting;
+        self.counts.buffered_bytes = buffered;
+        (self.counts, commands)
+    }
+
+    /// Adds to `leaving` the clients with the largest buffers, until what they hold is `excess`.
+    fn choose_largest(&self, excess: usize, leaving: &mut Vec<(usize, Farewell)>) {
+        let open = |(slot, connection): (usize, &Option<Connection>)| {
+            let connection = connection.as_ref().filter(|connection| !connection.ended)?;
+            Some((connection.buffered_bytes(), slot))
+        };
+        let mut by_size: Vec<(usize, usize)> = self.slots.iter().enumerate().filter_map(open).collect();
+        by_size.sort_unstable_by(|a, b| b.cmp(a));
+        let mut freed = 0;
+        for (bytes, slot) in by_size {
+            if freed >= excess {
+                return;
+            }
+            freed += bytes;
+            if !leaving.iter().any(|(known, _)| *known == slot) {
+                leaving.push((slot, Farewell::Evicted(bytes)));
+            }
+        }
+    }
+
+    fn send_away(&mut self, leaving: &[(usize, Farewell)]) {
+        for (index, (slot, why)) in leaving.iter().enumerate() {
+            let Some(connection) = self.slots[*slot].as_mut() else { continue };
+            connection.ended = true;
+            self.counts.count(*why);
+            if index < FAREWELLS_LOGGED_MAX {
+                tracing::warn!(address = %connection.address, "a client is disconnected: {why}");
+            }
+            // What the kernel still has for it is of no use; without this it stays in memory until the client takes it.
+            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+            let _ = nix::sys::socket::setsockopt(&connection.socket, nix::sys::socket::sockopt::Linger, &at_once);
+            self.mark(*slot);
+        }
+        if let Some(more) = leaving.len().checked_sub(FAREWELLS_LOGGED_MAX).filter(|more| *more > 0) {
+            tracing::warn!("{more} more clients are disconnected at the same time; INFO clients counts them by reason");
+        }
+    }
+
+    /// Sends away whose user is not what it was.
+    pub fn follow_users(&mut self) {
+        let open = self.slots.iter().enumerate().filter_map(|(slot, connection)| Some((slot, connection.as_ref()?)));
+        let changed = open.filter(|(_, connection)| !connection.ended && !connection.session.is_still_welcome());
+        let leaving: Vec<_> = changed.map(|(slot, _)| (slot, Farewell::UserChanged)).collect();
+        self.send_away(&leaving);
+    }
+
+    /// Answers CLIENT LIST and its like, and lets the session that asked go on.
+    pub fn answer(&mut self, asked: Asked, now: Instant, node: &mut Node) {
+        let concerned: Vec<usize> = (0..self.slots.len())
+            .filter(|slot| {
+                let open = self.slots[*slot].as_ref().filter(|connection| !connection.ended);
+                open.is_some_and(|connection| {
+                    let session = &connection.session;
+                    asked.ask.concerns(asked.session, session.id(), connection.address, session.description().user)
+                })
+            })
+            .collect();
+        let answer = match asked.ask {
+            ClientAsk::List(_) => {
+                let mut text = String::new();
+                for connection in concerned.iter().filter_map(|slot| self.slots[*slot].as_ref()) {
+                    text.push_str(&line(&connection.seen(&connection.session.description()), now));
+                    text.push('\n');
+                }
+                ClientAnswer::Text(text)
+            }
+            ClientAsk::Kill { .. } => ClientAnswer::Killed(concerned.len()),
+            ClientAsk::KillAddress(_) => ClientAnswer::KilledAddress(!concerned.is_empty()),
+        };
+        if !matches!(answer, ClientAnswer::Text(_)) {
+            let leaving: Vec<_> = concerned.into_iter().map(|slot| (slot, Farewell::Killed)).collect();
+            self.send_away(&leaving);
+        }
+        *asked.reply.borrow_mut() = Some(answer);
+        self.wake(asked.session, node);
     }
 
     /// True when no reply is waiting to be sent.

@@ -20,19 +20,48 @@ const LEVELS: [CommitLevel; 5] = [
 /// Bounded by the sessions: a session adds an entry a batch of input and has a bounded number of held replies.
 #[derive(Default)]
 pub struct CommitQueue {
-    waiting: [VecDeque<(Lsn, SessionId)>; LEVELS.len()],
+    waiting: [Waiting; LEVELS.len()],
+    /// Readers of committed state.
+    readers: Waiting,
+}
+
+type Waiting = VecDeque<(Lsn, SessionId)>;
+
+fn wait(queue: &mut Waiting, session: SessionId, lsn: Lsn) {
+    if queue.back() == Some(&(lsn, session)) {
+        return;
+    }
+    // A session that holds a read at the log's end may ask for less than one before it; the later answer is right too.
+    let lsn = queue.back().map_or(lsn, |&(last, _)| last.max(lsn));
+    queue.push_back((lsn, session));
+}
+
+fn leave(queue: &mut Waiting, reached: Lsn, ready: &mut Vec<SessionId>) {
+    while let Some(&(lsn, session)) = queue.front() {
+        if lsn > reached {
+            break;
+        }
+        queue.pop_front();
+        ready.push(session);
+    }
 }
 
 impl CommitQueue {
     /// `session` holds a reply until `level` has reached `lsn`.
     pub fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn) {
-        let queue = &mut self.waiting[level as usize];
-        if queue.back() == Some(&(lsn, session)) {
-            return;
+        wait(&mut self.waiting[level as usize], session, lsn);
+    }
+
+    /// `session` holds a reply until what readers of committed state may be told has reached `lsn`.
+    pub fn hold_settled(&mut self, session: SessionId, lsn: Lsn) {
+        wait(&mut self.readers, session, lsn);
+    }
+
+    /// As `release`, for readers of committed state. `settled` is only called when somebody waits.
+    pub fn release_settled(&mut self, settled: impl Fn() -> Lsn, ready: &mut Vec<SessionId>) {
+        if !self.readers.is_empty() {
+            leave(&mut self.readers, settled(), ready);
         }
-        // A session that holds a read at the log's end may ask for less than one before it; the later answer is right too.
-        let lsn = queue.back().map_or(lsn, |&(last, _)| last.max(lsn));
-        queue.push_back((lsn, session));
     }
 
     /// Moves to `ready` every session whose front reply may have been released. `released` tells what a level reached.
@@ -42,14 +71,7 @@ impl CommitQueue {
             if queue.is_empty() {
                 continue;
             }
-            let reached = released(level);
-            while let Some(&(lsn, session)) = queue.front() {
-                if lsn > reached {
-                    break;
-                }
-                queue.pop_front();
-                ready.push(session);
-            }
+            leave(queue, released(level), ready);
         }
     }
 }
@@ -72,5 +94,11 @@ mod tests {
         assert_eq!(ready, [SessionId(1)]);
         queue.release(|_| Lsn(40), &mut ready);
         assert_eq!(ready, [SessionId(1), SessionId(1), SessionId(2)]);
+        queue.hold_settled(SessionId(3), Lsn(50));
+        queue.release(|_| Lsn(60), &mut ready);
+        queue.release_settled(|| Lsn(49), &mut ready);
+        assert_eq!(ready.len(), 3);
+        queue.release_settled(|| Lsn(50), &mut ready);
+        assert_eq!(ready[3..], [SessionId(3)]);
     }
 }

@@ -1,26 +1,38 @@
 //! The node as its sessions see it: `Host`, and what INFO, ROLE and CONFIG tell. Decides nothing; every number comes from the
 //! log, the store or the links.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
 use walferry_applier::store::Store;
 use walferry_cluster::level::CommitLevel;
+use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::AppendError;
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::world;
 use walferry_shipper::status::{ReplicaStatus, SentBytes};
 
+use super::base::receiving;
+use super::client_list::{Asked, ClientAsk, ClientReply};
+use super::cluster::{Command, Reply};
+use super::command::refusal_text;
 use super::host::{
     Evidence, Following, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
 use super::metrics_text::Snapshot;
 use super::node::{Node, Role};
+use super::reading::Strong;
 use super::waterfall::Stage as CommitStage;
 use super::waterfall_report;
+use crate::config::Redirect;
 
 impl Host for Node {
     fn now(&self) -> Instant {
         Node::now(self)
+    }
+
+    fn clock(&self) -> Instant {
+        world::now()
     }
 
     fn wall_clock_us(&self) -> u64 {
@@ -38,7 +50,8 @@ impl Host for Node {
     fn writable(&self, level: CommitLevel) -> Result<(), Refusal> {
         let shipper = match &self.role {
             Role::Leader(shipper) => shipper,
-            Role::Replica(_) => return Err(Refusal::ReadOnly { leader: self.leader_address() }),
+            Role::Replica(_) => return Err(self.not_here()),
+            Role::Leaderless(reason) => return Err(Refusal::NoLeader(self.why_leaderless(reason))),
             Role::SteppedDown(reason) => return Err(Refusal::Stopped(reason.clone())),
         };
         if let Some(reason) = self.log.stopped() {
@@ -65,7 +78,7 @@ impl Host for Node {
         if let Err(error) = self.pending.record(lsn, record, &self.store) {
             return Err(Refusal::Stopped(error.to_string()));
         }
-        if self.waterfall.begin(lsn, level, Instant::now)
+        if self.waterfall.begin(lsn, level, world::now)
             && level > CommitLevel::Local
             && let Role::Leader(shipper) = &mut self.role
         {
@@ -90,6 +103,35 @@ impl Host for Node {
         self.released_at(level)
     }
 
+    fn settled(&self) -> Lsn {
+        self.settled_at()
+    }
+
+    fn history(&self) -> &EpochHistory {
+        &self.history
+    }
+
+    fn cluster_id(&self) -> u128 {
+        self.known_cluster_id()
+    }
+
+    fn staleness(&self, now: Instant) -> Option<Duration> {
+        self.staleness_at(now)
+    }
+
+    fn strong(&self, now: Instant) -> Strong {
+        if let Err(refusal) = self.writable(CommitLevel::Off) {
+            return Strong::Refused(refusal_text(&refusal));
+        }
+        if !self.may_speak_at(now) {
+            return Strong::Refused(format!(
+                "CLUSTERDOWN this node led in epoch {}, and a majority of the members does not confirm that it still does",
+                self.history.last_epoch()
+            ));
+        }
+        if self.has_replayed() { Strong::Held } else { Strong::Replaying }
+    }
+
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
         let Role::Leader(shipper) = &self.role else { return 0 };
         let reached = |replica: &ReplicaStatus| match stage {
@@ -101,6 +143,10 @@ impl Host for Node {
 
     fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn) {
         self.queue.hold(session, level, lsn);
+    }
+
+    fn hold_settled(&mut self, session: SessionId, lsn: Lsn) {
+        self.queue.hold_settled(session, lsn);
     }
 
     fn park(&mut self, session: SessionId, wait: Wait) {
@@ -119,7 +165,7 @@ impl Host for Node {
     fn evidence(&self, lsn: Lsn) -> Evidence {
         let replicas = match &self.role {
             Role::Leader(shipper) => shipper.evidence(lsn),
-            Role::Replica(_) | Role::SteppedDown(_) => Vec::new(),
+            Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => Vec::new(),
         };
         let write = self.log.last_write();
         let micros = |duration: std::time::Duration| duration.as_micros() as u64;
@@ -136,20 +182,22 @@ impl Host for Node {
     fn facts(&self) -> NodeFacts {
         NodeFacts {
             name: self.config.name.clone(),
-            cluster_id: format!("{:032x}", self.meta.cluster_id),
+            cluster_id: format!("{:032x}", self.known_cluster_id()),
             epoch: self.history.last_epoch(),
             following: self.following(),
             port: self.client_address.port(),
             uptime_s: self.started.elapsed().as_secs(),
             clients: self.clients,
             commands: self.commands,
+            repairs: self.repaired,
             end: self.log.end(),
             written: self.log.written(),
             flushed: self.log.flushed(),
             applied: self.store.applied(),
             committed: self.committed(),
+            staleness: self.staleness_at(world::now()),
             commit_level: self.config.commit_level.to_string(),
-            sync_policy: self.config.sync.to_string(),
+            sync_policy: self.policy_text(),
             trouble: self.trouble(),
         }
     }
@@ -160,6 +208,7 @@ impl Host for Node {
             ("Waterfall", self.waterfall_lines()),
             ("Log", self.log_lines()),
             ("Shipping", self.shipping_lines()),
+            ("TLS", self.tls.lines()),
         ]
     }
 
@@ -168,7 +217,7 @@ impl Host for Node {
     }
 
     fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
-        self.config.sync.to_string()
+        self.policy_text()
     }
 
     fn waterfall(&self, histograms: bool) -> String {
@@ -183,7 +232,35 @@ impl Host for Node {
     fn promote(&mut self) -> Result<Epoch, String> {
         self.promote_now()
     }
+
+    fn leader(&self) -> Option<String> {
+        self.leader_address()
+    }
+
+    fn command_cluster(&mut self, command: Command) -> Result<Reply, String> {
+        let Some(membership) = &self.membership else {
+            return Err("this node is no member of a cluster: it was started without --members".to_owned());
+        };
+        Ok(membership.command(command))
+    }
+
+    fn reload_users(&mut self) -> Result<(), String> {
+        self.read_users()
+    }
+
+    fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply {
+        let reply = ClientReply::default();
+        self.client_asks.push(Asked { session, ask, reply: ClientReply::clone(&reply) });
+        reply
+    }
+
+    fn describe_cluster(&self) -> String {
+        self.description().to_string()
+    }
 }
+
+/// A disk whose flushes take longer is called slow: every commit but those at `off` feels it.
+const DISK_SLOW: Duration = Duration::from_millis(50);
 
 fn replication_row(replica: ReplicaStatus) -> ReplicationRow {
     ReplicationRow {
@@ -216,11 +293,43 @@ impl Node {
         }
     }
 
+    /// The sync policy: the cluster's, or the node's own.
+    fn policy_text(&self) -> String {
+        match &self.membership {
+            Some(membership) => membership.state.sync_policy().to_string(),
+            None => self.config.sync.to_string(),
+        }
+    }
+
     /// Where clients find the leader.
-    fn leader_address(&self) -> Option<String> {
+    pub(super) fn leader_address(&self) -> Option<String> {
+        if let Role::Leader(_) = &self.role {
+            return Some(self.public_address());
+        }
+        let heard = self.membership.as_ref().map(|membership| membership.leader_address.clone());
         let Role::Replica(follower) = &self.role else { return None };
+        if let Some(address) = heard.filter(|address| !address.is_empty()) {
+            return Some(address);
+        }
         let status = follower.status(&self.log, self.now());
         Some(if status.client_address.is_empty() { status.leader } else { status.client_address })
+    }
+
+    /// A write came to a replica.
+    fn not_here(&self) -> Refusal {
+        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        if !awaited.is_empty() {
+            return Refusal::NoLeader(awaited);
+        }
+        match (&self.membership, self.leader_address()) {
+            (Some(_), Some(leader)) if self.config.redirect == Redirect::Moved => Refusal::Moved { leader },
+            (_, leader) => Refusal::ReadOnly { leader },
+        }
+    }
+
+    fn why_leaderless(&self, reason: &str) -> String {
+        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        if awaited.is_empty() { reason.to_owned() } else { awaited }
     }
 
     fn following(&self) -> Option<Following> {
@@ -248,9 +357,16 @@ impl Node {
             Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),
             Role::Replica(follower) => {
                 let status = follower.status(&self.log, self.now());
-                if !status.last_error.is_empty() {
+                troubles.extend(self.membership.as_ref().map(|seat| seat.trouble()).filter(|text| !text.is_empty()));
+                if let Some(copy) = &status.base_copy {
+                    troubles.push(receiving(copy, &status.leader));
+                } else if !status.last_error.is_empty() {
                     troubles.push(format!("not following {}: {}", status.leader, status.last_error));
                 }
+            }
+            Role::Leaderless(reason) => troubles.push(self.why_leaderless(reason)),
+            Role::Leader(_) if !self.may_speak() => {
+                troubles.push("no lease: a majority of the members does not answer; commits wait".to_owned());
             }
             Role::Leader(_) => {}
         }
@@ -266,9 +382,21 @@ impl Node {
         troubles.join("; ")
     }
 
+    /// What there is to say of a disk that holds up commits; empty when it does not. No election comes of it: signs of life do not
+    /// wait for the disk.
+    pub(super) fn disk_words(&self) -> String {
+        let (writes, p99) = self.log.ledger().recent_p99();
+        if p99 < DISK_SLOW {
+            return String::new();
+        }
+        format!(
+            "the disk is slow: of its last {writes} flushes 99 of 100 took up to {p99:.0?}, and commits wait for each"
+        )
+    }
+
     fn ledger_lines(&self) -> Vec<(String, String)> {
         let ledger = self.log.ledger().snapshot();
-        vec![
+        let mut lines = vec![
             line("ledger_flushes", ledger.flushes),
             line("ledger_records", ledger.records),
             line("ledger_bytes", ledger.bytes),
@@ -284,7 +412,12 @@ impl Node {
             line("ledger_device_us_p99", ledger.device_us.p99),
             line("ledger_device_us_max", ledger.device_us.max),
             line("ledger_device_us_per_commit", format_args!("{:.1}", ledger.device_us_per_commit())),
-        ]
+        ];
+        let slow = self.disk_words();
+        if !slow.is_empty() {
+            lines.push(line("ledger_slow", slow));
+        }
+        lines
     }
 
     /// The mean of each stage of each level: `WATERFALL` tells the distributions.
@@ -314,6 +447,12 @@ impl Node {
             line("store_checkpoint_lsn", self.store.durable_applied()),
             line("store_checkpoints", self.store.checkpoints()),
             line("store_overlay_bytes", self.store.overlay_bytes()),
+            line("log_repaired_ranges", self.repaired.ranges),
+            line("log_repaired_bytes", self.repaired.bytes),
+            line("stores_made_anew", self.repaired.stores),
+            line("base_copies_taken", self.base_copies.taken),
+            line("base_copy_received_bytes", self.base_copies.taken_bytes),
+            line("base_copy_kept_bytes", self.base_copies.kept_bytes),
         ]
     }
 
@@ -328,6 +467,7 @@ impl Node {
         ];
         for replica in replicas {
             let name = &replica.name;
+            lines.push(line(&format!("replica_{name}_transport"), replica.transport));
             let micros = |duration: std::time::Duration| duration.as_micros();
             lines.push(line(
                 &format!("replica_{name}_us"),

@@ -11,12 +11,19 @@
 //! 6. send `Session::output`; once it was taken and `Session::can_go_on`: `Session::resume`; close after the last byte once
 //!    `Session::closing`, and `Host::unpark` a session that is gone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
 use walferry_applier::store::Store;
 use walferry_cluster::level::CommitLevel;
+use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::client_limits::ClientCounts;
+use super::client_list::{ClientAsk, ClientReply};
+use super::cluster::{Command, Reply};
+use super::reading::Strong;
+use super::repair::RepairCount;
 
 /// The number of a client connection, never used twice by one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +39,13 @@ pub enum Refusal {
         /// `HOST:PORT`.
         leader: Option<String>,
     },
+    /// This member of a cluster does not lead; where clients of the leader go.
+    Moved {
+        /// `HOST:PORT`.
+        leader: String,
+    },
+    /// The cluster has no leader for this node at the moment; what is awaited.
+    NoLeader(String),
     /// The disk is full.
     NoSpace(String),
     /// Too few replicas are in sync for the session's commit level.
@@ -50,10 +64,18 @@ pub enum Wait {
     Room,
     /// `Host::applied` has reached this LSN.
     Applied(Lsn),
+    /// `Host::applied` has reached this LSN, or the node's role or epoch changed: what was seen may be lost.
+    Floor(Lsn),
+    /// The node's state became newer, or its role or epoch changed.
+    Fresh,
     /// A replica acknowledged something, or `Host::flushed` moved.
     Acknowledged,
     /// An entry was applied to one of these streams.
     Streams(Vec<Vec<u8>>),
+    /// The cluster answered an operator's command.
+    Cluster,
+    /// What was asked of all connections is answered.
+    Clients,
 }
 
 /// How far a replica is with a commit.
@@ -128,7 +150,9 @@ pub struct NodeFacts {
     /// Since when the node runs, seconds.
     pub uptime_s: u64,
     /// Client connections.
-    pub clients: usize,
+    pub clients: ClientCounts,
+    /// What of its data was damaged and is whole again.
+    pub repairs: RepairCount,
     /// Commands executed by all sessions since the start.
     pub commands: u64,
     /// The end of the log, its open frame included.
@@ -141,6 +165,8 @@ pub struct NodeFacts {
     pub applied: Lsn,
     /// Confirmed by the sync policy.
     pub committed: Lsn,
+    /// What was durable on the leader so long ago is applied here; `None` when the node cannot say.
+    pub staleness: Option<Duration>,
     /// The node's commit level.
     pub commit_level: String,
     /// The node's sync policy; empty for none.
@@ -177,6 +203,8 @@ pub type InfoSection = (&'static str, Vec<(String, String)>);
 pub trait Host {
     /// The time of this turn of the loop.
     fn now(&self) -> Instant;
+    /// The time of this very moment; for what must not have been true some time ago.
+    fn clock(&self) -> Instant;
     /// Wall clock of this turn of the loop, microseconds since the Unix epoch.
     fn wall_clock_us(&self) -> u64;
 
@@ -200,11 +228,24 @@ pub trait Host {
     /// Commits up to this LSN hold `level` (a degraded level included). `Off` is `Lsn::MAX`, `Local` follows `applied`: what is
     /// answered must be in `store`.
     fn released(&self, level: CommitLevel) -> Lsn;
+    /// Readers may be told up to this LSN what survives a failover: confirmed by the sync policy, and applied here. Zero for a
+    /// leader that may not speak.
+    fn settled(&self) -> Lsn;
+    /// The epochs of this node's log.
+    fn history(&self) -> &EpochHistory;
+    /// The cluster; 0 until the node has met one.
+    fn cluster_id(&self) -> u128;
+    /// What was durable on the leader so long before `now` is applied here; `None` when this node cannot say.
+    fn staleness(&self, now: Instant) -> Option<Duration>;
+    /// Whether this node may answer strong reads at `now`.
+    fn strong(&self, now: Instant) -> Strong;
     /// Replicas that have reached `stage` at `lsn`.
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize;
 
     /// Call `Session::release` when `released(level) >= lsn`.
     fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn);
+    /// Call `Session::release` when `settled() >= lsn`.
+    fn hold_settled(&mut self, session: SessionId, lsn: Lsn);
     /// Call `Session::resume` when this may have come.
     fn park(&mut self, session: SessionId, wait: Wait);
     /// The session no longer waits (its deadline passed, or what it waited for was there).
@@ -228,4 +269,14 @@ pub trait Host {
     fn reset_waterfall(&mut self);
     /// Makes this replica a leader; the new epoch, or why not.
     fn promote(&mut self) -> Result<Epoch, String>;
+    /// Where clients find the leader, this node included; `None` when it is not known.
+    fn leader(&self) -> Option<String>;
+    /// Starts an operator's command to the cluster, or tells why it cannot be; the answer comes later.
+    fn command_cluster(&mut self, command: Command) -> Result<Reply, String>;
+    /// Reads the users' file again; clients whose user changed are disconnected with this turn.
+    fn reload_users(&mut self) -> Result<(), String>;
+    /// Asks something of all connections; the answer comes with this turn or the next, by `Session::resume`.
+    fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply;
+    /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON.
+    fn describe_cluster(&self) -> String;
 }

@@ -1,27 +1,57 @@
 //! A listening socket on the ring. Used by `reactor` for clients and for peers; knows nothing of either.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
+
+/// The kernel closes the sockets of a ring a moment after its process is gone. A node that is started again at once waits this
+/// long for its address.
+const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(5);
+const ADDRESS_WAIT_STEP: Duration = Duration::from_millis(10);
 
 /// A socket that accepts until it is dropped.
 pub struct Listener {
     socket: TcpListener,
     id: u64,
+    /// No descriptor was free: it accepts again when `arm_again` is called.
+    resting: bool,
 }
 
 impl Listener {
     /// Binds `address`; completions of this listener carry `id` (and `Owner::Accept`).
     pub fn bind(address: SocketAddr, id: u64) -> std::io::Result<Listener> {
-        // The standard library sets SO_REUSEADDR and a backlog of 4096 or so: what a server wants.
-        Ok(Listener { socket: TcpListener::bind(address)?, id })
+        let (begun, mut said) = (Instant::now(), false);
+        loop {
+            // The standard library sets SO_REUSEADDR and a backlog of 4096 or so: what a server wants.
+            match TcpListener::bind(address) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_WAIT_MAX => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::info!(%address, "the address is taken, waiting for it for {ADDRESS_WAIT_MAX:?}");
+                    }
+                    std::thread::sleep(ADDRESS_WAIT_STEP);
+                }
+                bound => return Ok(Listener { socket: bound?, id, resting: false }),
+            }
+        }
     }
 
     /// The address that it listens on, the port chosen by the kernel included.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// A second descriptor of the socket, for somebody who accepts before this one is armed.
+    pub fn second(&self) -> std::io::Result<TcpListener> {
+        self.socket.try_clone()
+    }
+
+    /// The socket, for somebody else to accept.
+    pub fn into_socket(self) -> TcpListener {
+        self.socket
     }
 
     /// Starts to accept.
@@ -34,10 +64,20 @@ impl Listener {
         unsafe { ring.push(entry) };
     }
 
+    /// Starts to accept again after descriptors ran out; call it now and then. At once it would fail at once, and turn the loop
+    /// for nothing as long as somebody waits to be accepted.
+    pub fn arm_again(&mut self, ring: &mut Ring) {
+        if std::mem::take(&mut self.resting) {
+            self.arm(ring);
+        }
+    }
+
     /// What a completion brought: a connection, or nothing because of an error that is logged. Arms itself again when the
-    /// kernel ended the multishot.
-    pub fn accepted(&self, completion: &Completion, ring: &mut Ring) -> Option<(OwnedFd, SocketAddr)> {
-        if !cqueue::more(completion.flags) && completion.result != -libc::ECANCELED {
+    /// kernel ended the multishot, but for an error: then it rests.
+    pub fn accepted(&mut self, completion: &Completion, ring: &mut Ring) -> Option<(OwnedFd, SocketAddr)> {
+        let ended = !cqueue::more(completion.flags) && completion.result != -libc::ECANCELED;
+        self.resting |= ended && completion.result < 0;
+        if ended && !self.resting {
             self.arm(ring);
         }
         if completion.result < 0 {

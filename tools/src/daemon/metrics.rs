@@ -18,7 +18,7 @@ const SCRAPE_MS_MAX: u64 = 2_000;
 /// The ring thread must have answered within this time.
 const SNAPSHOT_MS_MAX: u64 = 1_000;
 /// Bytes that a refused scraper may still be sending; read, so that it sees the answer and not a reset.
-const REST_BYTES_MAX: u64 = 1 << 20;
+const REST_BYTES_MAX: usize = 1 << 20;
 
 type Ask = SyncSender<Snapshot>;
 
@@ -69,6 +69,25 @@ impl Metrics {
     }
 }
 
+/// Reads what a scraper still sends, within the bounds of size and time: whoever sends a byte now and then holds up the others no
+/// longer than that.
+fn skip_rest(stream: &mut TcpStream) -> std::io::Result<()> {
+    let deadline = Instant::now() + Duration::from_millis(SCRAPE_MS_MAX);
+    let (mut chunk, mut bytes) = ([0; 1024], 0);
+    while bytes < REST_BYTES_MAX {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk)? {
+            0 => break,
+            count => bytes += count,
+        }
+    }
+    Ok(())
+}
+
 /// One request, one answer, and the connection ends.
 fn serve(mut stream: TcpStream, snapshot: impl Fn() -> Option<Snapshot>) -> std::io::Result<()> {
     stream.set_write_timeout(Some(Duration::from_millis(SCRAPE_MS_MAX)))?;
@@ -91,7 +110,7 @@ fn serve(mut stream: TcpStream, snapshot: impl Fn() -> Option<Snapshot>) -> std:
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;
-    std::io::copy(&mut stream.take(REST_BYTES_MAX), &mut std::io::sink()).map(drop)
+    skip_rest(&mut stream)
 }
 
 #[derive(Debug, PartialEq, Eq)]

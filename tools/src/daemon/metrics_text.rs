@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use serde_json::Value;
 
+use super::client_limits::ClientCounts;
 use super::host::{NodeFacts, ReplicationRow};
 
 /// Microseconds in a second.
@@ -92,8 +93,14 @@ impl Page {
         self.single("trouble", "gauge", "1 while INFO names a trouble: degraded, stopped, no space.", trouble);
         self.single("epoch", "gauge", "The epoch that the node is in.", facts.epoch.0);
         self.single("uptime_seconds", "gauge", "Since the node started.", facts.uptime_s);
-        self.single("clients", "gauge", "Client connections.", facts.clients);
+        self.single("clients", "gauge", "Client connections.", facts.clients.connected);
+        self.clients(&facts.clients);
         self.single("commands_total", "counter", "Commands executed.", facts.commands);
+        let repairs = &facts.repairs;
+        let help = "Damaged parts of the log that other nodes gave back.";
+        self.single("log_repaired_ranges_total", "counter", help, repairs.ranges);
+        self.single("log_repaired_bytes_total", "counter", "Their bytes.", repairs.bytes);
+        self.single("stores_made_anew_total", "counter", "Damaged stores that were made anew.", repairs.stores);
         self.family("lsn_bytes", "gauge", "The log's positions: end, written, flushed, applied, committed.");
         for (position, lsn) in [
             ("end", facts.end),
@@ -104,12 +111,37 @@ impl Page {
         ] {
             self.sample("lsn_bytes", &[("position", position)], lsn.0);
         }
+        if let Some(staleness) = facts.staleness {
+            let help = "What was durable on the leader so long ago is applied here; absent when the node cannot say.";
+            self.single("staleness_seconds", "gauge", help, staleness.as_secs_f64());
+        }
         if let Some(following) = &facts.following {
             let connected = u8::from(following.connected);
             self.single("leader_connected", "gauge", "1 while the link to the leader is up.", connected);
             self.single("lag_bytes", "gauge", "The leader's log that is not applied here.", following.lag_bytes);
             let lag = following.lag_us as f64 / SECOND_US;
             self.single("lag_seconds", "gauge", "For how long the oldest of it waits.", lag);
+        }
+    }
+
+    fn clients(&mut self, counts: &ClientCounts) {
+        let help = "What clients have half sent, queued and not yet read.";
+        self.single("clients_buffered_bytes", "gauge", help, counts.buffered_bytes);
+        self.single("clients_accepted_total", "counter", "Clients accepted.", counts.accepted);
+        self.family(
+            "clients_sent_away_total",
+            "counter",
+            "Clients turned away or disconnected by the node, by reason.",
+        );
+        for (reason, count) in [
+            ("too_many", counts.rejected),
+            ("idle", counts.idle),
+            ("stalled", counts.stalled),
+            ("half_closed", counts.half_closed),
+            ("evicted", counts.evicted),
+            ("killed", counts.killed),
+        ] {
+            self.sample("clients_sent_away_total", &[("reason", reason)], count);
         }
     }
 
@@ -195,6 +227,7 @@ impl Page {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::time::Duration;
     use walferry_engine::lsn::Lsn;
 
     #[test]
@@ -221,10 +254,15 @@ mod tests {
             sync_state: "quorum".to_owned(),
             in_sync: true,
         };
-        let facts = NodeFacts { name: "a\"\\".to_owned(), ..NodeFacts::default() };
+        let facts = NodeFacts {
+            name: "a\"\\".to_owned(),
+            staleness: Some(Duration::from_millis(1500)),
+            ..NodeFacts::default()
+        };
         let text = render(&Snapshot { facts, replicas: vec![row], accounting });
         for line in [
             "walferry_node_info{name=\"a\\\"\\\\\",role=\"leader\",cluster_id=\"\"} 1",
+            "walferry_staleness_seconds 1.5",
             "walferry_replica_lag_seconds{replica=\"b\"} 0.0015",
             "walferry_replica_lsn_bytes{replica=\"b\",position=\"flushed\"} 4096",
             "walferry_saved_flushes_total 8",

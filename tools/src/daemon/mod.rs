@@ -2,20 +2,32 @@
 //!
 //! ```text
 //! reactor ─┬─ clients ── session ── command        bytes of clients in, replies out
+//!          │                  └───── reading        how new a state a reader must see: the rules
 //!          ├─ node ──┬── Log, Store, Pending       the log and what it says
 //!          │         ├── Shipper | Follower        the links of a leader | of a replica
+//!          │         ├── membership ── cluster     its seat among others | their thread: leases, failover, register
+//!          │         ├── base                      makes base copies | puts one in place of log and store
 //!          │         ├── commit_queue              whose replies wait for which LSN
 //!          │         └── parking                   who waits for anything else
+//!          │  └─ repair                        before it takes part: what its disk lost, from the other nodes
+//!          ├─ tls                                  gates, where connections become plain sockets
 //!          ├─ metrics                              Prometheus, from a thread of its own
 //!          └─ listener, signals, notify            the edges to the system
 //! ```
 
+mod base;
+mod client_limits;
+mod client_list;
 mod clients;
+pub mod cluster;
 mod command;
 mod commit_queue;
+mod description;
+mod descriptors;
 mod facts;
 mod host;
 mod listener;
+mod membership;
 mod metrics;
 mod metrics_text;
 mod node;
@@ -24,16 +36,25 @@ mod outbox;
 mod parked;
 mod parking;
 mod reactor;
+mod reading;
 mod recv_buffers;
+mod repair;
 mod reply;
-mod resp;
+pub mod resp;
+mod scrub;
 mod session;
 mod signals;
+#[cfg(feature = "simulation")]
+pub mod simulated;
+mod tls;
+pub mod users;
 mod waterfall;
 mod waterfall_report;
 
 #[cfg(test)]
 mod command_tests;
+#[cfg(test)]
+mod reading_session_tests;
 #[cfg(test)]
 mod resp_tests;
 #[cfg(test)]
@@ -90,6 +111,9 @@ pub enum DaemonError {
     /// Descriptors for signals and wakes cannot be made.
     #[error("cannot set up the node's descriptors: {0}")]
     Signals(std::io::Error),
+    /// The users' file is not one, or everybody can read it.
+    #[error(transparent)]
+    Users(#[from] users::UsersError),
     /// The data directory belongs to another role or cluster.
     #[error("{0}")]
     Refused(String),

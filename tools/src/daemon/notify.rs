@@ -38,6 +38,12 @@ impl Notifier {
         }
     }
 
+    /// The node repairs what its disk lost; it asks for as much more time as that may take.
+    pub fn repairing(&self, status: &str, time_max: Duration) {
+        let more = u32::try_from(time_max.as_micros()).unwrap_or(u32::MAX);
+        self.send(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(more)]);
+    }
+
     /// The node drains and will end.
     pub fn stopping(&self) {
         self.send(&[NotifyState::Stopping]);

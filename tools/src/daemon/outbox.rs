@@ -15,12 +15,14 @@ use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
 use super::host::{Host, SessionId};
+use super::reading::Position;
 use super::reply::Reply;
 
 /// With this many replies held a session executes nothing further until some have left.
 pub const HELD_REPLIES_MAX: usize = 64 << 10;
-/// With this many bytes of replies not yet sent a session executes nothing further until some were.
-pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// With this many bytes of replies not yet sent a session executes nothing further until some were. Fifty clients that ask for
+/// much at the same moment hold up the others for as long as it takes to copy this much for each.
+pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// A buffer that one large reply made larger than this is given back.
 const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
 
@@ -31,6 +33,8 @@ pub enum Hold {
     Nothing,
     /// It tells of changes that are not durable yet: until `Local` has reached this LSN.
     Seen(Lsn),
+    /// It tells what has to survive a failover: until that is committed.
+    Settled(Position),
     /// It confirms this commit: until the level has reached it.
     Commit(CommitLevel, Lsn),
 }
@@ -70,12 +74,24 @@ pub struct Outbox {
     batch: Option<(CommitLevel, Lsn)>,
     /// What was acknowledged last.
     pub acknowledged: Option<Acknowledged>,
+    /// What became of reads of committed state since the session asked.
+    settling: Settling,
+}
+
+/// What became of reads that were held until they are committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settling {
+    /// The newest that was told.
+    pub told: Option<Position>,
+    /// Some were not told: what they would have shown was not seen.
+    pub untold: bool,
 }
 
 impl Hold {
+    /// For commit levels; what is to be settled has a queue of its own.
     fn target(self) -> Option<(CommitLevel, Lsn)> {
         match self {
-            Hold::Nothing => None,
+            Hold::Nothing | Hold::Settled(_) => None,
             Hold::Seen(lsn) => Some((CommitLevel::Local, lsn)),
             Hold::Commit(level, lsn) => Some((level, lsn)),
         }
@@ -88,6 +104,7 @@ impl Outbox {
         self.reply.finish();
         let bytes = self.reply.written();
         match hold.target() {
+            None if matches!(hold, Hold::Settled(_)) => {}
             None if self.parts.is_empty() => {
                 self.ready += bytes;
                 return;
@@ -106,9 +123,17 @@ impl Outbox {
         let at = host.now();
         let deadline = match hold {
             Hold::Commit(level, _) if level > CommitLevel::Local => timeout.map(|timeout| at + timeout),
+            Hold::Settled(_) => timeout.map(|timeout| at + timeout),
             _ => None,
         };
         self.parts.push_back(Part { bytes, hold, at, deadline, overdue: false });
+        if let Hold::Settled(position) = hold {
+            host.hold_settled(id, position.lsn);
+            if timeout == Some(Duration::ZERO) {
+                // It is not waited for at all.
+                self.release(id, host);
+            }
+        }
     }
 
     fn ask(&mut self, level: CommitLevel, lsn: Lsn, id: SessionId, host: &mut dyn Host) {
@@ -133,6 +158,21 @@ impl Outbox {
     pub fn release(&mut self, id: SessionId, host: &mut dyn Host) {
         let mut known: Option<(CommitLevel, Lsn)> = None;
         while let Some(part) = self.parts.front().copied() {
+            if let Hold::Settled(position) = part.hold {
+                let settled = host.settled();
+                if settled >= position.lsn {
+                    self.settling.told = self.settling.told.max(Some(position));
+                } else if part.deadline.is_some_and(|deadline| host.now() >= deadline) {
+                    self.settling.untold = true;
+                    let lsn = position.lsn;
+                    self.replace(format_args!(
+                        "UNCOMMITTED what was read reaches up to {lsn}, and is committed up to {settled} only; a failover may \
+                         take it back"
+                    ));
+                } else {
+                    return;
+                }
+            }
             if let Some((level, lsn)) = part.hold.target() {
                 let released = match known {
                     Some((of, released)) if of == level => released,
@@ -203,6 +243,11 @@ impl Outbox {
                 Hold::Seen(lsn) => {
                     self.replace(format_args!("UNCERTAIN what was read is durable only at {lsn}: {reason}"));
                 }
+                Hold::Settled(position) => {
+                    self.settling.untold = true;
+                    let lsn = position.lsn;
+                    self.replace(format_args!("UNCOMMITTED what was read is not committed up to {lsn}: {reason}"));
+                }
                 Hold::Commit(_, lsn) => {
                     self.replace(format_args!("UNCERTAIN the commit at {lsn} is not confirmed: {reason}"));
                 }
@@ -212,7 +257,12 @@ impl Outbox {
         self.batch = None;
     }
 
-    /// When the front reply becomes `-UNCERTAIN`.
+    /// What became of reads that were held until they are committed, told once.
+    pub fn take_settling(&mut self) -> Settling {
+        std::mem::take(&mut self.settling)
+    }
+
+    /// When the front reply becomes `-UNCERTAIN` or `-UNCOMMITTED`.
     pub fn deadline(&self) -> Option<Instant> {
         self.parts.front().filter(|part| !part.overdue).and_then(|part| part.deadline)
     }
@@ -225,6 +275,16 @@ impl Outbox {
     /// True when replies are held.
     pub fn is_holding(&self) -> bool {
         !self.parts.is_empty()
+    }
+
+    /// How many replies are held.
+    pub fn held_replies(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The memory of replies that were not taken.
+    pub fn kept_bytes(&self) -> usize {
+        self.reply.buffered() + self.output.len() + self.parts.len() * size_of::<Part>()
     }
 
     /// The bytes that may be sent now; the caller takes them out.

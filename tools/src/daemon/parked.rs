@@ -1,13 +1,15 @@
-//! A session that waits for something: room in the log, replicas, an LSN, or entries of streams. Used by `session`, which asks
+//! A session that waits for something: room in the log, a state new enough to be read, replicas, an LSN, or entries of streams. Used by `session`, which asks
 //! again with `poll` whenever the node says that something may have changed.
 
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Lsn;
 
+use super::client_list::{ClientAnswer, ClientReply};
 use super::command::stream::ReadRequest;
 use super::host::{Host, Stage, Wait};
 use super::outbox::Hold;
+use super::reading::{Missing, Verdict};
 use super::reply::Reply;
 use super::session::Client;
 
@@ -21,10 +23,13 @@ pub struct Parked {
 #[derive(Debug)]
 enum What {
     Room,
+    Readable(Wait),
     Applied(Lsn),
     Replicas { lsn: Lsn, wanted: usize },
     Durable { lsn: Lsn, local: bool, wanted: usize },
     Streams(ReadRequest),
+    Cluster(super::cluster::Reply),
+    Clients(ClientReply),
 }
 
 /// The moment `timeout` from now; zero is never.
@@ -36,6 +41,15 @@ impl Parked {
     /// Until the log takes records again: then the command is executed again.
     pub fn for_room() -> Parked {
         Parked { what: What::Room, deadline: None }
+    }
+
+    /// Until the state is good enough for a read with this floor, or `deadline`: then the command is executed again.
+    pub fn for_reading(missing: Missing, floor: Lsn, deadline: Instant) -> Parked {
+        let wait = match missing {
+            Missing::Floor => Wait::Floor(floor),
+            Missing::Fresh | Missing::Replay => Wait::Fresh,
+        };
+        Parked { what: What::Readable(wait), deadline: Some(deadline) }
     }
 
     /// WAITLSN.
@@ -58,6 +72,16 @@ impl Parked {
         Parked { what: What::Streams(request), deadline: deadline(timeout, host) }
     }
 
+    /// SWITCHOVER and its like: the cluster answers within a bounded time.
+    pub fn for_cluster(answer: super::cluster::Reply) -> Parked {
+        Parked { what: What::Cluster(answer), deadline: None }
+    }
+
+    /// CLIENT LIST and KILL: answered within a turn.
+    pub fn for_clients(answer: ClientReply) -> Parked {
+        Parked { what: What::Clients(answer), deadline: None }
+    }
+
     /// When the wait ends at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -67,9 +91,12 @@ impl Parked {
     pub fn wait(&self) -> Wait {
         match &self.what {
             What::Room => Wait::Room,
+            What::Readable(wait) => wait.clone(),
             What::Applied(lsn) => Wait::Applied(*lsn),
             What::Replicas { .. } | What::Durable { .. } => Wait::Acknowledged,
             What::Streams(request) => Wait::Streams(request.keys().map(<[u8]>::to_vec).collect()),
+            What::Cluster(_) => Wait::Cluster,
+            What::Clients(_) => Wait::Clients,
         }
     }
 
@@ -77,7 +104,7 @@ impl Parked {
     pub fn poll(self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
         let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
         match &self.what {
-            What::Room => return Ok(None),
+            What::Room | What::Readable(_) => return Ok(None),
             What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
             What::Applied(lsn) if over => {
                 let applied = host.applied();
@@ -101,8 +128,26 @@ impl Parked {
                 reply.count(replicas);
             }
             What::Streams(request) => {
+                match client.judge(host) {
+                    Verdict::Ready => {}
+                    Verdict::Refuse(error) => {
+                        reply.error(error);
+                        return Ok(Some(Hold::Nothing));
+                    }
+                    // Entries of a state that is not good enough are none.
+                    Verdict::Wait(_) if over => {
+                        reply.null_array();
+                        return Ok(Some(Hold::Nothing));
+                    }
+                    Verdict::Wait(_) => return Err(self),
+                }
                 let (view, hold) = client.read(host);
                 match request.read(&view, reply) {
+                    // Judged again once it was read: the process may have been stopped in between.
+                    Ok(true) if client.judge(host) != Verdict::Ready => {
+                        reply.undo();
+                        return Err(self);
+                    }
                     Ok(true) => return Ok(Some(hold)),
                     Ok(false) => {}
                     Err(error) => {
@@ -115,6 +160,24 @@ impl Parked {
                     return Ok(Some(Hold::Nothing));
                 }
                 return Err(self);
+            }
+            What::Cluster(answer) => {
+                let answer = answer.lock().expect("nobody panics with it").take();
+                match answer {
+                    Some(Ok(text)) => reply.text(text),
+                    Some(Err(text)) => reply.error(format_args!("ERR {text}")),
+                    None => return Err(self),
+                }
+            }
+            What::Clients(answer) => {
+                let answer = answer.borrow_mut().take();
+                match answer {
+                    Some(ClientAnswer::Text(text)) => reply.verbatim(&text),
+                    Some(ClientAnswer::Killed(count)) => reply.count(count),
+                    Some(ClientAnswer::KilledAddress(true)) => reply.ok(),
+                    Some(ClientAnswer::KilledAddress(false)) => reply.error("ERR No such client"),
+                    None => return Err(self),
+                }
             }
             What::Applied(_) => return Err(self),
         }

@@ -1,7 +1,7 @@
 //! Sessions that wait for something other than a commit level, by what they wait for. A core: the node tells what came, it tells
 //! whom to resume. A needless resume does no harm, so each list errs on that side.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use walferry_engine::lsn::Lsn;
 
@@ -10,7 +10,7 @@ use super::host::{SessionId, Wait};
 /// Who is parked. Holds one wait a session, so it is bounded by the sessions.
 #[derive(Default)]
 pub struct Parking {
-    waits: HashMap<SessionId, Wait>,
+    waits: BTreeMap<SessionId, Wait>,
 }
 
 /// What may have come since the last look.
@@ -22,6 +22,10 @@ pub struct News {
     pub applied: Option<Lsn>,
     /// A replica acknowledged something, or the flushed LSN moved.
     pub acknowledged: bool,
+    /// The state became newer, or is known to be.
+    pub fresh: bool,
+    /// The node's role or epoch is another.
+    pub turned: bool,
 }
 
 impl Parking {
@@ -49,8 +53,13 @@ impl Parking {
             let concerned = match wait {
                 Wait::Room => news.room,
                 Wait::Applied(lsn) => news.applied.is_some_and(|applied| applied >= *lsn),
+                Wait::Floor(lsn) => news.turned || news.applied.is_some_and(|applied| applied >= *lsn),
+                Wait::Fresh => news.turned || news.fresh || news.applied.is_some(),
                 Wait::Acknowledged => news.acknowledged,
                 Wait::Streams(_) => news.applied.is_some(),
+                Wait::Cluster => true,
+                // `clients` resumes it itself.
+                Wait::Clients => false,
             };
             if concerned {
                 ready.push(session);
@@ -78,5 +87,14 @@ mod tests {
         assert_eq!(ready, [SessionId(1), SessionId(2)]);
         parking.unpark(SessionId(3));
         assert!(parking.is_empty());
+        parking.park(SessionId(4), Wait::Floor(Lsn(20)));
+        parking.park(SessionId(5), Wait::Fresh);
+        ready.clear();
+        parking.wake(News { applied: Some(Lsn(19)), ..News::default() }, &mut ready);
+        assert_eq!(ready, [SessionId(5)]);
+        parking.wake(News { fresh: true, ..News::default() }, &mut ready);
+        assert_eq!(ready, [SessionId(5)], "only the floor is waited for");
+        parking.wake(News { turned: true, ..News::default() }, &mut ready);
+        assert_eq!(ready, [SessionId(5), SessionId(4)]);
     }
 }

@@ -5,15 +5,19 @@
 //! applies and says whose replies are released -> 3. sessions are woken -> 4. what they wrote is sealed, what they answered is
 //! sent -> 5. one system call submits all of it and waits.
 
-use std::net::SocketAddr;
+use std::cell::RefCell;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::Signal;
 use walferry_engine::ring::{Completion, Owner, RING_ENTRIES_MAX, Ring};
 use walferry_engine::waker::WakeSource;
 
 use super::DaemonError;
+use super::client_limits::ClientLimits;
 use super::clients::Clients;
+use super::descriptors;
 use super::listener::Listener;
 use super::metrics::Metrics;
 use super::node::Node;
@@ -21,6 +25,8 @@ use super::notify::Notifier;
 use super::recv_buffers::RecvBuffers;
 use super::session::SessionSettings;
 use super::signals::Signals;
+use super::tls::{Entrance, Tls, unopened, warn_of_open_doors};
+use super::users::{Grant, Users};
 use crate::config::{self, NodeConfig};
 
 const ACCEPT_CLIENTS: u64 = 0;
@@ -38,7 +44,14 @@ pub struct Reactor {
     node: Node,
     buffers: RecvBuffers,
     client_listener: Listener,
-    peer_listener: Listener,
+    /// `None` for a member of a cluster: its peers connect to the cluster's thread.
+    peer_listener: Option<Listener>,
+    peer_address: SocketAddr,
+    tls: Tls,
+    /// Of clients that speak TLS.
+    tls_entrance: Option<Entrance>,
+    /// Of peers that speak TLS, for a node that is no member of a cluster.
+    peer_entrance: Option<Entrance>,
     wakes: WakeSource,
     metrics: Option<Metrics>,
     signals: Signals,
@@ -51,6 +64,7 @@ impl Reactor {
     /// Opens the node and starts to listen. Recovery is complete when this returns.
     pub fn open(config: NodeConfig) -> Result<Reactor, DaemonError> {
         let notifier = Notifier::new();
+        let tls = Tls::open(&config.tls)?;
         let signals = Signals::block(WAKE_SIGNAL).map_err(DaemonError::Signals)?;
         let mut ring = Ring::new(RING_ENTRIES_MAX)?;
         let (waker, wakes) = WakeSource::new().map_err(DaemonError::Signals)?;
@@ -61,6 +75,16 @@ impl Reactor {
         };
         let client_listener = bind("listen", listen, ACCEPT_CLIENTS)?;
         let peer_listener = bind("peer_listen", peer_listen, ACCEPT_PEERS)?;
+        let peer_address = peer_listener.address().map_err(DaemonError::Signals)?;
+        let tls_entrance = match &config.tls.listen {
+            None => None,
+            Some(listen) => {
+                let address = config::resolve("tls_listen", listen)?;
+                let failed = unopened("tls_listen", address);
+                let listener = TcpListener::bind(address).map_err(&failed)?;
+                tls.open_for_clients(listener, &waker).map_err(failed)?
+            }
+        };
         let metrics = match &config.metrics_listen {
             None => None,
             Some(listen) => {
@@ -70,16 +94,60 @@ impl Reactor {
             }
         };
         let buffers = RecvBuffers::register(&ring).map_err(DaemonError::RecvBuffers)?;
+        let users = match &config.users_file {
+            Some(file) => Users::load(file)?,
+            None => Users::open(config.password.as_deref()),
+        };
+        let client_address = client_listener.address().map_err(DaemonError::Signals)?;
+        let unguarded = users.at_start().is_some_and(|user| user.grant == Grant::All);
+        warn_of_open_doors(&config, unguarded, peer_listen);
+        if unguarded && !client_address.ip().is_loopback() {
+            tracing::warn!(
+                listen = %client_address,
+                "whoever reaches this address may do everything: name a users_file, or listen on 127.0.0.1 only"
+            );
+        }
+        let users = Rc::new(RefCell::new(users));
         let settings = SessionSettings {
-            password: config.password.as_deref().map(Rc::from),
+            users: Rc::clone(&users),
             commit_level: Some(config.commit_level),
             commit_timeout: config.commit_timeout,
+            read_wait_timeout: config.read_wait_timeout,
         };
-        let clients = Clients::new(settings, config.clients_max);
-        let client_address = client_listener.address().map_err(DaemonError::Signals)?;
-        let node = Node::open(config, client_address, &mut ring, waker)?;
+        let per_client = if config.tls.listen.is_some() { descriptors::RELAYED_CLIENT_DESCRIPTORS } else { 1 };
+        let limits = ClientLimits {
+            clients_max: descriptors::make_room(config.clients_max, per_client),
+            idle_timeout: config.client_idle_timeout,
+            stalled_timeout: config.output_stalled_timeout,
+            bytes_max: config.clients_bytes_max,
+        };
+        let clients = Clients::new(settings, limits);
+        let client_address = match &tls_entrance {
+            Some(entrance) => entrance.address(),
+            None => client_address,
+        };
+        // Behind TLS a node that waits for a repair has no gate yet: it lends nothing meanwhile.
+        let lends_at = (!config.tls.peers).then(|| peer_listener.second()).transpose();
+        let lends_at = lends_at.map_err(DaemonError::Signals)?;
+        let (peer_listener, handed_over, peer_entrance) = match &config.members {
+            None if config.tls.peers => {
+                let opened = tls.open_for_peers(peer_listener.into_socket(), &waker);
+                (None, None, opened.map_err(unopened("peer_listen", peer_address))?)
+            }
+            None => (Some(peer_listener), None, None),
+            Some(_) => (None, Some(peer_listener.into_socket()), None),
+        };
+        let take_role = |node: &mut Node| match handed_over {
+            Some(listener) => node.take_seat(listener),
+            None => node.take_configured_role(),
+        };
+        let mut node =
+            Node::open(config, client_address, (lends_at.as_ref(), tls.clone()), take_role, users, &mut ring, waker)?;
+        node.count(clients.counts(), 0);
         client_listener.arm(&mut ring);
-        peer_listener.arm(&mut ring);
+        if let Some(listener) = &peer_listener {
+            listener.arm(&mut ring);
+        }
         wakes.arm(&mut ring);
         signals.arm(&mut ring);
         Ok(Reactor {
@@ -89,6 +157,10 @@ impl Reactor {
             buffers,
             client_listener,
             peer_listener,
+            peer_address,
+            tls,
+            tls_entrance,
+            peer_entrance,
             wakes,
             metrics,
             signals,
@@ -101,9 +173,14 @@ impl Reactor {
     /// Says that the node serves: in the log, to systemd and in the ready file.
     fn announce(&self) -> Result<(), DaemonError> {
         let listen = self.client_listener.address().map_err(DaemonError::Signals)?;
-        let peer_listen = self.peer_listener.address().map_err(DaemonError::Signals)?;
+        let peer_listen = self.peer_address;
         tracing::info!(%listen, %peer_listen, "{} serves", self.node.describe());
         let mut ready = format!("listen={listen}\npeer_listen={peer_listen}\n");
+        if let Some(entrance) = &self.tls_entrance {
+            let address = entrance.address();
+            tracing::info!("clients over TLS at {address}");
+            ready.push_str(&format!("tls_listen={address}\n"));
+        }
         if let Some(metrics) = &self.metrics {
             let address = metrics.address();
             tracing::info!("metrics at http://{address}/metrics");
@@ -132,7 +209,12 @@ impl Reactor {
             }
         }
         self.drain(&mut ready)?;
-        self.node.close(&mut self.ring)
+        let Reactor { mut ring, clients, node, tls, .. } = self;
+        let outcome = node.close(&mut ring);
+        // What the relay still holds for clients goes out once their sockets are closed on this side.
+        drop((ring, clients));
+        tls.close();
+        outcome
     }
 
     /// One turn of the loop; true when the node is asked to end.
@@ -147,6 +229,13 @@ impl Reactor {
         }
         self.completions = completions;
         self.node.poll(&mut self.ring, ready)?;
+        if let Some(reason) = self.node.take_abandoned() {
+            // At once: no reply of this leadership may be taken for one of the next.
+            self.clients.for_each(|session| {
+                session.abandon(&reason);
+                ready.push(session.id());
+            });
+        }
         if now.duration_since(self.deadlines_checked) >= TURN_MAX {
             self.deadlines_checked = now;
             self.periodic(now, ready);
@@ -157,6 +246,12 @@ impl Reactor {
             }
             // What the woken sessions wrote goes out with this turn, not with the next.
             self.node.submit(&mut self.ring);
+        }
+        if self.node.take_users_changed() {
+            self.clients.follow_users();
+        }
+        for asked in self.node.take_client_asks() {
+            self.clients.answer(asked, now, &mut self.node);
         }
         self.clients.flush(&mut self.ring, &mut self.node);
         self.node.account();
@@ -172,16 +267,23 @@ impl Reactor {
             Owner::Peer => self.node.handle_peer(completion, &mut self.ring)?,
             Owner::Accept if completion.token.id() == ACCEPT_CLIENTS => {
                 if let Some((socket, address)) = self.client_listener.accepted(completion, &mut self.ring) {
-                    self.clients.accept(socket, address, &mut self.ring);
+                    self.clients.accept(socket, address, &mut self.ring, now);
                 }
             }
             Owner::Accept => {
-                if let Some((socket, address)) = self.peer_listener.accepted(completion, &mut self.ring) {
+                let accepted = self.peer_listener.as_mut().and_then(|all| all.accepted(completion, &mut self.ring));
+                if let Some((socket, address)) = accepted {
                     self.node.accept_peer(socket, address, &mut self.ring, now);
                 }
             }
             Owner::Wake if completion.token.id() == WAKE_SIGNAL => {
-                if let Some(signal) = self.signals.take() {
+                let signal = self.signals.take();
+                if signal == Some(Signal::SIGHUP) {
+                    if self.node.config().users_file.is_some() || !self.tls.is_used() {
+                        self.read_users();
+                    }
+                    self.tls.reload();
+                } else if let Some(signal) = signal {
                     tracing::info!(%signal, "asked to end");
                     return Ok(true);
                 }
@@ -189,6 +291,7 @@ impl Reactor {
             }
             Owner::Wake => {
                 self.wakes.handle_completion(completion, &mut self.ring);
+                self.take_secured(now);
                 if let Some(metrics) = &self.metrics {
                     metrics.answer(|| self.node.snapshot());
                 }
@@ -198,21 +301,29 @@ impl Reactor {
         Ok(false)
     }
 
-    /// Ten times a second: deadlines of sessions, the watchdog, counters.
+    fn read_users(&mut self) {
+        if let Err(error) = self.node.read_users() {
+            tracing::error!("the users stay as they are: {error}");
+        }
+    }
+
+    /// Connections that came through a gate.
+    fn take_secured(&mut self, now: Instant) {
+        while let Some(accepted) = self.tls_entrance.as_ref().and_then(Entrance::next) {
+            self.clients.accept(accepted.socket, accepted.address, &mut self.ring, now);
+        }
+        while let Some(accepted) = self.peer_entrance.as_ref().and_then(Entrance::next) {
+            self.node.accept_peer(accepted.socket, accepted.address, &mut self.ring, now);
+        }
+    }
+
+    /// Ten times a second: deadlines and limits of clients, the watchdog, counters, listeners that rest.
     fn periodic(&mut self, now: Instant, ready: &mut Vec<super::host::SessionId>) {
         self.notifier.alive(now);
-        let mut commands = 0;
-        let abandoned = self.node.take_abandoned();
-        self.clients.for_each(|session| {
-            commands += session.take_commands();
-            if let Some(reason) = &abandoned {
-                session.abandon(reason);
-            }
-            if abandoned.is_some() || session.deadline().is_some_and(|deadline| deadline <= now) {
-                ready.push(session.id());
-            }
-        });
-        self.node.count(self.clients.len(), commands);
+        let (counts, commands) = self.clients.look(now, ready);
+        self.node.count(counts, commands);
+        let peers = self.peer_listener.iter_mut();
+        peers.chain(Some(&mut self.client_listener)).for_each(|listener| listener.arm_again(&mut self.ring));
     }
 
     /// Answers what is still held and sends it, for a bounded time.

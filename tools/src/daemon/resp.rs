@@ -8,6 +8,8 @@
 
 use std::ops::Index;
 
+use walferry_cluster::message::TLS_FIRST_BYTES;
+
 /// A value, key or any other argument is at most this long.
 pub const VALUE_BYTES_MAX: usize = 16 << 20;
 /// A command is at most this long, lengths and line ends included. A longer one is read past and answered with an error.
@@ -51,6 +53,9 @@ pub enum ProtocolError {
     /// An endless line.
     #[error("too big inline request")]
     Line,
+    /// A TLS handshake.
+    #[error("this port does not speak TLS; the port that does is tls_listen")]
+    Tls,
     /// An inline command whose quotes do not match.
     #[error("unbalanced quotes in request")]
     Quotes,
@@ -184,6 +189,8 @@ impl Parser {
                 State::Start => match bytes.first() {
                     None => return Ok(Progress::More { forget: 0 }),
                     Some(b'*') => (self.state, self.at) = (State::Count, 1),
+                    // No command begins like this, and what follows need not ever hold a line's end.
+                    Some(first) if *first == TLS_FIRST_BYTES[0] => return Err(ProtocolError::Tls),
                     Some(_) => self.state = State::Inline,
                 },
                 State::Inline => return self.inline(bytes),

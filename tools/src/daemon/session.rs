@@ -6,20 +6,25 @@
 //!                              \-> Park: nothing further is executed until resume finds what was waited for
 //! ```
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 use super::command::transaction::{self, Transaction, Watched};
 use super::command::view::View;
 use super::command::{self, Outcome, Run, Spec, Writer};
 use super::host::{Host, Refusal, SessionId, Wait};
-use super::outbox::{Acknowledged, Hold, Outbox};
+use super::outbox::{Acknowledged, Hold, Outbox, Settling};
 use super::parked::Parked;
-use super::resp::{Args, COMMAND_BYTES_MAX, Parser, Progress};
+use super::reading::{self, Facts, Guarantee, Mode, Position, Strong, Verdict};
+use super::resp::{Args, COMMAND_BYTES_MAX, Parser, Progress, ProtocolError};
+use super::users::{User, Users};
 
 /// While a session cannot go on, no more than this is received for it.
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
@@ -33,12 +38,20 @@ const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && COMMAND_BYT
 /// What a node gives each new session.
 #[derive(Clone, Debug, Default)]
 pub struct SessionSettings {
-    /// What AUTH must say; none: everybody may do everything.
-    pub password: Option<Rc<str>>,
+    /// Who may connect; shared by all sessions, and replaced as a whole.
+    pub users: Rc<RefCell<Users>>,
     /// The level of a session that never said COMMITLEVEL.
     pub commit_level: Option<CommitLevel>,
     /// After this a commit that is durable here and unconfirmed elsewhere is answered `-UNCERTAIN`; none: it waits.
     pub commit_timeout: Option<Duration>,
+    /// A read waits so long for a state that is good enough for it; zero: not at all.
+    pub read_wait_timeout: Duration,
+}
+
+impl SessionSettings {
+    fn level(&self) -> CommitLevel {
+        self.commit_level.unwrap_or(CommitLevel::Local)
+    }
 }
 
 /// What commands know of the session and may change.
@@ -48,44 +61,155 @@ pub struct Client {
     pub id: SessionId,
     /// CLIENT SETNAME.
     pub name: Vec<u8>,
-    /// The password was given, or there is none.
-    pub authenticated: bool,
-    /// What AUTH must say.
-    pub password: Option<Rc<str>>,
+    /// Who it is; none until it has authenticated.
+    pub user: Option<Rc<User>>,
     /// COMMITLEVEL.
     pub level: CommitLevel,
     /// COMMITTIMEOUT.
     pub commit_timeout: Option<Duration>,
+    /// READ TIMEOUT.
+    pub read_timeout: Duration,
+    /// READ.
+    pub mode: Mode,
+    /// SESSION was used: no read is older than `seen`, on no node and after no failover.
+    pub tracked: bool,
     /// The end of the session's last record.
     pub last_commit: Lsn,
-    /// The session has been told of changes up to here, or relies on them; `last_commit <= seen`. Reads are not older.
-    pub seen: Lsn,
+    /// The session has been told of changes up to here, or is about to be, or relies on them; `last_commit <= seen.lsn`.
+    pub seen: Position,
+    /// Of `seen`, what does not hang on a reply that is held until it is committed; `firm <= seen`.
+    pub firm: Position,
     /// What COMMITINFO tells of.
     pub acknowledged: Option<Acknowledged>,
     /// Between MULTI and EXEC.
     pub transaction: Option<Transaction>,
     /// WATCH.
     pub watched: Vec<Watched>,
+    /// What the node gave it at its start.
+    settings: SessionSettings,
 }
 
 impl Client {
+    fn new(id: SessionId, settings: SessionSettings) -> Client {
+        let user = settings.users.borrow().at_start();
+        Client {
+            id,
+            name: Vec::new(),
+            user,
+            level: settings.level(),
+            commit_timeout: settings.commit_timeout,
+            read_timeout: settings.read_wait_timeout,
+            mode: Mode::Any,
+            tracked: false,
+            last_commit: Lsn::ZERO,
+            seen: Position::default(),
+            firm: Position::default(),
+            acknowledged: None,
+            transaction: None,
+            watched: Vec::new(),
+            settings,
+        }
+    }
+
+    /// The client says who it is; false when that is not so.
+    pub fn authenticate(&mut self, name: &[u8], password: &[u8]) -> bool {
+        let user = self.settings.users.borrow().authenticate(name, password);
+        let right = user.is_some();
+        if right {
+            self.user = user;
+        }
+        right
+    }
+
+    /// Everybody is `default` without a password: AUTH with one is likely to be a mistake.
+    pub fn needs_no_password(&self) -> bool {
+        self.settings.users.borrow().at_start().is_some()
+    }
+
+    /// The users' lines, as ACL LIST tells them.
+    pub fn user_lines(&self) -> Vec<String> {
+        self.settings.users.borrow().lines()
+    }
+
+    /// The level of a client that just connected.
+    pub fn level_default(&self) -> CommitLevel {
+        self.settings.level()
+    }
+
+    /// As a client that just connected.
+    pub fn reset(&mut self) {
+        *self = Client::new(self.id, self.settings.clone());
+    }
+
     /// The view that a read of this session needs, and what its reply is then held for.
     pub fn read<'a>(&mut self, host: &'a dyn Host) -> (View<'a>, Hold) {
-        if self.seen <= host.applied() || host.pending().is_empty() {
-            return (View::durable(host), Hold::Nothing);
+        let newest = self.mode == Mode::Strong || self.seen.lsn > host.applied();
+        let pending = newest && !host.pending().is_empty();
+        let (view, at) = match pending {
+            true => (View::pending(host), host.log_end()),
+            false => (View::durable(host), host.applied()),
+        };
+        let position = Position::at(at, host.history());
+        let settled = !matches!(self.mode, Mode::Committed | Mode::Strong) || host.settled() >= at;
+        if !settled {
+            self.seen = self.seen.max(position);
+            return (view, Hold::Settled(position));
         }
-        self.seen = host.log_end();
-        (View::pending(host), Hold::Seen(self.seen))
+        self.see(position);
+        (view, if pending { Hold::Seen(at) } else { Hold::Nothing })
+    }
+
+    /// The session sees `position`, whatever becomes of replies that are held.
+    fn see(&mut self, position: Position) {
+        self.firm = self.firm.max(position);
+        self.seen = self.seen.max(self.firm);
+    }
+
+    /// What was read of a state that was not committed yet was told, or was not.
+    fn settle(&mut self, settling: Settling) {
+        if settling.untold {
+            self.seen = self.firm;
+        }
+        if let Some(position) = settling.told {
+            self.see(position);
+        }
+    }
+
+    /// False when any state will do: nothing needs to be asked.
+    fn is_guarded(&self) -> bool {
+        self.tracked || self.mode.is_timed()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee { floor: if self.tracked { self.seen } else { Position::default() }, mode: self.mode }
+    }
+
+    fn facts<'a>(&self, host: &'a dyn Host) -> Facts<'a> {
+        let applied = host.applied();
+        let readable = if host.pending().is_empty() { applied } else { host.log_end() };
+        let now = if self.mode.is_timed() { host.clock() } else { host.now() };
+        let strong = if self.mode == Mode::Strong { host.strong(now) } else { Strong::Held };
+        Facts { history: host.history(), applied, readable, staleness: host.staleness(now), strong }
+    }
+
+    /// Whether the node's state is good enough for a read of this session.
+    pub fn judge(&self, host: &dyn Host) -> Verdict {
+        if !self.is_guarded() || mutants::is_on("forget-the-session") {
+            return Verdict::Ready;
+        }
+        reading::judge(&self.guarantee(), &self.facts(host))
     }
 
     /// The session learned of the newest state without changing it: what its reply is held for.
     pub fn observe(&mut self, host: &dyn Host) -> Hold {
         // A replica's log may run ahead of what its readers see, but it has nothing pending: nothing of that was looked at.
         if host.pending().is_empty() {
+            self.see(Position::at(host.applied(), host.history()));
             return Hold::Nothing;
         }
-        self.seen = host.log_end();
-        Hold::Seen(self.seen)
+        let end = host.log_end();
+        self.see(Position::at(end, host.history()));
+        Hold::Seen(end)
     }
 
     /// Appends `record` and says what its reply is held for.
@@ -93,7 +217,7 @@ impl Client {
         let lsn = host.commit(record, self.level)?;
         debug_assert!(self.last_commit < lsn);
         self.last_commit = lsn;
-        self.seen = self.seen.max(lsn);
+        self.see(Position::at(lsn, host.history()));
         Ok(Hold::Commit(self.level, lsn))
     }
 }
@@ -107,10 +231,51 @@ pub struct Session {
     /// The record in making; kept for its memory.
     record: Vec<u8>,
     parked: Option<Parked>,
+    /// The command in front waits for a state that is good enough, until then.
+    reads_until: Option<Instant>,
     closing: bool,
     /// Commands were left because too much output was waiting.
     stalled: bool,
     commands: u64,
+    last_command: &'static str,
+}
+
+/// What a session tells of itself, for CLIENT LIST.
+#[derive(Clone, Copy, Debug)]
+pub struct Description<'a> {
+    /// CLIENT SETNAME.
+    pub name: &'a [u8],
+    /// Who it is authenticated as; empty: nobody.
+    pub user: &'a str,
+    /// The last command that it was admitted to.
+    pub last_command: &'static str,
+    /// It waits for something other than a commit.
+    pub blocked: bool,
+    /// Commands since MULTI, in a transaction.
+    pub queued: Option<usize>,
+    /// Received and not executed, or queued for EXEC.
+    pub input_bytes: usize,
+    /// Replies that are not yet handed to the socket.
+    pub output_bytes: usize,
+    /// Of them, those that are held.
+    pub held_replies: usize,
+    /// HELLO 3.
+    pub resp3: bool,
+    /// COMMITLEVEL.
+    pub level: CommitLevel,
+}
+
+/// What a command asks of the node's state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// It does not read.
+    Nothing,
+    /// It reads.
+    Read,
+    /// EXEC of a transaction that only reads.
+    ReadAll,
+    /// It writes: what the session has seen must be in the log still.
+    Lineage,
 }
 
 /// What became of one command.
@@ -123,29 +288,18 @@ enum Step {
 impl Session {
     /// A session of a client that just connected.
     pub fn new(id: SessionId, settings: &SessionSettings) -> Session {
-        let client = Client {
-            id,
-            name: Vec::new(),
-            authenticated: settings.password.is_none(),
-            password: settings.password.clone(),
-            level: settings.commit_level.unwrap_or(CommitLevel::Local),
-            commit_timeout: settings.commit_timeout,
-            last_commit: Lsn::ZERO,
-            seen: Lsn::ZERO,
-            acknowledged: None,
-            transaction: None,
-            watched: Vec::new(),
-        };
         Session {
-            client,
+            client: Client::new(id, settings.clone()),
             parser: Parser::default(),
             input: BytesMut::new(),
             outbox: Outbox::default(),
             record: Vec::new(),
             parked: None,
+            reads_until: None,
             closing: false,
             stalled: false,
             commands: 0,
+            last_command: "",
         }
     }
 
@@ -197,7 +351,7 @@ impl Session {
         let mut at = 0;
         let mut parser = std::mem::take(&mut self.parser);
         while at < bytes.len() && self.is_runnable() {
-            parser.unauthenticated = !self.client.authenticated;
+            parser.unauthenticated = self.client.user.is_none();
             match parser.parse(&bytes[at..]) {
                 Ok(Progress::More { forget }) => {
                     at += forget;
@@ -216,6 +370,11 @@ impl Session {
                     parser.next();
                 }
                 Err(error) => {
+                    if error == ProtocolError::Tls {
+                        // Who speaks TLS reads no plain answer: the log has to tell, once.
+                        static SAID: Once = Once::new();
+                        SAID.call_once(|| tracing::warn!("a client speaks TLS to `listen`: {error}"));
+                    }
                     self.outbox.reply.begin();
                     self.outbox.reply.error(format_args!("ERR Protocol error: {error}"));
                     self.push(Hold::Nothing, host);
@@ -234,7 +393,12 @@ impl Session {
     }
 
     fn push(&mut self, hold: Hold, host: &mut dyn Host) {
-        self.outbox.push(hold, self.client.commit_timeout, self.client.id, host);
+        let timeout = match hold {
+            Hold::Settled(_) => Some(self.client.read_timeout),
+            _ => self.client.commit_timeout,
+        };
+        self.outbox.push(hold, timeout, self.client.id, host);
+        self.client.settle(self.outbox.take_settling());
     }
 
     fn refuse_large(&mut self, host: &mut dyn Host) {
@@ -267,6 +431,7 @@ impl Session {
             }
         };
         self.commands += 1;
+        self.last_command = spec.name;
         if let Some(transaction) = &mut self.client.transaction
             && !spec.ends_queueing()
         {
@@ -277,8 +442,20 @@ impl Session {
             self.push(Hold::Nothing, host);
             return Step::Done;
         }
+        let asks = if self.client.is_guarded() { self.asks(spec) } else { Asks::Nothing };
+        if let Some(step) = self.guard(asks, host) {
+            return step;
+        }
         match self.run(spec, args, host) {
             Ok(hold) => {
+                // What was good enough before it was read may not have been when it was read: the process may have been
+                // stopped in between.
+                if hold.is_some()
+                    && self.client.mode.is_timed()
+                    && let Some(step) = self.guard(asks, host)
+                {
+                    return step;
+                }
                 if let Some(hold) = hold {
                     self.push(hold, host);
                 }
@@ -299,10 +476,72 @@ impl Session {
         }
     }
 
+    /// What a command asks of the node's state.
+    fn asks(&self, spec: &Spec) -> Asks {
+        match spec.run {
+            Run::Read(_) | Run::Await(..) => Asks::Read,
+            Run::Write(_) => Asks::Lineage,
+            // What is watched is relied on, as what was read.
+            Run::Control(_) if spec.name == "watch" => Asks::Lineage,
+            Run::Control(_) => Asks::Nothing,
+            Run::Exec => match &self.client.transaction {
+                Some(transaction) if transaction.writes() => Asks::Lineage,
+                Some(transaction) if transaction.reads() => Asks::ReadAll,
+                _ => Asks::Nothing,
+            },
+        }
+    }
+
+    /// Whether the state is what the command asks for; `None` when it is. A command that waits is tried again.
+    fn guard(&mut self, asks: Asks, host: &mut dyn Host) -> Option<Step> {
+        let verdict = match asks {
+            Asks::Nothing => return None,
+            Asks::Read | Asks::ReadAll => self.client.judge(host),
+            Asks::Lineage if !self.client.tracked => return None,
+            // It executes on the leader's newest state, which is new enough if it is the same log at all.
+            Asks::Lineage => reading::lost(self.client.seen, host.history()).map_or(Verdict::Ready, Verdict::Refuse),
+        };
+        let error = match verdict {
+            Verdict::Ready => {
+                self.reads_until = None;
+                return None;
+            }
+            Verdict::Refuse(error) => error,
+            Verdict::Wait(missing) => {
+                let timeout = self.client.read_timeout;
+                let until = *self.reads_until.get_or_insert_with(|| host.now() + timeout);
+                // A transaction that was executed is gone.
+                let again = asks == Asks::Read || self.client.transaction.is_some();
+                if host.now() < until && again {
+                    self.outbox.reply.undo();
+                    let parked = Parked::for_reading(missing, self.client.seen.lsn, until);
+                    host.park(self.client.id, parked.wait());
+                    self.parked = Some(parked);
+                    return Some(Step::Again);
+                }
+                reading::waited(missing, &self.client.guarantee(), &self.client.facts(host))
+            }
+        };
+        self.reads_until = None;
+        if asks != Asks::Read && self.client.transaction.take().is_some() {
+            self.client.watched.clear();
+        }
+        self.outbox.reply.undo();
+        self.outbox.reply.error(error);
+        self.push(Hold::Nothing, host);
+        Some(Step::Done)
+    }
+
     /// Whether the session may execute (or queue) the command at all.
     fn admit(&self, spec: &Spec, args: &Args<'_>, host: &dyn Host) -> Result<(), String> {
-        if !self.client.authenticated && !spec.before_auth() {
-            return Err("NOAUTH Authentication required.".to_owned());
+        match &self.client.user {
+            _ if spec.before_auth() => {}
+            None => return Err("NOAUTH Authentication required.".to_owned()),
+            Some(user) if user.grant < spec.needs(args) => {
+                let (user, command) = (&user.name, spec.name);
+                return Err(format!("NOPERM User {user} has no permissions to run the '{command}' command"));
+            }
+            Some(_) => {}
         }
         if self.client.transaction.is_some() && spec.outside_transactions() {
             return Err(format!("ERR {} is not allowed in a transaction", String::from_utf8_lossy(&args[0])));
@@ -367,15 +606,20 @@ impl Session {
     /// A level reached more: lets go of the replies that were held for it.
     pub fn release(&mut self, host: &mut dyn Host) {
         let was_full = self.outbox.is_full();
-        self.outbox.release(self.client.id, host);
+        self.release_held(host);
         if was_full && self.parked.is_none() && !self.closing {
             self.execute_kept(host);
         }
     }
 
+    fn release_held(&mut self, host: &mut dyn Host) {
+        self.outbox.release(self.client.id, host);
+        self.client.settle(self.outbox.take_settling());
+    }
+
     /// What the session waits for may have come, or its deadline has passed, or its output drained.
     pub fn resume(&mut self, host: &mut dyn Host) {
-        self.outbox.release(self.client.id, host);
+        self.release_held(host);
         if let Some(parked) = self.parked.take() {
             self.outbox.reply.begin();
             match parked.poll(&mut self.client, host, &mut self.outbox.reply) {
@@ -384,7 +628,7 @@ impl Session {
                     self.parked = Some(parked);
                     return;
                 }
-                Ok(None) => {}
+                Ok(None) => host.unpark(self.client.id),
                 Ok(Some(hold)) => {
                     host.unpark(self.client.id);
                     self.push(hold, host);
@@ -399,6 +643,7 @@ impl Session {
     /// The node no longer answers commits (it stepped down, or its log stopped): held replies become `-UNCERTAIN` and leave.
     pub fn abandon(&mut self, reason: &str) {
         self.outbox.abandon(reason);
+        self.client.settle(self.outbox.take_settling());
     }
 
     /// When `resume` must be called at the latest.
@@ -425,6 +670,45 @@ impl Session {
     /// True when replies are held.
     pub fn holding(&self) -> bool {
         self.outbox.is_holding()
+    }
+
+    /// True while its user is what it was when the client authenticated.
+    pub fn is_still_welcome(&self) -> bool {
+        let users = self.client.settings.users.borrow();
+        self.client.user.as_ref().is_none_or(|user| users.get(&user.name) == Some(user))
+    }
+
+    /// True while it waits for the node: replies are held, or it blocks.
+    pub fn is_waiting(&self) -> bool {
+        self.parked.is_some() || self.outbox.is_holding()
+    }
+
+    /// True when no reply will come that is not in `output`, unless more input does.
+    pub fn is_done(&self) -> bool {
+        !self.is_waiting() && !self.stalled
+    }
+
+    /// The memory that its client takes: what is half sent, queued, and not yet read.
+    pub fn buffered_bytes(&self) -> usize {
+        let queued = self.client.transaction.as_ref().map_or(0, Transaction::kept_bytes);
+        self.input.len() + queued + self.outbox.kept_bytes()
+    }
+
+    /// What CLIENT LIST tells.
+    pub fn description(&self) -> Description<'_> {
+        let transaction = self.client.transaction.as_ref();
+        Description {
+            name: &self.client.name,
+            user: self.client.user.as_ref().map_or("", |user| &user.name),
+            last_command: self.last_command,
+            blocked: self.parked.is_some(),
+            queued: transaction.map(Transaction::len),
+            input_bytes: self.input.len() + transaction.map_or(0, Transaction::kept_bytes),
+            output_bytes: self.outbox.kept_bytes(),
+            held_replies: self.outbox.held_replies(),
+            resp3: self.outbox.reply.resp3,
+            level: self.client.level,
+        }
     }
 
     /// False while the socket should not be read: too much is waiting already.

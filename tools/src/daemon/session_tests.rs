@@ -1,5 +1,6 @@
 //! A session's promises: order, what a reply is held for, waiting, bounds.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::outbox::OUTPUT_BYTES_MAX;
 use super::resp::VALUE_BYTES_MAX;
 use super::session::SessionSettings;
 use super::test_host::{TestClient, TestHost};
+use super::users::Users;
 
 fn pair() -> (TestHost, TestClient) {
     (TestHost::new(), TestClient::new())
@@ -137,6 +139,9 @@ fn commit_level_and_timeout_are_the_sessions_own() {
         ("COMMITLEVEL", "$12\r\nremote_flush\r\n"),
         ("COMMITTIMEOUT", ":2000\r\n"),
         ("COMMITLEVEL ON", "+OK\r\n"),
+        ("COMMITLEVEL off", "+OK\r\n"),
+        ("COMMITLEVEL default", "+OK\r\n"),
+        ("COMMITLEVEL", "$12\r\nremote_flush\r\n"),
         ("COMMITLEVEL local", "+OK\r\n"),
         ("COMMITTIMEOUT 0", "+OK\r\n"),
         ("COMMITLEVEL", "$5\r\nlocal\r\n"),
@@ -317,7 +322,8 @@ fn waitlsn_returns_when_applied_or_says_that_it_is_not() {
 
 #[test]
 fn a_password_is_asked_for() {
-    let settings = SessionSettings { password: Some(Rc::from("secret")), ..SessionSettings::default() };
+    let settings =
+        SessionSettings { users: Rc::new(RefCell::new(Users::open(Some("secret")))), ..SessionSettings::default() };
     let mut host = TestHost::new();
     let no_auth = "-NOAUTH Authentication required.\r\n";
     let wrong = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";

@@ -1,6 +1,7 @@
 //! A node for session tests: the real store and pending changes over a log of which only the positions are kept. Nothing
 //! happens by itself: a test says when the log is flushed, what replicas have reached, and what time it is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,17 @@ use tempfile::TempDir;
 use walferry_applier::pending::Pending;
 use walferry_applier::store::{Store, StoreConfig};
 use walferry_cluster::level::CommitLevel;
+use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
 use walferry_engine::lsn::{Epoch, Lsn};
 
+use super::client_list::{ClientAsk, ClientReply};
+use super::cluster::{Command, Reply};
 use super::host::{
     Evidence, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
+use super::reading::Strong;
 use super::session::{Session, SessionSettings};
 
 /// The node.
@@ -35,12 +40,26 @@ pub struct TestHost {
     pub refusal: Option<Refusal>,
     /// Every hold that sessions asked for.
     pub holds: Vec<(CommitLevel, Lsn)>,
+    /// Every hold of a reader of committed state.
+    pub settled_holds: Vec<Lsn>,
     /// What sessions wait for.
     pub parked: BTreeMap<SessionId, Wait>,
     /// Set on a replica.
     pub facts: NodeFacts,
     /// What REPLICATION tells.
     pub rows: Vec<ReplicationRow>,
+    /// What LEADER tells.
+    pub leader: Option<String>,
+    /// The epochs of its log.
+    pub history: EpochHistory,
+    /// What is committed; none: everything that is durable.
+    pub committed: Option<Lsn>,
+    /// How old its state is.
+    pub staleness: Option<Duration>,
+    /// Whether it answers strong reads.
+    pub strong: Strong,
+    /// After so many looks at the clock the process is stopped for so long: it loses its lease, and its state gets older.
+    pub stopped_after: Cell<Option<(u32, Duration)>>,
     _dir: TempDir,
 }
 
@@ -65,9 +84,16 @@ impl TestHost {
             reached: BTreeMap::new(),
             refusal: None,
             holds: Vec::new(),
+            settled_holds: Vec::new(),
             parked: BTreeMap::new(),
             facts: NodeFacts::default(),
             rows: Vec::new(),
+            leader: None,
+            history: EpochHistory::from_entries(&[(Epoch(7), Lsn::ZERO)]).expect("one epoch"),
+            committed: None,
+            staleness: Some(Duration::ZERO),
+            strong: Strong::Held,
+            stopped_after: Cell::new(None),
             _dir: dir,
         }
     }
@@ -126,6 +152,16 @@ impl Host for TestHost {
     fn now(&self) -> Instant {
         self.now
     }
+    fn clock(&self) -> Instant {
+        match self.stopped_after.get() {
+            Some((0, time)) => self.now + time,
+            Some((looks, time)) => {
+                self.stopped_after.set(Some((looks - 1, time)));
+                self.now
+            }
+            None => self.now,
+        }
+    }
     fn wall_clock_us(&self) -> u64 {
         1_700_000_000_123_456
     }
@@ -169,6 +205,24 @@ impl Host for TestHost {
             remote => self.reached.get(&remote).copied().unwrap_or_default().min(self.flushed),
         }
     }
+    fn settled(&self) -> Lsn {
+        self.committed.unwrap_or(Lsn::MAX).min(self.flushed)
+    }
+    fn history(&self) -> &EpochHistory {
+        &self.history
+    }
+    fn cluster_id(&self) -> u128 {
+        0x9f31_c2aa << 96
+    }
+    fn staleness(&self, now: Instant) -> Option<Duration> {
+        Some(self.staleness? + (now - self.now))
+    }
+    fn strong(&self, now: Instant) -> Strong {
+        match now > self.now {
+            true => Strong::Refused("CLUSTERDOWN the lease is over".to_owned()),
+            false => self.strong.clone(),
+        }
+    }
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
         let reached = |row: &&ReplicationRow| match stage {
             Stage::Flushed => row.flushed >= lsn,
@@ -178,6 +232,9 @@ impl Host for TestHost {
     }
     fn hold(&mut self, _: SessionId, level: CommitLevel, lsn: Lsn) {
         self.holds.push((level, lsn));
+    }
+    fn hold_settled(&mut self, _: SessionId, lsn: Lsn) {
+        self.settled_holds.push(lsn);
     }
     fn park(&mut self, session: SessionId, wait: Wait) {
         self.parked.insert(session, wait);
@@ -213,6 +270,24 @@ impl Host for TestHost {
             Some(_) => Ok(Epoch(8)),
             None => Err("this node leads already".to_owned()),
         }
+    }
+
+    fn leader(&self) -> Option<String> {
+        self.leader.clone()
+    }
+
+    fn command_cluster(&mut self, _: Command) -> Result<Reply, String> {
+        Err("this node is no member of a cluster".to_owned())
+    }
+
+    fn reload_users(&mut self) -> Result<(), String> {
+        Err("this node has no users_file".to_owned())
+    }
+    fn ask_clients(&mut self, _: SessionId, _: ClientAsk) -> ClientReply {
+        ClientReply::default()
+    }
+    fn describe_cluster(&self) -> String {
+        "{}".to_owned()
     }
 }
 

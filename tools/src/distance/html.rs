@@ -143,7 +143,7 @@ fn throughput(profile: &ProfileResult) -> String {
     let line = |(colour, level)| {
         let runs = profile.closed().filter(|point| point.level == level);
         let points = runs.map(|point| (point.clients as f64, point.load.tps)).collect();
-        Line { name: super::result::Level::to_string(&level), colour, points }
+        Line { name: level.to_string(), colour, points }
     };
     let lines = profile.levels().into_iter().enumerate().map(line).collect();
     let mut clients: Vec<usize> = profile.closed().map(|point| point.clients).collect();

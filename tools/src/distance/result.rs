@@ -174,10 +174,9 @@ impl ProfileResult {
         self.points.iter().filter(|point| point.rate.is_none())
     }
 
-    /// The levels that were measured, in the order they were.
+    /// The levels that were measured, the weakest first.
     pub fn levels(&self) -> Vec<Level> {
         let mut levels: Vec<Level> = self.points.iter().map(|point| point.level).collect();
-        levels.dedup();
         levels.sort();
         levels.dedup();
         levels

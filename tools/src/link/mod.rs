@@ -4,6 +4,7 @@
 //! mod (flags; Link = one of the kinds) ─┬─ proxy ──────┬─ delay_line (core) ── shape
 //!      └─ socket (set, cut, heal)       ├─ tun ────────┘
 //!         rtt (what it measures)        ├─ netem ── tc          control: what the threads share
+//!                                       ├─ star: many namespaces, for `drill`
 //!                                       └─ namespace ── ip
 //! ```
 
@@ -15,6 +16,7 @@ mod proxy;
 mod rtt;
 mod shape;
 mod socket;
+mod star;
 mod tun;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -32,6 +34,7 @@ use crate::units::{ByteSize, HostPort, Span};
 pub use control::Control;
 pub use rtt::Rtt;
 pub use shape::{BitRate, Direction, Percent, Shape};
+pub use star::Star;
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

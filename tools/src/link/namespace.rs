@@ -53,6 +53,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Namespace {
     plan: Plan,
+    name: String,
 }
 
 /// Runs a tool of iproute2; its error names the command.
@@ -72,12 +73,16 @@ pub fn run(program: &str, arguments: &[&str]) -> std::io::Result<()> {
 impl Namespace {
     /// A new namespace of the plan's name; one that a killed process left behind is replaced.
     pub fn create(plan: Plan) -> std::io::Result<Namespace> {
-        let name = plan.namespace();
+        Namespace::create_named(plan, plan.namespace())
+    }
+
+    /// As `create`, one of several of the plan.
+    pub fn create_named(plan: Plan, name: String) -> std::io::Result<Namespace> {
         // Usually there is none to delete.
         let _ = run("ip", &["netns", "delete", &name]);
         run("ip", &["netns", "add", &name])?;
-        let namespace = Namespace { plan };
-        run("ip", &["-n", &name, "link", "set", "lo", "up"])?;
+        let namespace = Namespace { plan, name };
+        run("ip", &["-n", &namespace.name, "link", "set", "lo", "up"])?;
         Ok(namespace)
     }
 
@@ -99,7 +104,7 @@ impl Namespace {
 
     /// For `ip netns exec`.
     pub fn name(&self) -> String {
-        self.plan.namespace()
+        self.name.clone()
     }
 
     /// A command that will run in the namespace; its process is the program itself, not a wrapper.

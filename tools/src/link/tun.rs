@@ -19,9 +19,9 @@ use super::namespace::{LINKS_MAX, Namespace, Plan};
 use super::shape::{Direction, Shape};
 
 /// The largest packet that a device hands over.
-const PACKET_BYTES_MAX: usize = 64 << 10;
+pub(super) const PACKET_BYTES_MAX: usize = 64 << 10;
 /// Packets read from one device before the other direction has its turn.
-const PACKETS_AT_ONCE: usize = 64;
+pub(super) const PACKETS_AT_ONCE: usize = 64;
 
 /// A running link; dropping it removes devices and namespace.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Drop for Tun {
 }
 
 /// The first number whose near device nobody has; holding the device reserves the number.
-fn free_plan() -> std::io::Result<(Plan, File)> {
+pub(super) fn free_plan() -> std::io::Result<(Plan, File)> {
     for number in 0..LINKS_MAX {
         let plan = Plan::new(number);
         match open_device(&plan.near_device()) {
@@ -79,7 +79,7 @@ fn free_plan() -> std::io::Result<(Plan, File)> {
 }
 
 /// Creates a TUN device; it goes with the descriptor.
-fn open_device(name: &str) -> std::io::Result<File> {
+pub(super) fn open_device(name: &str) -> std::io::Result<File> {
     let explain = |error: std::io::Error| match error.kind() {
         ErrorKind::PermissionDenied => {
             std::io::Error::other(format!("a TUN device needs root (CAP_NET_ADMIN): {error}; --kind proxy needs none"))

@@ -4,12 +4,16 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+use walferry_tls::ClientStream;
+use walferry_tls::rustls::ClientConfig;
 
 use super::reply::{Kind, Scan};
+use super::route::{Refused, Route, refusal};
 use super::session::{Next, Session};
 use super::stats::Stats;
 
@@ -47,9 +51,55 @@ pub enum State {
     Sleeping(Instant),
 }
 
+/// What carries a connection; it does not block.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<ClientStream>),
+}
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Socket::Plain(socket) => socket,
+            Socket::Tls(stream) => stream.socket(),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.write(bytes),
+            Socket::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.read(buffer),
+            Socket::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+/// Who a node has to be, for connections over TLS.
+#[derive(Clone)]
+pub struct LoadTls {
+    /// Whose word is taken.
+    pub config: Arc<ClientConfig>,
+    /// The host that the node's certificate is for; another node's is for its own address.
+    pub host: String,
+    /// Where that host is.
+    pub address: SocketAddr,
+}
+
+impl LoadTls {
+    fn host_at(&self, address: SocketAddr) -> String {
+        if address == self.address { self.host.clone() } else { address.ip().to_string() }
+    }
+}
+
 /// One connection.
 pub struct Connection {
-    socket: Option<TcpStream>,
+    socket: Option<Socket>,
     state: State,
     session: Session,
     /// Transactions that this client may still start; `None` is without end.
@@ -59,16 +109,31 @@ pub struct Connection {
     filled: usize,
     scan: Scan,
     sent: usize,
+    route: Arc<Route>,
+    tls: Option<LoadTls>,
+    /// Where the socket goes.
+    address: SocketAddr,
     backoff_ms: u64,
     was_up: bool,
+    /// The node named the leader: the connection is opened there without a pause.
+    leaving: bool,
     /// Why the last attempt to connect failed.
     pub last_error: Option<String>,
 }
 
 impl Connection {
     /// A connection that opens at its first `open`.
-    pub fn new(session: Session, left: Option<u64>, now: Instant) -> Connection {
+    pub fn new(
+        session: Session,
+        left: Option<u64>,
+        route: Arc<Route>,
+        tls: Option<LoadTls>,
+        now: Instant,
+    ) -> Connection {
         Connection {
+            address: route.current(),
+            route,
+            tls,
             socket: None,
             state: State::Down(now),
             session,
@@ -79,6 +144,7 @@ impl Connection {
             sent: 0,
             backoff_ms: BACKOFF_MS_MIN,
             was_up: false,
+            leaving: false,
             last_error: None,
         }
     }
@@ -94,11 +160,12 @@ impl Connection {
     }
 
     /// Starts connecting; the new socket is to be watched under the returned descriptor.
-    pub fn open(&mut self, address: SocketAddr, now: Instant) -> Option<RawFd> {
+    pub fn open(&mut self, now: Instant) -> Option<RawFd> {
         debug_assert!(matches!(self.state, State::Down(_)));
-        match begin_connect(address) {
+        self.address = self.route.current();
+        match begin_connect(self.address).and_then(|socket| self.dress(socket)) {
             Ok(socket) => {
-                let fd = socket.as_raw_fd();
+                let fd = socket.tcp().as_raw_fd();
                 self.socket = Some(socket);
                 self.state = State::Connecting;
                 Some(fd)
@@ -108,6 +175,12 @@ impl Connection {
                 None
             }
         }
+    }
+
+    fn dress(&self, socket: TcpStream) -> std::io::Result<Socket> {
+        let Some(tls) = &self.tls else { return Ok(Socket::Plain(socket)) };
+        let stream = ClientStream::new(Arc::clone(&tls.config), &tls.host_at(self.address), socket)?;
+        Ok(Socket::Tls(Box::new(stream)))
     }
 
     /// Starts a transaction on an idle connection.
@@ -140,7 +213,7 @@ impl Connection {
     }
 
     fn connected(&mut self, greeting: &Greeting) -> std::io::Result<()> {
-        let socket = self.socket.as_ref().expect("a connecting connection has a socket");
+        let socket = self.socket.as_ref().expect("a connecting connection has a socket").tcp();
         if let Some(error) = socket.take_error()? {
             return Err(error);
         }
@@ -200,7 +273,7 @@ impl Connection {
                     self.filled += bytes;
                     self.take_answers(Instant::now(), stats)?;
                     // A short read emptied the socket; the next event comes with the next bytes.
-                    if bytes < room {
+                    if bytes < room && matches!(self.socket, Some(Socket::Plain(_))) {
                         return Ok(());
                     }
                 }
@@ -224,6 +297,7 @@ impl Connection {
             };
             if let State::Greeting(left) = self.state {
                 if matches!(kind, Kind::Error { .. }) {
+                    follow_refusal(&error, &self.route, &mut self.leaving);
                     return Err(std::io::Error::other(error.into_owned()));
                 }
                 self.state = if left == 1 { State::Idle } else { State::Greeting(left - 1) };
@@ -233,6 +307,9 @@ impl Connection {
                     self.backoff_ms = BACKOFF_MS_MIN;
                 }
             } else {
+                if matches!(kind, Kind::Error { .. }) && follow_refusal(&error, &self.route, &mut self.leaving) {
+                    return Err(std::io::Error::other(error.into_owned()));
+                }
                 self.session.answer(kind, &error, now, stats).map_err(std::io::Error::other)?;
             }
             taken += length;
@@ -248,20 +325,40 @@ impl Connection {
 
     fn lost(&mut self, why: &str, now: Instant, stats: &mut Stats) {
         if self.is_busy() {
-            self.session.lost(why, stats);
+            self.session.lost(why, refusal(why).is_some(), stats);
         }
         self.close(why, now);
     }
 
     fn close(&mut self, why: &str, now: Instant) {
         self.socket = None;
+        if !self.leaving {
+            self.route.leave(self.address);
+        }
         self.session.out.clear();
         self.sent = 0;
         self.filled = 0;
         self.scan = Scan::default();
         self.last_error = Some(why.to_owned());
-        self.state = State::Down(now + Duration::from_millis(self.backoff_ms));
-        self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
+        let at_once = std::mem::take(&mut self.leaving);
+        let pause_ms = if at_once { 0 } else { self.backoff_ms };
+        self.state = State::Down(now + Duration::from_millis(pause_ms));
+        let backoff_ms_max = if self.route.has_others() { BACKOFF_MS_MIN } else { BACKOFF_MS_MAX };
+        self.backoff_ms = (self.backoff_ms * 2).min(backoff_ms_max);
+    }
+}
+
+/// Goes where a refusal points to. True when it was one: the connection is of no use any more.
+fn follow_refusal(error: &str, route: &Route, leaving: &mut bool) -> bool {
+    match refusal(error) {
+        Some(Refused::Moved(leader)) => {
+            route.moved(leader);
+            *leaving = true;
+            true
+        }
+        // Before anything is known of another node, this is an answer like any other.
+        Some(Refused::Leaderless) => route.has_others(),
+        None => false,
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +34,6 @@ const EVENTS_MAX: usize = 256;
 pub struct Plan {
     /// Number of the thread.
     pub thread: usize,
-    /// The node.
-    pub address: SocketAddr,
     /// Sent on each new connection.
     pub greeting: Greeting,
     /// The thread's connections.
@@ -191,7 +188,7 @@ impl Loop {
             let connection = &mut self.plan.connections[index];
             match connection.state() {
                 State::Down(until) if until <= now => {
-                    if let Some(fd) = connection.open(self.plan.address, now) {
+                    if let Some(fd) = connection.open(now) {
                         watch(&self.epoll, fd, index);
                     }
                 }

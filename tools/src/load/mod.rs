@@ -14,6 +14,7 @@ mod options;
 mod postgres;
 mod reply;
 mod report;
+pub mod route;
 mod run;
 mod schedule;
 mod script;
@@ -77,13 +78,13 @@ pub fn initialise(options: &Options) -> Result<Duration, Failure> {
         Target::Redis(url) => url,
         Target::Postgres(config) => return postgres::init(config, options.scale.unwrap_or(1)),
     };
-    let (mut client, _) = run::connect(url, options.level.as_deref())?;
+    let (mut client, _) = run::connect(&run::leader_url(url), options.level.as_deref())?;
     tables::init(&mut client, options.scale.unwrap_or(1)).map_err(Failure::failed)
 }
 
 /// Compares the sums of the leader and of its replicas; without `named` those that the leader lists.
 pub fn check(url: &Url, named: &[Url]) -> Result<Vec<tables::CheckedNode>, Failure> {
-    let (mut leader, _) = run::connect(url, None)?;
+    let (mut leader, _) = run::connect(&run::leader_url(url), None)?;
     let replicas = if named.is_empty() { listed_replicas(&mut leader, url)? } else { named.to_vec() };
     tables::check(&mut leader, url, &replicas).map_err(Failure::failed)
 }

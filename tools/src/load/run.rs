@@ -2,7 +2,6 @@
 //! Called by the command line and by the demo.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +12,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use rand::{RngExt, SeedableRng};
 use tokio_postgres::Config;
 
-use super::connection::{Connection, Greeting};
+use super::connection::{Connection, Greeting, LoadTls};
 use super::driver::{self, Event, INTERVAL, Plan};
 use super::expr::Random;
 use super::options::ScriptSource;
 use super::postgres::{self, Sql};
 use super::report::{self, CommandSummary, IntervalLog, Lag, Latency, ScriptSummary, Summary};
+use super::route::Route;
 use super::script::{Payload, Script, Step, Variables};
 use super::session::{Session, Workload};
 use super::stats::Stats;
@@ -77,6 +77,15 @@ fn catch_interrupts() {
     let _ = unsafe { sigaction(Signal::SIGINT, &action) };
 }
 
+/// The URL of the leader that a node knows, or else the node's own: tables are filled and checked there.
+pub fn leader_url(url: &Url) -> Url {
+    let ask = || {
+        let answer = Client::connect(url).ok()?.call(&["LEADER"]).ok()?;
+        url.with_address(&answer.text()?).ok()
+    };
+    ask().unwrap_or_else(|| url.clone())
+}
+
 /// Opens a connection for checks before and after a run, at a commit level if one is asked for and the server knows levels.
 pub fn connect(url: &Url, level: Option<&str>) -> Result<(Client, Server), Failure> {
     let mut client = Client::connect(url).map_err(Failure::failed)?;
@@ -101,10 +110,8 @@ fn greeting(url: &Url, level: Option<&str>) -> Greeting {
         encode_command(&mut greeting.bytes, &arguments.iter().map(|a| a.as_bytes()).collect::<Vec<_>>());
         greeting.answers += 1;
     };
-    match (&url.user, &url.password) {
-        (Some(user), Some(password)) => add(&["AUTH", user, password]),
-        (None, Some(password)) => add(&["AUTH", password]),
-        _ => {}
+    if let Some(auth) = url.auth() {
+        add(&auth);
     }
     if let Some(level) = level {
         add(&["COMMITLEVEL", level]);
@@ -123,7 +130,7 @@ struct Prepared {
 
 /// How the clients talk.
 enum Way {
-    Resp { address: SocketAddr, greeting: Greeting },
+    Resp { route: Arc<Route>, tls: Option<LoadTls>, greeting: Greeting },
     Postgres { config: Box<Config>, scripts: Vec<Sql> },
 }
 
@@ -137,7 +144,13 @@ fn prepare(options: &Options, seed: u64) -> Result<Prepared, Failure> {
             let confirmation = server.confirmation(level).map_err(Failure::Usage)?;
             let known = level.filter(|_| matches!(server, Server::Walferry(_)));
             let address = url.resolve().map_err(Failure::failed)?;
-            (found, server.to_string(), confirmation, Way::Resp { address, greeting: greeting(url, known) })
+            let config = url.tls_config().map_err(Failure::failed)?;
+            let tls = config.map(|config| LoadTls { config, host: url.host.clone(), address });
+            let route = Arc::new(Route::new(address));
+            if matches!(server, Server::Walferry(_)) {
+                route.learn(&mut client);
+            }
+            (found, server.to_string(), confirmation, Way::Resp { route, tls, greeting: greeting(url, known) })
         }
         Target::Postgres(config) => {
             let facts = postgres::prepare(config, level)?;
@@ -207,10 +220,10 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
         let events_in = events_in.clone();
         let (duration, workload) = (options.duration, Arc::clone(&workload));
         let body: Box<dyn FnOnce() + Send> = match &way {
-            Way::Resp { address, greeting } => {
-                let connections = connections(options, &workload, thread, seed, connecting);
-                let (address, greeting) = (*address, greeting.clone());
-                let plan = Plan { thread, address, greeting, connections, rate, duration, workload, stop: &STOP };
+            Way::Resp { route, tls, greeting } => {
+                let connections = connections(options, &workload, route, tls, thread, seed, connecting);
+                let greeting = greeting.clone();
+                let plan = Plan { thread, greeting, connections, rate, duration, workload, stop: &STOP };
                 Box::new(move || driver::run(plan, &started, &events_in))
             }
             Way::Postgres { config, scripts } => {
@@ -247,11 +260,20 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
 }
 
 /// The connections of one thread: every `threads`-th client.
-fn connections(options: &Options, workload: &Arc<Workload>, thread: usize, seed: u64, now: Instant) -> Vec<Connection> {
+fn connections(
+    options: &Options,
+    workload: &Arc<Workload>,
+    route: &Arc<Route>,
+    tls: &Option<LoadTls>,
+    thread: usize,
+    seed: u64,
+    now: Instant,
+) -> Vec<Connection> {
     let clients = (thread..options.clients).step_by(options.threads);
     let connection = |client: usize| {
         let random = Random::seed_from_u64(seed.wrapping_add(client as u64));
-        Connection::new(Session::new(Arc::clone(workload), client, random, now), options.transactions, now)
+        let session = Session::new(Arc::clone(workload), client, random, now);
+        Connection::new(session, options.transactions, Arc::clone(route), tls.clone(), now)
     };
     clients.map(connection).collect()
 }

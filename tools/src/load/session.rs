@@ -213,9 +213,10 @@ impl Session {
         Next::Done
     }
 
-    /// The connection broke in the middle of a transaction.
-    pub fn lost(&mut self, why: &str, stats: &mut Stats) {
-        stats.failed(self.script, &format!("CONNECTION {why}"));
+    /// The connection broke in the middle of a transaction, or was given up after a refusal.
+    pub fn lost(&mut self, why: &str, refused: bool, stats: &mut Stats) {
+        let error = if refused { why.to_owned() } else { format!("CONNECTION {why}") };
+        stats.failed(self.script, &error);
         self.awaited.clear();
         self.out.clear();
         self.error = None;
@@ -316,7 +317,7 @@ mod tests {
     fn a_lost_connection_is_one_failed_transaction() {
         let (mut session, mut stats, now) = session("PING");
         session.begin(now, now, &mut stats);
-        session.lost("reset by peer", &mut stats);
+        session.lost("reset by peer", false, &mut stats);
         assert_eq!(stats.failures["CONNECTION"].count, 1);
         assert!(!session.is_waiting() && session.out.is_empty());
     }

@@ -2,15 +2,20 @@
 
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub mod cluster;
+
 /// A bound for everything that a test waits for; far beyond what is normal, so that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a test looks whether what it waits for has come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A reply of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +56,11 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Client { reader: BufReader::new(stream) })
+    }
+
+    /// From now on a reply that does not come in time is an error.
+    pub fn give_up_after(&mut self, time: Duration) {
+        self.reader.get_mut().set_read_timeout(Some(time)).expect("a timeout that is not zero");
     }
 
     /// Sends a command without waiting for its reply.
@@ -117,6 +127,8 @@ pub struct Node {
     pub listen: SocketAddr,
     /// Where replicas connect.
     pub peer_listen: SocketAddr,
+    /// Where clients connect over TLS, with `--tls-listen`.
+    pub tls_listen: Option<SocketAddr>,
     /// Where Prometheus is answered, with `--metrics-listen`.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -136,6 +148,11 @@ impl Node {
     pub fn start_in(namespace: &str, root: &Path, name: &str, flags: &[&str]) -> Node {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_walferry")]);
+        Node::try_start_by(command, root, name, flags).unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
+    }
+
+    /// As `start`, by a command that ends in running the binary with the arguments that it is given.
+    pub fn start_by(command: Command, root: &Path, name: &str, flags: &[&str]) -> Node {
         Node::try_start_by(command, root, name, flags).unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
     }
 
@@ -189,6 +206,7 @@ impl Node {
             data,
             listen: address("listen="),
             peer_listen: address("peer_listen="),
+            tls_listen: found("tls_listen="),
             metrics_listen: found("metrics_listen="),
         })
     }
@@ -207,6 +225,16 @@ impl Node {
     pub fn kill(mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a killed child ends");
+    }
+
+    /// `kill -9`, and its addresses are free: the kernel closes a ring's sockets a moment after its process.
+    pub fn kill_and_free(self) {
+        let addresses = [self.listen, self.peer_listen];
+        self.kill();
+        for address in addresses {
+            let taken = || matches!(TcpListener::bind(address), Err(error) if error.kind() == ErrorKind::AddrInUse);
+            until("its address is free", || !taken());
+        }
     }
 
     /// SIGTERM; the exit code and how long it took.
@@ -298,7 +326,8 @@ pub fn until(what: &str, mut question: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !question() {
         assert!(Instant::now() < deadline, "gave up waiting until {what}");
-        std::thread::yield_now();
+        // The processes that are waited for need the processors more.
+        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 

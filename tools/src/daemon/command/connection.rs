@@ -1,6 +1,8 @@
-//! Commands about the connection itself: PING ECHO HELLO AUTH QUIT SELECT CLIENT. Error texts are redis-server's.
+//! Commands about the connection itself: PING ECHO HELLO AUTH ACL QUIT RESET SELECT CLIENT. Error texts are redis-server's.
 
+use crate::daemon::client_list::ClientAsk;
 use crate::daemon::host::Host;
+use crate::daemon::parked::Parked;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
@@ -34,6 +36,14 @@ pub fn quit(_: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -
     Outcome::Close
 }
 
+/// RESET: the connection is as it was at its start, but keeps its number and what COMMITINFO tells.
+pub fn reset(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    client.reset();
+    reply.resp3 = false;
+    reply.simple("RESET");
+    Outcome::DONE
+}
+
 /// SELECT 0
 pub fn select(_: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match integer(&args[1]) {
@@ -46,22 +56,10 @@ pub fn select(_: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Rep
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
-/// True when user and password are right. Takes as long for a wrong password as for a right one.
-fn is_right(client: &Client, user: &[u8], password: &[u8]) -> bool {
-    let Some(expected) = client.password.as_deref().map(str::as_bytes) else {
-        return user == b"default";
-    };
-    let differing = (0..password.len()).fold(0u8, |differing, at| {
-        // An empty expected password cannot be configured; the index stays in bounds for any other.
-        differing | (password[at] ^ expected.get(at % expected.len().max(1)).copied().unwrap_or(1))
-    });
-    user == b"default" && differing == 0 && password.len() == expected.len()
-}
-
 /// AUTH [user] password
 pub fn auth(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let (user, password) = match args.len() {
-        2 if client.password.is_none() => {
+        2 if client.needs_no_password() => {
             reply.error(
                 "ERR AUTH <password> called without any password configured for the default user. \
                  Are you sure your configuration is correct?",
@@ -75,11 +73,35 @@ pub fn auth(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut 
             return Outcome::DONE;
         }
     };
-    if is_right(client, user, password) {
-        client.authenticated = true;
+    if client.authenticate(user, password) {
         reply.ok();
     } else {
         reply.error(WRONG_PASSWORD);
+    }
+    Outcome::DONE
+}
+
+/// ACL WHOAMI | LIST | USERS | LOAD
+pub fn acl(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let subcommand = args[1].to_ascii_uppercase();
+    match (&subcommand[..], args.len()) {
+        (b"WHOAMI", 2) => reply.text(client.user.as_ref().map_or("", |user| &user.name)),
+        (b"LIST" | b"USERS", 2) => {
+            let lines = client.user_lines();
+            reply.array(lines.len());
+            for line in &lines {
+                let name = line.split(' ').nth(1).unwrap_or_default();
+                reply.text(if subcommand == b"LIST" { line } else { name });
+            }
+        }
+        (b"LOAD", 2) => match host.reload_users() {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(format_args!("ERR {error}")),
+        },
+        (b"WHOAMI" | b"LIST" | b"USERS" | b"LOAD", _) => {
+            reply.error(wrong_arity(&format!("acl|{}", String::from_utf8_lossy(&subcommand))));
+        }
+        _ => unknown_subcommand("ACL", &args[1], reply),
     }
     Outcome::DONE
 }
@@ -103,11 +125,10 @@ pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
     let mut at = 2;
     while let Some(option) = args.get(at) {
         if option.eq_ignore_ascii_case(b"AUTH") && args.len() > at + 2 {
-            if !is_right(client, &args[at + 1], &args[at + 2]) {
+            if !client.authenticate(&args[at + 1], &args[at + 2]) {
                 reply.error(WRONG_PASSWORD);
                 return Outcome::DONE;
             }
-            client.authenticated = true;
             at += 3;
         } else if option.eq_ignore_ascii_case(b"SETNAME") && args.len() > at + 1 {
             name = args.get(at + 1);
@@ -118,7 +139,7 @@ pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
             return Outcome::DONE;
         }
     }
-    if !client.authenticated {
+    if client.user.is_none() {
         reply.error(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> \
              option can be used to authenticate the client and select the RESP protocol version at the same time",
@@ -167,8 +188,8 @@ fn set_name(client: &mut Client, name: &[u8], reply: &mut Reply) -> bool {
     true
 }
 
-/// CLIENT SETNAME name | GETNAME | SETINFO attribute value | ID
-pub fn client(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+/// CLIENT SETNAME name | GETNAME | SETINFO attribute value | ID | INFO | LIST [ID id...] | KILL filter...
+pub fn client(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let subcommand = args[1].to_ascii_uppercase();
     match (&subcommand[..], args.len()) {
         (b"ID", 2) => reply.integer(client.id.0 as i64),
@@ -185,13 +206,62 @@ pub fn client(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mu
             let attribute = String::from_utf8_lossy(&args[2]);
             reply.error(format_args!("ERR Unrecognized option '{attribute}'"));
         }
-        (b"ID" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => {
+        (b"INFO", 2) => return ask(client, ClientAsk::List(vec![client.id.0]), host),
+        (b"LIST" | b"KILL", _) => match clients_asked(&subcommand, args) {
+            Ok(asked) => return ask(client, asked, host),
+            Err(error) => reply.error(error),
+        },
+        (b"ID" | b"INFO" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => {
             let subcommand = String::from_utf8_lossy(&subcommand);
             reply.error(wrong_arity(&format!("client|{subcommand}")));
         }
         _ => unknown_subcommand("CLIENT", &args[1], reply),
     }
     Outcome::DONE
+}
+
+fn ask(client: &Client, ask: ClientAsk, host: &mut dyn Host) -> Outcome {
+    Outcome::Park(Parked::for_clients(host.ask_clients(client.id, ask)))
+}
+
+/// What CLIENT LIST and CLIENT KILL ask for; filters that this node does not have are errors.
+fn clients_asked(subcommand: &[u8], args: &Args<'_>) -> Result<ClientAsk, CommandError> {
+    let is = |at: usize, word: &[u8]| args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word));
+    let number = |text: &[u8]| integer(text).and_then(|id| u64::try_from(id).ok());
+    let number = |text: &[u8]| number(text).ok_or_else(|| CommandError::text("ERR Invalid client ID"));
+    let address = |text: &[u8]| {
+        let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        parsed.ok_or_else(|| CommandError::text("ERR No such client: an address is IP:PORT"))
+    };
+    if subcommand == b"LIST" {
+        return match args.len() {
+            2 => Ok(ClientAsk::List(Vec::new())),
+            4.. if is(2, b"ID") => args.from(3).map(number).collect::<Result<_, _>>().map(ClientAsk::List),
+            _ => Err(CommandError::unsupported(&args[2], "CLIENT LIST")),
+        };
+    }
+    if let (3, Some(from)) = (args.len(), args.get(2)) {
+        return address(from).map(ClientAsk::KillAddress);
+    }
+    if args.len() < 4 || !args.len().is_multiple_of(2) {
+        return Err(CommandError::Syntax);
+    }
+    let (mut id, mut from, mut user, mut skip_me) = (None, None, None, true);
+    for at in (2..args.len()).step_by(2) {
+        let value = &args[at + 1];
+        if is(at, b"ID") {
+            id = Some(number(value)?);
+        } else if is(at, b"ADDR") {
+            from = Some(address(value)?);
+        } else if is(at, b"USER") {
+            user = Some(value.to_vec());
+        } else if is(at, b"SKIPME") {
+            skip_me = !is(at + 1, b"no");
+        } else {
+            return Err(CommandError::unsupported(&args[at], "CLIENT KILL"));
+        }
+    }
+    Ok(ClientAsk::Kill { id, address: from, user, skip_me })
 }
 
 fn is_library_attribute(attribute: &[u8]) -> bool {

@@ -5,6 +5,7 @@
 
 pub mod connection;
 pub mod keys;
+pub mod reading;
 pub mod replication;
 pub mod server;
 pub mod stream;
@@ -185,6 +186,9 @@ pub fn refusal_text(refusal: &Refusal) -> String {
         Refusal::ReadOnly { leader: None } => {
             "READONLY You can't write against a read only replica. The leader is not known.".to_owned()
         }
+        // The slot of redis-cluster means nothing here; clients that follow the error look at the address.
+        Refusal::Moved { leader } => format!("MOVED 0 {leader}"),
+        Refusal::NoLeader(text) => format!("CLUSTERDOWN {text}"),
         Refusal::NoSpace(text) => format!("NOSPACE {text}"),
         Refusal::NoReplicas(text) => format!("NOREPLICAS {text}"),
         Refusal::TooLarge(text) => format!("ERR {text}"),

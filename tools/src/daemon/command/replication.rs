@@ -1,16 +1,19 @@
 //! Commands about commits and their way to the replicas: WAIT and WAITAOF as redis-server has them, and walferry's own
-//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE WATERFALL.
+//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE JOIN REMOVE WATERFALL.
 
 use std::time::Duration;
 
+use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
+use crate::daemon::cluster::Command;
 use crate::daemon::host::{Host, ReplicationRow};
 use crate::daemon::parked::Parked;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
+use crate::units::HostPort;
 
 use super::{CommandError, Outcome, integer};
 
@@ -107,11 +110,16 @@ pub fn lsn(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Repl
     Outcome::DONE
 }
 
-/// COMMITLEVEL [level]
+/// COMMITLEVEL [level | DEFAULT]
 pub fn commitlevel(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match args.get(1) {
         None => reply.text(client.level),
         Some(_) if args.len() > 2 => reply.error(super::wrong_arity("commitlevel")),
+        // For whoever shares a connection and wants what the node was configured to.
+        Some(word) if word.eq_ignore_ascii_case(b"DEFAULT") => {
+            client.level = client.level_default();
+            reply.ok();
+        }
         Some(level) => match String::from_utf8_lossy(level).to_ascii_lowercase().parse::<CommitLevel>() {
             Ok(level) => {
                 client.level = level;
@@ -203,8 +211,90 @@ fn write_row(row: &ReplicationRow, reply: &mut Reply) {
     }
 }
 
-/// PROMOTE: the new epoch.
-pub fn promote(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+/// LEADER: where clients write, `HOST:PORT`; nil while nobody leads.
+pub fn leader(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    match host.leader() {
+        Some(address) => reply.bulk(address.as_bytes()),
+        None => reply.null(),
+    }
+    Outcome::DONE
+}
+
+/// DESCRIBE
+pub fn describe(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    reply.bulk(host.describe_cluster().as_bytes());
+    Outcome::DONE
+}
+
+fn ask_cluster(command: Command, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    match host.command_cluster(command) {
+        Ok(answer) => poll_or_park(Parked::for_cluster(answer), client, host, reply),
+        Err(error) => {
+            reply.error(format_args!("ERR {error}"));
+            Outcome::DONE
+        }
+    }
+}
+
+/// SWITCHOVER [TO name]
+pub fn switchover(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let to = match args.len() {
+        1 => None,
+        3 if args[1].eq_ignore_ascii_case(b"to") => match String::from_utf8_lossy(&args[2]).parse() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                reply.error(format_args!("ERR {error}"));
+                return Outcome::DONE;
+            }
+        },
+        _ => {
+            reply.error("ERR SWITCHOVER takes nothing, or TO and the name of a replica");
+            return Outcome::DONE;
+        }
+    };
+    ask_cluster(Command::Switchover(to), client, host, reply)
+}
+
+fn member_name(text: &[u8], reply: &mut Reply) -> Option<MemberName> {
+    let name = String::from_utf8_lossy(text).parse();
+    name.map_err(|error| reply.error(format_args!("ERR {error}"))).ok()
+}
+
+/// JOIN name [PEER host:port]
+pub fn join(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let Some(name) = member_name(&args[1], reply) else { return Outcome::DONE };
+    let peer = match args.len() {
+        2 => None,
+        4 if args[2].eq_ignore_ascii_case(b"peer") => match String::from_utf8_lossy(&args[3]).parse::<HostPort>() {
+            Ok(peer) => Some(peer.to_string()),
+            Err(error) => {
+                reply.error(format_args!("ERR {error}"));
+                return Outcome::DONE;
+            }
+        },
+        _ => {
+            reply.error("ERR JOIN takes a name, and maybe PEER and its peer address");
+            return Outcome::DONE;
+        }
+    };
+    ask_cluster(Command::Join(name, peer), client, host, reply)
+}
+
+/// REMOVE name
+pub fn remove(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let Some(name) = member_name(&args[1], reply) else { return Outcome::DONE };
+    ask_cluster(Command::Remove(name), client, host, reply)
+}
+
+/// PROMOTE: the new epoch. PROMOTE UNCLEAN: a leader for a cluster that waits for one, whatever is lost.
+pub fn promote(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    if args.len() == 2 && args[1].eq_ignore_ascii_case(b"unclean") {
+        return ask_cluster(Command::AllowUnclean, client, host, reply);
+    }
+    if args.len() > 1 {
+        reply.error("ERR PROMOTE takes nothing or UNCLEAN");
+        return Outcome::DONE;
+    }
     match host.promote() {
         Ok(epoch) => reply.integer(epoch.0 as i64),
         Err(error) => reply.error(format_args!("ERR {error}")),

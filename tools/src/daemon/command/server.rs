@@ -138,8 +138,28 @@ fn sections(host: &dyn Host) -> Vec<InfoSection> {
                 line("server_time_usec", &host.wall_clock_us()),
             ],
         ),
-        ("Clients", vec![line("connected_clients", &facts.clients)]),
-        ("Stats", vec![line("total_commands_processed", &facts.commands)]),
+        (
+            "Clients",
+            vec![
+                line("connected_clients", &facts.clients.connected),
+                line("maxclients", &facts.clients.connected_max),
+                line("blocked_clients", &facts.clients.waiting),
+                line("clients_buffered_bytes", &facts.clients.buffered_bytes),
+            ],
+        ),
+        (
+            "Stats",
+            vec![
+                line("total_connections_received", &facts.clients.accepted),
+                line("total_commands_processed", &facts.commands),
+                line("rejected_connections", &facts.clients.rejected),
+                line("evicted_clients", &facts.clients.evicted),
+                line("idle_disconnections", &facts.clients.idle),
+                line("output_stalled_disconnections", &facts.clients.stalled),
+                line("half_closed_disconnections", &facts.clients.half_closed),
+                line("killed_clients", &facts.clients.killed),
+            ],
+        ),
         ("Replication", replication(host, &facts)),
     ];
     sections.extend(host.info_sections());
@@ -173,6 +193,7 @@ fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
         );
         lines.push(line(&format!("slave{index}"), &format_args!("{redis},{ours}")));
     }
+    lines.extend(facts.staleness.map(|staleness| line("staleness_ms", &staleness.as_millis())));
     let replid = facts.cluster_id.replace('-', "");
     lines.extend([
         line("master_replid", &format_args!("{replid:0<40}")),

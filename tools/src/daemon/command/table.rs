@@ -1,6 +1,9 @@
 //! The table of commands: the one place that names them all. COMMAND tells what stands here.
 
-use super::{Control, Read, Write, connection, keys, replication, server, stream, string, transaction};
+use crate::daemon::resp::Args;
+use crate::daemon::users::Grant;
+
+use super::{Control, Read, Write, connection, keys, reading, replication, server, stream, string, transaction};
 
 /// How a command is executed.
 #[derive(Clone, Copy)]
@@ -43,6 +46,14 @@ impl Spec {
         self.flags.contains(&"no_auth")
     }
 
+    /// What a user must be granted for it.
+    pub fn needs(&self, args: &Args<'_>) -> Grant {
+        let flagged = |flag| self.flags.contains(&flag);
+        let subcommand = |word: &str| args.get(1).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        let of_operators = ADMIN_SUBCOMMANDS.iter().any(|(name, word)| *name == self.name && subcommand(word));
+        if flagged("write") || flagged("admin") || of_operators { Grant::All } else { Grant::Read }
+    }
+
     /// Not allowed between MULTI and EXEC.
     pub fn outside_transactions(&self) -> bool {
         self.flags.contains(&"no_multi")
@@ -50,9 +61,19 @@ impl Spec {
 
     /// Executed at once between MULTI and EXEC instead of being queued.
     pub fn ends_queueing(&self) -> bool {
-        matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit")
+        matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
     }
 }
+
+/// Subcommands that only the full role has, of commands that everybody has.
+const ADMIN_SUBCOMMANDS: &[(&str, &str)] = &[
+    ("acl", "list"),
+    ("acl", "load"),
+    ("acl", "users"),
+    ("client", "kill"),
+    ("client", "list"),
+    ("waterfall", "reset"),
+];
 
 const NONE: (i32, i32, i32) = (0, 0, 0);
 const ONE: (i32, i32, i32) = (1, 1, 1);
@@ -63,7 +84,10 @@ const WRITE: &[&str] = &["write", "denyoom", "fast"];
 const CONNECTION: &[&str] = &["noscript", "loading", "stale", "fast"];
 const OPEN: &[&str] = &["noscript", "loading", "stale", "fast", "no_auth", "no_multi"];
 const BLOCKING: &[&str] = &["blocking", "noscript", "no_multi"];
+const BLOCKING_ADMIN: &[&str] = &["admin", "blocking", "noscript", "no_multi"];
+const CONNECTION_RESET: &[&str] = &["noscript", "loading", "stale", "fast", "no_auth"];
 const OWN: &[&str] = &["loading", "stale", "fast"];
+const OWN_ALONE: &[&str] = &["loading", "stale", "fast", "no_multi"];
 const OWN_SINCE: &str = "0.1.0";
 
 type Keys = (i32, i32, i32);
@@ -160,7 +184,16 @@ pub static COMMANDS: &[Spec] = &[
     control("echo", 2, CONNECTION, "connection", connection::echo, "Returns its argument"),
     control("hello", -1, OPEN, "connection", connection::hello, "Chooses the protocol and authenticates"),
     control("auth", -2, OPEN, "connection", connection::auth, "Authenticates the connection"),
+    control("acl", -2, CONNECTION, "server", connection::acl, "Tells of the users, and reads their file again"),
     control("quit", -1, OPEN, "connection", connection::quit, "Closes the connection"),
+    control(
+        "reset",
+        1,
+        CONNECTION_RESET,
+        "connection",
+        connection::reset,
+        "Makes the connection as it was at its start",
+    ),
     control("select", 2, CONNECTION, "connection", connection::select, "Selects database 0, the only one"),
     control("client", -2, CONNECTION, "connection", connection::client, "Names and identifies the connection"),
     control("command", -1, CONNECTION, "server", server::command, "Tells of the commands"),
@@ -191,7 +224,32 @@ pub static COMMANDS: &[Spec] = &[
     own("committimeout", -1, OWN, replication::committimeout, "Tells or sets the session's commit timeout, ms"),
     own("commitinfo", 1, OWN, replication::commitinfo, "Tells the evidence behind the last acknowledgement"),
     own("lsn", 1, OWN, replication::lsn, "Returns the LSN of the session's last commit"),
+    own(
+        "session",
+        -1,
+        OWN_ALONE,
+        reading::session,
+        "Tells or takes the token of what the session has written and read",
+    ),
+    own("read", -1, OWN_ALONE, reading::read, "Tells or sets how good the state has to be that the session reads"),
     own("waitlsn", 3, BLOCKING, replication::waitlsn, "Awaits an LSN being applied here"),
     own("replication", 1, OWN, replication::replication, "Tells of the replicas, as pg_stat_replication"),
-    own("promote", 1, &["admin", "no_multi"], replication::promote, "Makes this replica the leader"),
+    own("leader", 1, OWN, replication::leader, "Tells where clients write"),
+    own(
+        "describe",
+        1,
+        OWN,
+        replication::describe,
+        "Tells leader, replicas, in-sync set, epoch, policy and lag as JSON",
+    ),
+    own("join", -2, BLOCKING_ADMIN, replication::join, "Makes a node a member of the cluster"),
+    own("remove", 2, BLOCKING_ADMIN, replication::remove, "Does without a member of the cluster"),
+    own(
+        "switchover",
+        -1,
+        &["admin", "no_multi"],
+        replication::switchover,
+        "Makes another member the leader, without loss",
+    ),
+    own("promote", -1, &["admin", "no_multi"], replication::promote, "Makes this replica the leader"),
 ];

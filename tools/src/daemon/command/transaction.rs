@@ -75,8 +75,24 @@ impl Transaction {
         *self = Transaction { aborted: true, ..Transaction::default() };
     }
 
-    fn writes(&self) -> bool {
+    /// Commands that are kept.
+    pub fn len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// The memory of what is kept.
+    pub fn kept_bytes(&self) -> usize {
+        self.bytes.len() + self.ranges.len() * size_of::<(u32, u32)>() + self.commands.len() * size_of::<Queued>()
+    }
+
+    /// True when it may change something.
+    pub fn writes(&self) -> bool {
         self.commands.iter().any(|queued| matches!(queued.spec.run, Run::Write(_)))
+    }
+
+    /// True when it looks at keys.
+    pub fn reads(&self) -> bool {
+        self.commands.iter().any(|queued| matches!(queued.spec.run, Run::Read(_) | Run::Await(..)))
     }
 }
 
@@ -201,8 +217,13 @@ fn execute(
     if writes {
         host.writable(client.level)?;
     }
-    let hold = if writes { Hold::Nothing } else { client.read(host).1 };
-    let newest = writes || hold != Hold::Nothing;
+    let (newest, hold) = match writes {
+        true => (true, Hold::Nothing),
+        false => {
+            let (view, hold) = client.read(host);
+            (view.is_newest(), hold)
+        }
+    };
     let mut overlay = Overlay::default();
     reply.array(transaction.commands.len());
     for queued in &transaction.commands {
@@ -218,7 +239,10 @@ fn execute(
                 answer(executed, from, reply);
             }
             Run::Control(control) => {
-                let _ = control(client, &args, host, reply);
+                if let Outcome::Park(_) = control(client, &args, host, reply) {
+                    reply.undo_to(from);
+                    reply.error(format_args!("ERR {} cannot wait in a transaction", queued.spec.name.to_uppercase()));
+                }
             }
             Run::Exec => unreachable!("EXEC is never queued"),
         }

@@ -96,6 +96,11 @@ impl<'a> View<'a> {
     pub fn pending(host: &'a dyn Host) -> View<'a> {
         View { store: host.store(), pending: Some(host.pending()), overlay: None }
     }
+
+    /// True when it holds what is not durable yet.
+    pub fn is_newest(&self) -> bool {
+        self.pending.is_some()
+    }
 }
 
 impl<'a> View<'a> {

@@ -1,13 +1,16 @@
 //! `walferry demo`: a leader and two replicas as child processes, load at every commit level, one table, a clean stop;
-//! then the brief table of two distances.
+//! then the brief table of two distances. `walferry demo warehouse` is a demo of its own.
 //! Uses the same commands that a person would type; knows nothing of the daemon's inside.
+
+mod scanner;
+mod warehouse;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use walferry_cluster::CommitLevel;
 
 use crate::cli::{Failure, say};
@@ -21,6 +24,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   walferry demo
   walferry demo --seconds 5 --clients 64
+  walferry demo warehouse                     who reads a replica behind a lag, what that costs, and what helps
 
 The three nodes' data and logs stay in the directory to be looked at:
   walferry log dump --data ./walferry-demo/leader --limit 5
@@ -33,7 +37,10 @@ const SYNC_POLICY: &str = "ANY 1 (replica-1, replica-2)";
 
 /// Flags of `walferry demo`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
+    #[command(subcommand)]
+    scene: Option<Scene>,
     /// Where the nodes keep their data; replaced if an earlier demo made it
     #[arg(long, value_name = "DIR", default_value = "./walferry-demo")]
     dir: PathBuf,
@@ -45,8 +52,22 @@ pub struct DemoArgs {
     clients: u16,
 }
 
+#[derive(Debug, Subcommand)]
+enum Scene {
+    /// Scan packages, look at a dashboard that reads replicas behind a lag, and count who scans twice
+    #[command(after_help = warehouse::EXAMPLES)]
+    Warehouse(warehouse::WarehouseArgs),
+}
+
 /// Runs `walferry demo`.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
+    match &args.scene {
+        Some(Scene::Warehouse(args)) => warehouse::run(args),
+        None => levels(args),
+    }
+}
+
+fn levels(args: &DemoArgs) -> Result<(), Failure> {
     replace_directory(&args.dir)?;
     let buffered = without_direct_io(&args.dir)?;
     let policy = ["--sync", SYNC_POLICY];

@@ -1,0 +1,268 @@
+//! A member's part in its cluster, on a thread of its own: signs of life, leases, failover, and the register. It shares nothing
+//! with the node's ring thread but what stands here, so that no flush and no full queue is ever waited for.
+//!
+//! ```text
+//! ring thread (node)                     cluster thread (driver)                    other members
+//!   orders  <── lead, follow, seal ──────  Failover, Voter, Lease  <── wire ──>  the same
+//!   reports ──> in sync, unfit, commands ─>  Register (openraft)
+//!   lease   <── until when it may speak ─
+//! ```
+
+mod changes;
+mod driver;
+mod forming;
+mod seat;
+mod wire;
+pub mod witness;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use walferry_cluster::consensus::RegisterStore;
+use walferry_cluster::register::{ClusterState, Kind};
+use walferry_cluster::{MemberName, Terms};
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::waker::Waker;
+use walferry_engine::world;
+
+use super::DaemonError;
+use super::tls::Tls;
+use crate::config::MemberList;
+
+/// How a member takes part.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Its name.
+    pub name: MemberName,
+    /// Data or witness.
+    pub kind: Kind,
+    /// All members, as every one of them was started with.
+    pub members: MemberList,
+    /// Where clients reach it; empty for a witness.
+    pub client_address: String,
+    /// The cluster that its log belongs to, if it has one.
+    pub cluster_id: Option<walferry_cluster::ClusterId>,
+    /// A leader that is silent for so long is replaced.
+    pub election_timeout: Duration,
+    /// How often a leader gives a sign of life.
+    pub heartbeat_interval: Duration,
+    /// The sync policy of a cluster that is formed; empty for a majority.
+    pub policy: String,
+    /// The newest epoch that the node's log knew when the process started.
+    pub history_epoch: Epoch,
+    /// How its links are protected.
+    pub tls: Tls,
+}
+
+/// How far a node's log reaches, once nothing moves it any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach {
+    /// The epoch of its last frame.
+    pub last_epoch: Epoch,
+    /// Its durable end.
+    pub flushed: Lsn,
+}
+
+/// What the cluster thread tells the node to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Lead in this epoch.
+    Lead(Epoch),
+    /// Follow this member in this epoch.
+    Follow {
+        /// Its peer address.
+        peer: String,
+        /// In which epoch.
+        epoch: Epoch,
+    },
+    /// Nobody leads; why.
+    Leaderless(String),
+    /// Take nothing from leaders of epochs before this one, and say how far the log is.
+    Seal(Epoch, oneshot::Sender<Reach>),
+    /// Take no writes until this replica has everything, then say so.
+    Drain(MemberName, oneshot::Sender<Result<(), String>>),
+    /// Let commits need these terms as well, and say when all that was before is confirmed under them, or why it is not; then
+    /// they are no longer needed.
+    Joint(Terms, oneshot::Sender<Result<(), String>>),
+    /// From this version of the register on its own terms suffice again.
+    Settled(u64),
+    /// The register moved.
+    State(Box<ClusterState>),
+    /// This life of the node is over, and with it what it promised: the next one knows no register yet.
+    BeginAnew,
+    /// Where the leader's clients are.
+    LeaderAddress(String),
+    /// A replica connected.
+    Connection(OwnedFd, SocketAddr),
+}
+
+/// What the node tells the cluster thread.
+#[derive(Debug)]
+pub enum Report {
+    /// Who keeps up, as the leader of this epoch sees it.
+    InSync(Epoch, BTreeSet<MemberName>),
+    /// The leader cannot go on.
+    Unfit(Epoch),
+    /// An operator's command; the answer goes to its client.
+    Command(Command, Reply),
+}
+
+/// What an operator asks of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Another leader, without any loss.
+    Switchover(Option<MemberName>),
+    /// A leader, whatever is lost.
+    AllowUnclean,
+    /// A node shall be a member; its peer address if it is to be given.
+    Join(MemberName, Option<String>),
+    /// A member shall be none any more.
+    Remove(MemberName),
+}
+
+/// Where the answer to a command goes: to be looked at when the node was woken.
+pub type Reply = Arc<Mutex<Option<Result<String, String>>>>;
+
+/// Until when the leader may speak, shared by both threads.
+#[derive(Debug)]
+pub struct LeaseUntil {
+    origin: Instant,
+    /// Microseconds from `origin`; 0 for none.
+    until_us: AtomicU64,
+}
+
+impl LeaseUntil {
+    fn new() -> LeaseUntil {
+        LeaseUntil { origin: world::now(), until_us: AtomicU64::new(0) }
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        let us = until.map_or(0, |until| until.saturating_duration_since(self.origin).as_micros() as u64);
+        self.until_us.store(us, Ordering::Release);
+    }
+
+    /// True while the leader may speak.
+    pub fn holds(&self, now: Instant) -> bool {
+        let us = self.until_us.load(Ordering::Acquire);
+        us > 0 && now < self.origin + Duration::from_micros(us)
+    }
+}
+
+/// What both threads see.
+#[derive(Debug)]
+pub struct Shared {
+    /// The leader's lease.
+    pub lease: LeaseUntil,
+    /// The end of the node's log, for signs of life.
+    pub end: AtomicU64,
+    /// When the ring thread turned last, microseconds from `lease.origin`.
+    turned_us: AtomicU64,
+    /// Why nobody leads, or what the cluster thread waits for; empty when all is well.
+    pub trouble: Mutex<String>,
+}
+
+impl Shared {
+    /// The ring thread turns; its log ends here.
+    pub fn turned(&self, now: Instant, end: Lsn) {
+        self.end.store(end.0, Ordering::Relaxed);
+        let us = now.saturating_duration_since(self.lease.origin).as_micros() as u64;
+        self.turned_us.store(us, Ordering::Relaxed);
+    }
+
+    /// True when the ring thread has not turned for longer than this.
+    fn is_stuck(&self, time_max: Duration) -> bool {
+        let turned = Duration::from_micros(self.turned_us.load(Ordering::Relaxed));
+        world::now().saturating_duration_since(self.lease.origin).saturating_sub(turned) > time_max
+    }
+}
+
+/// The node's end of the cluster thread.
+pub struct Cluster {
+    /// What both threads see.
+    pub shared: Arc<Shared>,
+    orders: mpsc::Receiver<Order>,
+    reports: tokio::sync::mpsc::UnboundedSender<Report>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The other end of a [`Cluster`]: who orders the node about, and hears its reports.
+pub struct Control {
+    node: driver::NodeEnd,
+    reports: tokio::sync::mpsc::UnboundedReceiver<Report>,
+}
+
+#[cfg(feature = "simulation")]
+impl Control {
+    /// Tells the node what to do.
+    pub fn order(&self, order: Order) {
+        self.node.order(order);
+    }
+
+    /// What the node has reported.
+    pub fn next_report(&mut self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// Until when the node may speak as a leader.
+    pub fn set_lease(&self, until: Option<Instant>) {
+        self.node.shared.lease.set(until);
+    }
+
+    /// The end of the node's log at its last turn.
+    pub fn log_end(&self) -> Lsn {
+        Lsn(self.node.shared.end.load(Ordering::Relaxed))
+    }
+}
+
+impl Cluster {
+    /// Both ends, without a thread between them.
+    pub fn pair(waker: Waker) -> (Cluster, Control) {
+        let shared = Arc::new(Shared {
+            lease: LeaseUntil::new(),
+            end: AtomicU64::new(0),
+            turned_us: AtomicU64::new(0),
+            trouble: Mutex::new(String::new()),
+        });
+        let (order_sender, orders) = mpsc::channel();
+        let (reports, report_inbox) = tokio::sync::mpsc::unbounded_channel();
+        let node = driver::NodeEnd { orders: order_sender, waker, shared: Arc::clone(&shared) };
+        (Cluster { shared, orders, reports, thread: None }, Control { node, reports: report_inbox })
+    }
+
+    /// Starts the thread, which listens to peers at `listener`.
+    pub fn start(
+        config: ClusterConfig,
+        store: RegisterStore,
+        listener: std::net::TcpListener,
+        waker: Waker,
+    ) -> Result<Cluster, DaemonError> {
+        let (mut cluster, control) = Cluster::pair(waker);
+        cluster.thread = Some(driver::spawn(config, store, listener, Some(control.node), control.reports)?);
+        Ok(cluster)
+    }
+
+    /// The next order, if there is one.
+    pub fn next_order(&self) -> Option<Order> {
+        self.orders.try_recv().ok()
+    }
+
+    /// Tells the cluster thread.
+    pub fn report(&self, report: Report) {
+        // The thread ends only after this end is gone.
+        let _ = self.reports.send(report);
+    }
+
+    /// Ends the thread.
+    pub fn close(mut self) {
+        drop(self.reports);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Questions and answers between members, over TCP: one connection each way, kept open, many questions under way on it at once.
+//! Every wait is bounded. Knows messages, not what they mean; and where TLS is spoken, only how to ask for it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
+use walferry_cluster::error::MessageError;
+use walferry_cluster::message::{ENVELOPE_BYTES, TLS_FIRST_BYTES};
+use walferry_tls::{Accepted, Gate, PeerTls, Quota};
+
+use crate::daemon::tls::Tls;
+
+/// Questions on one connection that wait for their answers, at most.
+const WAITING_MAX: usize = 256;
+/// Connections of other nodes that are served at once; a further one is closed.
+const CONNECTIONS_MAX: usize = 256;
+/// How often a connection that has sent less than an envelope is looked at: at first, and in the end.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(64);
+/// A new connection has to say within this time what it is for, and a message that was begun has to end within it.
+const FIRST_BYTES_TIME_MAX: Duration = Duration::from_secs(5);
+/// A connection has to open, its handshake included, within this time.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Connections that came through the gate and wait to be looked at; beyond it they are closed.
+const THROUGH_MAX: usize = 1024;
+
+fn invalid(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+async fn read_packet<T: DeserializeOwned>(stream: &mut OwnedReadHalf) -> io::Result<Packet<T>> {
+    let mut envelope = [0; ENVELOPE_BYTES];
+    // The next message may be long in coming; one that was begun may not.
+    stream.read_exact(&mut envelope[..1]).await?;
+    let rest = async {
+        stream.read_exact(&mut envelope[1..]).await?;
+        let bytes = body_bytes(&envelope).ok_or_else(|| invalid("not a message between members"))?;
+        let mut body = vec![0; bytes];
+        stream.read_exact(&mut body).await?;
+        serde_json::from_slice(&body).map_err(io::Error::from)
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it sent half a message");
+    tokio::time::timeout(FIRST_BYTES_TIME_MAX, rest).await.map_err(late)?
+}
+
+/// Writes whole messages in the order of their arrival, until the connection or its owner is gone.
+async fn write_all(mut stream: tokio::net::tcp::OwnedWriteHalf, mut outbox: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = outbox.recv().await {
+        if stream.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
+
+/// A connection on which this member asks.
+#[derive(Clone)]
+struct Line {
+    outbox: mpsc::Sender<Vec<u8>>,
+    waiting: Waiting,
+    heard: Arc<Mutex<Instant>>,
+}
+
+impl Line {
+    async fn open(address: &str, tls: Option<&Arc<PeerTls>>) -> io::Result<Line> {
+        let stream = match tls {
+            None => TcpStream::connect(address).await?,
+            Some(tls) => connect_secured(address, Arc::clone(tls)).await?,
+        };
+        // A local socket, behind which TLS is spoken, knows no such option; the one behind it has it.
+        let _ = stream.set_nodelay(true);
+        let (mut reading, writing) = stream.into_split();
+        let (outbox, inbox) = mpsc::channel(WAITING_MAX);
+        let waiting = Waiting::default();
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let (answered, heard_now) = (Arc::clone(&waiting), Arc::clone(&heard));
+        tokio::spawn(async move {
+            let writer = tokio::spawn(write_all(writing, inbox));
+            while let Ok(packet) = read_packet::<Answer>(&mut reading).await {
+                *heard_now.lock().expect("nobody panics with it") = Instant::now();
+                let asked = answered.lock().expect("nobody panics with it").remove(&packet.number);
+                if let Some(asked) = asked {
+                    // Who asked may have given up.
+                    let _ = asked.send(packet.body);
+                }
+            }
+            // Whoever waits learns that nothing comes any more.
+            answered.lock().expect("nobody panics with it").clear();
+            writer.abort();
+        });
+        Ok(Line { outbox, waiting, heard })
+    }
+}
+
+/// Connects and speaks TLS, on a thread that may wait for it.
+async fn connect_secured(address: &str, tls: Arc<PeerTls>) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?.into_std()?;
+    stream.set_nodelay(true)?;
+    let address = address.to_owned();
+    let secured = tokio::task::spawn_blocking(move || tls.secure(stream, &address, CONNECT_TIME_MAX));
+    let stream = secured.await.map_err(io::Error::other)??.stream;
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
+}
+
+/// The way to one other member.
+pub(super) struct Peer {
+    address: String,
+    number: AtomicU64,
+    line: tokio::sync::Mutex<Option<Line>>,
+    tls: Option<Arc<PeerTls>>,
+    /// Why TLS did not work out last; said when it changes.
+    refusal: Mutex<String>,
+}
+
+impl Peer {
+    pub(super) fn new(address: &str, tls: Option<Arc<PeerTls>>) -> Peer {
+        Peer {
+            address: address.to_owned(),
+            number: AtomicU64::new(0),
+            line: tokio::sync::Mutex::new(None),
+            tls,
+            refusal: Mutex::default(),
+        }
+    }
+
+    /// Asks, and waits for the answer at most so long.
+    pub(super) async fn ask(&self, ask: &Ask, timeout: Duration) -> io::Result<Answer> {
+        match tokio::time::timeout(timeout, self.ask_once(ask)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.hang_up_if_silent(timeout);
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("{} does not answer", self.address)))
+            }
+        }
+    }
+
+    async fn ask_once(&self, ask: &Ask) -> io::Result<Answer> {
+        let line = self.line().await?;
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        // Forgotten with this future, be it answered or given up.
+        let _forget = Forget { waiting: &line.waiting, number };
+        {
+            let mut waiting = line.waiting.lock().expect("nobody panics with it");
+            if waiting.len() >= WAITING_MAX {
+                return Err(io::Error::other(format!("{} has {WAITING_MAX} questions to answer", self.address)));
+            }
+            waiting.insert(number, sender);
+        }
+        let closed =
+            || io::Error::new(io::ErrorKind::ConnectionReset, format!("{} closed the connection", self.address));
+        let sent = line.outbox.send(encode(&Packet { number, body: ask })).await;
+        let answer = if sent.is_err() { Err(closed()) } else { answer.await.map_err(|_| closed()) };
+        if answer.is_err() {
+            *self.line.lock().await = None;
+        }
+        answer
+    }
+
+    async fn line(&self) -> io::Result<Line> {
+        let mut line = self.line.lock().await;
+        if let Some(line) = line.as_ref().filter(|line| !line.outbox.is_closed()) {
+            return Ok(line.clone());
+        }
+        let opened = Line::open(&self.address, self.tls.as_ref()).await;
+        self.tell_refusal(opened.as_ref().err());
+        let opened = opened?;
+        *line = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// A member that is not there is nothing new; one that is there and speaks otherwise has to be looked at by somebody.
+    fn tell_refusal(&self, error: Option<&io::Error>) {
+        let said = error.filter(|error| self.tls.is_some() && error.kind() == io::ErrorKind::Other);
+        let text = said.map(ToString::to_string).unwrap_or_default();
+        let mut refusal = self.refusal.lock().expect("nobody panics with it");
+        if *refusal != text {
+            if !text.is_empty() {
+                tracing::warn!("a member cannot be asked: {text}");
+            }
+            *refusal = text;
+        }
+    }
+
+    /// A connection on which nothing comes is given up: over a network that was cut and is whole again, a new one is there
+    /// long before the old one has sent its bytes once more.
+    fn hang_up_if_silent(&self, timeout: Duration) {
+        if let Ok(mut line) = self.line.try_lock() {
+            line.take_if(|line| line.heard.lock().expect("nobody panics with it").elapsed() >= timeout);
+        }
+    }
+}
+
+struct Forget<'a> {
+    waiting: &'a Waiting,
+    number: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().expect("nobody panics with it").remove(&self.number);
+    }
+}
+
+/// Answers questions.
+pub(super) trait Answering: Send + Sync + 'static {
+    /// The answer, when it is there; other questions are answered meanwhile.
+    fn answer(self: Arc<Self>, ask: Ask) -> impl Future<Output = Answer> + Send;
+    /// A connection that carries the log, not questions.
+    fn log_connection(&self, socket: OwnedFd, address: SocketAddr);
+}
+
+/// Where other nodes connect.
+pub(super) enum Door {
+    /// Plainly.
+    Plain(TcpListener),
+    /// Through a gate, where each shows who it is.
+    Gate {
+        /// Ends with the door.
+        _gate: Gate,
+        through: tokio::sync::Mutex<mpsc::Receiver<Accepted>>,
+    },
+}
+
+impl Door {
+    pub(super) fn open(listener: std::net::TcpListener, tls: &Tls) -> io::Result<Door> {
+        let (outbox, through) = mpsc::channel(THROUGH_MAX);
+        let deliver = move |accepted: Accepted| {
+            let address = accepted.address;
+            if outbox.try_send(accepted).is_err() {
+                tracing::warn!(%address, "a peer's connection is closed: {THROUGH_MAX} wait already");
+            }
+        };
+        match tls.gate_for_members(listener, Box::new(deliver))? {
+            Ok(gate) => Ok(Door::Gate { _gate: gate, through: tokio::sync::Mutex::new(through) }),
+            Err(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener).map(Door::Plain)
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match self {
+            Door::Plain(listener) => listener.accept().await,
+            Door::Gate { through, .. } => {
+                let accepted = through.lock().await.recv().await;
+                let Accepted { socket, address, .. } =
+                    accepted.ok_or_else(|| io::Error::other("the listener for TLS has ended"))?;
+                let stream = std::net::TcpStream::from(socket);
+                stream.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(stream)?, address))
+            }
+        }
+    }
+}
+
+/// Accepts what other nodes connect for. Its connections end with it.
+pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
+    let mut connections = tokio::task::JoinSet::new();
+    let quota = Arc::new(Mutex::new(Quota::new(Instant::now())));
+    loop {
+        while connections.try_join_next().is_some() {}
+        match door.accept().await {
+            Ok((_, address)) if connections.len() >= CONNECTIONS_MAX => {
+                tracing::warn!(%address, "a peer's connection is closed: {CONNECTIONS_MAX} are open, which is the bound");
+            }
+            Ok((stream, address)) => {
+                let (answering, quota) = (Arc::clone(&answering), Arc::clone(&quota));
+                connections.spawn(async move {
+                    let Err(error) = serve_one(stream, address, answering).await else { return };
+                    let speaks_tls = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
+                    if speaks_tls && quota.lock().expect("nobody panics with it").take(Instant::now()) {
+                        tracing::warn!(%address, "a peer is not answered: {error}");
+                    } else {
+                        tracing::debug!(%address, "a connection of a peer ended: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a peer's connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl Answering>) -> io::Result<()> {
+    let mut first = [0; ENVELOPE_BYTES];
+    let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "it said nothing");
+    let look = async {
+        let mut interval = LOOK_INTERVAL_MIN;
+        loop {
+            match stream.peek(&mut first).await? {
+                ENVELOPE_BYTES.. => return io::Result::Ok(()),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // Fewer bytes than an envelope are rare and do not stay so.
+                _ => tokio::time::sleep(interval).await,
+            }
+            interval = (interval * 2).min(LOOK_INTERVAL_MAX);
+        }
+    };
+    tokio::time::timeout(FIRST_BYTES_TIME_MAX, look).await.map_err(silent)??;
+    if first.starts_with(&TLS_FIRST_BYTES) && first[5..] != [0; 3] {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, MessageError::Tls));
+    }
+    if first[4] != CONTROL_KIND {
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        answering.log_connection(stream.into(), address);
+        return Ok(());
+    }
+    // As above.
+    let _ = stream.set_nodelay(true);
+    let (mut reading, writing) = stream.into_split();
+    let (outbox, inbox) = mpsc::channel(WAITING_MAX);
+    let writer = tokio::spawn(write_all(writing, inbox));
+    // Whoever asks and takes no answers is read no further.
+    let room = Arc::new(Semaphore::new(WAITING_MAX));
+    let outcome = loop {
+        let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
+        match read_packet::<Ask>(&mut reading).await {
+            Ok(Packet { number, body }) => {
+                let (answering, outbox) = (Arc::clone(&answering), outbox.clone());
+                tokio::spawn(async move {
+                    let body = answering.answer(body).await;
+                    // The other side may have hung up.
+                    let _ = outbox.send(encode(&Packet { number, body })).await;
+                    drop(permit);
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    writer.abort();
+    outcome
+}

@@ -1,0 +1,156 @@
+//! `walferry witness`: a member that votes and has no log, so that two hosts with data and a small third are a full cluster.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use nix::sys::signal::Signal;
+use rand::RngExt;
+use walferry_cluster::MemberName;
+use walferry_cluster::consensus::RegisterStore;
+use walferry_cluster::register::{Kind, MemberId};
+use walferry_engine::lock::DirLock;
+use walferry_engine::lsn::Epoch;
+
+use super::{ClusterConfig, driver};
+use crate::cli::Failure;
+use crate::config::{Checked, ConfigError, MemberList, Settings, TlsConfig, check_timeouts};
+use crate::daemon::signals::Signals;
+use crate::daemon::tls::Tls;
+use crate::logging;
+use crate::units::{HostPort, Span};
+
+/// Examples for the help text.
+pub const EXAMPLES: &str = "\
+Examples:
+  walferry witness --data /var/lib/walferry/w --name w --members a=10.0.0.1:6401,b=10.0.0.2:6401,w=10.0.0.3:6401
+  walferry witness --config /etc/walferry/w.toml --data /var/lib/walferry/w
+
+It listens at its own address of --members. SIGTERM or SIGINT stops it; exit code 0.";
+
+/// What a witness is started with; flags win over the file.
+#[derive(Debug, Args)]
+pub struct WitnessArgs {
+    /// Read the configuration from this walferry.toml; what only a node with a log needs is left aside
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The directory for its vote and promises: a few kilobytes
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Its name among the members
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Every member, as given to every other: NAME=PEER_HOST:PORT, ...
+    #[arg(long, value_name = "LIST")]
+    members: Option<Checked<MemberList>>,
+    /// Where members connect [default: its address in --members]
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<HostPort>,
+    /// A leader that is silent for so long is replaced; the same on every member [default: 400ms]
+    #[arg(long, value_name = "TIME")]
+    election_timeout: Option<Span>,
+    /// How often a leader gives a sign of life; the same on every member [default: 100ms]
+    #[arg(long, value_name = "TIME")]
+    heartbeat_interval: Option<Span>,
+    /// Members speak TLS and each shows its certificate; the same on every member
+    #[arg(long)]
+    peer_tls: bool,
+    /// Its certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// The CA of members' certificates, PEM
+    #[arg(long, value_name = "FILE")]
+    peer_tls_ca: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or per module as RUST_LOG [default: info]
+    #[arg(long, value_name = "FILTER")]
+    log_filter: Option<String>,
+}
+
+impl WitnessArgs {
+    /// Flags, file and defaults put together.
+    fn settings(self) -> Result<Settings, Failure> {
+        let file = self.config.as_deref().map_or(Ok(Settings::default()), Settings::from_file)?;
+        let flags = Settings {
+            data: self.data,
+            name: self.name,
+            members: self.members,
+            peer_listen: self.peer_listen,
+            election_timeout: self.election_timeout,
+            heartbeat_interval: self.heartbeat_interval,
+            peer_tls: self.peer_tls.then_some(true),
+            tls_cert: self.tls_cert,
+            tls_key: self.tls_key,
+            peer_tls_ca: self.peer_tls_ca,
+            log_filter: self.log_filter,
+            ..Settings::default()
+        };
+        Ok(flags.or(file).complete())
+    }
+}
+
+/// The value of a key that has no default.
+fn given<T>(key: &'static str, value: Option<T>) -> Result<T, Failure> {
+    Ok(value.ok_or(ConfigError::Missing { key })?)
+}
+
+/// Runs a witness until a signal ends it.
+pub fn run(args: WitnessArgs) -> Result<(), Failure> {
+    let settings = args.settings()?;
+    logging::start(settings.log_filter.as_deref().unwrap_or_default())?;
+    let tls = Tls::open(&TlsConfig::for_witness(&settings)?)?;
+    let data = given("data", settings.data)?;
+    let members = given("members", settings.members)?.value;
+    let name = given("name", settings.name)?;
+    let name: MemberName = name.parse().map_err(|error| Failure::Usage(format!("name: {error}")))?;
+    if members.peer(&name).is_none() {
+        return Err(Failure::Usage(format!("members = {members} does not name this node, {name}")));
+    }
+    let election_timeout = given("election_timeout", settings.election_timeout)?.0;
+    let heartbeat_interval = given("heartbeat_interval", settings.heartbeat_interval)?.0;
+    check_timeouts(election_timeout, heartbeat_interval)?;
+    let listen = given("peer_listen", settings.peer_listen)?;
+    let failed = |error: std::io::Error| Failure::failed(format_args!("data = {}: {error}", data.display()));
+    std::fs::create_dir_all(&data).map_err(failed)?;
+    let _lock = DirLock::take(&data).map_err(Failure::failed)?;
+    let store = RegisterStore::open(&data, MemberId(rand::rng().random())).map_err(Failure::failed)?;
+    let listener = listen.resolve().and_then(std::net::TcpListener::bind);
+    let listener = listener
+        .map_err(|error| Failure::failed(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
+    let config = ClusterConfig {
+        name: name.clone(),
+        kind: Kind::Witness,
+        members: members.clone(),
+        client_address: String::new(),
+        cluster_id: None,
+        election_timeout,
+        heartbeat_interval,
+        policy: String::new(),
+        history_epoch: Epoch(0),
+        tls: tls.clone(),
+    };
+    let mut signals = Signals::block(0).map_err(Failure::failed)?;
+    let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
+    let thread = driver::spawn(config, store, listener, None, inbox)?;
+    tracing::info!(listen = %listen, "witness {name} serves");
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).map_err(Failure::failed)?;
+    loop {
+        if let Some(signal) = signals.wait(Duration::from_secs(1)).map_err(Failure::failed)? {
+            if signal == Signal::SIGHUP {
+                tls.reload();
+                continue;
+            }
+            tracing::info!(%signal, "asked to end");
+            break;
+        }
+        if thread.is_finished() {
+            return Err(Failure::failed("the witness cannot take part any more; its log tells why"));
+        }
+    }
+    drop(reports);
+    let _ = thread.join();
+    tls.close();
+    Ok(())
+}

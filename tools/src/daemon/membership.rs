@@ -1,0 +1,367 @@
+//! The node as a member of a cluster: does what the cluster thread orders, and reports to it. The only place where a running
+//! node changes its role. An order is followed once nothing of the role before is in flight.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::oneshot;
+use walferry_cluster::consensus::RegisterStore;
+use walferry_cluster::register::{ClusterState, Kind, MemberId};
+use walferry_cluster::{ClusterId, MemberName, Terms};
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::mutants;
+use walferry_engine::ring::Ring;
+
+use super::DaemonError;
+use super::cluster::{Cluster, ClusterConfig, Command, Order, Reach, Reply, Report};
+use super::node::{Node, Role, begin_epoch, refused};
+
+/// A drain that takes longer is given up, and writes go on.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+/// After a drain the leader waits so long to be replaced.
+const ASIDE_TIME_MAX: Duration = Duration::from_secs(2);
+/// A change of the terms of commits that is not proved by then is given up.
+const JOINT_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Writes wait until a replica has everything.
+struct Drain {
+    to: MemberName,
+    until: Instant,
+    /// Taken once it was answered.
+    answer: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+/// Commits need other terms as well, until the register has them.
+struct Joint {
+    until: Instant,
+    /// Taken once it was answered.
+    answer: Option<oneshot::Sender<Result<(), String>>>,
+    /// The register's terms suffice from this version on.
+    settled_at: Option<u64>,
+}
+
+/// A node's seat in its cluster.
+pub(super) struct Membership {
+    cluster: Cluster,
+    /// The register as last heard.
+    pub(super) state: ClusterState,
+    /// Leaders of older epochs are refused.
+    promised: Epoch,
+    /// Where the leader's clients are.
+    pub(super) leader_address: String,
+    /// The role to take once nothing is in flight.
+    next: Option<Order>,
+    /// A seal to be answered once nothing moves the log any more.
+    sealing: Option<oneshot::Sender<Reach>>,
+    drain: Option<Drain>,
+    joint: Option<Joint>,
+    /// What was reported last.
+    in_sync: Option<(Epoch, BTreeSet<MemberName>)>,
+}
+
+impl Membership {
+    /// True while writes have to wait for a switchover.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// When the node has to look at its seat although nothing came.
+    pub(super) fn next_timeout(&self, now: Instant) -> Option<Duration> {
+        let drain = self.drain.as_ref().map(|drain| drain.until);
+        let joint = self.joint.as_ref().filter(|joint| joint.answer.is_some()).map(|joint| joint.until);
+        drain.into_iter().chain(joint).min().map(|until| until.saturating_duration_since(now))
+    }
+
+    /// The leader cannot go on.
+    pub(super) fn report_unfit(&self, epoch: Epoch) {
+        self.cluster.report(Report::Unfit(epoch));
+    }
+
+    /// An operator's command on its way.
+    pub(super) fn command(&self, command: Command) -> Reply {
+        let reply = Reply::default();
+        self.cluster.report(Report::Command(command, reply.clone()));
+        reply
+    }
+
+    /// What keeps the cluster from having a leader; empty when nothing does.
+    pub(super) fn trouble(&self) -> String {
+        self.cluster.shared.trouble.lock().expect("nobody panics with it").clone()
+    }
+
+    pub(super) fn holds_lease(&self, now: Instant) -> bool {
+        self.cluster.shared.lease.holds(now)
+    }
+
+    pub(super) fn close(self) {
+        self.cluster.close();
+    }
+}
+
+impl Node {
+    /// Takes the node's seat: from now on the cluster says what it is.
+    pub(super) fn take_seat(&mut self, listener: TcpListener) -> Result<(), DaemonError> {
+        let members = self.config.members.clone().expect("a member knows the members");
+        let new_id = MemberId(rand::rng().random());
+        let store = RegisterStore::open(&self.config.data, new_id).map_err(refused)?;
+        let config = ClusterConfig {
+            name: self.member_name()?,
+            kind: Kind::Data,
+            members,
+            client_address: self.public_address(),
+            cluster_id: (self.meta.cluster_id != 0).then_some(ClusterId(self.meta.cluster_id)),
+            election_timeout: self.config.election_timeout,
+            heartbeat_interval: self.config.heartbeat_interval,
+            policy: self.config.sync.to_string(),
+            history_epoch: self.history.last_epoch(),
+            tls: self.tls.clone(),
+        };
+        let promised = store.promised();
+        let cluster = Cluster::start(config, store, listener, self.waker.clone())?;
+        self.sit_down(cluster, promised);
+        Ok(())
+    }
+
+    /// From now on whoever holds the other end of `cluster` says what this node is.
+    pub(super) fn sit_down(&mut self, cluster: Cluster, promised: Epoch) {
+        self.role = Role::Leaderless("the node is starting".to_owned());
+        self.membership = Some(Membership {
+            cluster,
+            state: ClusterState::default(),
+            promised,
+            leader_address: String::new(),
+            next: None,
+            sealing: None,
+            drain: None,
+            joint: None,
+            in_sync: None,
+        });
+    }
+
+    /// True unless this node leads without a lease: then it may acknowledge nothing, at no level.
+    pub(super) fn may_speak(&self) -> bool {
+        self.may_speak_at(self.now())
+    }
+
+    /// The same at another moment than that of this turn.
+    pub(super) fn may_speak_at(&self, now: Instant) -> bool {
+        match (&self.role, &self.membership) {
+            (Role::Leader(_), Some(membership)) => {
+                membership.holds_lease(now) || mutants::is_on("speak-without-a-lease")
+            }
+            _ => true,
+        }
+    }
+
+    fn seat(&mut self) -> &mut Membership {
+        self.membership.as_mut().expect("only a member follows orders")
+    }
+
+    /// One turn of the node's part in its cluster.
+    pub(super) fn follow_orders(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
+        let (now, end) = (self.now(), self.log.end());
+        self.seat().cluster.shared.turned(now, end);
+        while let Some(order) = self.seat().cluster.next_order() {
+            self.take_order(order, ring)?;
+        }
+        self.forget_retired();
+        let quiet = self.retired.is_none() && self.log.idle() && self.log.flushed() == self.log.sealed();
+        if quiet && let Some(answer) = self.seat().sealing.take() {
+            // Whoever asked may have given up.
+            let _ = answer.send(self.reach());
+        }
+        if quiet && let Some(order) = self.seat().next.take() {
+            self.take_role(order)?;
+        }
+        self.report_in_sync();
+        self.poll_drain();
+        self.poll_joint();
+        Ok(())
+    }
+
+    fn reach(&self) -> Reach {
+        let flushed = self.log.flushed();
+        Reach { last_epoch: self.history.epoch_of_end(flushed), flushed }
+    }
+
+    fn take_order(&mut self, order: Order, ring: &mut Ring) -> Result<(), DaemonError> {
+        if self.log.stopped().is_some() && !matches!(order, Order::State(_)) {
+            // The answers to seals and drains are dropped, which says that there is none.
+            return Ok(());
+        }
+        match order {
+            Order::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
+            Order::LeaderAddress(address) => self.seat().leader_address = address,
+            Order::State(state) => self.take_state(*state)?,
+            Order::Joint(terms, answer) => self.begin_joint(terms, answer),
+            Order::Settled(version) => {
+                if let Some(joint) = &mut self.seat().joint {
+                    joint.settled_at = Some(version);
+                }
+            }
+            Order::BeginAnew => {
+                let seat = self.seat();
+                (seat.promised, seat.state, seat.in_sync) = (Epoch(0), ClusterState::default(), None);
+                seat.leader_address.clear();
+                self.lose_leader("this node was removed from its cluster".to_owned(), ring);
+            }
+            Order::Drain(to, answer) => {
+                let until = self.now() + DRAIN_TIME_MAX;
+                self.seat().drain = Some(Drain { to, until, answer: Some(answer) });
+            }
+            Order::Seal(epoch, answer) => {
+                let seat = self.seat();
+                seat.promised = seat.promised.max(epoch);
+                seat.sealing = Some(answer);
+                seat.next = None;
+                self.lose_leader(format!("epoch {epoch} is about to begin"), ring);
+            }
+            Order::Leaderless(reason) => {
+                self.seat().next = None;
+                self.lose_leader(reason, ring);
+            }
+            Order::Lead(_) | Order::Follow { .. } => {
+                self.lose_leader("a new leader was chosen".to_owned(), ring);
+                self.seat().next = Some(order);
+            }
+        }
+        Ok(())
+    }
+
+    fn lose_leader(&mut self, reason: String, ring: &mut Ring) {
+        self.seat().drain = None;
+        self.seat().joint = None;
+        self.log.resign();
+        self.pending.clear();
+        self.leave_role(Role::Leaderless(reason.clone()), &reason, ring);
+        self.role = Role::Leaderless(reason);
+    }
+
+    fn take_state(&mut self, state: ClusterState) -> Result<(), DaemonError> {
+        if state.version < self.seat().state.version {
+            return Ok(());
+        }
+        if self.meta.cluster_id != state.cluster_id.0 {
+            if self.meta.cluster_id != 0 && self.log.flushed() > Lsn::ZERO {
+                let ours = ClusterId(self.meta.cluster_id);
+                return Err(DaemonError::Refused(format!(
+                    "--data {}: its log belongs to cluster {ours}, the members' to {}: name another directory",
+                    self.config.data.display(),
+                    state.cluster_id
+                )));
+            }
+            self.meta.cluster_id = state.cluster_id.0;
+            self.meta.save(&self.config.data).map_err(refused)?;
+        }
+        self.seat().state = state;
+        self.follow_register();
+        Ok(())
+    }
+
+    /// Tells the shipper what the register says.
+    fn follow_register(&mut self) {
+        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &self.membership) else { return };
+        let state = &membership.state;
+        let own = state.leader.as_ref();
+        let members = state.data_members().filter(|name| Some(*name) != own).cloned().collect();
+        shipper.follow_register(members, &state.in_sync, state.terms());
+    }
+
+    /// Commits need these terms as well from now on.
+    fn begin_joint(&mut self, terms: Terms, answer: oneshot::Sender<Result<(), String>>) {
+        let until = self.now() + JOINT_TIME_MAX;
+        // The answer is dropped when this node does not lead, which says so.
+        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else { return };
+        shipper.begin_joint(terms);
+        membership.joint = Some(Joint { until, answer: Some(answer), settled_at: None });
+    }
+
+    fn poll_joint(&mut self) {
+        let now = self.now();
+        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else { return };
+        let Some(joint) = &mut membership.joint else { return };
+        if shipper.joint_is_proved()
+            && let Some(answer) = joint.answer.take()
+            && answer.send(Ok(())).is_err()
+        {
+            joint.settled_at = Some(0);
+        }
+        let given_up = joint.answer.is_some() && now >= joint.until;
+        if given_up || joint.settled_at.is_some_and(|version| version <= membership.state.version) {
+            let missing = shipper.sync_shortage().unwrap_or_else(|| "the replicas that stay are behind".to_owned());
+            shipper.end_joint();
+            if let Some(answer) = joint.answer.take() {
+                let text = format!(
+                    "given up after {JOINT_TIME_MAX:?}, nothing was changed: those that are to confirm commits from then on have to \
+                     confirm the ones so far, and did not: {missing}"
+                );
+                let _ = answer.send(Err(text));
+            }
+            membership.joint = None;
+        }
+    }
+
+    fn take_role(&mut self, order: Order) -> Result<(), DaemonError> {
+        match order {
+            Order::Lead(epoch) if self.history.last_epoch() < epoch => {
+                begin_epoch(&mut self.history, &self.log, &self.config, epoch)?;
+                self.role = self.lead()?;
+                self.follow_register();
+            }
+            Order::Lead(epoch) => {
+                let text =
+                    format!("epoch {epoch} cannot begin here: the log knows epoch {}", self.history.last_epoch());
+                self.role = Role::Leaderless(text);
+            }
+            Order::Follow { peer, epoch, .. } => {
+                let promised = self.seat().promised.max(epoch);
+                self.role = self.follow(peer, promised)?;
+            }
+            _ => unreachable!("only roles are put off"),
+        }
+        Ok(())
+    }
+
+    /// Tells the cluster who keeps up, when that has changed.
+    fn report_in_sync(&mut self) {
+        let (Role::Leader(shipper), Some(membership)) = (&self.role, &mut self.membership) else { return };
+        let seen = Some((self.history.last_epoch(), shipper.observed_in_sync()));
+        if membership.in_sync != seen {
+            membership.in_sync.clone_from(&seen);
+            if let Some((epoch, members)) = seen {
+                membership.cluster.report(Report::InSync(epoch, members));
+            }
+        }
+    }
+
+    fn poll_drain(&mut self) {
+        let (now, end) = (self.now(), self.log.end());
+        let Some(membership) = &mut self.membership else { return };
+        let Some(drain) = &mut membership.drain else { return };
+        let Role::Leader(shipper) = &self.role else {
+            membership.drain = None;
+            return;
+        };
+        let reached = shipper.flushed_at(&drain.to);
+        if reached.is_some_and(|reached| reached >= end)
+            && let Some(answer) = drain.answer.take()
+        {
+            drain.until = now + ASIDE_TIME_MAX;
+            let _ = answer.send(Ok(()));
+        }
+        if now >= drain.until {
+            let text = match reached {
+                None => format!("{} is not connected", drain.to),
+                Some(reached) => {
+                    format!("{} is at {reached}, the leader at {end}: it did not catch up in time", drain.to)
+                }
+            };
+            if let Some(answer) = drain.answer.take() {
+                let _ = answer.send(Err(text));
+            }
+            membership.drain = None;
+        }
+    }
+}

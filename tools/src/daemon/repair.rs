@@ -1,0 +1,357 @@
+//! What a node does about damage in its data directory before it takes part in anything: small files are mended from their
+//! copies, what the log lost is asked of the other nodes, and a store that is not whole is made anew from the log, or where that
+//! does not reach back, from a base copy. Called under the directory's lock by whatever opens it.
+
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, poll};
+use walferry_applier::base::fetch::{FetchConfig, FetchError, Fetching};
+use walferry_applier::base::incoming::Incoming;
+use walferry_applier::base::install;
+use walferry_applier::repair::plan::Source;
+use walferry_applier::repair::{Repaired, Repairer};
+use walferry_applier::store::check::{Condition, examine};
+use walferry_applier::store::{STORE_DIR, STORE_FILE};
+use walferry_cluster::ClusterId;
+use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
+use walferry_engine::lock::DirLock;
+use walferry_engine::log::{LOG_DIR, Log, LogConfig, LogError, keep_lost};
+use walferry_engine::lsn::Lsn;
+use walferry_engine::mark::Mark;
+use walferry_engine::mend::set_aside;
+use walferry_engine::meta::{META_FILE, Meta};
+use walferry_engine::origin::{ORIGIN_FILE, Origin};
+use walferry_engine::recover::{Known, Recovery, recover};
+use walferry_engine::ring::Ring;
+use walferry_engine::segment::{list_segments, run_start};
+use walferry_engine::small_file;
+use walferry_engine::waker::Waker;
+use walferry_engine::world;
+use walferry_shipper::lend::{Holding, Lendings};
+use walferry_shipper::slots::SLOTS_FILE;
+
+use super::DaemonError;
+use super::node::refused;
+use super::notify::Notifier;
+use super::tls::Tls;
+use crate::config::NodeConfig;
+
+/// Nodes that cannot be reached are waited for so long; then the node stops, and the service manager starts it again.
+const REPAIR_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at a base copy that is on its way.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a thread that lends looks whether it is to end.
+const LEND_LOOK_INTERVAL_MS: u16 = 50;
+/// Between two attempts to be given one.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// What was repaired since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairCount {
+    /// Parts of the log that other nodes gave back.
+    pub ranges: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Stores that were damaged and made anew.
+    pub stores: u64,
+}
+
+impl RepairCount {
+    pub(super) fn add(&mut self, repaired: &[Repaired]) {
+        self.ranges += repaired.len() as u64;
+        self.bytes += repaired.iter().map(|part| part.to - part.from).sum::<u64>();
+    }
+}
+
+/// Who may hold what this node lost.
+pub(super) fn sources(config: &NodeConfig) -> Vec<Source> {
+    let mut sources = Vec::new();
+    if world::is_simulated() {
+        // The questions go over sockets of the system, which a simulated node does not have.
+        return sources;
+    }
+    for (name, peer) in config.members.iter().flat_map(|members| members.iter()) {
+        if name.as_str() != config.name {
+            sources.push(Source { name: name.to_string(), address: peer.to_string() });
+        }
+    }
+    for peer in config.follow.iter().chain(&config.repair_from.0) {
+        sources.push(Source { name: peer.to_string(), address: peer.to_string() });
+    }
+    sources
+}
+
+/// Restores small files of which one of the two copies is damaged.
+pub(super) fn mend_small_files(data: &Path) -> Result<(), DaemonError> {
+    for name in [META_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE] {
+        let path = data.join(name);
+        small_file::mend(&path).map_err(|error| refused(format_args!("cannot mend {}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+pub(super) fn repairer(
+    config: &NodeConfig,
+    meta: &Meta,
+    history: &EpochHistory,
+    tls: &Tls,
+) -> Result<Repairer, DaemonError> {
+    Ok(Repairer {
+        data: config.data.clone(),
+        cluster_id: meta.cluster_id,
+        name: meta.name.parse().map_err(refused)?,
+        segment_bytes: meta.segment_bytes,
+        history: history.clone(),
+        sources: sources(config),
+        tls: tls.peer(),
+        wait_max: REPAIR_WAIT_MAX,
+    })
+}
+
+/// Tells the service manager, and the log when the text is another than before.
+fn teller() -> impl FnMut(&str) {
+    let notifier = Notifier::new();
+    let mut told = String::new();
+    move |text: &str| {
+        notifier.repairing(text, REPAIR_WAIT_MAX);
+        if told != text {
+            tracing::warn!("{text}");
+            text.clone_into(&mut told);
+        }
+    }
+}
+
+/// Opens the log; damage in it is repaired from other nodes first.
+pub(super) fn open_log(
+    log_config: &LogConfig,
+    lock: DirLock,
+    applied: Lsn,
+    (repairer, count): (&Repairer, &mut RepairCount),
+    lends_at: Option<&TcpListener>,
+    ring: &mut Ring,
+    waker: &Waker,
+) -> Result<(Log, Recovery), DaemonError> {
+    let mut lock = Some(lock);
+    let mut last: Option<Repaired> = None;
+    let mut tell = teller();
+    loop {
+        let held = match lock.take() {
+            Some(lock) => lock,
+            None => DirLock::take(&log_config.dir).map_err(LogError::from)?,
+        };
+        let outcome = Log::open_locked(log_config.clone(), held, applied, &repairer.history, ring, waker.clone());
+        let damage = match outcome {
+            Err(LogError::Recover(damage)) if damage.gap().is_some() && !repairer.sources.is_empty() => damage,
+            outcome => return Ok(outcome?),
+        };
+        lock = Some(DirLock::take(&log_config.dir).map_err(LogError::from)?);
+        tracing::warn!("{damage}");
+        let needed = damage.gap().expect("just seen").needed;
+        let _lending = lends_at.map(|listener| Lending::start(listener, holding(repairer, needed)?)).transpose()?;
+        let repaired = repairer.close_next(damage, last.as_ref(), &mut tell).map_err(refused)?;
+        count.add(std::slice::from_ref(&repaired));
+        last = Some(repaired);
+    }
+}
+
+/// What a node holds whose log is damaged: whatever of it is whole, which is looked at when it is asked for.
+fn holding(repairer: &Repairer, flushed: Lsn) -> Result<Holding, DaemonError> {
+    Ok(Holding {
+        cluster_id: ClusterId(repairer.cluster_id),
+        name: repairer.name.clone(),
+        segment_bytes: repairer.segment_bytes,
+        log_dir: repairer.data.join(LOG_DIR),
+        history: repairer.history.clone(),
+        start: log_start(&repairer.data, repairer.segment_bytes)?,
+        flushed,
+    })
+}
+
+/// Two nodes that lost different parts help each other: while one waits, a thread answers its peers. Ends when it is dropped.
+struct Lending {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lending {
+    fn start(listener: &TcpListener, holding: Holding) -> Result<Lending, DaemonError> {
+        let listener = listener.try_clone().map_err(DaemonError::Signals)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("lend".to_owned()).spawn(move || {
+            let lendings = Lendings::default();
+            while !stopping.load(Ordering::Acquire) {
+                // Never O_NONBLOCK: the socket is somebody else's as well, who comes after us.
+                let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+                let waiting = matches!(poll(&mut ready, LEND_LOOK_INTERVAL_MS), Ok(1..));
+                if waiting && let Ok((socket, _)) = listener.accept() {
+                    lendings.greet(socket.into(), "it repairs its log first".to_owned(), holding.clone());
+                }
+            }
+        });
+        Ok(Lending { stop, thread: Some(thread.map_err(DaemonError::Signals)?) })
+    }
+}
+
+impl Drop for Lending {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where the log of a data directory begins.
+fn log_start(data: &Path, segment_bytes: u64) -> Result<Lsn, DaemonError> {
+    let log = data.join(LOG_DIR);
+    let segments = match list_segments(&log) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        segments => segments.map_err(|error| refused(format_args!("{}: {error}", log.display())))?,
+    };
+    let origin = Origin::load(data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
+    Ok(run_start(&segments).start(segment_bytes).max(origin))
+}
+
+/// Looks whether the store is whole, and makes room for a new one if it is not. True when a base copy took the place of the whole
+/// directory's state.
+pub(super) fn settle_store(
+    config: &NodeConfig,
+    meta: &Meta,
+    history: &EpochHistory,
+    tls: &Tls,
+    count: &mut RepairCount,
+    waker: &Waker,
+) -> Result<bool, DaemonError> {
+    let dir = config.data.join(STORE_DIR);
+    let start = log_start(&config.data, meta.segment_bytes)?;
+    let reason = match examine(&dir, config.store_cache_bytes) {
+        Condition::Whole(applied) if applied >= start => return Ok(false),
+        Condition::Absent if start == Lsn::ZERO => return Ok(false),
+        Condition::Absent => format!("it is missing, and the log begins at {start} only"),
+        Condition::Whole(applied) => format!("it is of {applied}, and the log begins at {start} only"),
+        Condition::Damaged(reason) => reason,
+    };
+    let path = dir.join(STORE_FILE);
+    tracing::warn!(file = %path.display(), "the store is damaged: {reason}");
+    if start == Lsn::ZERO {
+        put_store_aside(config, &path)?;
+        tracing::warn!("the store is made anew from the log, which reaches back to its beginning");
+    } else {
+        fetch_store(config, meta, &repairer(config, meta, history, tls)?, start, waker, count).map_err(|text| {
+            refused(format_args!(
+                "the store's file {} is damaged ({reason}), and the log begins at {start}, which is too late to make it anew: {text}",
+                path.display()
+            ))
+        })?;
+    }
+    count.stores += 1;
+    Ok(start > Lsn::ZERO)
+}
+
+fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> {
+    if path.exists() {
+        let kept = set_aside(&config.data, path)
+            .map_err(|error| refused(format_args!("cannot put {} aside: {error}", path.display())))?;
+        if let Some(kept) = kept {
+            tracing::info!(file = %kept.display(), "the damaged store is kept");
+        }
+    }
+    Ok(())
+}
+
+/// Takes a base copy from whoever leads. Until it is whole nothing changes here: the log keeps what this node has confirmed.
+fn fetch_store(
+    config: &NodeConfig,
+    meta: &Meta,
+    repairer: &Repairer,
+    start: Lsn,
+    waker: &Waker,
+    count: &mut RepairCount,
+) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let history = &repairer.history;
+    if repairer.sources.is_empty() {
+        return Err("no other node is known to give a base copy (--members, --follow, --repair-from)".to_owned());
+    }
+    let mut tell = teller();
+    let known = Known {
+        applied: start,
+        mark: Mark::load(&config.data).map_err(|error| text(&error))?,
+        origin: Origin::load(&config.data).map_err(|error| text(&error))?,
+    };
+    let log_dir = config.data.join(LOG_DIR);
+    let look = || recover(&log_dir, meta.segment_bytes, known, history);
+    let (found, repaired) = repairer.repair_all(look, &mut tell).map_err(|error| text(&error))?;
+    count.add(&repaired);
+    let mut floor = Lsn::ZERO;
+    let mut said = vec![String::from("was not asked"); repairer.sources.len()];
+    let mut moved = Instant::now();
+    for index in (0..repairer.sources.len()).cycle() {
+        let source = &repairer.sources[index];
+        let fetch = FetchConfig {
+            data: config.data.clone(),
+            leader: source.address.clone(),
+            cluster_id: meta.cluster_id,
+            name: repairer.name.clone(),
+            segment_bytes: meta.segment_bytes,
+            peer_timeout: config.peer_timeout,
+            epoch_min: history.last_epoch(),
+            floor,
+            history: history.clone(),
+            flushed: found.end,
+            suspect: false,
+            tls: repairer.tls.clone(),
+        };
+        let fetching = Fetching::start(fetch, waker.clone()).map_err(|error| text(&error))?;
+        let mut seen = (0, 0);
+        let outcome = loop {
+            if let Some(outcome) = fetching.outcome() {
+                break outcome;
+            }
+            let now = fetching.progress().bytes();
+            if now != seen {
+                (seen, moved) = (now, Instant::now());
+            }
+            tell(&format!("takes a base copy from {}, for its store is damaged", source.name));
+            std::thread::sleep(LOOK_INTERVAL);
+        };
+        match outcome {
+            Ok(facts) => {
+                let fork = facts.history.fork_with(history, found.end);
+                if fork < found.end {
+                    let epoch = history.epoch_at(Lsn(found.end.0 - 1));
+                    let from = fork.max(start);
+                    let lost = keep_lost(&config.data, meta.segment_bytes, from, found.end, epoch);
+                    let lost = lost.map_err(|error| text(&error))?;
+                    tracing::warn!(file = %lost.path.display(), "{lost}");
+                }
+                put_store_aside(config, &config.data.join(STORE_DIR).join(STORE_FILE)).map_err(|error| text(&error))?;
+                Incoming::declare_ready(&config.data).map_err(|error| text(&error))?;
+                install::finish(&config.data).map_err(|error| text(&error))?;
+                tracing::warn!(base = %facts.base, "a base copy from {} took the place of the damaged store", source.name);
+                return Ok(());
+            }
+            Err(error) => {
+                if let FetchError::TooOld { floor: needed, .. } = &error {
+                    floor = *needed;
+                }
+                said[index] = error.to_string();
+            }
+        }
+        let named = repairer.sources.iter().zip(&said).map(|(source, said)| format!("{}: {said}", source.name));
+        let report = named.collect::<Vec<_>>().join("; ");
+        if moved.elapsed() >= REPAIR_WAIT_MAX {
+            return Err(format!("nobody gave a base copy: {report}"));
+        }
+        tell(&format!("waits for a base copy in the place of its damaged store: {report}"));
+        std::thread::sleep(RETRY_PAUSE);
+    }
+    unreachable!("there is a source, and the loop goes round")
+}

@@ -1,0 +1,64 @@
+//! `walferry log repair`: gives a log whose node is stopped back what its disk lost, from nodes that run. What a node does by
+//! itself at its start for the part that it replays, this does for the whole log, and from whomever it is told.
+
+use std::time::Duration;
+
+use clap::Args;
+use walferry_applier::repair::Repairer;
+use walferry_applier::repair::plan::Source;
+use walferry_engine::lock::DirLock;
+use walferry_engine::mend::Mender;
+use walferry_engine::meta::Meta;
+use walferry_engine::recover::recover;
+
+use super::{Log, count};
+use crate::cli::{Failure, say};
+use crate::config::PeerList;
+
+/// Nodes that cannot be reached are waited for so long.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Flags of `walferry log repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The data directory; its node must not run
+    #[arg(long, value_name = "DIR")]
+    data: std::path::PathBuf,
+    /// Ask the nodes with these peer addresses
+    #[arg(long, value_name = "PEER_HOST:PORT,...")]
+    from: PeerList,
+}
+
+/// Repairs, and tells each part.
+pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
+    let _lock = DirLock::take(&args.data).map_err(Failure::failed)?;
+    let log = Log::open(&args.data)?;
+    let meta = Meta::load(&args.data).map_err(Failure::failed)?.expect("the log was opened with it");
+    let filled = Mender::new(&args.data, meta.segment_bytes).fill_up();
+    for (path, bytes) in filled.map_err(|error| Failure::failed(format_args!("{}: {error}", log.dir.display())))? {
+        say(format_args!("{} had {bytes} bytes: zeros stand for what it lost", path.display()))?;
+    }
+    let source = |peer: &crate::units::HostPort| Source { name: peer.to_string(), address: peer.to_string() };
+    let repairer = Repairer {
+        data: args.data.clone(),
+        cluster_id: meta.cluster_id,
+        name: meta.name.parse().map_err(Failure::failed)?,
+        segment_bytes: meta.segment_bytes,
+        history: log.history.clone(),
+        sources: args.from.0.iter().map(source).collect(),
+        tls: None,
+        wait_max: WAIT_MAX,
+    };
+    let known = log.known(&args.data)?;
+    let look = || {
+        let found = recover(&log.dir, log.segment_bytes, known, &log.history)?;
+        count(&log, &found)?;
+        Ok(found)
+    };
+    let (found, repaired) = repairer.repair_all(look, &mut |_| {}).map_err(Failure::failed)?;
+    for part in &repaired {
+        let (from, to, path, by) = (part.from, part.to, part.path.display(), &part.by);
+        say(format_args!("repaired {from}..{to} of {path} from {by}"))?;
+    }
+    say(format_args!("{}: {} to {}, no damage", log.dir.display(), log.start, found.end))
+}

@@ -1,0 +1,206 @@
+//! Users: who gets in, what the read-only role may do, how the file is read again, and how the tools say who they are. Nodes
+//! among each other need none of it.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::{Client, Node, Reply, directory, until};
+
+const NO_AUTH: &str = "NOAUTH Authentication required.";
+const WRONG: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+fn ok() -> Reply {
+    Reply::Simple("OK".into())
+}
+
+fn error(text: &str) -> Reply {
+    Reply::Error(text.into())
+}
+
+fn write_users(root: &Path, text: &str) -> PathBuf {
+    let file = root.join("users");
+    std::fs::write(&file, text).expect("a file of users");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).expect("our file");
+    file
+}
+
+/// A node with these users.
+fn start(root: &Path, text: &str) -> Node {
+    let file = write_users(root, text);
+    Node::start(root, "a", &["--users-file", file.to_str().expect("a path of text")])
+}
+
+fn log(root: &Path) -> String {
+    std::fs::read_to_string(root.join("a.log")).expect("a log")
+}
+
+const USERS: &str =
+    "# people\nuser default on >owner-secret ~* +@all\nuser reader on >reader-secret ~* +@read -@write\n";
+
+fn as_user(node: &Node, user: &str, password: &str) -> Client {
+    let mut client = node.client();
+    assert_eq!(client.command(&["AUTH", user, password]), ok());
+    client
+}
+
+#[test]
+fn a_reader_reads_and_nothing_else() {
+    let root = directory();
+    let node = start(root.path(), USERS);
+    let mut client = node.client();
+    assert_eq!(client.command(&["GET", "a"]), error(NO_AUTH));
+    assert_eq!(client.command(&["AUTH", "reader-secret"]), error(WRONG), "a password alone is the default user's");
+    assert_eq!(client.command(&["AUTH", "reader", "owner-secret"]), error(WRONG));
+    assert_eq!(client.command(&["AUTH", "nobody", "reader-secret"]), error(WRONG));
+    assert_eq!(client.command(&["AUTH", "owner-secret"]), ok());
+    assert_eq!(client.command(&["ACL", "WHOAMI"]), Reply::Bulk("default".into()));
+    assert_eq!(client.command(&["SET", "a", "1"]), ok());
+
+    let mut reader = as_user(&node, "reader", "reader-secret");
+    assert_eq!(reader.command(&["ACL", "WHOAMI"]), Reply::Bulk("reader".into()));
+    assert_eq!(reader.command(&["GET", "a"]), Reply::Bulk("1".into()));
+    assert_eq!(reader.command(&["CLIENT", "SETNAME", "me"]), ok());
+    assert!(matches!(reader.command(&["INFO", "replication"]), Reply::Bulk(_)));
+    let refused =
+        |command: &str| error(&format!("NOPERM User reader has no permissions to run the '{command}' command"));
+    for words in [
+        &["SET", "a", "2"][..],
+        &["del", "a"],
+        &["XADD", "s", "*", "f", "v"],
+        &["CONFIG", "GET", "*"],
+        &["PROMOTE"],
+        &["SWITCHOVER"],
+        &["JOIN", "b"],
+        &["REMOVE", "b"],
+        &["WATERFALL", "RESET"],
+        &["CLIENT", "LIST"],
+        &["CLIENT", "KILL", "ID", "1"],
+        &["ACL", "LIST"],
+        &["ACL", "LOAD"],
+    ] {
+        assert_eq!(reader.command(words), refused(&words[0].to_ascii_lowercase()), "{words:?}");
+    }
+    // A transaction is no way around it.
+    assert_eq!(reader.command(&["MULTI"]), ok());
+    assert_eq!(reader.command(&["SET", "a", "2"]), refused("set"));
+    assert_eq!(reader.command(&["EXEC"]), error("EXECABORT Transaction discarded because of previous errors."));
+    assert_eq!(reader.command(&["RESET"]), Reply::Simple("RESET".into()));
+    assert_eq!(reader.command(&["GET", "a"]), error(NO_AUTH), "RESET forgets who it was");
+    assert!(matches!(reader.command(&["HELLO", "2", "AUTH", "reader", "reader-secret"]), Reply::Array(_)));
+    assert_eq!(reader.command(&["GET", "a"]), Reply::Bulk("1".into()), "nothing was changed");
+
+    let Reply::Array(lines) = client.command(&["ACL", "LIST"]) else { panic!("ACL LIST answers with an array") };
+    assert_eq!(lines.len(), 2);
+    assert!(lines[1].text().starts_with("user reader on #") && lines[1].text().ends_with(" ~* &* -@all +@read"));
+    assert!(client.command(&["CLIENT", "LIST"]).text().contains(" user=reader "));
+    let log = log(root.path());
+    assert!(!log.contains("secret"), "no password is in the log:\n{log}");
+}
+
+#[test]
+fn the_file_is_read_again_and_whoever_is_no_more_in_it_is_gone() {
+    let root = directory();
+    let node = start(root.path(), USERS);
+    let mut owner = as_user(&node, "default", "owner-secret");
+    let mut reader = as_user(&node, "reader", "reader-secret");
+    write_users(root.path(), "user default on >owner-secret ~* +@all\nuser reader on >new-secret +@read\n");
+    assert_eq!(owner.command(&["ACL", "LOAD"]), ok());
+    assert!(reader.try_command(&["GET", "a"]).is_err(), "its password is another one now");
+    assert_eq!(owner.command(&["PING"]), Reply::Simple("PONG".into()), "who did not change stays");
+    drop(as_user(&node, "reader", "new-secret"));
+
+    write_users(root.path(), "user default on >owner-secret ~* +@all\nuser reader on +get >new-secret\n");
+    let Reply::Error(text) = owner.command(&["ACL", "LOAD"]) else { panic!("the file is wrong") };
+    assert!(text.contains("line 2: the rule \"+get\" is not supported"), "{text}");
+    drop(as_user(&node, "reader", "new-secret"));
+
+    write_users(root.path(), "user default on >owner-secret ~* +@all\n");
+    // SAFETY: signals a process that is our child and not yet waited for.
+    unsafe { libc::kill(node.pid() as libc::pid_t, libc::SIGHUP) };
+    until("SIGHUP was heard", || node.client().command(&["AUTH", "reader", "new-secret"]) == error(WRONG));
+    assert_eq!(owner.command(&["PING"]), Reply::Simple("PONG".into()));
+}
+
+#[test]
+fn a_file_that_is_wrong_or_open_to_all_is_refused_at_the_start() {
+    let root = directory();
+    let file = write_users(root.path(), "user default on >secret ~cache:* +@all\n");
+    let flags = ["--users-file", file.to_str().expect("a path of text")];
+    let text = Node::try_start(root.path(), "a", &flags).err().expect("the file is wrong");
+    assert!(text.contains("users, line 1: the rule \"~cache:*\" is not supported"), "{text}");
+    std::fs::write(&file, USERS).expect("our file");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("our file");
+    let text = Node::try_start(root.path(), "a", &flags).err().expect("the file is open to all");
+    assert!(text.contains("chmod 640"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
+    let text = Node::try_start(root.path(), "a", &["--password", "secret"]).err().expect("flags are no place for it");
+    assert!(text.contains("users_file") && !text.contains("secret"), "{text}");
+}
+
+#[test]
+fn a_node_that_everybody_may_use_warns_once_when_others_can_reach_it() {
+    let root = directory();
+    // The flag that comes last counts.
+    let node = Node::start(root.path(), "a", &["--listen", "0.0.0.0:0"]);
+    drop(node);
+    let told = log(root.path()).matches("whoever reaches this address may do everything").count();
+    assert_eq!(told, 1);
+    let file = write_users(root.path(), USERS);
+    drop(Node::start(root.path(), "b", &["--listen", "0.0.0.0:0", "--users-file", file.to_str().expect("text")]));
+    let log = std::fs::read_to_string(root.path().join("b.log")).expect("a log");
+    assert!(!log.contains("whoever reaches"), "{log}");
+}
+
+#[test]
+fn replicas_follow_a_leader_whose_clients_have_to_authenticate() {
+    let root = directory();
+    let node = start(root.path(), USERS);
+    let file = root.path().join("users");
+    let follow = node.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &["--follow", &follow, "--users-file", file.to_str().expect("text")]);
+    let mut owner = as_user(&node, "default", "owner-secret");
+    assert_eq!(owner.command(&["SET", "a", "1"]), ok());
+    let mut reader = as_user(&replica, "reader", "reader-secret");
+    until("it is there", || reader.command(&["GET", "a"]) == Reply::Bulk("1".into()));
+}
+
+#[test]
+fn the_tools_say_who_they_are() {
+    let root = directory();
+    let node = start(root.path(), USERS);
+    let url = format!("redis://{}", node.listen);
+    let secret = root.path().join("secret");
+    std::fs::write(&secret, "owner-secret\n").expect("a file");
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("our file");
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+        command.env_remove("WALFERRY_PASSWORD").env_remove("REDISCLI_AUTH").args(arguments);
+        command.envs(variables.iter().copied()).output().expect("the binary starts")
+    };
+    let text = |output: &Output| {
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let status = ["status", "--url", &url];
+    let output = run(&status, &[]);
+    assert!(!output.status.success() && text(&output).contains(NO_AUTH), "{}", text(&output));
+    let with_url = format!("redis://default:owner-secret@{}", node.listen);
+    for (arguments, variables) in [
+        (&["status", "--url", &with_url][..], &[][..]),
+        (&status, &[("WALFERRY_PASSWORD", "owner-secret")]),
+        (&status, &[("REDISCLI_AUTH", "owner-secret")]),
+        (&["--user", "reader", "status", "--url", &url], &[("WALFERRY_PASSWORD", "reader-secret")]),
+        (&["status", "--url", &url, "--password-file", secret.to_str().expect("text")], &[]),
+    ] {
+        let output = run(arguments, variables);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+    }
+    let load = ["load", "--url", &url, "-c", "2", "-t", "20"];
+    assert!(run(&[&load[..], &["-i"]].concat(), &[("WALFERRY_PASSWORD", "owner-secret")]).status.success());
+    let output = run(&load, &[("WALFERRY_PASSWORD", "owner-secret")]);
+    assert!(output.status.success(), "{}", text(&output));
+    let output = run(&status, &[("WALFERRY_PASSWORD", "wrong-secret")]);
+    assert!(text(&output).contains(WRONG) && !text(&output).contains("wrong-secret"), "{}", text(&output));
+}

@@ -1,0 +1,376 @@
+//! Clients and peers that mean no good, or no longer work: none of them keeps the node from serving the others, and each that is
+//! sent away is counted. In every test a good client commits all the while.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::cluster::Cluster;
+use common::{Client, Node, PATIENCE, Reply, directory, until};
+
+fn ok() -> Reply {
+    Reply::Simple("OK".into())
+}
+
+/// A client that commits one value after the other, until it is asked what became of them.
+struct GoodClient {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl GoodClient {
+    fn start(address: SocketAddr) -> GoodClient {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut client = Client::connect(address).expect("a running node takes connections");
+        let (until, count) = (Arc::clone(&stop), Arc::clone(&served));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                assert_eq!(client.command(&["SET", "good", "client"]), ok());
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        GoodClient { stop, served, thread: Some(thread) }
+    }
+
+    /// It still is served: some more commits are answered.
+    fn is_served(&self) {
+        let before = self.served.load(Ordering::Relaxed);
+        until("the good client is served", || self.served.load(Ordering::Relaxed) > before + 5);
+    }
+}
+
+impl Drop for GoodClient {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().expect("it runs").join();
+        assert!(ended.is_ok() || std::thread::panicking(), "every command of the good client is answered");
+    }
+}
+
+/// A line of INFO as a number.
+fn info(client: &mut Client, key: &str) -> u64 {
+    let reply = client.command(&["INFO"]);
+    let found = reply.text().lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    found.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("INFO has a number {key}: {reply:?}"))
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("a running node takes connections");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout that is not zero");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout that is not zero");
+    stream
+}
+
+/// What comes until the other side closes; a reset is an end as well.
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("the connection is not closed: {error}"),
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Raises this process' own limit of descriptors; false when it cannot.
+fn may_open(descriptors: u64) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls name a value of the type that they want.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = descriptors.max(limit.rlim_cur);
+        limit.rlim_max = limit.rlim_max.max(limit.rlim_cur);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+    }
+}
+
+#[test]
+fn ten_thousand_idle_clients_cost_the_others_nothing_and_one_more_is_told_so() {
+    const IDLE: usize = 9_990;
+    if !may_open(IDLE as u64 + 500) {
+        eprintln!("skipped: this process may not open {IDLE} connections (ulimit -Hn)");
+        return;
+    }
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    let mut operator = node.client();
+    let idle: Vec<TcpStream> = (0..IDLE).map(|_| connect(node.listen)).collect();
+    until("all are accepted", || info(&mut operator, "connected_clients") == IDLE as u64 + 2);
+    good.is_served();
+    assert_eq!(info(&mut operator, "maxclients"), 10_000, "the limit of descriptors was raised as far as is needed");
+    let list = operator.command(&["CLIENT", "LIST"]);
+    assert_eq!(list.text().lines().count(), IDLE + 2);
+    let last: Vec<TcpStream> = (0..8).map(|_| connect(node.listen)).collect();
+    until("the node is full", || info(&mut operator, "connected_clients") == 10_000);
+    assert_eq!(read_to_end(&mut connect(node.listen)), "-ERR max number of clients reached\r\n");
+    until("it is counted", || info(&mut operator, "rejected_connections") == 1);
+    drop((idle, last));
+    until("their places are free again", || info(&mut operator, "connected_clients") == 2);
+    assert_eq!(node.client().command(&["PING"]), Reply::Simple("PONG".into()));
+    good.is_served();
+}
+
+#[test]
+fn with_too_few_descriptors_fewer_clients_are_taken_and_the_log_says_so() {
+    let root = directory();
+    let run = "ulimit -n 300 && exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$0\" \"$@\"";
+    let mut probe = Command::new("sh");
+    probe.args(["-c", run, "sh", "-c", "ulimit -Hn 10000"]).stderr(std::process::Stdio::null());
+    if probe.status().map_or(true, |status| status.code() == Some(127)) {
+        eprintln!("skipped: setpriv is missing (util-linux)");
+        return;
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", run, env!("CARGO_BIN_EXE_walferry")]);
+    let node = Node::start_by(command, root.path(), "a", &[]);
+    let mut operator = node.client();
+    let fits = info(&mut operator, "maxclients");
+    assert_eq!(fits, 150, "half of few descriptors");
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(log.contains("only 150 clients are taken") && log.contains("ulimit -Hn"), "{log}");
+    let good = GoodClient::start(node.listen);
+    let _others: Vec<TcpStream> = (2..fits).map(|_| connect(node.listen)).collect();
+    until("the node is full", || info(&mut operator, "connected_clients") == fits);
+    assert_eq!(read_to_end(&mut connect(node.listen)), "-ERR max number of clients reached\r\n");
+    good.is_served();
+}
+
+#[test]
+fn a_client_that_closes_its_side_gets_its_replies() {
+    const COMMITS: usize = 500;
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let _good = GoodClient::start(node.listen);
+    let mut half = connect(node.listen);
+    for number in 0..COMMITS {
+        write!(half, "SET half:{number} {number}\r\n").expect("it is read");
+    }
+    // A command that will never be whole changes nothing.
+    write!(half, "*2\r\n$3\r\nGET\r\n$100\r\nhal").expect("it is read");
+    half.shutdown(Shutdown::Write).expect("an open socket");
+    assert_eq!(read_to_end(&mut half), "+OK\r\n".repeat(COMMITS), "every commit is confirmed, then the node closes");
+    let mut operator = node.client();
+    until("it is forgotten", || info(&mut operator, "connected_clients") == 2);
+    // One that blocks is closed as well, if late: it may be gone altogether.
+    let mut blocked = connect(node.listen);
+    blocked.write_all(b"XREAD BLOCK 0 STREAMS s $\r\n").expect("it is read");
+    until("it blocks", || operator.command(&["CLIENT", "LIST"]).text().contains("flags=b db=0 multi=-1 qbuf=0 obl=0"));
+    blocked.shutdown(Shutdown::Write).expect("an open socket");
+    assert_eq!(read_to_end(&mut blocked), "");
+    until("it is counted", || info(&mut operator, "half_closed_disconnections") == 1);
+}
+
+#[test]
+fn a_client_that_never_finishes_a_command_is_idle_however_often_it_sends_a_byte() {
+    const LORISES: u64 = 20;
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--client-idle-timeout", "1s"]);
+    let good = GoodClient::start(node.listen);
+    let mut blocked = node.client();
+    blocked.send(&["XREAD", "BLOCK", "0", "STREAMS", "s", "$"]).expect("it is read");
+    let lorises: Vec<JoinHandle<()>> = (0..LORISES)
+        .map(|_| {
+            let mut loris = connect(node.listen);
+            std::thread::spawn(move || {
+                loris.write_all(b"*2\r\n$3\r\nGET\r\n$100000\r\n").expect("it is read at first");
+                while loris.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            })
+        })
+        .collect();
+    for loris in lorises {
+        loris.join().expect("each is disconnected in the end");
+    }
+    good.is_served();
+    // The operator's connections are idle in between as well.
+    let mut operator = node.client();
+    until("all are counted", || info(&mut operator, "idle_disconnections") >= LORISES);
+    operator.command(&["XADD", "s", "*", "a", "1"]);
+    assert!(matches!(blocked.reply(), Ok(Reply::Array(_))), "who waits for the node is not idle");
+}
+
+#[test]
+fn a_client_that_never_reads_is_bounded_in_memory_and_disconnected() {
+    const VALUE_BYTES: usize = 1 << 20;
+    const ASKED: usize = 200;
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--output-stalled-timeout", "1s"]);
+    let good = GoodClient::start(node.listen);
+    let mut operator = node.client();
+    assert_eq!(operator.command(&["SET", "large", &"x".repeat(VALUE_BYTES)]), ok());
+    let mut deaf: Vec<TcpStream> = (0..10).map(|_| connect(node.listen)).collect();
+    for stream in &mut deaf {
+        stream.write_all("GET large\r\n".repeat(ASKED).as_bytes()).expect("these few bytes are read");
+    }
+    let mut most = 0;
+    until("all are disconnected", || {
+        most = most.max(info(&mut operator, "clients_buffered_bytes"));
+        info(&mut operator, "output_stalled_disconnections") == 10
+    });
+    let bound = 10 * 2 * ((1 << 20) + VALUE_BYTES as u64 + 1024);
+    assert!(most <= bound, "{most} bytes are kept for ten clients that asked for {ASKED} MiB each");
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(log.contains("it read none of its replies for 1s (output_stalled_timeout)"), "{log}");
+    good.is_served();
+}
+
+#[test]
+fn half_sent_commands_of_all_clients_together_are_bounded() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--clients-bytes-max", "64MiB"]);
+    let good = GoodClient::start(node.listen);
+    let mut operator = node.client();
+    let half = [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$16000000\r\n".as_slice(), &vec![b'x'; 15 << 20]].concat();
+    let senders: Vec<JoinHandle<TcpStream>> = (0..8)
+        .map(|_| {
+            let (mut stream, half) = (connect(node.listen), half.clone());
+            std::thread::spawn(move || {
+                // It may be disconnected before all of it is sent.
+                let _ = stream.write_all(&half);
+                stream
+            })
+        })
+        .collect();
+    let _streams: Vec<TcpStream> = senders.into_iter().map(|sender| sender.join().expect("no panic")).collect();
+    until("the largest are gone", || {
+        info(&mut operator, "evicted_clients") >= 4 && info(&mut operator, "clients_buffered_bytes") <= 64 << 20
+    });
+    good.is_served();
+    assert_eq!(operator.command(&["GET", "k"]), Reply::Nil, "half a command does nothing");
+}
+
+#[test]
+fn bytes_that_are_no_command_end_their_connection_only() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    for (garbage, error) in [
+        ("*3\r\n:1\r\n", "-ERR Protocol error: expected '$', got ':'\r\n"),
+        ("*99999999\r\n", "-ERR Protocol error: invalid multibulk length\r\n"),
+        ("*1\r\n$99999999999\r\n", "-ERR Protocol error: invalid bulk length\r\n"),
+        ("\"unbalanced\r\n", "-ERR Protocol error: unbalanced quotes in request\r\n"),
+    ] {
+        let mut stream = connect(node.listen);
+        stream.write_all(garbage.as_bytes()).expect("it is read");
+        assert_eq!(read_to_end(&mut stream), error);
+    }
+    let mut stream = connect(node.listen);
+    // It is closed while it still sends: a reset may take the error along.
+    let _ = stream.write_all(&vec![0xff; 1 << 20]);
+    read_to_end(&mut stream);
+    good.is_served();
+}
+
+#[test]
+fn garbage_and_half_a_handshake_on_the_peer_port_keep_no_replica_out() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    // More than the bound of connections, all of which stay: silent, half an envelope, a whole one without its body.
+    let beginnings: [&[u8]; 4] = [b"", b"\x40\0", b"\x40\0\0\0\x01\0\0\0", b"\x40\0\0\0\x01\0\0\0\x01\0"];
+    let stay = |index: usize| {
+        let mut stream = connect(node.peer_listen);
+        let _ = stream.write_all(beginnings[index % beginnings.len()]);
+        stream
+    };
+    let mut staying: Vec<TcpStream> = (0..200).map(stay).collect();
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64]] {
+        let mut stream = connect(node.peer_listen);
+        let _ = stream.write_all(garbage);
+        read_to_end(&mut stream);
+    }
+    let follow = node.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
+    let mut reader = replica.client();
+    until("the replica has what the good client wrote", || {
+        reader.command(&["GET", "good"]) == Reply::Bulk("client".into())
+    });
+    good.is_served();
+    // Whoever says nothing is sent away; the last ones when their time is up.
+    staying.iter_mut().for_each(|stream| drop(read_to_end(stream)));
+    until("the replica still follows", || info(&mut node.client(), "connected_slaves") == 1);
+}
+
+#[test]
+fn garbage_on_the_port_of_a_member_does_no_harm_to_its_cluster() {
+    let cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let leader = cluster.leader();
+    let peer: SocketAddr = cluster.peer_address(leader).parse().expect("an address");
+    let good = GoodClient::start(cluster.client_address(leader));
+    // Kind 9 is a question of a member; its body of 64 bytes does not come.
+    let beginnings: [&[u8]; 4] = [b"", b"\x40\0", b"\x40\0\0\0\x09\0\0\0", b"\x40\0\0\0\x09\0\0\0{\"number\":"];
+    let mut staying: Vec<TcpStream> = (0..100)
+        .map(|index| {
+            let mut stream = connect(peer);
+            stream.write_all(beginnings[index % beginnings.len()]).expect("it is read");
+            stream
+        })
+        .collect();
+    for garbage in [&b"\x05\0\0\0\x09\0\0\0right"[..], &[0xff; 4096]] {
+        let mut stream = connect(peer);
+        let _ = stream.write_all(garbage);
+        read_to_end(&mut stream);
+    }
+    staying.iter_mut().for_each(|stream| drop(read_to_end(stream)));
+    good.is_served();
+    assert_eq!(cluster.leader(), leader, "nobody was elected meanwhile");
+}
+
+#[test]
+fn a_scraper_that_sends_a_byte_now_and_then_does_not_keep_the_others_waiting() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--metrics-listen", "127.0.0.1:0"]);
+    let metrics = node.metrics_listen.expect("it was asked for");
+    let mut slow = connect(metrics);
+    slow.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("it is read");
+    let stop = Arc::new(AtomicBool::new(false));
+    let until_then = Arc::clone(&stop);
+    let trickle = std::thread::spawn(move || {
+        while !until_then.load(Ordering::Relaxed) && slow.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut scraper = connect(metrics);
+    scraper.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("it is read");
+    scraper.shutdown(Shutdown::Write).expect("an open socket");
+    let page = read_to_end(&mut scraper);
+    assert!(page.contains("walferry_clients_sent_away_total{reason=\"idle\"} 0"), "{page}");
+    stop.store(true, Ordering::Relaxed);
+    trickle.join().expect("no panic");
+}
+
+#[test]
+fn an_operator_lists_and_kills_clients() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let mut operator = node.client();
+    let mut other = node.client();
+    assert_eq!(other.command(&["CLIENT", "SETNAME", "other"]), ok());
+    let Reply::Integer(id) = other.command(&["CLIENT", "ID"]) else { panic!("an id is a number") };
+    let list = operator.command(&["CLIENT", "LIST"]);
+    let line = list.text().lines().find(|line| line.contains("name=other")).expect("it is listed");
+    assert!(line.starts_with(&format!("id={id} addr=127.0.0.1:")) && line.contains(" cmd=client "), "{line}");
+    let one = operator.command(&["CLIENT", "LIST", "ID", &id.to_string()]);
+    assert_eq!(one.text().lines().count(), 1);
+    assert!(other.command(&["CLIENT", "INFO"]).text().contains("name=other"));
+    assert_eq!(operator.command(&["CLIENT", "KILL", "ID", &id.to_string()]), Reply::Integer(1));
+    assert!(other.try_command(&["PING"]).is_err(), "its connection is gone");
+    assert_eq!(operator.command(&["CLIENT", "KILL", "ID", &id.to_string()]), Reply::Integer(0));
+    assert_eq!(operator.command(&["CLIENT", "KILL", "127.0.0.1:1"]), Reply::Error("ERR No such client".into()));
+    until("it is counted", || info(&mut operator, "killed_clients") == 1);
+    // In a transaction nothing may wait; the reply of EXEC stays whole.
+    operator.command(&["MULTI"]);
+    operator.command(&["CLIENT", "LIST"]);
+    operator.command(&["SET", "a", "1"]);
+    let refused = Reply::Error("ERR CLIENT cannot wait in a transaction".into());
+    assert_eq!(operator.command(&["EXEC"]), Reply::Array(vec![refused, ok()]));
+}
