@@ -1,0 +1,337 @@
+//! Clients of a simulated cluster and what they were told. Each speaks RESP to a session of some node, one command at a time, and
+//! follows the leader when it is sent away. Everything that was acknowledged is written down.
+
+use std::time::Duration;
+
+use walferry_cluster::level::CommitLevel;
+use walferry_engine::lsn::Epoch;
+
+use crate::history::{Call, Registers};
+use crate::world::NodeNo;
+
+/// A reply that takes longer is not waited for.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two commands of one client, at most.
+const THINK_US_MAX: u64 = 20_000;
+/// After an error.
+const PAUSE_US: u64 = 40_000;
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Writes keys of its own, each once.
+    Writer(CommitLevel),
+    /// Reads and writes keys that it shares with others, strongly.
+    Register,
+    /// Writes a growing number, reads it elsewhere with its session's token.
+    Reader(CommitLevel),
+}
+
+/// What was asked last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Doing {
+    /// Between two commands, or without a connection.
+    Nothing,
+    /// A command that only sets the session up; so many are left.
+    Setup,
+    Write {
+        key: String,
+        value: String,
+    },
+    RegisterWrite {
+        call: Call,
+    },
+    RegisterRead {
+        call: Call,
+    },
+    Count(u64),
+    Token,
+    /// Reads back; what it must find at least.
+    ReadBack(u64),
+}
+
+/// A write that was acknowledged.
+#[derive(Clone, Debug)]
+pub struct Acknowledged {
+    pub key: String,
+    pub value: String,
+    pub level: CommitLevel,
+    pub epoch: Epoch,
+    pub node: NodeNo,
+    pub at_us: u64,
+    pub took_us: u64,
+}
+
+/// What a client wants of the cluster.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// A new connection to some node, which first gets these bytes.
+    Connect(NodeNo, Vec<u8>),
+    /// These bytes to its session.
+    Send(Vec<u8>),
+}
+
+/// One client.
+pub struct Client {
+    pub number: usize,
+    pub kind: Kind,
+    /// Where it is connected, and its session there.
+    pub session: Option<(NodeNo, u64)>,
+    pub node: NodeNo,
+    doing: Doing,
+    setup: Vec<Vec<u8>>,
+    input: Vec<u8>,
+    pub asked_at_us: u64,
+    /// Counts its commands, so that a late timeout finds out that it is late.
+    pub turn: u64,
+    written: u64,
+    /// The number that its session has seen.
+    seen: u64,
+    token: Option<String>,
+    /// It reads next.
+    reads: bool,
+    rng: fastrand::Rng,
+    nodes: usize,
+}
+
+fn command(words: &[&str]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    }
+    bytes
+}
+
+/// One reply at the front of `bytes`, as text, and its length; `None` while it is not whole.
+fn reply(bytes: &[u8]) -> Option<(String, usize)> {
+    let line_end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
+    let line = String::from_utf8_lossy(&bytes[..line_end]).into_owned();
+    let head = line_end + 2;
+    if !line.starts_with('$') {
+        return Some((line, head));
+    }
+    let length: i64 = line[1..].parse().expect("a length");
+    if length < 0 {
+        return Some(("nil".to_owned(), head));
+    }
+    let end = head + length as usize;
+    (bytes.len() >= end + 2).then(|| (format!("${}", String::from_utf8_lossy(&bytes[head..end])), end + 2))
+}
+
+/// Everything that clients were told.
+#[derive(Default)]
+pub struct Told {
+    pub acknowledged: Vec<Acknowledged>,
+    pub registers: Registers,
+    pub commands: u64,
+    /// A session's read went back.
+    pub broken: Vec<String>,
+}
+
+impl Client {
+    pub fn new(number: usize, kind: Kind, nodes: usize, seed: u64) -> Client {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        Client {
+            number,
+            kind,
+            session: None,
+            node: rng.usize(0..nodes),
+            doing: Doing::Nothing,
+            setup: Vec::new(),
+            input: Vec::new(),
+            asked_at_us: 0,
+            turn: 0,
+            written: 0,
+            seen: 0,
+            token: None,
+            reads: false,
+            rng,
+            nodes,
+        }
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.doing != Doing::Nothing
+    }
+
+    fn level(&self) -> CommitLevel {
+        match self.kind {
+            Kind::Writer(level) | Kind::Reader(level) => level,
+            Kind::Register => CommitLevel::RemoteFlush,
+        }
+    }
+
+    /// What it does next, when it is not waiting.
+    pub fn next(&mut self, now_us: u64, told: &mut Told) -> Wants {
+        self.asked_at_us = now_us;
+        self.turn += 1;
+        if self.session.is_none() {
+            return self.connect();
+        }
+        if let Some(bytes) = self.setup.pop() {
+            self.doing = Doing::Setup;
+            return Wants::Send(bytes);
+        }
+        told.commands += 1;
+        let size = if self.rng.u8(0..8) == 0 { self.rng.usize(0..20_000) } else { self.rng.usize(0..200) };
+        let (doing, bytes) = match self.kind {
+            Kind::Writer(_) => {
+                self.written += 1;
+                let key = format!("w{}.{}", self.number, self.written);
+                let value = format!("{key}:{}", "x".repeat(size));
+                let bytes = command(&["SET", &key, &value]);
+                (Doing::Write { key, value }, bytes)
+            }
+            Kind::Register => {
+                let key = format!("r{}", self.rng.u8(0..3));
+                if self.rng.bool() {
+                    self.written += 1;
+                    let value = self.number as u64 * 1_000_000 + self.written;
+                    let call = told.registers.invoke_write(&key, value);
+                    (Doing::RegisterWrite { call }, command(&["SET", &key, &value.to_string()]))
+                } else {
+                    let call = told.registers.invoke_read(&key);
+                    (Doing::RegisterRead { call }, command(&["GET", &key]))
+                }
+            }
+            Kind::Reader(_) if self.reads => {
+                (Doing::ReadBack(self.seen), command(&["GET", &format!("s{}", self.number)]))
+            }
+            Kind::Reader(_) => {
+                self.written += 1;
+                let (key, number) = (format!("s{}", self.number), self.written);
+                (Doing::Count(number), command(&["SET", &key, &number.to_string()]))
+            }
+        };
+        self.doing = doing;
+        Wants::Send(bytes)
+    }
+
+    fn connect(&mut self) -> Wants {
+        self.input.clear();
+        self.setup.clear();
+        let first = match self.kind {
+            Kind::Reader(_) if self.reads => {
+                self.node = self.rng.usize(0..self.nodes);
+                self.setup.push(command(&["READ", "TIMEOUT", "200"]));
+                let token = self.token.clone().unwrap_or_default();
+                command(&["SESSION", &token])
+            }
+            Kind::Register => {
+                self.setup.push(command(&["READ", "STRONG"]));
+                command(&["COMMITLEVEL", self.level().name()])
+            }
+            Kind::Reader(_) if self.token.is_some() => {
+                self.setup.push(command(&["SESSION", self.token.as_deref().unwrap_or_default()]));
+                command(&["COMMITLEVEL", self.level().name()])
+            }
+            Kind::Reader(_) | Kind::Writer(_) => command(&["COMMITLEVEL", self.level().name()]),
+        };
+        self.doing = Doing::Setup;
+        Wants::Connect(self.node, first)
+    }
+
+    /// The connection is gone, or was given up: of what was asked nobody knows what became.
+    pub fn lose(&mut self) {
+        self.session = None;
+        self.doing = Doing::Nothing;
+        self.turn += 1;
+        self.node = self.rng.usize(0..self.nodes);
+    }
+
+    /// When it goes on.
+    pub fn pause_us(&mut self, after_error: bool) -> u64 {
+        if after_error { PAUSE_US } else { 1 + self.rng.u64(0..THINK_US_MAX) }
+    }
+
+    /// Bytes from its session. True when an error came.
+    pub fn receive(&mut self, bytes: &[u8], now_us: u64, epoch: Epoch, told: &mut Told) -> Option<Outcome> {
+        self.input.extend_from_slice(bytes);
+        let (text, length) = reply(&self.input)?;
+        self.input.drain(..length);
+        let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
+        let failed = text.starts_with('-');
+        let (node, _) = self.session.expect("only a session replies");
+        match doing {
+            Doing::Nothing => panic!("client {} was told {text:?} and had asked nothing", self.number),
+            Doing::Setup if failed && text.contains("LOST") => {
+                self.token = None;
+                self.seen = 0;
+            }
+            Doing::Setup => assert!(!failed, "client {}: {text}", self.number),
+            Doing::Write { key, value } if !failed => {
+                assert_eq!(text, "+OK");
+                let (level, took_us) = (self.level(), now_us - self.asked_at_us);
+                told.acknowledged.push(Acknowledged { key, value, level, epoch, node, at_us: now_us, took_us });
+            }
+            Doing::RegisterWrite { call } => match failed {
+                false => told.registers.wrote(call),
+                true if is_refusal(&text) => told.registers.refused(call),
+                true => {}
+            },
+            Doing::RegisterRead { call } => match failed {
+                false => told.registers.read(call, text.strip_prefix('$').and_then(|text| text.parse().ok())),
+                true => told.registers.refused(call),
+            },
+            Doing::Count(number) if !failed => {
+                self.seen = self.seen.max(number);
+                self.doing = Doing::Token;
+                return Some(Outcome::Ask(command(&["SESSION"])));
+            }
+            Doing::Token if !failed => {
+                self.token = text.strip_prefix('$').map(str::to_owned);
+                self.reads = !self.reads;
+                return Some(Outcome::Leave);
+            }
+            Doing::ReadBack(least) if !failed => {
+                let found = text.strip_prefix('$').and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+                if found < least {
+                    told.broken.push(format!(
+                        "client {} had seen {least} of s{} and read {found} on node {node} at {now_us} us (token {:?})",
+                        self.number, self.number, self.token
+                    ));
+                }
+                self.seen = self.seen.max(found);
+                self.doing = Doing::Token;
+                return Some(Outcome::Ask(command(&["SESSION"])));
+            }
+            Doing::ReadBack(_) | Doing::Count(_) if text.contains("LOST") => {
+                self.token = None;
+                self.seen = 0;
+                self.reads = false;
+                return Some(Outcome::Leave);
+            }
+            Doing::ReadBack(_) => {
+                // This node is behind: another one, or the leader.
+                self.reads = self.rng.bool();
+                return Some(Outcome::Leave);
+            }
+            Doing::Write { .. } | Doing::Count(_) | Doing::Token => {}
+        }
+        if failed && (text.contains("MOVED") || text.contains("READONLY") || text.contains("NOLEADER")) {
+            return Some(Outcome::Leave);
+        }
+        Some(if failed { Outcome::Pause } else { Outcome::Next })
+    }
+}
+
+/// A refusal says that nothing was done.
+fn is_refusal(text: &str) -> bool {
+    ["-MOVED", "-READONLY", "-NOREPLICAS", "-LOST"].iter().any(|refusal| text.starts_with(refusal))
+}
+
+/// How a client goes on after a reply.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Next,
+    Pause,
+    Leave,
+    Ask(Vec<u8>),
+}
+
+/// How long 99 of 100 commits at this level took at most, once there are enough of them.
+pub fn p99_us(acknowledged: &[Acknowledged], level: CommitLevel) -> Option<u64> {
+    let mut times: Vec<u64> = acknowledged.iter().filter(|ack| ack.level == level).map(|ack| ack.took_us).collect();
+    times.sort_unstable();
+    (times.len() >= 50).then(|| times[times.len() * 99 / 100])
+}

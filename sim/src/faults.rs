@@ -1,0 +1,124 @@
+//! What a seed decides before anything happens: how many nodes, how fast their disks and network, who the clients are, and which
+//! faults there will be.
+
+use walferry_cluster::level::CommitLevel;
+
+use crate::clients::Kind;
+use crate::kernel::Disk;
+use crate::network::Delays;
+
+/// What may go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Kill,
+    KillLeader,
+    /// The power of the whole room.
+    KillAll,
+    /// SIGSTOP.
+    Pause,
+    /// A node hears nobody and is heard by nobody.
+    Isolate,
+    /// Two nodes do not reach each other.
+    Split,
+    /// Only in one direction.
+    OneWay,
+    /// Connections between two nodes break.
+    Reset,
+    SlowDisk,
+    StalledDisk,
+    /// A write or a flush fails with EIO.
+    BrokenDisk,
+    /// No segment can be made.
+    FullDisk,
+    /// A bit of what was durable flips while the node is down. It has to be noticed; then the operator brings the bit back.
+    Rot,
+    /// A wall clock jumps by up to an hour.
+    WallClock,
+}
+
+/// Those that destroy most come more often.
+const ALL: [Fault; 17] = [
+    Fault::Kill,
+    Fault::KillAll,
+    Fault::KillAll,
+    Fault::KillLeader,
+    Fault::KillLeader,
+    Fault::KillAll,
+    Fault::Pause,
+    Fault::Isolate,
+    Fault::Split,
+    Fault::OneWay,
+    Fault::Reset,
+    Fault::SlowDisk,
+    Fault::StalledDisk,
+    Fault::BrokenDisk,
+    Fault::FullDisk,
+    Fault::Rot,
+    Fault::WallClock,
+];
+
+/// The circumstances of a run.
+pub struct Plan {
+    pub nodes: usize,
+    pub policy: &'static str,
+    pub sync_method: &'static str,
+    pub write_depth: usize,
+    pub replica_lag_ms: u64,
+    pub checkpoint_bytes: u64,
+    pub zero_copy_bytes_min: usize,
+    pub disk: Disk,
+    pub delays: Delays,
+    pub clients: Vec<Kind>,
+    /// Any of these, one after the other.
+    pub faults: Vec<Fault>,
+    /// From one to the next, microseconds.
+    pub pause_us: (u64, u64),
+}
+
+impl Plan {
+    /// Three nodes of which two have to have a commit, and nothing that goes wrong by itself.
+    pub fn make_calm(&mut self) {
+        (self.nodes, self.policy) = (3, "");
+        self.delays.lost_per_mille = 0;
+    }
+
+    pub fn new(rng: &mut fastrand::Rng) -> Plan {
+        let nodes = if rng.u8(0..4) == 0 { 5 } else { 3 };
+        // A few kinds of faults at a time: some bugs need one of them again and again, undisturbed by others.
+        let mut faults = ALL.to_vec();
+        rng.shuffle(&mut faults);
+        faults.truncate(rng.usize(1..=5));
+        let policies: &[&str] = &["", "", "ANY 1 (*)", "ALL"];
+        let mut clients = vec![Kind::Writer(CommitLevel::RemoteApply), Kind::Writer(CommitLevel::RemoteFlush)];
+        clients.extend([Kind::Writer(CommitLevel::Local), Kind::Writer(CommitLevel::Off)]);
+        clients.extend([Kind::Register; 3]);
+        clients.extend([Kind::Reader(CommitLevel::Local), Kind::Reader(CommitLevel::RemoteFlush)]);
+        let policy = policies[rng.usize(0..policies.len())];
+        Plan {
+            nodes,
+            policy: if nodes == 5 && policy == "ANY 1 (*)" { "" } else { policy },
+            sync_method: if rng.bool() { "dsync" } else { "fdatasync" },
+            write_depth: [1, 2, 4, 8][rng.usize(0..4)],
+            replica_lag_ms: [300, 1_000, 10_000][rng.usize(0..3)],
+            checkpoint_bytes: [32 << 10, 256 << 10, 4 << 20][rng.usize(0..3)],
+            zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
+            disk: Disk {
+                write_us: [60, 200, 2_000][rng.usize(0..3)],
+                spread_us: [20, 300, 8_000][rng.usize(0..3)],
+                slowness: 1,
+                stalled_until: 0,
+                broken: false,
+                sector_bytes: if rng.bool() { 512 } else { 4096 },
+            },
+            delays: Delays {
+                min_us: [20, 100, 2_000][rng.usize(0..3)],
+                spread_us: [30, 1_000, 10_000][rng.usize(0..3)],
+                lost_per_mille: [0, 2, 20][rng.usize(0..3)],
+                again_us: 200_000,
+            },
+            clients,
+            faults,
+            pause_us: [(50_000, 400_000), (200_000, 900_000), (600_000, 2_000_000)][rng.usize(0..3)],
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `sim`: a whole cluster in one thread from one seed. The nodes run the code that runs in production (log, recovery, shipper,
+//! applier, store, sessions, failover); their disks, network and clocks are the simulator's, and so are the faults.
+//!
+//! ```text
+//! cluster   the events, in the order of their time
+//!  ├─ world     clocks, chance and background work of the nodes
+//!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
+//!  ├─ network   connections and packets: late, lost, cut
+//!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate
+//!  ├─ clients   what is asked and what was acknowledged; history: whether it can have happened so
+//!  ├─ faults    what a seed decides before it begins
+//!  └─ checks    what must hold at the end
+//! runner    many runs, each in a process of its own; mutants: bugs that they have to find
+//! ```
+
+mod checks;
+mod clients;
+mod cluster;
+mod control;
+mod faults;
+mod history;
+mod kernel;
+mod mutants;
+mod network;
+mod runner;
+mod trace;
+mod world;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+
+use runner::{line, run, run_all};
+
+/// Runs a cluster of nodes in a simulated world, and checks that nothing acknowledged is lost.
+#[derive(Parser)]
+#[command(name = "sim")]
+struct Options {
+    /// Run this seed, twice, and compare the runs
+    #[arg(long, value_name = "N", conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Run so many seeds, one after the other
+    #[arg(long, value_name = "COUNT")]
+    seeds: Option<u64>,
+    /// The first of them [default: by the clock]
+    #[arg(long, value_name = "N", requires = "seeds")]
+    from: Option<u64>,
+    /// End after so many minutes, however many seeds are left
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<u64>,
+    /// Run the seeds in this file, which found something once: a seed a line, and what it found
+    #[arg(long, value_name = "FILE")]
+    file: Option<std::path::PathBuf>,
+    /// Print a line for every seed
+    #[arg(long)]
+    verbose: bool,
+    /// Print every event
+    #[arg(long)]
+    trace: bool,
+    /// Print the nodes' own log
+    #[arg(long)]
+    log: bool,
+    /// Break the code on purpose in this way, or in every way there is (`all`), and count the seeds until it is found
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+}
+
+fn report(seed: u64, broken: &str) {
+    println!("seed {seed} BROKEN: {broken}\n  replay: cargo run --release -p sim -- --seed {seed}");
+}
+
+/// One seed, twice.
+fn one(seed: u64, options: &Options) -> bool {
+    let first = match run(seed, options.trace) {
+        Ok(summary) => summary,
+        Err(broken) => {
+            report(seed, &broken);
+            return false;
+        }
+    };
+    let second = run(seed, false).map_or(0, |summary| summary.hash);
+    println!("seed {seed} ok, {}", line(&first));
+    if first.hash != second {
+        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash));
+    }
+    first.hash == second
+}
+
+fn many(count: u64, options: &Options) -> bool {
+    let by_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() << 20);
+    let from = options.from.unwrap_or_else(by_clock);
+    let begun = Instant::now();
+    let until = options.minutes.map(|minutes| begun + Duration::from_secs(minutes * 60));
+    let mut broken_seeds = Vec::new();
+    let ran = run_all(from..from + count, until, |seed, outcome| {
+        match outcome {
+            Ok(line) if options.verbose => println!("seed {seed} ok, {line}"),
+            Ok(_) => {}
+            Err(broken) => {
+                report(seed, &broken);
+                broken_seeds.push(seed);
+            }
+        }
+        true
+    });
+    let time = begun.elapsed().as_secs_f64();
+    println!("{ran} seeds from {from}, {} broken {broken_seeds:?}, {time:.1} s", broken_seeds.len());
+    broken_seeds.is_empty()
+}
+
+fn from_file(path: &std::path::Path, options: &Options) -> bool {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            println!("cannot read {}: {error}", path.display());
+            return false;
+        }
+    };
+    let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    let mut all_hold = true;
+    for line in lines {
+        let seed = line.split_whitespace().next().and_then(|word| word.parse().ok());
+        let Some(seed) = seed else {
+            println!("{}: {line:?} does not begin with a seed", path.display());
+            return false;
+        };
+        all_hold &= one(seed, options);
+    }
+    all_hold
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.log {
+        tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).without_time().init();
+    }
+    let holds = if let Some(name) = &options.mutant {
+        mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX))
+    } else if let Some(path) = &options.file {
+        from_file(path, &options)
+    } else if let Some(seed) = options.seed {
+        one(seed, &options)
+    } else {
+        many(options.seeds.unwrap_or(100), &options)
+    };
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
