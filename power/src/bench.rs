@@ -1,0 +1,153 @@
+//! Where images of a disk are recovered, one after another: mounted, verified, started, read, in another guest or with this host's
+//! kernel. Tells what came of it; which promises that keeps is `loss`'s business.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use crate::disk::{Disk, Moment};
+use crate::error::{During, Failure};
+use crate::machine::{Bus, Kit, Machine, SCRIPT_TIME_MAX};
+use crate::node::{Filesystem, MOUNT, Nodes};
+use crate::promise::Promises;
+
+const NOT_MOUNTED: i32 = 40;
+const DAMAGED: i32 = 41;
+const NOT_STARTED: i32 = 42;
+
+/// The bench. A guest is booted again when a look left it unusable.
+pub struct Bench<'a> {
+    kit: &'a Kit,
+    disk: Disk,
+    filesystem: Filesystem,
+    bus: Bus,
+    nodes: Nodes,
+    writers: usize,
+    host: Option<HostBench>,
+    machine: Option<Machine>,
+    nobody: Arc<Mutex<Promises>>,
+}
+
+/// What one recovery came to.
+pub struct Found {
+    /// What `power read` printed, or why it came to nothing.
+    pub outcome: Result<String, String>,
+    /// Nothing was mounted yet.
+    pub began: Moment,
+    /// Everything was read by then.
+    pub read_at: Moment,
+    /// It was cleared away.
+    pub ended: Moment,
+}
+
+/// This host's kernel.
+pub struct HostBench {
+    image: PathBuf,
+    tools: PathBuf,
+}
+
+impl HostBench {
+    /// Fails where the host cannot mount the filesystem.
+    pub fn new(kit: &Kit, filesystem: Filesystem) -> Result<HostBench, Failure> {
+        let known = std::fs::read_to_string("/proc/filesystems").during("read /proc/filesystems")?;
+        let name = filesystem.name();
+        if !known.split_whitespace().any(|word| word == name) {
+            return Err(Failure::Missing(format!("--on-host: this kernel has no {name}")));
+        }
+        Ok(HostBench { image: kit.dir.join("recovered.img"), tools: kit.dir.clone() })
+    }
+
+    /// Runs a script with mounts, network and processes of its own; all of them end with it.
+    fn ask(&self, script: &str) -> Result<(i32, String), Failure> {
+        let path = format!("{}:{}", self.tools.display(), std::env::var("PATH").unwrap_or_default());
+        let script = format!("mount -t tmpfs mnt /mnt && mkdir {MOUNT} && ip link set lo up || exit 39\n{script}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);
+        let output = command.env("PATH", path).stdin(Stdio::null()).output().during("run `unshare`")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+impl<'a> Bench<'a> {
+    /// For images on `disk`.
+    pub fn new(
+        kit: &'a Kit,
+        disk: &Disk,
+        filesystem: Filesystem,
+        bus: Bus,
+        nodes: Nodes,
+        writers: usize,
+        host: Option<HostBench>,
+    ) -> Bench<'a> {
+        let nobody = Arc::new(Mutex::new(Promises::default()));
+        Bench { kit, disk: disk.clone(), filesystem, bus, nodes, writers, host, machine: None, nobody }
+    }
+
+    fn script(&self, device: &str, options: &str) -> String {
+        let (nodes, name) = (self.nodes, self.filesystem.name());
+        format!(
+            "rm -f /mnt/*.log /mnt/*.pid; mount -t {name} {options} {device} {MOUNT} || exit {NOT_MOUNTED}\n{}\n{}\n{}",
+            nodes.verify(DAMAGED),
+            nodes.start_all(NOT_STARTED),
+            nodes.read(self.writers)
+        )
+    }
+
+    /// Recovers from what stands on the disk now.
+    pub fn look(&mut self) -> Result<Found, Failure> {
+        match self.host.take() {
+            Some(host) => {
+                let found = self.look_on_host(&host);
+                self.host = Some(host);
+                found
+            }
+            None => self.look_in_guest(),
+        }
+    }
+
+    fn look_on_host(&mut self, host: &HostBench) -> Result<Found, Failure> {
+        let began = self.disk.state().stamp();
+        save(&self.disk, &host.image)?;
+        let script = self.script(&host.image.display().to_string(), "-o loop");
+        let (code, output) = host.ask(&format!("{script}\n{}", self.nodes.kill_all()))?;
+        let ended = self.disk.state().stamp();
+        Ok(Found { outcome: outcome(code, output), began, read_at: ended, ended })
+    }
+
+    fn look_in_guest(&mut self) -> Result<Found, Failure> {
+        let mut machine = match self.machine.take() {
+            Some(machine) => machine,
+            None => Machine::boot(self.kit, &self.disk, self.filesystem, self.bus, &self.nobody)?,
+        };
+        let began = self.disk.state().stamp();
+        let (code, output) = machine.ask(&self.script(self.bus.device(), ""), SCRIPT_TIME_MAX)?;
+        let read_at = self.disk.state().stamp();
+        let outcome = outcome(code, output);
+        if outcome.is_ok() {
+            let clear = format!("{}\numount {MOUNT} || exit 45", self.nodes.kill_all());
+            let (code, output) = machine.ask(&clear, SCRIPT_TIME_MAX)?;
+            if code != 0 {
+                return Err(Failure::failed(format_args!("the guest cannot be cleared (exit code {code}): {output}")));
+            }
+            self.machine = Some(machine);
+        }
+        let ended = self.disk.state().stamp();
+        Ok(Found { outcome, began, read_at, ended })
+    }
+}
+
+fn save(disk: &Disk, path: &Path) -> Result<(), Failure> {
+    disk.state().image.save(path).during(format_args!("write {}", path.display()))
+}
+
+fn outcome(code: i32, output: String) -> Result<String, String> {
+    let why = match code {
+        0 => return Ok(output),
+        NOT_MOUNTED => "the filesystem cannot be mounted",
+        DAMAGED => "`walferry log verify` finds damage",
+        NOT_STARTED => "a node does not start",
+        _ => "nothing can be read",
+    };
+    Err(format!("{why} (exit code {code}): {}", output.trim()))
+}
