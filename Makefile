@@ -4,7 +4,7 @@ DESTDIR ?=
 CARGO_TARGET_DIR ?= target
 BINARY = $(CARGO_TARGET_DIR)/release/walferry
 
-.PHONY: all install uninstall
+.PHONY: all install uninstall nightly
 
 all:
 	cargo build --release
@@ -16,6 +16,7 @@ $(BINARY):
 install: $(BINARY)
 	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/walferry
 	install -Dm644 systemd/walferry@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry@.service
+	install -Dm644 systemd/walferry-witness@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry-witness@.service
 	install -Dm644 systemd/walferry.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf
 	install -Dm644 systemd/walferry.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/walferry.conf
 	install -Dm644 systemd/walferry.toml $(DESTDIR)$(PREFIX)/share/walferry/walferry.toml
@@ -28,5 +29,18 @@ install: $(BINARY)
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/walferry
 	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry@.service
+	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/walferry-witness@.service
 	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/walferry.conf
 	rm -rf $(DESTDIR)$(PREFIX)/share/walferry $(DESTDIR)$(PREFIX)/share/doc/walferry
+
+# The long tests, an hour and a half in all; TESTING.md tells what each is for. Needs root, QEMU, a nightly toolchain and
+# cargo-fuzz; what cannot run says why.
+nightly:
+	cargo run --release -p sim -- --seeds 1000000 --minutes 15
+	cargo run --release -p sim -- --mutant all
+	WALFERRY_CRASH_ROUNDS=200 cargo test -p walferry --test kill -- --nocapture
+	cargo test -p walferry --test sweep -- --include-ignored
+	cargo run --release -p walferry-power -- loss
+	cargo run --release -p walferry-power -- faults
+	cargo run --release -- drill --soak 30m
+	fuzz/run 300
