@@ -1,5 +1,5 @@
-//! Changing segment files by hand, which only repair does: what stands there is kept in `DIR/damaged/` first, then the right
-//! bytes are written over it and flushed. The caller holds the directory's lock, or knows that nothing else writes there and that
+//! Changing segment files by hand, for repair and at a start: what is damaged is kept in `DIR/damaged/` first, then the right bytes
+//! are written over it and flushed. The caller holds the directory's lock, or knows that nothing else writes there and that
 //! the segments stay under their numbers. Decides nothing: what is right was judged by `repair`.
 
 use std::fs::{self, File, OpenOptions};
@@ -89,6 +89,14 @@ impl Mender {
             at += step as u64;
         }
         file.sync_all()
+    }
+
+    /// Zeros over `from..to` of one segment, where there was padding, durably.
+    pub fn clear(&self, from: Lsn, to: Lsn) -> io::Result<()> {
+        debug_assert!(to - from <= FRAME_ALIGN_BYTES as u64);
+        let file = OpenOptions::new().write(true).open(self.path(from.segment(self.segment_bytes)))?;
+        file.write_all_at(&[0; FRAME_ALIGN_BYTES][..(to - from) as usize], from.offset(self.segment_bytes))?;
+        file.sync_data()
     }
 
     /// Puts aside what stands at `from..to` of one segment; the file, or `None` when the directory is full.

@@ -16,6 +16,9 @@
 //! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the mark and the store speak.
 //! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few. With a damaged one a torn tail
 //! counts as rot as well, since nothing says how far this node had confirmed its log.
+//!
+//! A checksum ends with the records. A crash can leave a frame whole and, behind it, the padding's place as it was before: with
+//! what a torn tail or a recycled segment had there. The frame counts; its padding is named, to be made zeros again.
 
 use std::path::Path;
 
@@ -102,6 +105,8 @@ pub struct Recovery {
     pub committed: Lsn,
     /// What was cut off, if the log did not end cleanly.
     pub cut: Option<TornTail>,
+    /// Padding that is not zeros, from and to: what stood there before. Every node's log has the same bytes once it is.
+    pub stale_padding: Vec<(Lsn, Lsn)>,
 }
 
 /// A tail that was being written when the node went down. Nobody was told that it is safe.
@@ -203,7 +208,14 @@ pub fn find_end(
     }
     let block = loop {
         match next_frame(bytes, recovery.end, linked.then_some(recovery.crc), history)? {
-            Ok(header) => recovery.follow(&header),
+            Ok(header) => {
+                recovery.follow(&header);
+                let padding = header.span_bytes() - header.wire_bytes();
+                let from = header.lsn.advance(header.wire_bytes() as u64);
+                if padding > 0 && bytes.read(from, padding)?.iter().any(|byte| *byte != 0) {
+                    recovery.stale_padding.push((from, header.end()));
+                }
+            }
             Err(block) => break block,
         }
         linked = true;
@@ -254,7 +266,15 @@ pub fn find_end(
 impl Recovery {
     /// A log that begins at `start`, of which the store holds everything up to `applied`.
     fn at(start: Lsn, applied: Lsn) -> Recovery {
-        Recovery { end: start, crc: 0, epoch: Epoch(0), leader_flushed: applied, committed: applied, cut: None }
+        Recovery {
+            end: start,
+            crc: 0,
+            epoch: Epoch(0),
+            leader_flushed: applied,
+            committed: applied,
+            cut: None,
+            stale_padding: Vec::new(),
+        }
     }
 
     /// The log goes on with this frame.

@@ -100,6 +100,25 @@ fn a_log_that_ends_with_its_segment_keeps_the_chain_when_the_rest_is_released() 
 }
 
 #[test]
+fn padding_that_a_crash_left_as_it_was_is_zeros_again() {
+    let dir = directory();
+    let mut node = Node::leader(config(dir.path()));
+    let at = durable_frames(&mut node, 2);
+    let path = node.log.segment_path(SegmentNo(0));
+    node.close();
+    let whole = std::fs::read(&path).expect("the segment");
+    // The last sector of each frame is where something older stood.
+    for end in &at[1..] {
+        open_file(&path).write_all_at(&[7; 512], end.0 - 512).expect("stale bytes");
+    }
+    let node = Node::try_open(config(dir.path()), &history(), Lsn::ZERO).expect("padding is no part of a frame");
+    assert_eq!((node.log.flushed(), node.recovery.cut.clone()), (at[2], None));
+    assert_eq!(node.recovery.stale_padding.iter().map(|(_, to)| *to).collect::<Vec<_>>(), at[1..]);
+    node.close();
+    assert!(whole == std::fs::read(&path).expect("the segment"), "stale bytes are left");
+}
+
+#[test]
 fn a_truncation_takes_the_mark_back_whenever_the_crash_comes() {
     let mut forked = history();
     for truncated in [false, true] {

@@ -51,8 +51,11 @@ pub fn logs_agree(ours: &Member, theirs: &Member, end: Lsn, segment_bytes: u64) 
             let from = at.offset(segment_bytes) as usize;
             Ok(bytes[from..from + (until - at) as usize].to_vec())
         };
-        if read(ours)? != read(theirs)? {
-            return Err(Broken(format!("the logs differ between {at} and {until}")));
+        let (our_bytes, their_bytes) = (read(ours)?, read(theirs)?);
+        if let Some(index) = our_bytes.iter().zip(&their_bytes).position(|(our, their)| our != their) {
+            let first = at.advance(index as u64);
+            let count = our_bytes.iter().zip(&their_bytes).filter(|(our, their)| our != their).count();
+            return Err(Broken(format!("the logs differ at {first} and {count} bytes in all before {until}")));
         }
         at = until;
     }

@@ -167,9 +167,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(seed: u64, variation: Variation, trace: Trace) -> Cluster {
+    /// A run of this seed; with `only` these faults and no others.
+    pub fn new(seed: u64, variation: Variation, only: &[Fault], trace: Trace) -> Cluster {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut plan = Plan::new(&mut rng);
+        if !only.is_empty() {
+            plan.faults = only.to_vec();
+        }
         if variation != Variation::Faults {
             plan.make_calm();
         }

@@ -8,7 +8,7 @@ use crate::kernel::Disk;
 use crate::network::Delays;
 
 /// What may go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Fault {
     Kill,
     KillLeader,

@@ -29,8 +29,10 @@ mod world;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use clap::Parser;
+use clap::builder::PossibleValue;
+use clap::{Parser, ValueEnum};
 
+use faults::Fault;
 use runner::{line, run, run_all};
 
 /// Runs a cluster of nodes in a simulated world, and checks that nothing acknowledged is lost.
@@ -46,6 +48,9 @@ struct Options {
     /// The first of them [default: by the clock]
     #[arg(long, value_name = "N", requires = "seeds")]
     from: Option<u64>,
+    /// Only these faults, such as `kill,broken-disk`, instead of those that a seed would have
+    #[arg(long, value_name = "FAULTS", value_delimiter = ',')]
+    faults: Vec<Fault>,
     /// End after so many minutes, however many seeds are left
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<u64>,
@@ -66,23 +71,26 @@ struct Options {
     mutant: Option<String>,
 }
 
-fn report(seed: u64, broken: &str) {
-    println!("seed {seed} BROKEN: {broken}\n  replay: cargo run --release -p sim -- --seed {seed}");
+fn report(seed: u64, broken: &str, options: &Options) {
+    let faults: Vec<_> = options.faults.iter().filter_map(Fault::to_possible_value).collect();
+    let faults: Vec<&str> = faults.iter().map(PossibleValue::get_name).collect();
+    let only = if faults.is_empty() { String::new() } else { format!(" --faults {}", faults.join(",")) };
+    println!("seed {seed} BROKEN: {broken}\n  replay: cargo run --release -p sim -- --seed {seed}{only}");
 }
 
 /// One seed, twice.
 fn one(seed: u64, options: &Options) -> bool {
-    let first = match run(seed, options.trace) {
+    let first = match run(seed, &options.faults, options.trace) {
         Ok(summary) => summary,
         Err(broken) => {
-            report(seed, &broken);
+            report(seed, &broken, options);
             return false;
         }
     };
-    let second = run(seed, false).map_or(0, |summary| summary.hash);
+    let second = run(seed, &options.faults, false).map_or(0, |summary| summary.hash);
     println!("seed {seed} ok, {}", line(&first));
     if first.hash != second {
-        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash));
+        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), options);
     }
     first.hash == second
 }
@@ -93,12 +101,12 @@ fn many(count: u64, options: &Options) -> bool {
     let begun = Instant::now();
     let until = options.minutes.map(|minutes| begun + Duration::from_secs(minutes * 60));
     let mut broken_seeds = Vec::new();
-    let ran = run_all(from..from + count, until, |seed, outcome| {
+    let ran = run_all(from..from + count, &options.faults, until, |seed, outcome| {
         match outcome {
             Ok(line) if options.verbose => println!("seed {seed} ok, {line}"),
             Ok(_) => {}
             Err(broken) => {
-                report(seed, &broken);
+                report(seed, &broken, options);
                 broken_seeds.push(seed);
             }
         }

@@ -39,7 +39,7 @@ pub fn hunt(name: &str, from: u64, seeds: u64) -> bool {
     for (name, what) in wanted {
         turn_on(name);
         let mut found = None;
-        run_all(from..from + seeds, None, |seed, outcome| {
+        run_all(from..from + seeds, &[], None, |seed, outcome| {
             if let Err(broken) = outcome {
                 found = Some((seed, broken));
             }

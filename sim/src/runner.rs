@@ -10,6 +10,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::cluster::{Cluster, Summary, Variation};
+use crate::faults::Fault;
 use crate::trace::Trace;
 
 /// One seed of so many is also about latency.
@@ -21,8 +22,8 @@ const LATENCY_TIMES_MAX: u64 = 3;
 pub type Outcome = Result<String, String>;
 
 /// One run in this process.
-pub fn run(seed: u64, verbose: bool) -> Result<Summary, String> {
-    let summary = run_one(seed, Variation::Faults, verbose)?;
+pub fn run(seed: u64, only: &[Fault], verbose: bool) -> Result<Summary, String> {
+    let summary = run_one(seed, Variation::Faults, only, verbose)?;
     if seed.is_multiple_of(LATENCY_SEEDS) {
         latency_holds(seed)?;
     }
@@ -31,7 +32,7 @@ pub fn run(seed: u64, verbose: bool) -> Result<Summary, String> {
 
 /// One slow or dead replica of two must not multiply what the commits of the others take.
 fn latency_holds(seed: u64) -> Result<(), String> {
-    let p99_us = |variation| run_one(seed, variation, false).map(|summary| summary.p99_us);
+    let p99_us = |variation| run_one(seed, variation, &[], false).map(|summary| summary.p99_us);
     let Some(calm) = p99_us(Variation::Calm)? else { return Ok(()) };
     for variation in [Variation::SlowReplica, Variation::DeadReplica] {
         let Some(troubled) = p99_us(variation)? else { continue };
@@ -42,8 +43,8 @@ fn latency_holds(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn run_one(seed: u64, variation: Variation, verbose: bool) -> Result<Summary, String> {
-    let mut cluster = Cluster::new(seed, variation, Trace::new(verbose));
+fn run_one(seed: u64, variation: Variation, only: &[Fault], verbose: bool) -> Result<Summary, String> {
+    let mut cluster = Cluster::new(seed, variation, only, Trace::new(verbose));
     cluster.run().map_err(|broken| {
         let mut text = broken.0;
         for line in cluster.trace.lines() {
@@ -77,14 +78,14 @@ struct Child {
 }
 
 impl Child {
-    fn start(seed: u64) -> Child {
+    fn start(seed: u64, only: &[Fault]) -> Child {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         // SAFETY: this process has one thread, so the child may do whatever it could have done itself.
         match unsafe { fork() }.expect("another process") {
             ForkResult::Parent { child } => Child { seed, pid: child, words: File::from(reader) },
             ForkResult::Child => {
                 drop(reader);
-                let outcome = run(seed, false);
+                let outcome = run(seed, only, false);
                 let (text, code) = match &outcome {
                     Ok(summary) => (line(summary), 0),
                     Err(text) => (text.clone(), 1),
@@ -108,13 +109,18 @@ impl Child {
 }
 
 /// Runs these seeds, as many at a time as there are processors, until `until`, or until `each` has seen enough. How many ran.
-pub fn run_all(seeds: std::ops::Range<u64>, until: Option<Instant>, mut each: impl FnMut(u64, Outcome) -> bool) -> u64 {
+pub fn run_all(
+    seeds: std::ops::Range<u64>,
+    only: &[Fault],
+    until: Option<Instant>,
+    mut each: impl FnMut(u64, Outcome) -> bool,
+) -> u64 {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let (mut seeds, mut children, mut ran, mut go_on) = (seeds, VecDeque::new(), 0, true);
     loop {
         while go_on && children.len() < jobs && until.is_none_or(|until| Instant::now() < until) {
             let Some(seed) = seeds.next() else { break };
-            children.push_back(Child::start(seed));
+            children.push_back(Child::start(seed, only));
         }
         let Some(child) = children.pop_front() else { return ran };
         let (seed, outcome) = child.wait();

@@ -116,7 +116,8 @@ impl Log {
                 return Err(LogError::NoDirectIo { dir: log_dir, reason });
             }
         }
-        let filled = Mender::new(&config.dir, config.segment_bytes).fill_up();
+        let mender = Mender::new(&config.dir, config.segment_bytes);
+        let filled = mender.fill_up();
         for (path, bytes) in filled.map_err(io_error("fill up the segments in", &log_dir))? {
             let file = path.display();
             tracing::warn!(%file, bytes, "a segment is shorter than it was made: zeros stand for what it lost");
@@ -128,6 +129,10 @@ impl Log {
         let origin = Origin::load(&config.dir)?;
         let known = Known { applied: replay_from, mark: Mark::load(&config.dir)?, origin };
         let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
+        for (from, to) in &recovery.stale_padding {
+            tracing::info!(lsn = %from, "a crash tore the padding of a frame: zeros again");
+            mender.clear(*from, *to).map_err(io_error("clear padding in", &log_dir))?;
+        }
         // What was read back is not thereby durable.
         settle(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
