@@ -52,10 +52,11 @@ pub fn logs_agree(ours: &Member, theirs: &Member, end: Lsn, segment_bytes: u64) 
             Ok(bytes[from..from + (until - at) as usize].to_vec())
         };
         let (our_bytes, their_bytes) = (read(ours)?, read(theirs)?);
-        if let Some(index) = our_bytes.iter().zip(&their_bytes).position(|(our, their)| our != their) {
-            let first = at.advance(index as u64);
-            let count = our_bytes.iter().zip(&their_bytes).filter(|(our, their)| our != their).count();
-            return Err(Broken(format!("the logs differ at {first} and {count} bytes in all before {until}")));
+        if our_bytes != their_bytes {
+            let differ = || our_bytes.iter().zip(&their_bytes).enumerate().filter(|(_, (our, their))| our != their);
+            let (first, count) = (differ().next().map_or(0, |(index, _)| index as u64), differ().count());
+            let first = at.advance(first);
+            return Err(Broken(format!("the logs differ at {first}, in {count} bytes before {until}")));
         }
         at = until;
     }
