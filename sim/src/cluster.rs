@@ -38,6 +38,9 @@ const ASK_TIME_US: u64 = 1_600_000;
 /// Background work that sleeps looks so often whether it was woken.
 const LOOK_INTERVAL_US: u64 = 1_000;
 const CHANGE_TIME_US: u64 = 1_000_000;
+/// A crash that waits for a write looks so often, and so soon again.
+const CRASH_LOOKS: u32 = 200;
+const CRASH_LOOK_US_MAX: u64 = 400;
 pub const SEGMENT_BYTES: u64 = 128 << 10;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(400);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,17 +53,40 @@ enum Event {
     Disk(NodeNo, u64, DiskOpNo),
     Network,
     Control(NodeNo, u64),
-    Packet { from: NodeNo, to: NodeNo, request: u64, body: Body },
+    Packet {
+        from: NodeNo,
+        to: NodeNo,
+        request: u64,
+        body: Body,
+    },
     AskTimeout(u64),
     Controller,
-    Propose { from: NodeNo, life: u64, change: Box<Change>, in_sync: bool },
-    ChangeDone { node: NodeNo, life: u64, in_sync: bool },
-    Learn { node: NodeNo, state: Box<ClusterState> },
+    Propose {
+        from: NodeNo,
+        life: u64,
+        change: Box<Change>,
+        in_sync: bool,
+    },
+    ChangeDone {
+        node: NodeNo,
+        life: u64,
+        in_sync: bool,
+    },
+    Learn {
+        node: NodeNo,
+        state: Box<ClusterState>,
+    },
     Client(usize, u64),
     Input(NodeNo, u64, u64, Vec<u8>),
     Reply(usize, u64, NodeNo, Epoch, Vec<u8>),
     Closed(usize, u64),
     Fault,
+    /// These go down, as soon as this one has something in flight that can be torn.
+    Crash {
+        nodes: Vec<NodeNo>,
+        watched: NodeNo,
+        looks_left: u32,
+    },
     Replica,
     Start(NodeNo),
     Resume(NodeNo),
@@ -351,6 +377,7 @@ impl Cluster {
             }
             Event::Closed(client, session) => self.closed(client, session),
             Event::Fault => return self.inject(),
+            Event::Crash { nodes, watched, looks_left } => self.crash(nodes, watched, looks_left),
             Event::Replica => self.trouble_a_replica(),
             Event::Start(node) => return self.start(node),
             Event::Resume(node) => self.schedule_turn(node, self.now_us),
@@ -958,21 +985,11 @@ impl Cluster {
         self.faults += 1;
         self.trace.note(self.now_us, &format!("fault: {kind:?} {} {} {long} us", name_of(node), name_of(other)));
         match kind {
-            Fault::Kill => {
-                self.kill(node);
-                self.after(long, Event::Start(node));
-            }
-            Fault::KillAll => {
-                for node in 0..self.nodes.len() {
-                    self.kill(node);
-                    let when = self.rng.u64(20_000..2_000_000);
-                    self.after(when, Event::Start(node));
-                }
-            }
+            Fault::Kill => self.begin_crash(vec![node], node),
+            Fault::KillAll => self.begin_crash((0..self.nodes.len()).collect(), node),
             Fault::KillLeader => {
                 let leader = self.register.leader.as_ref().map_or(node, node_of);
-                self.kill(leader);
-                self.after(long, Event::Start(leader));
+                self.begin_crash(vec![leader], leader);
             }
             Fault::Pause => {
                 self.nodes[node].paused_until = self.now_us + long;
@@ -1030,6 +1047,29 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Half of all crashes come while a write is under way, however short a time that is.
+    fn begin_crash(&mut self, nodes: Vec<NodeNo>, watched: NodeNo) {
+        let looks_left = if self.rng.bool() { CRASH_LOOKS } else { 0 };
+        self.crash(nodes, watched, looks_left);
+    }
+
+    fn crash(&mut self, nodes: Vec<NodeNo>, watched: NodeNo, looks_left: u32) {
+        if self.calm {
+            return;
+        }
+        let ready = self.nodes[watched].process.as_ref().is_none_or(|process| process.kernel.can_tear());
+        if looks_left > 0 && !ready {
+            let pause = self.rng.u64(20..CRASH_LOOK_US_MAX);
+            return self.after(pause, Event::Crash { nodes, watched, looks_left: looks_left - 1 });
+        }
+        let down_us = if nodes.len() > 1 { 20_000..2_000_000 } else { 30_000..1_500_000 };
+        for node in nodes {
+            self.kill(node);
+            let when = self.rng.u64(down_us.clone());
+            self.after(when, Event::Start(node));
+        }
     }
 
     /// One replica is slow or dead from now on.

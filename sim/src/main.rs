@@ -144,7 +144,7 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).without_time().init();
     }
     let holds = if let Some(name) = &options.mutant {
-        mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX))
+        mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX), &options.faults)
     } else if let Some(path) = &options.file {
         from_file(path, &options)
     } else if let Some(seed) = options.seed {

@@ -1,11 +1,11 @@
 //! Many runs: each in a process of its own, so that a node that panics ends one run and not all, and several at a time.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
@@ -70,11 +70,15 @@ pub fn line(summary: &Summary) -> String {
     )
 }
 
+/// What is read of a run's words at once.
+const WORDS_BYTES: usize = 4 << 10;
+
 /// A run under way.
 struct Child {
     seed: u64,
     pid: Pid,
     words: File,
+    text: Vec<u8>,
 }
 
 impl Child {
@@ -82,7 +86,7 @@ impl Child {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         // SAFETY: this process has one thread, so the child may do whatever it could have done itself.
         match unsafe { fork() }.expect("another process") {
-            ForkResult::Parent { child } => Child { seed, pid: child, words: File::from(reader) },
+            ForkResult::Parent { child } => Child { seed, pid: child, words: File::from(reader), text: Vec::new() },
             ForkResult::Child => {
                 drop(reader);
                 let outcome = run(seed, only, false);
@@ -96,15 +100,37 @@ impl Child {
         }
     }
 
-    fn wait(mut self) -> (u64, Outcome) {
-        let mut text = String::new();
-        let _ = self.words.read_to_string(&mut text);
+    /// Takes what it says; true once that is all.
+    fn listen(&mut self) -> bool {
+        let mut piece = [0; WORDS_BYTES];
+        let read = self.words.read(&mut piece).unwrap_or(0);
+        self.text.extend_from_slice(&piece[..read]);
+        read == 0
+    }
+
+    /// It has said all; how it ended.
+    fn end(self) -> (u64, Outcome) {
+        let text = String::from_utf8_lossy(&self.text).into_owned();
         let outcome = match waitpid(self.pid, None) {
             Ok(WaitStatus::Exited(_, 0)) => Ok(text),
             Ok(WaitStatus::Exited(_, 1)) => Err(text),
             other => Err(format!("a node or a check panicked ({other:?}); its message is above. {text}")),
         };
         (self.seed, outcome)
+    }
+}
+
+/// The run that ends first.
+fn first_to_end(children: &mut Vec<Child>) -> (u64, Outcome) {
+    loop {
+        let mut words: Vec<PollFd> =
+            children.iter().map(|child| PollFd::new(child.words.as_fd(), PollFlags::POLLIN)).collect();
+        // Interrupted, it is asked again.
+        let _ = poll(&mut words, PollTimeout::NONE);
+        let said: Vec<usize> = (0..words.len()).filter(|index| words[*index].any().unwrap_or(false)).collect();
+        if let Some(ended) = said.into_iter().find(|index| children[*index].listen()) {
+            return children.remove(ended).end();
+        }
     }
 }
 
@@ -116,14 +142,16 @@ pub fn run_all(
     mut each: impl FnMut(u64, Outcome) -> bool,
 ) -> u64 {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let (mut seeds, mut children, mut ran, mut go_on) = (seeds, VecDeque::new(), 0, true);
+    let (mut seeds, mut children, mut ran, mut go_on) = (seeds, Vec::new(), 0, true);
     loop {
         while go_on && children.len() < jobs && until.is_none_or(|until| Instant::now() < until) {
             let Some(seed) = seeds.next() else { break };
-            children.push_back(Child::start(seed, only));
+            children.push(Child::start(seed, only));
         }
-        let Some(child) = children.pop_front() else { return ran };
-        let (seed, outcome) = child.wait();
+        if children.is_empty() {
+            return ran;
+        }
+        let (seed, outcome) = first_to_end(&mut children);
         ran += 1;
         go_on &= each(seed, outcome);
     }
