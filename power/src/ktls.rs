@@ -19,9 +19,9 @@ use crate::machine::{Bus, Kit, KitArgs, Machine};
 use crate::node::{Filesystem, MOUNT};
 
 /// Values that the leader has before there is a replica; more than its log buffer holds.
-const COLD: u64 = 40;
+const COLD: u64 = 64;
 const COLD_BYTES: u64 = 1 << 20;
-const FLAGS: &str = "--segment-bytes 16MiB --log-buffer-bytes 16MiB --keep-bytes-min 1GiB --store-cache-bytes 8MiB \
+const FLAGS: &str = "--segment-bytes 16MiB --log-buffer-bytes 32MiB --keep-bytes-min 1GiB --store-cache-bytes 8MiB \
                      --waterfall=false --sync 'ANY 1 (*)'";
 const LEADER: &str = "127.0.0.1:6400";
 const LEADER_PEERS: &str = "127.0.0.1:6401";
