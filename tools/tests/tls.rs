@@ -15,6 +15,7 @@ use certificates::{Authority, Signed, replace};
 use common::cluster::{Cluster, Load, missing};
 use common::{Node, PATIENCE, Reply, directory, log_bytes, lsn_bytes, until, wait_applied};
 use walferry_client::Url;
+use walferry_tls::{NamedFile, client_config, rustls};
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -102,6 +103,32 @@ fn clients_and_tools_speak_tls_beside_the_plain_port() {
     until("no connection is left in the relay", || info(&node, "tls_relay_connections_now") == "0");
     redis_cli(address, &ca);
     assert_eq!(node.stop().0, Some(0));
+}
+
+#[test]
+fn a_client_that_says_goodbye_gets_its_replies() {
+    const COMMITS: usize = 500;
+    let root = directory();
+    let ca = Authority::new(root.path(), "all");
+    let node = start(root.path(), "a", &client_flags(&ca.sign("a", &["127.0.0.1"])), &[]);
+    let config = client_config(&NamedFile::new("tls_ca", &ca.ca), None).expect("a CA");
+    let name = "127.0.0.1".try_into().expect("a name");
+    let tls = rustls::ClientConnection::new(config, name).expect("settings");
+    let socket = TcpStream::connect(node.tls_listen.expect("a port for TLS")).expect("a connection");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut stream = rustls::StreamOwned::new(tls, socket);
+    for number in 0..COMMITS {
+        write!(stream, "SET last:{number} {number}\r\n").expect("it is read");
+    }
+    stream.conn.send_close_notify();
+    stream.flush().expect("it is read");
+    let mut replies = vec![0; "+OK\r\n".len() * COMMITS];
+    stream.read_exact(&mut replies).expect("every commit is confirmed");
+    assert!(replies == "+OK\r\n".repeat(COMMITS).into_bytes());
+    // The end itself may come as a record or as the connection's end.
+    assert!(
+        stream.read(&mut [0]).is_ok_and(|bytes| bytes == 0) || stream.sock.read(&mut [0]).is_ok_and(|bytes| bytes == 0)
+    );
 }
 
 /// The whole URL; what is printed of one leaves the files out.
