@@ -266,6 +266,7 @@ fn a_replica_whose_log_is_gone_takes_its_base_copy_over_tls() {
 /// The command has no node's configuration: it is given the certificate that the peers ask for.
 #[test]
 fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
+    const VALUE_BYTES: usize = 100_000;
     let root = directory();
     let ca = Authority::new(root.path(), "cluster");
     let a = start(root.path(), "a", &peer_flags(&ca.sign("a", &["127.0.0.1"]), &ca), &[]);
@@ -273,7 +274,7 @@ fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
     let peer = a.peer_listen.to_string();
     let b = start(root.path(), "b", &peer_flags(&own, &ca), &["--follow", &peer]);
     let mut leader = a.client();
-    let value = "v".repeat(100_000);
+    let value = "v".repeat(VALUE_BYTES);
     for key in 0..20 {
         assert_eq!(leader.command(&["SET", &format!("key{key}"), &value]), Reply::Simple("OK".to_owned()));
     }
@@ -283,7 +284,8 @@ fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
     assert_eq!(b.stop().0, Some(0));
     let segment = Path::new(&data).join("log/0000000000000000.wal");
     let mut bytes = std::fs::read(&segment).expect("a segment");
-    bytes[lsn_bytes(&end) as usize / 2] ^= 1;
+    // Within a value.
+    bytes[VALUE_BYTES * 3 / 2] ^= 1;
     std::fs::write(&segment, bytes).expect("a flipped bit");
     let repair = ["log", "repair", "--data", &data, "--from", &peer];
     let error = walferry(&repair).expect_err("in the clear it gets nothing");

@@ -42,6 +42,8 @@ struct Sample {
     name: String,
     age: Duration,
     rss_bytes: u64,
+    /// Of these its own: without the binary, and the log buffer, which has its size from the start and is mapped twice.
+    private_bytes: u64,
     /// All of them, and how many are clients' connections: those come and go with the leader.
     descriptors: usize,
     clients: usize,
@@ -103,12 +105,16 @@ impl Soak {
         let needs = Needs { node, taken: flushed, flushed, keep_bytes_min: KEEP_BYTES_MIN };
         let oldest = needs.oldest_segment(SEGMENT_BYTES);
         let proc = Path::new("/proc").join(process.to_string());
+        let status = std::fs::read_to_string(proc.join("status"))?;
+        let memory = |key: &str| {
+            bytes_of(&status, key).ok_or_else(|| Failure::failed(format_args!("{name}: no {key} in its status")))
+        };
         Ok(Sample {
             at: self.started.elapsed(),
             name: name.to_owned(),
             age,
-            rss_bytes: rss_bytes(&proc)
-                .ok_or_else(|| Failure::failed(format_args!("{name}: no VmRSS in its status")))?,
+            rss_bytes: memory("VmRSS:")?,
+            private_bytes: memory("RssAnon:")?,
             descriptors: std::fs::read_dir(proc.join("fd"))?.count(),
             clients,
             segments: files.len(),
@@ -168,9 +174,9 @@ impl Soak {
                 }
             }
         };
-        let (rss, own) = (self.judged(None, mebibytes), self.judged(None, own_descriptors));
+        let (private, own) = (self.judged(None, private), self.judged(None, own_descriptors));
         let bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
-        judge("memory, MiB", rss, &bound, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
+        judge("private memory, MiB", private, &bound, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
         let bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
         judge("file descriptors beside clients'", own, &bound, &|first| first + DESCRIPTORS_GROWTH_MAX);
         let bound = format!("{CLIENTS_GROWTH_MAX} more");
@@ -192,8 +198,9 @@ impl Soak {
         let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let what: [(&str, fn(&Sample) -> f64); 4] = [
+        let what: [(&str, fn(&Sample) -> f64); 5] = [
             ("RSS MiB", mebibytes),
+            ("private MiB", private),
             ("descriptors", |sample| sample.descriptors as f64),
             ("beside clients'", own_descriptors),
             ("segments", |sample| sample.segments as f64),
@@ -216,14 +223,24 @@ impl Soak {
 
     /// Every sample.
     pub fn table(&self) -> Table {
-        let mut table =
-            Table::new(&["minute", "node", "age", "RSS MiB", "descriptors", "of clients", "segments", "not needed"]);
+        let mut table = Table::new(&[
+            "minute",
+            "node",
+            "age",
+            "RSS MiB",
+            "private",
+            "descriptors",
+            "of clients",
+            "segments",
+            "not needed",
+        ]);
         for sample in &self.samples {
             table.row(vec![
                 format!("{:.1}", sample.at.as_secs_f64() / 60.0),
                 sample.name.clone(),
                 format!("{} s", sample.age.as_secs()),
                 format!("{:.1}", mebibytes(sample)),
+                format!("{:.1}", private(sample)),
                 sample.descriptors.to_string(),
                 sample.clients.to_string(),
                 sample.segments.to_string(),
@@ -241,6 +258,7 @@ impl Soak {
                 "node": sample.name,
                 "age_s": sample.age.as_secs_f64(),
                 "rss_bytes": sample.rss_bytes,
+                "private_bytes": sample.private_bytes,
                 "descriptors": sample.descriptors,
                 "clients": sample.clients,
                 "segments": sample.segments,
@@ -254,6 +272,10 @@ impl Soak {
 
 fn mebibytes(sample: &Sample) -> f64 {
     sample.rss_bytes as f64 / f64::from(1 << 20)
+}
+
+fn private(sample: &Sample) -> f64 {
+    sample.private_bytes as f64 / f64::from(1 << 20)
 }
 
 fn own_descriptors(sample: &Sample) -> f64 {
@@ -271,16 +293,17 @@ fn line(samples: &[Sample]) -> String {
     let one = |sample: &Sample| {
         let Sample { name, descriptors, clients, segments, left_behind, .. } = sample;
         format!(
-            "{name} {:.0} MiB, {descriptors} fds ({clients} of clients), {segments} segments ({left_behind} not needed)",
-            mebibytes(sample)
+            "{name} {:.0} MiB ({:.0} private), {descriptors} fds ({clients} of clients), {segments} segments ({left_behind} not needed)",
+            mebibytes(sample),
+            private(sample)
         )
     };
     samples.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-fn rss_bytes(proc: &Path) -> Option<u64> {
-    let status = std::fs::read_to_string(proc.join("status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// A size in a process's `status`.
+fn bytes_of(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
@@ -301,6 +324,7 @@ mod tests {
             name: "a".to_owned(),
             age: Duration::from_secs(age_s),
             rss_bytes: mebibytes << 20,
+            private_bytes: mebibytes << 20,
             descriptors: 40,
             clients: 10,
             segments: 6,
