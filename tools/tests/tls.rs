@@ -290,6 +290,42 @@ fn a_replica_whose_log_is_gone_takes_its_base_copy_over_tls() {
     assert!(b.client().command(&["GET", "key1"]) == Reply::Bulk(value));
 }
 
+/// The command has no node's configuration: it is given the certificate that the peers ask for.
+#[test]
+fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
+    const VALUE_BYTES: usize = 100_000;
+    let root = directory();
+    let ca = Authority::new(root.path(), "cluster");
+    let a = start(root.path(), "a", &peer_flags(&ca.sign("a", &["127.0.0.1"]), &ca), &[]);
+    let own = ca.sign("b", &["127.0.0.1"]);
+    let peer = a.peer_listen.to_string();
+    let b = start(root.path(), "b", &peer_flags(&own, &ca), &["--follow", &peer]);
+    let mut leader = a.client();
+    let value = "v".repeat(VALUE_BYTES);
+    for key in 0..20 {
+        assert_eq!(leader.command(&["SET", &format!("key{key}"), &value]), Reply::Simple("OK".to_owned()));
+    }
+    let end = leader.command(&["LSN"]).text().to_owned();
+    wait_applied(&mut b.client(), &end);
+    let data = text(&b.data);
+    assert_eq!(b.stop().0, Some(0));
+    let segment = Path::new(&data).join("log/0000000000000000.wal");
+    let mut bytes = std::fs::read(&segment).expect("a segment");
+    // Within a value.
+    bytes[VALUE_BYTES * 3 / 2] ^= 1;
+    std::fs::write(&segment, bytes).expect("a flipped bit");
+    let repair = ["log", "repair", "--data", &data, "--from", &peer];
+    let error = walferry(&repair).expect_err("in the clear it gets nothing");
+    assert!(error.contains(&format!("{peer}: ")) && error.contains("peers speak TLS"), "{error}");
+    let (certificate, key, authority) = (text(&own.certificate), text(&own.key), text(&ca.ca));
+    let error = walferry(&[&repair[..], &["--tls-cert", &certificate]].concat()).expect_err("its key is missing");
+    assert!(error.contains("--tls-key"), "{error}");
+    let files = ["--tls-cert", &certificate, "--tls-key", &key, "--peer-tls-ca", &authority];
+    let said = walferry(&[&repair[..], &files].concat()).expect("it is repaired");
+    assert!(said.contains("repaired 0/") && said.contains(&format!("from {peer}")), "{said}");
+    walferry(&["log", "verify", "--data", &data, "--against", &text(&a.data)]).expect("the same bytes, no damage");
+}
+
 #[test]
 fn peers_that_do_not_belong_together_say_so_on_both_sides() {
     let root = directory();
