@@ -198,7 +198,7 @@ impl Soak {
         let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let what: [(&str, fn(&Sample) -> f64); 5] = [
+        let what: [(&str, Figure); 5] = [
             ("RSS MiB", mebibytes),
             ("private MiB", private),
             ("descriptors", |sample| sample.descriptors as f64),
@@ -269,6 +269,9 @@ impl Soak {
         json!({ "samples": self.samples.iter().map(sample).collect::<Vec<_>>(), "said": said, "wrong": wrong })
     }
 }
+
+/// One number of a sample.
+type Figure = fn(&Sample) -> f64;
 
 fn mebibytes(sample: &Sample) -> f64 {
     sample.rss_bytes as f64 / f64::from(1 << 20)
