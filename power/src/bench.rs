@@ -7,13 +7,26 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, Moment};
 use crate::error::{During, Failure};
-use crate::machine::{Bus, Kit, Machine, SCRIPT_TIME_MAX};
+use crate::machine::{Bus, Kit, KitArgs, Machine, SCRIPT_TIME_MAX};
 use crate::node::{Filesystem, MOUNT, Nodes};
 use crate::promise::Promises;
 
 const NOT_MOUNTED: i32 = 40;
 const DAMAGED: i32 = 41;
 const NOT_STARTED: i32 = 42;
+
+/// Flags of every command that recovers images.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// How the disk is attached
+    #[arg(long, value_enum, default_value = "virtio")]
+    pub bus: Bus,
+    /// Recover on this host's kernel, by a loop device in namespaces of its own (root): quicker, and without a second cut
+    #[arg(long)]
+    pub on_host: bool,
+    #[command(flatten)]
+    pub kit: KitArgs,
+}
 
 /// The bench. A guest is booted again when a look left it unusable.
 pub struct Bench<'a> {
@@ -41,14 +54,14 @@ pub struct Found {
 }
 
 /// This host's kernel.
-pub struct HostBench {
+struct HostBench {
     image: PathBuf,
     tools: PathBuf,
 }
 
 impl HostBench {
     /// Fails where the host cannot mount the filesystem.
-    pub fn new(kit: &Kit, filesystem: Filesystem) -> Result<HostBench, Failure> {
+    fn new(kit: &Kit, filesystem: Filesystem) -> Result<HostBench, Failure> {
         let known = std::fs::read_to_string("/proc/filesystems").during("read /proc/filesystems")?;
         let name = filesystem.name();
         if !known.split_whitespace().any(|word| word == name) {
@@ -73,15 +86,15 @@ impl<'a> Bench<'a> {
     /// For images on `disk`.
     pub fn new(
         kit: &'a Kit,
+        args: &BenchArgs,
         disk: &Disk,
         filesystem: Filesystem,
-        bus: Bus,
         nodes: Nodes,
         writers: usize,
-        host: Option<HostBench>,
-    ) -> Bench<'a> {
-        let nobody = Arc::new(Mutex::new(Promises::default()));
-        Bench { kit, disk: disk.clone(), filesystem, bus, nodes, writers, host, machine: None, nobody }
+    ) -> Result<Bench<'a>, Failure> {
+        let host = if args.on_host { Some(HostBench::new(kit, filesystem)?) } else { None };
+        let (disk, nobody) = (disk.clone(), Arc::default());
+        Ok(Bench { kit, disk, filesystem, bus: args.bus, nodes, writers, host, machine: None, nobody })
     }
 
     fn script(&self, device: &str, options: &str) -> String {

@@ -2,17 +2,16 @@
 //! LSN; it acknowledges nothing that the disk does not hold; and when the disk works again, everything acknowledged is there,
 //! after a restart where the node had to stop, by itself where it had not.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use crate::bench::{Bench, HostBench};
+use crate::bench::{Bench, BenchArgs};
 use crate::disk::{Disk, Fault, Moment};
 use crate::error::Failure;
-use crate::machine::{Bus, Kit, Machine};
-use crate::node::{self, Filesystem, MOUNT, Nodes};
+use crate::machine::{Kit, Machine};
+use crate::node::{self, Filesystem, FlushBy, MOUNT, Nodes};
 use crate::promise::Promises;
 
 /// Connections that write.
@@ -99,26 +98,19 @@ pub struct FaultsArgs {
     /// Which filesystem
     #[arg(long, value_enum, default_value = "ext4")]
     filesystem: Filesystem,
-    /// How the disk is attached
-    #[arg(long, value_enum, default_value = "virtio")]
-    bus: Bus,
     /// Which ways to fail [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     ways: Vec<Way>,
-    /// Recover on this host's kernel (root)
-    #[arg(long)]
-    on_host: bool,
-    /// The binary [default: beside this one]
-    #[arg(long, value_name = "PATH")]
-    walferry: Option<PathBuf>,
-    /// Where kernel and guest stand
-    #[arg(long, value_name = "DIR", default_value = "target/power")]
-    dir: PathBuf,
+    /// How the log is flushed
+    #[arg(long, value_enum, default_value = "fdatasync")]
+    flush_by: FlushBy,
+    #[command(flatten)]
+    bench: BenchArgs,
 }
 
 /// Runs `power faults`.
 pub fn run(args: &FaultsArgs) -> Result<(), Failure> {
-    let kit = Kit::prepare(&args.dir, args.walferry.as_deref())?;
+    let kit = Kit::prepare(&args.bench.kit, &[])?;
     let mut wrong = 0;
     for way in if args.ways.is_empty() { Way::ALL.to_vec() } else { args.ways.clone() } {
         println!("{}, {}:", args.filesystem.name(), way.name());
@@ -166,9 +158,9 @@ fn play(args: &FaultsArgs, kit: &Kit, way: Way) -> Result<Vec<String>, Failure> 
     let mut wrong = Vec::new();
     let disk = Disk::new(args.filesystem.make(&kit.dir)?, way as u64);
     let load = Load { disk: disk.clone(), promises: Arc::default() };
-    let mut machine = Machine::boot(kit, &disk, args.filesystem, args.bus, &load.promises)?;
+    let mut machine = Machine::boot(kit, &disk, args.filesystem, args.bench.bus, &load.promises)?;
     disk.state().record();
-    let (nodes, device, name) = (Nodes::One, args.bus.device(), args.filesystem.name());
+    let (nodes, device, name) = (Nodes::one(args.flush_by), args.bench.bus.device(), args.filesystem.name());
     machine.run(&format!("mount -t {name} {device} {MOUNT}\n{}", nodes.start_all(1)))?;
     machine.run(&format!(
         "power write --addresses {} --writers {WRITERS} --level local >/mnt/write.log 2>&1 &",
@@ -207,8 +199,7 @@ fn play(args: &FaultsArgs, kit: &Kit, way: Way) -> Result<Vec<String>, Failure> 
     machine.cut()?;
     let trace = disk.state().recorded();
     println!("  the disk did {} writes and {} flushes", trace.writes.len(), trace.flushes.len());
-    let host = if args.on_host { Some(HostBench::new(kit, args.filesystem)?) } else { None };
-    let mut bench = Bench::new(kit, &disk, args.filesystem, args.bus, nodes, WRITERS, host);
+    let mut bench = Bench::new(kit, &args.bench, &disk, args.filesystem, nodes, WRITERS)?;
     let end = load.now();
     match bench.look()?.outcome {
         Err(complaint) => wrong.push(complaint),

@@ -19,9 +19,9 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 mount -t tmpfs mnt /mnt
 mkdir /mnt/data
-# With an emulated processor a filesystem takes seconds to load: only the one that is mounted.
-grep -q filesystem=ext4 /proc/cmdline && skip=xfs.ko || skip=ext4.ko
-for module in $(cat /modules/order); do [ $module = $skip ] || insmod /modules/$module || echo \"init: $module is not loaded\"; done
+for group in boot $(sed 's/.*filesystem=//; s/ .*//' /proc/cmdline); do
+  for module in $(cat /modules/$group); do insmod /modules/$module || echo \"init: $module is not loaded\"; done
+done
 ip link set lo up
 ulimit -l unlimited
 # Not exec: the shell reaps nodes that are killed.
@@ -80,18 +80,26 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// Builds the archive in `dir` and returns its path.
-pub fn build(dir: &Path, busybox: &Path, walferry: &Path, modules: &[PathBuf]) -> Result<PathBuf, Failure> {
+pub fn build(
+    dir: &Path,
+    busybox: &Path,
+    walferry: &Path,
+    more: &[PathBuf],
+    modules: &[(&str, Vec<PathBuf>)],
+) -> Result<PathBuf, Failure> {
     let mut archive = Archive::default();
     archive.file("/init", PROGRAM_MODE, INIT.as_bytes());
     archive.file("/bin/busybox", PROGRAM_MODE, &read(busybox)?);
     let agent = std::env::current_exe().during("find this program")?;
     let mut libraries: Vec<PathBuf> = Vec::new();
-    for (name, program) in [("walferry", walferry), ("power", &agent)] {
+    let own = [("walferry", walferry), ("power", &agent)].map(|(name, program)| (format!("/bin/{name}"), program));
+    let more = more.iter().map(|program| (program.display().to_string(), program.as_path()));
+    for (path, program) in own.into_iter().chain(more) {
         // Line tables are most of a binary, and the guest unpacks it with an emulated processor.
-        let stripped = dir.join(name);
+        let stripped = dir.join(Path::new(&path).file_name().expect("a program's name"));
         let (from, to) = (program.display().to_string(), stripped.display().to_string());
         tool("objcopy", &["--strip-debug", &from, &to], dir)?;
-        archive.file(&format!("/bin/{name}"), PROGRAM_MODE, &read(&stripped)?);
+        archive.file(&path, PROGRAM_MODE, &read(&stripped)?);
         libraries.extend(libraries_of(&tool("ldd", &[&to], dir)?));
     }
     libraries.sort();
@@ -99,13 +107,15 @@ pub fn build(dir: &Path, busybox: &Path, walferry: &Path, modules: &[PathBuf]) -
     for library in libraries {
         archive.file(&library.display().to_string(), PROGRAM_MODE, &read(&library)?);
     }
-    let mut order = String::new();
-    for module in modules {
-        let name = module.file_name().expect("a module's file").to_string_lossy();
-        order.push_str(&format!("{name}\n"));
-        archive.file(&format!("/modules/{name}"), FILE_MODE, &read(module)?);
+    for (group, modules) in modules {
+        let mut order = String::new();
+        for module in modules {
+            let name = module.file_name().expect("a module's file").to_string_lossy();
+            order.push_str(&format!("{name}\n"));
+            archive.file(&format!("/modules/{name}"), FILE_MODE, &read(module)?);
+        }
+        archive.file(&format!("/modules/{group}"), FILE_MODE, order.as_bytes());
     }
-    archive.file("/modules/order", FILE_MODE, order.as_bytes());
     let path = dir.join("initramfs");
     std::fs::write(&path, archive.finish()).during(format_args!("write {}", path.display()))?;
     Ok(path)

@@ -10,7 +10,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,11 +17,11 @@ use clap::{Args, ValueEnum};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::bench::{Bench, Found, HostBench};
+use crate::bench::{Bench, BenchArgs, Found};
 use crate::disk::{Cuts, Disk, Layer, Moment, Mood, Trace, cut};
 use crate::error::{During, Failure};
-use crate::machine::{Bus, Kit, Machine};
-use crate::node::{self, Filesystem, MOUNT, Nodes};
+use crate::machine::{Kit, Machine};
+use crate::node::{self, Filesystem, FlushBy, MOUNT, Nodes};
 use crate::promise::{Held, Promises};
 
 /// Connections that write.
@@ -53,12 +52,12 @@ pub struct LossArgs {
     /// Which filesystem [default: both]
     #[arg(long, value_enum)]
     filesystem: Option<Filesystem>,
-    /// How the disk is attached
-    #[arg(long, value_enum, default_value = "virtio")]
-    bus: Bus,
     /// Three members of a cluster in the one machine, level remote_flush
     #[arg(long)]
     members: bool,
+    /// How the log is flushed [default: by chance]
+    #[arg(long, value_enum)]
+    flush_by: Option<FlushBy>,
     /// Moments at which the power is cut, for each filesystem
     #[arg(long, value_name = "N", default_value_t = 200)]
     cuts: usize,
@@ -71,22 +70,11 @@ pub struct LossArgs {
     /// Something deliberately wrong: succeeds only when it is found
     #[arg(long, value_enum, value_name = "WHAT")]
     broken: Option<Broken>,
-    /// Recover on this host's kernel, by a loop device in namespaces of its own (root): quicker, and without the second cut
-    #[arg(long)]
-    on_host: bool,
-    /// The binary [default: beside this one]
-    #[arg(long, value_name = "PATH")]
-    walferry: Option<PathBuf>,
-    /// Where kernel, guest and failed images stand
-    #[arg(long, value_name = "DIR", default_value = "target/power")]
-    dir: PathBuf,
+    #[command(flatten)]
+    bench: BenchArgs,
 }
 
 impl LossArgs {
-    fn nodes(&self) -> Nodes {
-        if self.members { Nodes::Three } else { Nodes::One }
-    }
-
     fn level(&self) -> &'static str {
         match (self.broken, self.members) {
             (Some(Broken::LevelOff), _) => "off",
@@ -98,7 +86,7 @@ impl LossArgs {
 
 /// Runs `power loss`.
 pub fn run(args: &LossArgs) -> Result<(), Failure> {
-    let kit = Kit::prepare(&args.dir, args.walferry.as_deref())?;
+    let kit = Kit::prepare(&args.bench.kit, &[])?;
     let seed = args.seed.unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
     println!("--seed {seed}");
     let mut wrong = 0;
@@ -128,6 +116,7 @@ struct Phase {
 /// A run whose power was cut.
 struct Course {
     filesystem: Filesystem,
+    nodes: Nodes,
     disk: Disk,
     trace: Trace,
     promises: Promises,
@@ -139,20 +128,16 @@ impl Course {
     fn run(args: &LossArgs, kit: &Kit, filesystem: Filesystem, rng: &mut StdRng) -> Result<Course, Failure> {
         let disk = Disk::new(filesystem.make(&kit.dir)?, rng.random());
         let promises = Arc::new(Mutex::new(Promises::default()));
-        let mut machine = Machine::boot(kit, &disk, filesystem, args.bus, &promises)?;
+        let mut machine = Machine::boot(kit, &disk, filesystem, args.bench.bus, &promises)?;
         let (name, booted_in) = (filesystem.name(), machine.booted_in);
-        println!("{name}: booted in {:.1} s", booted_in.as_secs_f64());
         let mut phases = Vec::new();
         let mut enter = |name| phases.push(Phase { name, begins: disk.state().stamp() });
         disk.state().record();
-        let nodes = args.nodes();
+        let flush_by = args.flush_by.unwrap_or(FlushBy::ALL[rng.random_range(0..FlushBy::ALL.len())]);
+        let nodes = if args.members { Nodes::three(flush_by) } else { Nodes::one(flush_by) };
+        println!("{name}: booted in {:.1} s, {flush_by:?}", booted_in.as_secs_f64());
         enter("init");
-        machine.run(&format!("mount -t {name} {} {MOUNT}", args.bus.device()))?;
-        for node in nodes.names() {
-            if !args.members {
-                machine.run(&format!("walferry init --data {MOUNT}/{node} --name {node} --segment-bytes 16MiB"))?;
-            }
-        }
+        machine.run(&format!("mount -t {name} {} {MOUNT}\n{}", args.bench.bus.device(), nodes.init()))?;
         enter("first start");
         machine.run(&nodes.start_all(1))?;
         enter("load");
@@ -193,7 +178,7 @@ impl Course {
         if promises.total(end) == 0 {
             return Err(Failure::failed("no value was acknowledged: nothing to test"));
         }
-        Ok(Course { filesystem, disk, trace, promises, phases, end })
+        Ok(Course { filesystem, nodes, disk, trace, promises, phases, end })
     }
 
     fn phase(&self, at: Moment) -> &'static str {
@@ -228,8 +213,7 @@ impl Course {
         let mut cuts = Cuts::new(trace);
         let started = Instant::now();
         self.disk.state().image.reset();
-        let host = if args.on_host { Some(HostBench::new(kit, self.filesystem)?) } else { None };
-        let mut bench = Bench::new(kit, &self.disk, self.filesystem, args.bus, args.nodes(), WRITERS, host);
+        let mut bench = Bench::new(kit, &args.bench, &self.disk, self.filesystem, self.nodes, WRITERS)?;
         let mut tally = Tally::default();
         for (number, at) in moments.iter().enumerate() {
             let mood = Mood::any(rng);
@@ -240,7 +224,7 @@ impl Course {
             let recovery = self.disk.state().recorded();
             let mut what = Look { number, again: false, at: *at, mood, phase: self.phase(*at) };
             let held = self.judge(&found, &what, &layer, kit, &mut tally)?;
-            if !args.on_host && rng.random_range(0..CUT_AGAIN_ONE_IN) == 0 && found.ended > found.began {
+            if !args.bench.on_host && rng.random_range(0..CUT_AGAIN_ONE_IN) == 0 && found.ended > found.began {
                 let again_at = Moment(rng.random_range(found.began.0..found.ended.0));
                 what = Look { again: true, mood: Mood::any(rng), ..what };
                 let mut state = self.disk.state();

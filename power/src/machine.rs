@@ -49,11 +49,24 @@ impl Bus {
     }
 }
 
+/// Flags of every command that boots a machine.
+#[derive(Debug, clap::Args)]
+pub struct KitArgs {
+    /// The binary [default: beside this one]
+    #[arg(long, value_name = "PATH")]
+    walferry: Option<PathBuf>,
+    /// Where kernel, guest and failed images stand
+    #[arg(long, value_name = "DIR", default_value = "target/power")]
+    dir: PathBuf,
+}
+
 /// What every machine boots.
 #[derive(Debug)]
 pub struct Kit {
     kernel: PathBuf,
     initramfs: PathBuf,
+    /// The binary, here.
+    pub walferry: PathBuf,
     /// Where it stands, and where failed images go.
     pub dir: PathBuf,
 }
@@ -68,26 +81,28 @@ fn find(program: &str) -> Result<PathBuf, Failure> {
 }
 
 impl Kit {
-    /// Brings together kernel, tools and binaries in `dir`.
-    pub fn prepare(dir: &Path, walferry: Option<&Path>) -> Result<Kit, Failure> {
+    /// Brings together kernel, tools and binaries; `more` programs stand in the guest where they stand here.
+    pub fn prepare(args: &KitArgs, more: &[PathBuf]) -> Result<Kit, Failure> {
         for program in [QEMU, "mkfs.ext4", "mkfs.xfs", "depmod", "objcopy", "ldd"] {
             find(program)?;
         }
         let busybox = find("busybox")?;
         let beside = std::env::current_exe().during("find this program")?.with_file_name("walferry");
-        let walferry = walferry.unwrap_or(&beside);
+        let walferry = args.walferry.as_deref().unwrap_or(&beside);
         if !walferry.is_file() {
             let path = walferry.display();
             return Err(Failure::Missing(format!(
                 "there is no {path}: `cargo build --release`, or name it with --walferry"
             )));
         }
+        let dir = &args.dir;
         std::fs::create_dir_all(dir).during(format_args!("make --dir {}", dir.display()))?;
         // Tools run in it.
         let dir = &dir.canonicalize().during(format_args!("find --dir {}", dir.display()))?;
         let kernel = Kernel::find(dir)?;
-        let initramfs = crate::initramfs::build(dir, &busybox, walferry, &kernel.modules)?;
-        Ok(Kit { kernel: kernel.image, initramfs, dir: dir.to_owned() })
+        let initramfs = crate::initramfs::build(dir, &busybox, walferry, more, &kernel.modules)?;
+        let walferry = walferry.canonicalize().during("find the binary")?;
+        Ok(Kit { kernel: kernel.image, initramfs, walferry, dir: dir.to_owned() })
     }
 }
 

@@ -6,6 +6,7 @@
 //!       │    └─ bench     where an image is recovered: another guest, or this host
 //!       ├─ faults   a disk that fails, fills up, stands still
 //!       │    └─ node      scripts that start, verify and read a node
+//!       ├─ ktls     two nodes over TLS that the kernel speaks
 //!       ├─ machine  boots, asks, cuts ─┬─ kernel, initramfs
 //!       │                              └─ disk ── nbd, image (core), trace (core)
 //!       └─ guest    what runs inside: agent, writers, readers
@@ -18,6 +19,7 @@ mod faults;
 mod guest;
 mod initramfs;
 mod kernel;
+mod ktls;
 mod loss;
 mod machine;
 mod node;
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use error::{During, Failure};
-use guest::{agent, write};
+use guest::{agent, fill, write};
 
 #[derive(Debug, Parser)]
 #[command(name = "power", about = "Cut the power of a walferry node, and let its disk fail", after_help = EXAMPLES)]
@@ -44,6 +46,8 @@ Examples:
   power loss --members                         three members in one machine, level remote_flush
   power loss --broken level-off                the checker's own test: must find lost values
   power faults                                 EIO, failed flush, read-only, full disk, 10 s stall
+  power ktls                                   leader and replica over kTLS
+  power ktls --tests target/debug/deps/tls-0123456789abcdef
 
 Needs qemu-system-x86_64, busybox, mkfs.ext4, mkfs.xfs and, the first time, Debian's kernel by apt-get.
 
@@ -56,12 +60,20 @@ enum Command {
     Loss(loss::LossArgs),
     /// Let the disk fail in every way and see what the node says and keeps
     Faults(faults::FaultsArgs),
+    /// Let the guest's kernel speak TLS between two nodes, and compare
+    Ktls(ktls::KtlsArgs),
     /// In the guest: do what the host asks
     #[command(hide = true)]
     Agent,
     /// In the guest: write, and tell the host what was acknowledged
     #[command(hide = true)]
     Write(write::WriteArgs),
+    /// In the guest: write so much, and print how long it took
+    #[command(hide = true)]
+    Fill(fill::FillArgs),
+    /// In the guest: print what a node says of itself
+    #[command(hide = true)]
+    Info(fill::InfoArgs),
     /// In the guest: print what a node holds
     #[command(hide = true)]
     Read(write::ReadArgs),
@@ -75,6 +87,9 @@ fn main() -> ExitCode {
         Command::Loss(args) => loss::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Agent => agent::run().during("serve the host"),
+        Command::Ktls(args) => ktls::run(&args),
+        Command::Fill(args) => fill::fill(&args),
+        Command::Info(args) => fill::info(&args),
         Command::Write(args) => write::write(&args),
         Command::Read(args) => write::read(&args),
         Command::Await(args) => write::wait(&args),

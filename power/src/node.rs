@@ -54,21 +54,54 @@ impl Filesystem {
     }
 }
 
+/// How a node makes a write durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlushBy {
+    /// The write itself, past the page cache (O_DIRECT, RWF_DSYNC)
+    Dsync,
+    /// A write past the page cache and an fdatasync
+    Fdatasync,
+    /// A write into the page cache and an fdatasync
+    Buffered,
+}
+
+impl FlushBy {
+    /// All ways.
+    pub const ALL: [FlushBy; 3] = [FlushBy::Dsync, FlushBy::Fdatasync, FlushBy::Buffered];
+
+    fn flags(self) -> &'static str {
+        match self {
+            FlushBy::Dsync => "--sync-method dsync",
+            FlushBy::Fdatasync => "--sync-method fdatasync",
+            FlushBy::Buffered => "--sync-method fdatasync --buffered",
+        }
+    }
+}
+
 /// The nodes of a course.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nodes {
-    /// One leader.
-    One,
-    /// Three members of a cluster.
-    Three,
+pub struct Nodes {
+    /// One leader, or three members of a cluster.
+    names: &'static [&'static str],
+    flush_by: FlushBy,
 }
 
 impl Nodes {
-    /// Their names.
-    pub fn names(self) -> &'static [&'static str] {
-        match self {
-            Nodes::One => &["a"],
-            Nodes::Three => &["a", "b", "c"],
+    /// One leader.
+    pub fn one(flush_by: FlushBy) -> Nodes {
+        Nodes { names: &["a"], flush_by }
+    }
+
+    /// Three members of a cluster.
+    pub fn three(flush_by: FlushBy) -> Nodes {
+        Nodes { names: &["a", "b", "c"], flush_by }
+    }
+
+    /// Makes the data directory of a node that is alone; members make theirs themselves.
+    pub fn init(self) -> String {
+        match self.names {
+            [name] => format!("walferry init --data {MOUNT}/{name} --name {name} --segment-bytes 16MiB"),
+            _ => String::new(),
         }
     }
 
@@ -79,15 +112,15 @@ impl Nodes {
 
     /// Where all nodes' clients connect.
     pub fn addresses(self) -> String {
-        self.names().iter().map(|name| self.address(name)).collect::<Vec<_>>().join(",")
+        self.names.iter().map(|name| self.address(name)).collect::<Vec<_>>().join(",")
     }
 
     /// Starts a node.
     pub fn spawn(self, name: &str) -> String {
-        let mut flags = FLAGS.to_owned();
-        if self == Nodes::Three {
+        let mut flags = format!("{FLAGS} {}", self.flush_by.flags());
+        if self.names.len() > 1 {
             let member = |name: &&str| format!("{name}=127.0.0.1:{}", peer_port(name));
-            let members = self.names().iter().map(member).collect::<Vec<_>>().join(",");
+            let members = self.names.iter().map(member).collect::<Vec<_>>().join(",");
             // Timeouts for processors that are emulated and shared.
             let _ = write!(
                 flags,
@@ -109,9 +142,9 @@ impl Nodes {
 
     /// Starts all of them; this exit code and the log's end when one does not serve.
     pub fn start_all(self, code: i32) -> String {
-        let spawn = self.names().iter().map(|name| self.spawn(name)).collect::<Vec<_>>().join("\n");
+        let spawn = self.names.iter().map(|name| self.spawn(name)).collect::<Vec<_>>().join("\n");
         let wait = |name: &&str| format!("{} || {{ tail -n 5 /mnt/{name}.log; exit {code}; }}", self.wait(name));
-        format!("{spawn}\n{}", self.names().iter().map(wait).collect::<Vec<_>>().join("\n"))
+        format!("{spawn}\n{}", self.names.iter().map(wait).collect::<Vec<_>>().join("\n"))
     }
 
     /// Verifies every log that is there; this exit code when one is damaged.
@@ -122,7 +155,7 @@ impl Nodes {
                  >/mnt/verify 2>&1 || {{ cat /mnt/verify; exit {code}; }}; fi"
             )
         };
-        self.names().iter().map(one).collect::<Vec<_>>().join("\n")
+        self.names.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 
     /// Prints what the node that leads holds; exit code 43 when none does, or a value is damaged.
@@ -139,7 +172,7 @@ impl Nodes {
                  sleep 0.05; n=$((n+1)); [ $n -lt 600 ] || {{ tail -n 5 /mnt/{name}.log; exit 44; }}; done"
             )
         };
-        self.names().iter().map(one).collect::<Vec<_>>().join("\n")
+        self.names.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 }
 

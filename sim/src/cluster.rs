@@ -201,7 +201,7 @@ impl Cluster {
             plan.faults = only.to_vec();
         }
         if variation != Variation::Faults {
-            plan.make_calm();
+            plan.make_calm(seed);
         }
         let network = Rc::new(RefCell::new(Network::new(plan.nodes, plan.delays, rng.u64(..))));
         let clock = |rng: &mut fastrand::Rng| Clock {

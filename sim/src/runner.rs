@@ -14,9 +14,10 @@ use crate::faults::Fault;
 use crate::trace::Trace;
 
 /// One seed of so many is also about latency.
-const LATENCY_SEEDS: u64 = 16;
-/// How much longer the slowest commits may take with one slow or dead replica of two: they wait for the other one alone.
-const LATENCY_TIMES_MAX: u64 = 3;
+pub const LATENCY_SEEDS: u64 = 16;
+/// The slowest commits with one slow or dead replica, in percent of those with none: they wait for all of the others, of which one
+/// more often is the late one. Up to 125 was seen.
+const LATENCY_PERCENT_MAX: u64 = 150;
 
 /// What a run came to, as a line, or what it broke and how.
 pub type Outcome = Result<String, String>;
@@ -30,13 +31,13 @@ pub fn run(seed: u64, only: &[Fault], verbose: bool) -> Result<Summary, String> 
     Ok(summary)
 }
 
-/// One slow or dead replica of two must not multiply what the commits of the others take.
+/// One slow or dead replica that the policy can do without must not multiply what commits take.
 fn latency_holds(seed: u64) -> Result<(), String> {
     let p99_us = |variation| run_one(seed, variation, &[], false).map(|summary| summary.p99_us);
     let Some(calm) = p99_us(Variation::Calm)? else { return Ok(()) };
     for variation in [Variation::SlowReplica, Variation::DeadReplica] {
         let Some(troubled) = p99_us(variation)? else { continue };
-        if troubled > calm * LATENCY_TIMES_MAX {
+        if troubled * 100 > calm * LATENCY_PERCENT_MAX {
             return Err(format!("{variation:?}: p99 of remote_flush went from {calm} to {troubled} us"));
         }
     }

@@ -309,6 +309,39 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The words of a command as a shell would split it.
+    fn words(command: &str) -> Vec<String> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for letter in command.chars() {
+            match letter {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                _ => words.last_mut().expect("it begins with one").push(letter),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn every_example_of_the_help_texts_is_understood() {
+        let mut tried = 0;
+        for command in Cli::command().get_subcommands() {
+            let text = command.get_after_help().expect("examples").to_string();
+            let text = text.split("\\\n").map(str::trim_start).collect::<Vec<_>>().join("");
+            for example in text.lines().filter_map(|line| line.strip_prefix("  walferry ")) {
+                // What a shell does with the output is not ours, and behind two spaces stands what the example does.
+                let ends = [" && ", " | ", " > ", " &", "  "].map(|end| example.find(end).unwrap_or(example.len()));
+                let given = &example[..ends.into_iter().min().expect("some")];
+                let words = ["walferry".to_owned()].into_iter().chain(words(given));
+                let parsed = Cli::try_parse_from(words);
+                assert!(parsed.is_ok(), "{}: {example}\n{}", command.get_name(), parsed.expect_err("just seen"));
+                tried += 1;
+            }
+        }
+        assert!(tried > 30, "{tried} examples were found");
+    }
+
     #[test]
     fn every_help_text_tells_an_example() {
         for command in Cli::command().get_subcommands() {

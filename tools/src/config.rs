@@ -204,6 +204,8 @@ pub struct NodeConfig {
     pub keep_bytes_min: u64,
     /// Log that a slot may hold back, at most.
     pub slot_keep_bytes_max: u64,
+    /// The log that is kept is read again after so long; none: only after a start.
+    pub scrub_interval: Option<Duration>,
     /// A peer that is silent for so long is dead.
     pub peer_timeout: Duration,
     /// How often an idle link is proved alive.
@@ -271,6 +273,7 @@ impl NodeConfig {
             log_buffer_bytes: all.log_buffer_bytes.expect(given).0 as usize,
             keep_bytes_min: all.keep_bytes_min.expect(given).0,
             slot_keep_bytes_max: all.slot_keep_bytes_max.expect(given).0,
+            scrub_interval: all.scrub_interval.map(|span| span.0).filter(|time| !time.is_zero()),
             peer_timeout: all.peer_timeout.expect(given).0,
             heartbeat_interval: all.heartbeat_interval.expect(given).0,
             election_timeout: all.election_timeout.expect(given).0,

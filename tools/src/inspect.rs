@@ -34,6 +34,7 @@ Examples:
   walferry log verify --data ./a
   walferry log verify --data ./a --against ./b
   walferry log repair --data ./a --from 127.0.0.1:6411
+  walferry log repair --data ./a --from db2:6401 --tls-cert a.pem --tls-key a.key --peer-tls-ca ca.pem
 
 The first two read only, and work while the node runs; repair needs it stopped, and keeps what it writes over in DIR/damaged. LSNs are printed as PostgreSQL prints them, in hexadecimal.
 

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::cluster::Cluster;
@@ -18,6 +18,9 @@ use common::{Client, Node, Reply, directory, until};
 const ROUNDS_DEFAULT: u64 = 20;
 /// Acknowledgements between two kills.
 const ACKNOWLEDGED_MAX: u64 = 250;
+/// The writers go on while nodes come back, up to so many acknowledgements a round: what a node reads at its start and copies for
+/// others stays of a size that says nothing about the machine.
+const ALLOWED_A_ROUND: u64 = 1000;
 const FILLER_BYTES: usize = 1000;
 /// MGET asks for so many keys at once.
 const BATCH: usize = 200;
@@ -64,6 +67,9 @@ struct Record {
     acknowledged: [Mutex<Vec<String>>; 4],
     count: AtomicU64,
     stop: AtomicBool,
+    /// The count may rise to this.
+    allowed: Mutex<u64>,
+    more_allowed: Condvar,
 }
 
 impl Record {
@@ -84,7 +90,7 @@ impl Record {
             if client.try_command(&["COMMITLEVEL", LEVELS[level]]).is_err() {
                 continue;
             }
-            while !self.stop.load(Ordering::Relaxed) {
+            while self.may_write() {
                 let key = format!("{}:{writer}:{number}", LEVELS[level]);
                 number += 1;
                 self.sent.lock().unwrap().push(key.clone());
@@ -95,7 +101,18 @@ impl Record {
         }
     }
 
+    /// Waits until this round allows another write; false at the end.
+    fn may_write(&self) -> bool {
+        let beyond =
+            |allowed: &mut u64| self.count.load(Ordering::Relaxed) >= *allowed && !self.stop.load(Ordering::Relaxed);
+        drop(self.more_allowed.wait_while(self.allowed.lock().unwrap(), beyond).unwrap());
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Lets the writers go on, and waits for so many acknowledgements.
     fn wait_for(&self, more: u64) {
+        *self.allowed.lock().unwrap() = self.count.load(Ordering::Relaxed) + ALLOWED_A_ROUND;
+        self.more_allowed.notify_all();
         let target = self.count.load(Ordering::Relaxed) + more;
         until("the load goes on", || self.count.load(Ordering::Relaxed) >= target);
     }
@@ -117,7 +134,11 @@ impl Load {
     }
 
     fn finish(self) -> Arc<Record> {
-        self.record.stop.store(true, Ordering::Relaxed);
+        {
+            let _waiting = self.record.allowed.lock().unwrap();
+            self.record.stop.store(true, Ordering::Relaxed);
+        }
+        self.record.more_allowed.notify_all();
         self.writers.into_iter().for_each(|writer| writer.join().expect("a writer does not panic"));
         self.record
     }

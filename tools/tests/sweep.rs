@@ -3,7 +3,7 @@
 //! stands stopped with a message that names the file. CI tries a sample of the places; all of them with
 //!
 //! ```text
-//! cargo test --test sweep -- --ignored
+//! cargo test --test sweep -- --include-ignored
 //! ```
 
 mod common;
@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use common::cluster::Cluster;
 use common::{Client, Node, Reply, lsn_bytes, wait_applied};
@@ -22,7 +22,7 @@ const VALUE_BYTES: usize = 150_000;
 /// The log is cut often, and the store written often: every file has something in it.
 const FLAGS: [&str; 8] =
     ["--checkpoint-bytes", "1MiB", "--keep-bytes-min", "0", "--base-copy-rate", "0", "--election-timeout", "1s"];
-/// Which member is hurt: the one that led, and one that did not, in turn.
+/// Which member is hurt: the one that led, and one that did not; each place in the files of one of them, in turn.
 const VICTIMS: [&str; 2] = ["a", "b"];
 const PAGE_BYTES: u64 = 4096;
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -92,6 +92,11 @@ fn harms(length: u64, log_end: Option<u64>) -> Vec<Harm> {
     if log_end == Some(0) {
         // A segment that nothing was written to yet.
         return vec![Harm::Flip(0), Harm::Flip(length / 2), Harm::Cut(length / 2)];
+    }
+    if length < PAGE_BYTES {
+        // One checksum over all of it: unit tests flip each of its bits.
+        let places = || [0, 9, length / 2, length.saturating_sub(1)].into_iter().filter(|place| *place < length);
+        return places().map(Harm::Flip).chain(places().map(Harm::Cut)).collect();
     }
     let last = log_end.unwrap_or(length).min(length);
     let mut at: Vec<u64> = vec![0, 9, 40, 70, length / 2, length.saturating_sub(1)];
@@ -210,10 +215,11 @@ impl Prepared {
         }
     }
 
-    fn sweep(&mut self, pick: impl Fn(usize) -> bool) {
+    fn sweep(&mut self, pick: impl Fn(u32) -> bool) {
+        let begun = Instant::now();
         let mut outcomes: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
         let mut number = 0;
-        for victim in VICTIMS {
+        for (turn, victim) in VICTIMS.into_iter().enumerate() {
             let dir = self.image.join(victim);
             for (path, length) in files(&dir) {
                 let file = below(&path, &dir);
@@ -221,7 +227,10 @@ impl Prepared {
                 let first = name.strip_prefix("log/").and_then(|name| name.strip_suffix(".wal"));
                 let first = first.map(|number| u64::from_str_radix(number, 16).expect("a number") * SEGMENT_BYTES);
                 let log_end = first.map(|first| self.end.saturating_sub(first));
-                for harmed in harms(length, log_end) {
+                for (place, harmed) in harms(length, log_end).into_iter().enumerate() {
+                    if place % VICTIMS.len() != turn {
+                        continue;
+                    }
                     number += 1;
                     if pick(number) {
                         let outcome = self.try_one(victim, &file, harmed);
@@ -231,6 +240,8 @@ impl Prepared {
                 }
             }
         }
+        let tried: usize = outcomes.values().sum();
+        println!("{tried} of {number} places, {:.1} s each", begun.elapsed().as_secs_f64() / tried as f64);
         for ((file, outcome), times) in &outcomes {
             println!("{file:<24} {outcome:<32} {times}");
         }
@@ -240,7 +251,7 @@ impl Prepared {
 /// CI's sample: a step that meets every kind of file.
 #[test]
 fn a_sample_of_places_hurts_nobody() {
-    const STEP: usize = 41;
+    const STEP: u32 = 11;
     Prepared::new().sweep(|number| number % STEP == 0);
 }
 

@@ -15,6 +15,7 @@ use certificates::{Authority, Signed, replace};
 use common::cluster::{Cluster, Load, missing};
 use common::{Node, PATIENCE, Reply, directory, log_bytes, lsn_bytes, until, wait_applied};
 use walferry_client::Url;
+use walferry_tls::{NamedFile, client_config, rustls};
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -102,6 +103,32 @@ fn clients_and_tools_speak_tls_beside_the_plain_port() {
     until("no connection is left in the relay", || info(&node, "tls_relay_connections_now") == "0");
     redis_cli(address, &ca);
     assert_eq!(node.stop().0, Some(0));
+}
+
+#[test]
+fn a_client_that_says_goodbye_gets_its_replies() {
+    const COMMITS: usize = 500;
+    let root = directory();
+    let ca = Authority::new(root.path(), "all");
+    let node = start(root.path(), "a", &client_flags(&ca.sign("a", &["127.0.0.1"])), &[]);
+    let config = client_config(&NamedFile::new("tls_ca", &ca.ca), None).expect("a CA");
+    let name = "127.0.0.1".try_into().expect("a name");
+    let tls = rustls::ClientConnection::new(config, name).expect("settings");
+    let socket = TcpStream::connect(node.tls_listen.expect("a port for TLS")).expect("a connection");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut stream = rustls::StreamOwned::new(tls, socket);
+    for number in 0..COMMITS {
+        write!(stream, "SET last:{number} {number}\r\n").expect("it is read");
+    }
+    stream.conn.send_close_notify();
+    stream.flush().expect("it is read");
+    let mut replies = vec![0; "+OK\r\n".len() * COMMITS];
+    stream.read_exact(&mut replies).expect("every commit is confirmed");
+    assert!(replies == "+OK\r\n".repeat(COMMITS).into_bytes());
+    // The end itself may come as a record or as the connection's end.
+    assert!(
+        stream.read(&mut [0]).is_ok_and(|bytes| bytes == 0) || stream.sock.read(&mut [0]).is_ok_and(|bytes| bytes == 0)
+    );
 }
 
 /// The whole URL; what is printed of one leaves the files out.
@@ -261,6 +288,42 @@ fn a_replica_whose_log_is_gone_takes_its_base_copy_over_tls() {
     until("the copy is there", || info(&b, "base_copies_taken") == "1");
     wait_applied(&mut b.client(), leader.command(&["LSN"]).text());
     assert!(b.client().command(&["GET", "key1"]) == Reply::Bulk(value));
+}
+
+/// The command has no node's configuration: it is given the certificate that the peers ask for.
+#[test]
+fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
+    const VALUE_BYTES: usize = 100_000;
+    let root = directory();
+    let ca = Authority::new(root.path(), "cluster");
+    let a = start(root.path(), "a", &peer_flags(&ca.sign("a", &["127.0.0.1"]), &ca), &[]);
+    let own = ca.sign("b", &["127.0.0.1"]);
+    let peer = a.peer_listen.to_string();
+    let b = start(root.path(), "b", &peer_flags(&own, &ca), &["--follow", &peer]);
+    let mut leader = a.client();
+    let value = "v".repeat(VALUE_BYTES);
+    for key in 0..20 {
+        assert_eq!(leader.command(&["SET", &format!("key{key}"), &value]), Reply::Simple("OK".to_owned()));
+    }
+    let end = leader.command(&["LSN"]).text().to_owned();
+    wait_applied(&mut b.client(), &end);
+    let data = text(&b.data);
+    assert_eq!(b.stop().0, Some(0));
+    let segment = Path::new(&data).join("log/0000000000000000.wal");
+    let mut bytes = std::fs::read(&segment).expect("a segment");
+    // Within a value.
+    bytes[VALUE_BYTES * 3 / 2] ^= 1;
+    std::fs::write(&segment, bytes).expect("a flipped bit");
+    let repair = ["log", "repair", "--data", &data, "--from", &peer];
+    let error = walferry(&repair).expect_err("in the clear it gets nothing");
+    assert!(error.contains(&format!("{peer}: ")) && error.contains("peers speak TLS"), "{error}");
+    let (certificate, key, authority) = (text(&own.certificate), text(&own.key), text(&ca.ca));
+    let error = walferry(&[&repair[..], &["--tls-cert", &certificate]].concat()).expect_err("its key is missing");
+    assert!(error.contains("--tls-key"), "{error}");
+    let files = ["--tls-cert", &certificate, "--tls-key", &key, "--peer-tls-ca", &authority];
+    let said = walferry(&[&repair[..], &files].concat()).expect("it is repaired");
+    assert!(said.contains("repaired 0/") && said.contains(&format!("from {peer}")), "{said}");
+    walferry(&["log", "verify", "--data", &data, "--against", &text(&a.data)]).expect("the same bytes, no damage");
 }
 
 #[test]

@@ -14,11 +14,14 @@
 //!
 //! All of them: no panic, and no more memory than `bytes_max` says.
 
+use std::sync::Once;
+
 use walferry_engine::limits::FRAME_BYTES_MAX;
 
 pub mod config;
 pub mod files;
 pub mod frame;
+mod memory;
 pub mod peer_message;
 pub mod record;
 pub mod recover;
@@ -34,6 +37,28 @@ pub struct Target {
     pub run: fn(&[u8]),
     /// What it may allocate at once for an input of this length; what the reader keeps and what the check needs, together.
     pub bytes_max: fn(usize) -> usize,
+}
+
+impl Target {
+    /// The target with this name.
+    pub fn named(name: &str) -> &'static Target {
+        TARGETS.iter().find(|target| target.name == name).expect("a target")
+    }
+
+    /// Runs it; what it had allocated at most.
+    pub fn most_allocated(&self, input: &[u8]) -> usize {
+        memory::most_during(|| (self.run)(input))
+    }
+}
+
+/// Runs a target as libFuzzer does: an input that takes more memory than is promised is a find as well.
+pub fn fuzz(name: &str, input: &[u8]) {
+    /// The first run allocates what is made once.
+    static WARM: Once = Once::new();
+    let target = Target::named(name);
+    WARM.call_once(|| (target.run)(&[0; 16]));
+    let (most, bytes_max) = (target.most_allocated(input), (target.bytes_max)(input.len()));
+    assert!(most <= bytes_max, "{most} bytes allocated, {bytes_max} are the bound");
 }
 
 /// Every target.

@@ -1,8 +1,6 @@
 //! Every fuzz target over its corpus and a few thousand mutations of it, on any toolchain: no panic, and no more memory than the
 //! target says. Past finds stay in the corpus under a name that tells what they were.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -17,49 +15,6 @@ const SEED_VARIABLE: &str = "WALFERRY_FUZZ_SEED";
 const INPUT_BYTES_MAX: usize = 8 << 10;
 const CORPUS_FILES_MAX: usize = 50;
 const CORPUS_FILE_BYTES_MAX: u64 = 2 << 10;
-
-thread_local! {
-    /// Allocated by this thread and not freed, and the most of it since the last look.
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-fn count(bytes: isize) {
-    // At the end of a thread there is nothing to count any more.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
-        PEAK.with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-// SAFETY: everything is done by the system's allocator; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 struct Random(u64);
 
@@ -126,19 +81,19 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 }
 
 fn check(target: &Target, input: &[u8], what: &dyn std::fmt::Display) {
-    let before = LIVE.get();
-    PEAK.set(before);
-    let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
-    let most = (PEAK.get() - before) as usize;
     let shown = || input.escape_ascii().to_string();
-    assert!(outcome.is_ok(), "{}: {what}: panicked on \"{}\"", target.name, shown());
-    let bytes_max = (target.bytes_max)(input.len());
-    assert!(
-        most <= bytes_max,
-        "{}: {what}: {most} bytes allocated, {bytes_max} are the bound: \"{}\"",
-        target.name,
-        shown()
-    );
+    match catch_unwind(AssertUnwindSafe(|| target.most_allocated(input))) {
+        Err(_) => panic!("{}: {what}: panicked on \"{}\"", target.name, shown()),
+        Ok(most) => {
+            let bytes_max = (target.bytes_max)(input.len());
+            assert!(
+                most <= bytes_max,
+                "{}: {what}: {most} bytes allocated, {bytes_max} are the bound: \"{}\"",
+                target.name,
+                shown()
+            );
+        }
+    }
 }
 
 fn chosen(variable: &str, otherwise: u64) -> u64 {
@@ -147,7 +102,7 @@ fn chosen(variable: &str, otherwise: u64) -> u64 {
 }
 
 fn run(name: &str) {
-    let target = TARGETS.iter().find(|target| target.name == name).expect("a target");
+    let target = Target::named(name);
     // The first run allocates what is made once.
     (target.run)(&[0; 16]);
     let files = corpus(name);

@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 pub mod agent;
+pub mod fill;
 pub mod values;
 pub mod write;
 

@@ -197,6 +197,9 @@ settings! {
     /// Log that a slot may hold back before it is marked lost [default: 8GiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log")]
     slot_keep_bytes_max: ByteSize,
+    /// Read the log that is kept again after so long, so that damage is found while other nodes can mend it; 0: only after a start [default: 24h]
+    #[arg(long, value_name = "TIME", help_heading = "Log")]
+    scrub_interval: Span,
 
     /// A peer that is silent for so long is dead [default: 5s]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
@@ -264,6 +267,7 @@ impl Settings {
             log_buffer_bytes: Some(ByteSize(LOG_BUFFER_BYTES_DEFAULT as u64)),
             keep_bytes_min: Some(ByteSize(256 << 20)),
             slot_keep_bytes_max: Some(ByteSize(8 << 30)),
+            scrub_interval: Some(Span(Duration::from_secs(24 * 3600))),
             peer_timeout: Some(Span(Duration::from_secs(5))),
             heartbeat_interval: Some(Span(HEARTBEAT_INTERVAL_DEFAULT)),
             election_timeout: Some(Span(ELECTION_TIMEOUT_DEFAULT)),

@@ -45,10 +45,21 @@ pub(super) struct BaseCopies {
     pub(super) kept_bytes: u64,
 }
 
-/// A thread that makes a copy; dropped, it ends.
+/// A thread that makes a copy; dropped, it ends. One that was told to end is waited for: the next writes to the same file.
 struct Making {
     stop: Arc<AtomicBool>,
     outcome: Receiver<Result<BaseFile, String>>,
+}
+
+impl Making {
+    /// What it made, once it has ended.
+    fn outcome(&self) -> Option<Result<BaseFile, String>> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Disconnected) => Some(Err("its thread ended early".to_owned())),
+            Err(TryRecvError::Empty) => None,
+        }
+    }
 }
 
 impl Drop for Making {
@@ -98,20 +109,26 @@ impl Node {
     /// A leader's part: makes the copy that is wanted.
     pub(super) fn make_base(&mut self) -> Result<(), DaemonError> {
         let Role::Leader(shipper) = &mut self.role else {
-            self.base_copies.making = None;
+            // What it made meanwhile is dropped with it.
+            self.base_copies.making.take_if(|making| {
+                making.stop.store(true, Ordering::Release);
+                making.outcome().is_some()
+            });
             return Ok(());
         };
-        let outcome = self.base_copies.making.as_ref().map(|making| making.outcome.try_recv());
-        match outcome {
-            Some(Ok(outcome)) => {
-                self.base_copies.making = None;
-                shipper.bases().made(outcome);
+        if let Some(making) = &self.base_copies.making {
+            // One of an earlier leadership's says nothing to this one.
+            let given_up = making.stop.load(Ordering::Acquire);
+            match making.outcome() {
+                None if given_up => return Ok(()),
+                None => {}
+                Some(outcome) => {
+                    self.base_copies.making = None;
+                    if !given_up {
+                        shipper.bases().made(outcome);
+                    }
+                }
             }
-            Some(Err(TryRecvError::Disconnected)) => {
-                self.base_copies.making = None;
-                shipper.bases().fail("its thread ended early".to_owned());
-            }
-            Some(Err(TryRecvError::Empty)) | None => {}
         }
         let Some(floor) = shipper.bases().wanted() else {
             self.base_copies.asked = None;
@@ -162,9 +179,10 @@ impl Node {
     /// leader's state, older or newer than the node's own was.
     pub(super) fn take_base(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
         let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        if self.retired.is_some() || !follower.has_base(&self.log) {
+        if self.retired.is_some() || !follower.has_base(&self.log) || !self.end_scrub() {
             return Ok(());
         }
+        let Role::Replica(follower) = &mut self.role else { return Ok(()) };
         follower.give_way_to_base(&self.log, &self.store, &self.history).map_err(refused)?;
         self.lost_commits += follower.take_lost_commits();
         let (leader, promised) = (follower.leader().to_owned(), follower.promised());

@@ -21,6 +21,8 @@ const OP_SEND: u64 = 1;
 const OP_BITS: u32 = 8;
 const SLOT_BITS: u32 = 24;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
+/// Linux' TLS has no other word for "a record that is no data came": the client said that it ends.
+const NO_DATA_RECORD: i32 = -libc::EIO;
 
 /// Connections a slot number can tell apart; `clients_max` of the configuration is below it.
 pub const CLIENTS_MAX: usize = 1 << 20;
@@ -214,7 +216,7 @@ impl Clients {
                 (length, Some(id)) if length > 0 => {
                     connection.session.handle_input(buffers.bytes(id, length as usize), node);
                 }
-                (0, _) => connection.input_ended = Some(node.now()),
+                (0, _) | (NO_DATA_RECORD, _) => connection.input_ended = Some(node.now()),
                 (result, _) if result == -libc::ENOBUFS || result == -libc::EINTR => {}
                 _ => connection.ended = true,
             }

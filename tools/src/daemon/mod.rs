@@ -46,7 +46,7 @@ mod session;
 mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulated;
-mod tls;
+pub mod tls;
 pub mod users;
 mod waterfall;
 mod waterfall_report;

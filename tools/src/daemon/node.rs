@@ -592,7 +592,9 @@ impl Node {
         self.scrubbed_at = self.clock.now;
         // Its thread and its sockets are not the simulator's.
         if from < to && self.scrub.is_none() && !world::is_simulated() {
-            let repairer = repair::repairer(&self.config, &self.meta, &self.history, &self.tls)?;
+            // A replica that has joined since it started knows its cluster by its link.
+            let meta = Meta { cluster_id: self.known_cluster_id(), ..self.meta.clone() };
+            let repairer = repair::repairer(&self.config, &meta, &self.history, &self.tls)?;
             match Scrub::start(repairer, from, to, self.waker.clone()) {
                 Ok(scrub) => self.scrub = Some(scrub),
                 Err(error) => tracing::warn!("no thread to read the old log: {error}"),
@@ -601,8 +603,26 @@ impl Node {
         Ok(())
     }
 
-    /// Takes what a walk over old log found, and begins another when a replica could not be fed.
+    /// Takes what a walk over old log found, and begins another when a replica could not be fed, or when it is time again.
     fn poll_scrub(&mut self) -> Result<(), DaemonError> {
+        self.take_scrubbed();
+        if self.scrub.is_some() {
+            return Ok(());
+        }
+        let rested = self.clock.now.saturating_duration_since(self.scrubbed_at);
+        let broken = match &self.role {
+            Role::Leader(shipper) => shipper.catchups_broken(),
+            _ => self.catchups_broken,
+        };
+        let called_for = broken > self.catchups_broken && rested > SCRUB_PAUSE;
+        if called_for || self.config.scrub_interval.is_some_and(|interval| rested >= interval) {
+            self.catchups_broken = broken;
+            self.begin_scrub()?;
+        }
+        Ok(())
+    }
+
+    fn take_scrubbed(&mut self) {
         if let Some(outcome) = self.scrub.as_ref().and_then(Scrub::outcome) {
             self.scrub = None;
             match outcome {
@@ -610,13 +630,14 @@ impl Node {
                 Err(error) => tracing::error!("the old log is damaged, replicas that need it cannot be fed: {error}"),
             }
         }
-        let Role::Leader(shipper) = &self.role else { return Ok(()) };
-        let broken = shipper.catchups_broken();
-        if broken > self.catchups_broken && self.clock.now.duration_since(self.scrubbed_at) > SCRUB_PAUSE {
-            self.catchups_broken = broken;
-            self.begin_scrub()?;
-        }
-        Ok(())
+    }
+
+    /// Ends a walk over old log; false while its thread has not: until then it may still mend files of the log.
+    pub(super) fn end_scrub(&mut self) -> bool {
+        let Some(scrub) = &self.scrub else { return true };
+        scrub.stop();
+        self.take_scrubbed();
+        self.scrub.is_none()
     }
 
     fn leads(&self) -> bool {

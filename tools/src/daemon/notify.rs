@@ -40,8 +40,14 @@ impl Notifier {
 
     /// The node repairs what its disk lost; it asks for as much more time as that may take.
     pub fn repairing(&self, status: &str, time_max: Duration) {
+        self.send(&[NotifyState::Status(status)]);
+        self.needs_time(time_max);
+    }
+
+    /// The node does something that may take so long.
+    pub fn needs_time(&self, time_max: Duration) {
         let more = u32::try_from(time_max.as_micros()).unwrap_or(u32::MAX);
-        self.send(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(more)]);
+        self.send(&[NotifyState::ExtendTimeoutUsec(more)]);
     }
 
     /// The node drains and will end.

@@ -44,6 +44,10 @@ use crate::config::NodeConfig;
 
 /// Nodes that cannot be reached are waited for so long; then the node stops, and the service manager starts it again.
 const REPAIR_WAIT_MAX: Duration = Duration::from_secs(60);
+/// A disk that reads a store slower than this is not waited for.
+const EXAMINED_BYTES_A_SECOND_MIN: u64 = 10 << 20;
+/// Reading the store is told when it took longer.
+const EXAMINED_TIME_TOLD_MIN: Duration = Duration::from_secs(1);
 /// Between two looks at a base copy that is on its way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a thread that lends looks whether it is to end.
@@ -231,7 +235,17 @@ pub(super) fn settle_store(
 ) -> Result<bool, DaemonError> {
     let dir = config.data.join(STORE_DIR);
     let start = log_start(&config.data, meta.segment_bytes)?;
-    let reason = match examine(&dir, config.store_cache_bytes) {
+    let begun = world::now();
+    let bytes = std::fs::metadata(dir.join(STORE_FILE)).map_or(0, |facts| facts.len());
+    // The whole file is read: no service manager may take that for a node that hangs.
+    let time_max = REPAIR_WAIT_MAX + Duration::from_secs(bytes / EXAMINED_BYTES_A_SECOND_MIN);
+    Notifier::new().needs_time(time_max);
+    let condition = examine(&dir, config.store_cache_bytes);
+    let took = world::now().saturating_duration_since(begun);
+    if took > EXAMINED_TIME_TOLD_MIN {
+        tracing::info!(bytes, "the store was read whole, in {took:.1?}");
+    }
+    let reason = match condition {
         Condition::Whole(applied) if applied >= start => return Ok(false),
         Condition::Absent if start == Lsn::ZERO => return Ok(false),
         Condition::Absent => format!("it is missing, and the log begins at {start} only"),

@@ -1,6 +1,7 @@
 //! Reads the part of the log that recovery did not: what the store holds already, kept for replicas that are behind. A thread
-//! walks it once after the start, and again whenever a replica could not be fed from it; damage is repaired from other nodes
-//! while the node runs. Segments before its end are written by nobody else, and none is recycled meanwhile: the node asks `hold`.
+//! walks it after the start, again after `scrub_interval`, and whenever a replica could not be fed from it; damage is repaired
+//! from other nodes while the node runs. Segments before its end are written by nobody else, and none is recycled meanwhile: the
+//! node asks `hold`, and puts no base copy in the log's place before the thread has ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,11 @@ impl Scrub {
         self.from
     }
 
+    /// It is to end with the frame at hand; `outcome` tells when it has.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
     /// What it repaired, once it has ended.
     pub(super) fn outcome(&self) -> Option<Result<Vec<Repaired>, RepairError>> {
         self.outcome.try_recv().ok()
@@ -52,7 +58,7 @@ impl Scrub {
 
 impl Drop for Scrub {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop();
     }
 }
 

@@ -60,9 +60,9 @@ Examples:
   walferry drill --faults kill --rounds 30 --rtt 50ms     with 50 ms between the nodes (root)
   walferry drill --faults kill --profile tuned
   walferry drill --faults random --rounds 50              any fault, for any time, sometimes the next at once
-  walferry drill --soak 30m --every 60s                   a random fault a minute; what grows? is the log clean?
+  walferry drill --soak 30min --every 60s                 a random fault a minute; what grows? is the log clean?
   walferry drill --faults slow-replica,dead-replica --nodes 4 --sync 'ANY 2 (*)'
-  walferry drill --hosts a=db1:6400,b=db2:6400,c=db3:6400 a cluster that runs already, by switchover
+  walferry drill --hosts a=db1:6400,b=db2:6400,c=db3:6400  a cluster that runs already, by switchover
   walferry drill --hosts a=db1:6400,b=db2:6400,c=db3:6400 --faults kill \\
     --on-fault 'ssh {host} systemctl kill -s KILL walferry@main' --on-heal 'ssh {host} systemctl start walferry@main'
 
@@ -297,9 +297,13 @@ fn tell_of(soak: &Soak, args: &DrillArgs) -> Result<Option<String>, Failure> {
     match args.markdown {
         true => {
             let said: Vec<String> = said.iter().map(|line| format!("- {line}")).collect();
-            args.tell(format_args!("\n{}\n\n{}", soak.table().markdown(), said.join("\n")))?;
+            let (summary, table) = (soak.summary().markdown(), soak.table().markdown());
+            args.tell(format_args!("\n{summary}\n\n{}\n\n{table}", said.join("\n")))?;
         }
-        false => args.tell(format_args!("\n{}\n\n{}", soak.table().text(), said.join("\n")))?,
+        false => {
+            let (summary, table) = (soak.summary().text(), soak.table().text());
+            args.tell(format_args!("\n{table}\n\n{summary}\n\n{}", said.join("\n")))?;
+        }
     }
     Ok(grown)
 }

@@ -24,8 +24,10 @@ const WARM_UP_PERCENT: usize = 20;
 const SAMPLES_MIN: usize = 6;
 /// The median of the last third may be above that of the first one by so much, for allocators are not exact.
 const RSS_GROWTH_PERCENT_MAX: f64 = 10.0;
-/// The same for descriptors: clients come and go with the leader.
+/// The same for descriptors beside those of clients: a leader has more links than a replica.
 const DESCRIPTORS_GROWTH_MAX: f64 = 4.0;
+/// The same for clients' connections, all nodes together: the drill has as many clients all the time, and lets go of those that fail.
+const CLIENTS_GROWTH_MAX: f64 = 8.0;
 /// Segments that are needed no more and still there: what was released since the last checkpoint, and a slot's last save.
 const LEFT_BEHIND_MAX: usize = 2;
 
@@ -40,7 +42,11 @@ struct Sample {
     name: String,
     age: Duration,
     rss_bytes: u64,
+    /// Of these its own: without the binary, and the log buffer, which has its size from the start and is mapped twice.
+    private_bytes: u64,
+    /// All of them, and how many are clients' connections: those come and go with the leader.
     descriptors: usize,
+    clients: usize,
     /// Files in its log, and how many of them nothing needs.
     segments: usize,
     left_behind: usize,
@@ -85,7 +91,12 @@ impl Soak {
         let (process, age) = own.process(name)?;
         let info = cluster.client(name)?.call(&["INFO"]).map_err(Failure::failed)?.text().unwrap_or_default();
         let lsn = |key: &str| info_field(&info, key).and_then(|text| text.parse::<Lsn>().ok());
-        let missing = || Failure::failed(format_args!("{name}: INFO tells no flushed_lsn or store_checkpoint_lsn"));
+        let missing = || {
+            Failure::failed(format_args!(
+                "{name}: INFO tells no flushed_lsn, no store_checkpoint_lsn or no connected_clients"
+            ))
+        };
+        let clients = info_field(&info, "connected_clients").and_then(|text| text.parse().ok()).ok_or_else(missing)?;
         let flushed = lsn("flushed_lsn").ok_or_else(missing)?;
         let node = lsn("store_checkpoint_lsn").ok_or_else(missing)?;
         // After INFO: what has gone meanwhile is not missed.
@@ -94,13 +105,18 @@ impl Soak {
         let needs = Needs { node, taken: flushed, flushed, keep_bytes_min: KEEP_BYTES_MIN };
         let oldest = needs.oldest_segment(SEGMENT_BYTES);
         let proc = Path::new("/proc").join(process.to_string());
+        let status = std::fs::read_to_string(proc.join("status"))?;
+        let memory = |key: &str| {
+            bytes_of(&status, key).ok_or_else(|| Failure::failed(format_args!("{name}: no {key} in its status")))
+        };
         Ok(Sample {
             at: self.started.elapsed(),
             name: name.to_owned(),
             age,
-            rss_bytes: rss_bytes(&proc)
-                .ok_or_else(|| Failure::failed(format_args!("{name}: no VmRSS in its status")))?,
+            rss_bytes: memory("VmRSS:")?,
+            private_bytes: memory("RssAnon:")?,
             descriptors: std::fs::read_dir(proc.join("fd"))?.count(),
+            clients,
             segments: files.len(),
             left_behind: files.iter().filter(|number| **number < oldest).count(),
         })
@@ -115,34 +131,57 @@ impl Soak {
         Ok(())
     }
 
-    /// Medians of what settled processes had, of the first and the last third after the warm-up. `None` when there are too few.
-    fn thirds(&self, of: impl Fn(&Sample) -> f64) -> Option<(f64, f64)> {
-        let (begins, lasts) = (self.samples.first()?.at, self.samples.last()?.at);
-        let warm = begins + (lasts - begins) * WARM_UP_PERCENT as u32 / 100;
-        let judged: Vec<f64> =
-            self.samples.iter().filter(|sample| sample.at >= warm && sample.age >= SETTLED_AGE).map(of).collect();
-        let third = judged.len() / 3;
-        (judged.len() >= SAMPLES_MIN).then(|| (median(&judged[..third]), median(&judged[judged.len() - third..])))
+    /// What settled processes had after the warm-up, in order; of one node or of all.
+    fn judged(&self, name: Option<&str>, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        let warm = self.warm();
+        let settled = |sample: &&Sample| sample.at >= warm && sample.age >= SETTLED_AGE;
+        let wanted = |sample: &&Sample| name.is_none_or(|name| sample.name == name);
+        self.samples.iter().filter(settled).filter(wanted).map(of).collect()
     }
 
-    /// What was found, in a table and in sentences; an error when something grew.
+    /// At each moment after the warm-up, how many connections of clients all nodes had.
+    fn clients_together(&self) -> Vec<f64> {
+        let warm = self.warm();
+        // The samples of one moment are taken one after another, the nodes in the same order each time.
+        let first = self.samples.first().map(|sample| sample.name.clone());
+        let moments = self.samples.chunk_by(|_, next| Some(&next.name) != first.as_ref());
+        let settled = moments.filter(|moment| moment[0].at >= warm);
+        settled.map(|moment| moment.iter().map(|sample| sample.clients as f64).sum()).collect()
+    }
+
+    /// When the warm-up ends.
+    fn warm(&self) -> Duration {
+        let [Some(first), Some(last)] = [self.samples.first(), self.samples.last()] else { return Duration::ZERO };
+        first.at + (last.at - first.at) * WARM_UP_PERCENT as u32 / 100
+    }
+
+    /// What was found, in sentences; an error when something grew.
     pub fn verdict(&self) -> (Vec<String>, Option<String>) {
         let (mut said, mut wrong) = (Vec::new(), Vec::new());
-        let mut judge = |what: &str, thirds: Option<(f64, f64)>, max: &dyn Fn(f64) -> f64| match thirds {
+        let mut judge = |what: &str, values: Vec<f64>, bound: &str, max: &dyn Fn(f64) -> f64| match thirds(&values)
+            .filter(|_| values.len() >= SAMPLES_MIN)
+        {
             None => said.push(format!("{what}: too few samples of settled processes to judge")),
-            Some((first, last)) => {
+            Some([first, middle, last]) => {
                 let flat = last <= max(first);
                 let word = if flat { "flat" } else { "GROWS" };
-                said.push(format!("{what}: median {first:.1} in the first third, {last:.1} in the last: {word}"));
+                said.push(format!(
+                    "{what}, median: {first:.1} in the first third, {middle:.1} in the second, \
+                     {last:.1} in the last, at most {bound} allowed: {word}"
+                ));
                 if !flat {
                     wrong.push(format!("{what} grew from {first:.1} to {last:.1}"));
                 }
             }
         };
-        let rss = self.thirds(|sample| sample.rss_bytes as f64 / f64::from(1 << 20));
-        judge("memory, MiB", rss, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
-        let descriptors = self.thirds(|sample| sample.descriptors as f64);
-        judge("file descriptors", descriptors, &|first| first + DESCRIPTORS_GROWTH_MAX);
+        let (private, own) = (self.judged(None, private), self.judged(None, own_descriptors));
+        let bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
+        judge("private memory, MiB", private, &bound, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
+        let bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
+        judge("file descriptors beside clients'", own, &bound, &|first| first + DESCRIPTORS_GROWTH_MAX);
+        let bound = format!("{CLIENTS_GROWTH_MAX} more");
+        let clients = self.clients_together();
+        judge("clients' connections, all nodes together", clients, &bound, &|first| first + CLIENTS_GROWTH_MAX);
         let most = self.samples.iter().max_by_key(|sample| sample.left_behind);
         let left = most.map_or(0, |sample| sample.left_behind);
         said.push(format!("segments that nothing needs: {left} at most at once"));
@@ -153,16 +192,57 @@ impl Soak {
         (said, (!wrong.is_empty()).then(|| wrong.join("; ")))
     }
 
+    /// Of each node, what its settled processes had at the start, in the middle and at the end: medians of the thirds.
+    pub fn summary(&self) -> Table {
+        let mut table = Table::new(&["node", "what", "start", "middle", "end", "most", "samples"]);
+        let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let what: [(&str, Figure); 5] = [
+            ("RSS MiB", mebibytes),
+            ("private MiB", private),
+            ("descriptors", |sample| sample.descriptors as f64),
+            ("beside clients'", own_descriptors),
+            ("segments", |sample| sample.segments as f64),
+        ];
+        for name in names {
+            for (what, of) in what {
+                let values = self.judged(Some(name), of);
+                let number = |value: f64| format!("{value:.1}");
+                let mut row = vec![name.to_owned(), what.to_owned()];
+                row.extend(
+                    thirds(&values).map_or(["-".to_owned(), "-".to_owned(), "-".to_owned()], |all| all.map(number)),
+                );
+                row.push(values.iter().copied().reduce(f64::max).map_or("-".to_owned(), number));
+                row.push(values.len().to_string());
+                table.row(row);
+            }
+        }
+        table
+    }
+
     /// Every sample.
     pub fn table(&self) -> Table {
-        let mut table = Table::new(&["minute", "node", "age", "RSS MiB", "descriptors", "segments", "not needed"]);
+        let mut table = Table::new(&[
+            "minute",
+            "node",
+            "age",
+            "RSS MiB",
+            "private",
+            "descriptors",
+            "of clients",
+            "segments",
+            "not needed",
+        ]);
         for sample in &self.samples {
             table.row(vec![
                 format!("{:.1}", sample.at.as_secs_f64() / 60.0),
                 sample.name.clone(),
                 format!("{} s", sample.age.as_secs()),
                 format!("{:.1}", mebibytes(sample)),
+                format!("{:.1}", private(sample)),
                 sample.descriptors.to_string(),
+                sample.clients.to_string(),
                 sample.segments.to_string(),
                 sample.left_behind.to_string(),
             ]);
@@ -178,7 +258,9 @@ impl Soak {
                 "node": sample.name,
                 "age_s": sample.age.as_secs_f64(),
                 "rss_bytes": sample.rss_bytes,
+                "private_bytes": sample.private_bytes,
                 "descriptors": sample.descriptors,
+                "clients": sample.clients,
                 "segments": sample.segments,
                 "segments_not_needed": sample.left_behind,
             })
@@ -188,24 +270,43 @@ impl Soak {
     }
 }
 
+/// One number of a sample.
+type Figure = fn(&Sample) -> f64;
+
 fn mebibytes(sample: &Sample) -> f64 {
     sample.rss_bytes as f64 / f64::from(1 << 20)
 }
 
+fn private(sample: &Sample) -> f64 {
+    sample.private_bytes as f64 / f64::from(1 << 20)
+}
+
+fn own_descriptors(sample: &Sample) -> f64 {
+    sample.descriptors.saturating_sub(sample.clients) as f64
+}
+
+/// The medians of the first, the second and the last third; `None` of less than three.
+fn thirds(values: &[f64]) -> Option<[f64; 3]> {
+    let third = values.len() / 3;
+    let rest = values.len() - third;
+    (third > 0).then(|| [&values[..third], &values[third..rest], &values[rest..]].map(median))
+}
+
 fn line(samples: &[Sample]) -> String {
     let one = |sample: &Sample| {
-        let Sample { name, descriptors, segments, left_behind, .. } = sample;
+        let Sample { name, descriptors, clients, segments, left_behind, .. } = sample;
         format!(
-            "{name} {:.0} MiB, {descriptors} fds, {segments} segments ({left_behind} not needed)",
-            mebibytes(sample)
+            "{name} {:.0} MiB ({:.0} private), {descriptors} fds ({clients} of clients), {segments} segments ({left_behind} not needed)",
+            mebibytes(sample),
+            private(sample)
         )
     };
     samples.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-fn rss_bytes(proc: &Path) -> Option<u64> {
-    let status = std::fs::read_to_string(proc.join("status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// A size in a process's `status`.
+fn bytes_of(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
@@ -226,7 +327,9 @@ mod tests {
             name: "a".to_owned(),
             age: Duration::from_secs(age_s),
             rss_bytes: mebibytes << 20,
+            private_bytes: mebibytes << 20,
             descriptors: 40,
+            clients: 10,
             segments: 6,
             left_behind: 1,
         }));
@@ -244,9 +347,33 @@ mod tests {
     #[test]
     fn young_processes_and_a_few_samples_prove_nothing() {
         let young = |minute| (minute, if minute % 2 == 0 { 10 } else { 120 }, if minute % 2 == 0 { 5 } else { 100 });
-        assert_eq!(soak((0..30).map(young)).thirds(mebibytes), Some((100.0, 100.0)));
+        assert_eq!(thirds(&soak((0..30).map(young)).judged(None, mebibytes)), Some([100.0; 3]));
         let (said, wrong) = soak((0..5).map(|minute| (minute, 100, 100 << minute))).verdict();
         assert!(wrong.is_none() && said[0].contains("too few"), "{said:?}");
+    }
+
+    #[test]
+    fn connections_of_clients_count_for_all_nodes_together() {
+        let mut soak = soak((0..30).flat_map(|minute| [(minute, 100, 100); 2]));
+        for (number, sample) in soak.samples.iter_mut().enumerate() {
+            sample.name = ["a", "b"][number % 2].to_owned();
+            // The leader moves; its clients move with it.
+            let leads = (number / 2 % 2 == 0) == (sample.name == "a");
+            (sample.clients, sample.descriptors) = if leads { (30, 60) } else { (2, 32) };
+        }
+        assert_eq!((soak.verdict().1, thirds(&soak.clients_together())), (None, Some([32.0; 3])));
+        soak.samples.iter_mut().for_each(|sample| sample.clients += sample.at.as_secs() as usize / 60);
+        let wrong = soak.verdict().1;
+        assert!(wrong.is_some_and(|text| text.contains("clients' connections")));
+    }
+
+    #[test]
+    fn each_node_shows_its_start_middle_and_end() {
+        let text = soak((0..30).map(|minute| (minute, 100, 100 + minute))).summary().text();
+        let rss = text.lines().find(|line| line.contains("RSS")).expect("a row");
+        let cells: Vec<&str> = rss.split_whitespace().collect();
+        assert_eq!(cells, ["a", "RSS", "MiB", "110.0", "118.0", "126.0", "129.0", "24"], "{text}");
+        assert!(text.lines().any(|line| line.contains("beside clients'") && line.contains("30.0")), "{text}");
     }
 
     #[test]

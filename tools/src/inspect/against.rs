@@ -40,15 +40,24 @@ pub fn compare(data: &Path, against: &Path, up_to: Option<Lsn>) -> Result<Compar
         Some(lsn) => lsn,
         None => end(&ours, data)?.min(end(&theirs, against)?),
     };
-    let from = ours.start.max(theirs.start);
+    let mut from = ours.start.max(theirs.start);
     let mut at = from;
     let (mut left, mut right) = (vec![0; COMPARED_BYTES], vec![0; COMPARED_BYTES]);
     while at < to {
         let in_segment = at.segment(ours.segment_bytes).next().start(ours.segment_bytes) - at;
         let bytes = in_segment.min(to - at).min(COMPARED_BYTES as u64) as usize;
-        read(&ours, at, &mut left[..bytes])?;
-        read(&theirs, at, &mut right[..bytes])?;
-        if let Some(index) = left[..bytes].iter().zip(&right[..bytes]).position(|(a, b)| a != b) {
+        let read = read(&ours, at, &mut left[..bytes]).and_then(|()| read(&theirs, at, &mut right[..bytes]));
+        let differs = left[..bytes].iter().zip(&right[..bytes]).position(|(a, b)| a != b);
+        if read.is_err() || differs.is_some() {
+            // Nodes that run recycle log meanwhile: what one of them has no more is not compared.
+            let start = Log::open(data)?.start.max(Log::open(against)?.start);
+            if start > at {
+                (from, at) = (start, start);
+                continue;
+            }
+        }
+        read?;
+        if let Some(index) = differs {
             let lsn = at.advance(index as u64);
             let number = lsn.segment(ours.segment_bytes).file_name();
             let offset = lsn.offset(ours.segment_bytes);

@@ -1,6 +1,7 @@
 //! `walferry log repair`: gives a log whose node is stopped back what its disk lost, from nodes that run. What a node does by
 //! itself at its start for the part that it replays, this does for the whole log, and from whomever it is told.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,7 +14,8 @@ use walferry_engine::recover::recover;
 
 use super::{Log, count};
 use crate::cli::{Failure, say};
-use crate::config::PeerList;
+use crate::config::{PeerList, Settings, TlsConfig};
+use crate::daemon::tls::Tls;
 
 /// Nodes that cannot be reached are waited for so long.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -23,14 +25,38 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 pub struct RepairArgs {
     /// The data directory; its node must not run
     #[arg(long, value_name = "DIR")]
-    data: std::path::PathBuf,
+    data: PathBuf,
     /// Ask the nodes with these peer addresses
     #[arg(long, value_name = "PEER_HOST:PORT,...")]
     from: PeerList,
+    /// They speak TLS (--peer-tls): a certificate of their CA, PEM; the node's own will do
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "peer_tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The CA of peers' certificates, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    peer_tls_ca: Option<PathBuf>,
+}
+
+impl RepairArgs {
+    /// Peers in the clear, unless a certificate was given.
+    fn tls(&self) -> Result<Tls, Failure> {
+        let settings = Settings {
+            peer_tls: Some(self.tls_cert.is_some()),
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
+            peer_tls_ca: self.peer_tls_ca.clone(),
+            ..Settings::default()
+        };
+        Ok(Tls::open(&TlsConfig::of(&settings)?)?)
+    }
 }
 
 /// Repairs, and tells each part.
 pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
+    let tls = args.tls()?;
     let _lock = DirLock::take(&args.data).map_err(Failure::failed)?;
     let log = Log::open(&args.data)?;
     let meta = Meta::load(&args.data).map_err(Failure::failed)?.expect("the log was opened with it");
@@ -46,7 +72,7 @@ pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
         segment_bytes: meta.segment_bytes,
         history: log.history.clone(),
         sources: args.from.0.iter().map(source).collect(),
-        tls: None,
+        tls: tls.peer(),
         wait_max: WAIT_MAX,
     };
     let known = log.known(&args.data)?;
