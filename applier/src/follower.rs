@@ -20,7 +20,6 @@ use walferry_engine::frame::UnverifiedFrame;
 use walferry_engine::log::{Log, ReceiveError};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
-use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace};
@@ -668,7 +667,7 @@ impl Follower {
     ) -> Result<(), StepError> {
         self.adopt(welcome)?;
         let epoch = welcome.history.last().map_or(Epoch(0), |(epoch, _)| *epoch);
-        if epoch < self.config.promised && !mutants::is_on("skip-the-epoch") {
+        if epoch < self.config.promised {
             let text = format!("the leader is of epoch {epoch}, this node has promised {}", self.config.promised);
             return Err(LinkError::Superseded(text).into());
         }

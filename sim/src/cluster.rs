@@ -19,9 +19,10 @@ use walferry_engine::world::{self, Pace};
 
 use crate::clients::{Client, Outcome, PATIENCE, Told, Wants, p99_us};
 use crate::control::{Asked, Control, Kept, Wish, name_of, node_of};
-use crate::faults::{Fault, Plan};
+use crate::faults::{Fault, Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
 use crate::network::{Network, peer_address, socket_address};
+use crate::rot::{self, Rot};
 use crate::trace::Trace;
 use crate::world::{Clock, DRIFT_PPM_MAX, NodeNo, SimWorld};
 
@@ -42,6 +43,10 @@ const CHANGE_TIME_US: u64 = 1_000_000;
 const CRASH_LOOKS: u32 = 200;
 const CRASH_LOOK_US_MAX: u64 = 400;
 pub const SEGMENT_BYTES: u64 = 128 << 10;
+/// A node that ended or did not start is started again after so long.
+const RESTART_US: u64 = 200_000;
+/// A look through old log takes no longer.
+const SCRUB_US_MAX: u64 = 2 * SECOND_US;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(400);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -91,6 +96,7 @@ enum Event {
     Start(NodeNo),
     Resume(NodeNo),
     Heal,
+    ReadWell,
     Mend(NodeNo),
 }
 
@@ -122,8 +128,10 @@ struct Node {
     durable: Lsn,
     /// And how its log ended there.
     epoch: Epoch,
-    /// A bit that was flipped on its disk: file, offset, mask.
-    rotten: Option<(PathBuf, u64, u8)>,
+    /// What is damaged on its disk.
+    rotten: Option<Rot>,
+    /// When its process was started.
+    started_us: u64,
 }
 
 /// What a run is about.
@@ -193,13 +201,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A run of this seed; with `only` these faults and no others.
-    pub fn new(seed: u64, variation: Variation, only: &[Fault], trace: Trace) -> Cluster {
+    /// A run of this seed.
+    pub fn new(seed: u64, variation: Variation, wanted: &Wanted<'_>, trace: Trace) -> Cluster {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut plan = Plan::new(&mut rng);
-        if !only.is_empty() {
-            plan.faults = only.to_vec();
+        if !wanted.faults.is_empty() {
+            plan.faults = wanted.faults.to_vec();
         }
+        (wanted.tune)(&mut plan);
         if variation != Variation::Faults {
             plan.make_calm(seed);
         }
@@ -232,6 +241,7 @@ impl Cluster {
                 durable: Lsn::ZERO,
                 epoch: Epoch(0),
                 rotten: None,
+                started_us: 0,
             });
         }
         let cluster_id = ClusterId(u128::from(rng.u64(1..)));
@@ -317,6 +327,7 @@ impl Cluster {
     /// Faults end, and clients that only add to the load.
     fn calm_down(&mut self) {
         self.calm = true;
+        self.world.set_misreading(None);
         self.network.borrow_mut().heal();
         for node in 0..self.nodes.len() {
             self.mend(node);
@@ -385,6 +396,7 @@ impl Cluster {
                 self.network.borrow_mut().heal();
                 self.schedule_network();
             }
+            Event::ReadWell => self.world.set_misreading(None),
             Event::Mend(node) => self.mend(node),
         }
         Ok(())
@@ -411,6 +423,7 @@ impl Cluster {
         config.checkpoint_bytes = self.plan.checkpoint_bytes;
         config.store_cache_bytes = 1 << 20;
         config.zero_copy_bytes_min = self.plan.zero_copy_bytes_min;
+        config.keep_bytes_min = self.plan.keep_bytes_min;
         config
     }
 
@@ -421,13 +434,14 @@ impl Cluster {
         self.world.be(node);
         let config = self.config(node);
         let promised = self.nodes[node].kept.promised;
-        self.notice_rot(node, &config)?;
+        self.gather_lenders();
         let opened = Member::open(config, socket_address(node, 6400), promised);
         let (member, queues, end) = match opened {
             Ok(opened) => opened,
-            Err(error) => return Err(Broken(format!("{} does not start: {error}", name_of(node)))),
+            Err(error) => return self.does_not_start(node, &error.to_string()),
         };
         let known = &mut self.nodes[node];
+        known.started_us = self.now_us;
         known.life += 1;
         let life = known.life;
         if member.flushed() < known.durable {
@@ -453,40 +467,108 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills a node and flips a bit of its durable log.
+    /// Kills a node and flips a bit of what its log says was durable.
     fn rot(&mut self, node: NodeNo) {
-        let Some(process) = &self.nodes[node].process else { return };
-        let (start, end) = (process.member.log_start(), process.member.flushed());
-        if end <= start || self.nodes[node].rotten.is_some() {
-            return self.kill(node);
-        }
-        let at = Lsn(self.rng.u64(start.0..end.0));
-        let path = process.member.segment_path(at);
-        let (offset, mask) = (at.offset(SEGMENT_BYTES), 1 << self.rng.u8(0..8));
+        let end = self.nodes[node].process.as_ref().map(|process| process.member.flushed());
+        let healthy = self.nodes.iter().all(|node| node.rotten.is_none());
+        let history = self.nodes[node].process.as_ref().map(|process| process.member.history().clone());
+        let start = self.nodes[node].process.as_ref().map(|process| process.member.log_start());
         self.kill(node);
-        flip(&path, offset, mask);
-        self.nodes[node].rotten = Some((path, offset, mask));
+        let (Some(start), Some(end), Some(history)) = (start, end, history) else { return };
+        // One node at a time: what two have lost nobody may have.
+        if healthy && !self.is_anyone_misreading() {
+            self.nodes[node].rotten = Rot::begin(&self.nodes[node].dir, (start, end), history, &mut self.rng);
+        }
     }
 
-    /// A node whose log is damaged does not start, and names the file. What it does not read at its start (before the newest
-    /// checkpoint, or the padding of a frame) it cannot notice there.
-    fn notice_rot(&mut self, node: NodeNo, config: &NodeConfig) -> Checked {
-        let Some((path, offset, mask)) = self.nodes[node].rotten.take() else { return Ok(()) };
-        let opened = Member::open(config.clone(), socket_address(node, 6400), self.nodes[node].kept.promised);
-        let outcome = match opened {
-            Ok((member, ..)) => {
-                member.kill();
-                Ok(())
-            }
-            Err(error) => {
-                let (text, file) = (error.to_string(), path.display().to_string());
-                let named = text.contains("damage") && text.contains(&file);
-                named.then_some(()).ok_or(Broken(format!("{} hides that {file} is damaged: {text}", name_of(node))))
-            }
-        };
+    /// Kills a node, whose disk misreads when it starts again.
+    fn misread(&mut self, node: NodeNo, long: u64) {
+        self.kill(node);
+        if self.nodes.iter().all(|node| node.rotten.is_none()) {
+            let until = rot::known_durable(&self.nodes[node].dir);
+            self.world.set_misreading(Some((node, until)));
+            self.after(2 * long, Event::ReadWell);
+        }
+    }
+
+    fn is_anyone_misreading(&self) -> bool {
+        (0..self.nodes.len()).any(|node| self.world.is_misreading(node))
+    }
+
+    /// Who would answer now if it was asked for its log.
+    fn gather_lenders(&mut self) {
+        let holding = |node: &NodeNo| Some((*node, self.nodes[*node].process.as_ref()?.member.holding()));
+        let lenders = (0..self.nodes.len()).filter(|node| !self.is_paused(*node)).filter_map(|node| holding(&node));
+        self.world.set_lenders(lenders.collect());
+    }
+
+    /// Only a node whose log is damaged may fail to start, only with the damage's place, and only where nobody gave it back.
+    fn does_not_start(&mut self, node: NodeNo, error: &str) -> Checked {
         self.world.drop_jobs(node);
-        flip(&path, offset, mask);
-        outcome
+        let name = name_of(node);
+        self.trace.note(self.now_us, &format!("{name} does not start: {error}"));
+        let is_damage = error.contains("damage");
+        if self.world.is_misreading(node) && is_damage {
+            self.after(RESTART_US, Event::Start(node));
+            return Ok(());
+        }
+        let Some(rot) = &self.nodes[node].rotten else {
+            return Err(Broken(format!("{name} does not start: {error}")));
+        };
+        if !is_damage || !error.contains(&rot.path().display().to_string()) {
+            return Err(Broken(format!("{name} hides that {} is damaged: {error}", rot.path().display())));
+        }
+        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        let answers = |other: &NodeNo| {
+            let network = self.network.borrow();
+            self.is_up(*other) && network.passes(node, *other) && network.passes(*other, node)
+        };
+        let able: Vec<NodeNo> = others.clone().filter(answers).collect();
+        if let Some(holder) = able.iter().find(|other| rot.is_held_by(self.member(**other))) {
+            return Err(Broken(format!("{name} was not given back what {} holds: {error}", name_of(*holder))));
+        }
+        if able.len() == others.count() {
+            // All were asked, and nobody has it: now the operator does something.
+            rot.mend();
+            self.nodes[node].rotten = None;
+        }
+        self.after(RESTART_US, Event::Start(node));
+        Ok(())
+    }
+
+    /// A node that reads wrong sectors, or whose log rots, may end with that. Its service manager starts it again.
+    fn ended(&mut self, node: NodeNo, error: &str) -> Checked {
+        let troubled = self.world.is_misreading(node) || self.nodes[node].rotten.is_some();
+        if !troubled || !error.contains("damage") {
+            return Err(Broken(format!("{} ended: {error}", name_of(node))));
+        }
+        self.kill(node);
+        self.after(RESTART_US, Event::Start(node));
+        Ok(())
+    }
+
+    /// Whether damage is left, now that everything else is well. A node looks through its old log after a start: one that could
+    /// not be given its log then is started again.
+    fn is_healed(&mut self, node: NodeNo) -> bool {
+        let Some(rot) = &self.nodes[node].rotten else { return true };
+        if self.nodes[node].process.is_none() {
+            return false;
+        }
+        if rot.is_over(self.member(node)) {
+            self.nodes[node].rotten = None;
+            return true;
+        }
+        if self.now_us > self.nodes[node].started_us + SCRUB_US_MAX {
+            let held = (0..self.nodes.len()).any(|other| other != node && rot.is_held_by(self.member(other)));
+            if !held {
+                // What nobody has any more only the operator can bring back.
+                rot.mend();
+            } else {
+                self.kill(node);
+                self.after(RESTART_US, Event::Start(node));
+            }
+        }
+        false
     }
 
     /// `kill -9`, and what the disk makes of it.
@@ -499,9 +581,11 @@ impl Cluster {
         self.nodes[node].kept = process.control.kept.clone();
         self.nodes[node].turn_at = None;
         process.kernel.crash();
+        self.world.crash_files(node, self.nodes[node].disk.sector_bytes, &mut self.rng);
         drop(process.control);
         process.member.kill();
         self.world.drop_jobs(node);
+        self.world.revive();
         self.network.borrow_mut().kill(node);
         self.schedule_network();
         for client in 0..self.clients.len() {
@@ -536,14 +620,13 @@ impl Cluster {
         let Some(process) = &mut self.nodes[node].process else { return Ok(()) };
         let turned = match process.member.turn() {
             Ok(turned) => turned,
-            Err(error) => return Err(Broken(format!("{} ended: {error}", name_of(node)))),
+            Err(error) => return self.ended(node, &error.to_string()),
         };
-        let (epoch, leads) = (process.member.epoch(), process.member.leads());
+        let epoch = process.member.epoch();
         let durable = process.member.flushed();
         let timeout = process.member.timeout();
         self.nodes[node].durable = durable;
         self.nodes[node].epoch = epoch;
-        let _ = leads;
         for (session, bytes) in turned.replied {
             self.send_reply(node, session, epoch, bytes);
         }
@@ -575,6 +658,9 @@ impl Cluster {
     fn run_task(&mut self, node: NodeNo, task: TaskNo) {
         if self.is_paused(node) {
             return self.at(self.nodes[node].paused_until, Event::Task(node, task));
+        }
+        if self.world.asks(task) {
+            self.gather_lenders();
         }
         let Some(pace) = self.world.run(task) else { return };
         match pace {
@@ -1033,6 +1119,10 @@ impl Cluster {
                 self.rot(node);
                 self.after(long, Event::Start(node));
             }
+            Fault::Misread => {
+                self.misread(node, long);
+                self.after(long, Event::Start(node));
+            }
             Fault::WallClock => {
                 let by = self.rng.i64(-3_600_000_000..3_600_000_000);
                 self.world.jump_wall_clock(node, by);
@@ -1115,6 +1205,11 @@ impl Cluster {
             }
         }
         let Some(leader) = self.leader() else { return false };
+        if self.nodes.iter().any(|node| node.process.is_none())
+            || !(0..self.nodes.len()).all(|node| self.is_healed(node))
+        {
+            return false;
+        }
         let ends: Vec<(Lsn, Lsn)> = self
             .nodes
             .iter()
@@ -1186,13 +1281,6 @@ impl Cluster {
     fn member(&self, node: NodeNo) -> &Member {
         &self.nodes[node].process.as_ref().expect("everybody is there").member
     }
-}
-
-fn flip(path: &std::path::Path, offset: u64, mask: u8) {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("a segment");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).and_then(|()| file.write_all_at(&[byte[0] ^ mask], offset)).expect("a byte");
 }
 
 impl Drop for Cluster {

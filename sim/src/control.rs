@@ -12,7 +12,6 @@ use walferry_cluster::failover::{Aside, Effect, Failover, Outlook, Sealed};
 use walferry_cluster::lease::{Lease, Voter};
 use walferry_cluster::register::{Change, ClusterState, MemberId, Part};
 use walferry_engine::lsn::Epoch;
-use walferry_engine::mutants;
 
 use crate::world::NodeNo;
 
@@ -293,9 +292,7 @@ impl Control {
                 if epoch <= self.kept.state.epoch {
                     return Some(Answer::Refused("over".to_owned()));
                 }
-                if !mutants::is_on("forget-the-seal") {
-                    self.kept.promised = self.kept.promised.max(epoch);
-                }
+                self.kept.promised = self.kept.promised.max(epoch);
                 self.voter.promise(epoch);
                 self.node.set_lease(None);
                 let (sender, reach) = oneshot::channel();

@@ -31,14 +31,17 @@ pub enum Fault {
     BrokenDisk,
     /// No segment can be made.
     FullDisk,
-    /// A bit of what was durable flips while the node is down. It has to be noticed; then the operator brings the bit back.
+    /// A bit of what was durable flips while the node is down. It has to be noticed, and repaired from whoever holds it; where
+    /// nobody does, the node stays down and says so, until the operator brings the bit back.
     Rot,
+    /// For a while after a start a node's disk now and then brings other sectors of its log than it was asked for.
+    Misread,
     /// A wall clock jumps by up to an hour.
     WallClock,
 }
 
 /// Those that destroy most come more often.
-const ALL: [Fault; 17] = [
+const ALL: [Fault; 18] = [
     Fault::Kill,
     Fault::KillAll,
     Fault::KillAll,
@@ -55,8 +58,23 @@ const ALL: [Fault; 17] = [
     Fault::BrokenDisk,
     Fault::FullDisk,
     Fault::Rot,
+    Fault::Misread,
     Fault::WallClock,
 ];
+
+/// What is asked of a run apart from its seed.
+pub struct Wanted<'a> {
+    /// These faults and no others; none: those of the seed.
+    pub faults: &'a [Fault],
+    /// Changes the circumstances.
+    pub tune: fn(&mut Plan),
+}
+
+impl<'a> From<&'a [Fault]> for Wanted<'a> {
+    fn from(faults: &'a [Fault]) -> Wanted<'a> {
+        Wanted { faults, tune: |_| () }
+    }
+}
 
 /// The circumstances of a run.
 pub struct Plan {
@@ -67,6 +85,8 @@ pub struct Plan {
     pub replica_lag_ms: u64,
     pub checkpoint_bytes: u64,
     pub zero_copy_bytes_min: usize,
+    /// Log that is kept although nobody needs it.
+    pub keep_bytes_min: u64,
     pub disk: Disk,
     pub delays: Delays,
     pub clients: Vec<Kind>,
@@ -104,6 +124,7 @@ impl Plan {
             replica_lag_ms: [300, 1_000, 10_000][rng.usize(0..3)],
             checkpoint_bytes: [32 << 10, 256 << 10, 4 << 20][rng.usize(0..3)],
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
+            keep_bytes_min: if rng.bool() { 1 << 20 } else { 256 << 20 },
             disk: Disk {
                 write_us: [60, 200, 2_000][rng.usize(0..3)],
                 spread_us: [20, 300, 8_000][rng.usize(0..3)],

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use walferry_engine::mutants::turn_on;
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Plan, Wanted};
 use crate::runner::run_all;
 
 /// Seeds within which each is found, under the faults that bring it out.
@@ -16,51 +16,75 @@ pub struct Mutant {
     pub name: &'static str,
     /// What it does.
     what: &'static str,
-    /// Under these faults it shows soonest; none: those of the seed.
-    faults: &'static [Fault],
+    /// The faults under which it shows soonest, and other circumstances.
+    wanted: Wanted<'static>,
 }
 
 const fn mutant(name: &'static str, what: &'static str, faults: &'static [Fault]) -> Mutant {
-    Mutant { name, what, faults }
+    tuned(name, what, faults, |_| ())
+}
+
+const fn tuned(name: &'static str, what: &'static str, faults: &'static [Fault], tune: fn(&mut Plan)) -> Mutant {
+    Mutant { name, what, wanted: Wanted { faults, tune } }
 }
 
 const CRASHES: &[Fault] = &[Fault::Kill, Fault::KillAll, Fault::KillLeader];
-const FAILED_FLUSHES: &[Fault] = &[Fault::BrokenDisk, Fault::KillAll];
 const CUT_OFF: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::Split];
 const CUT_OFF_AND_KILLED: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::KillLeader];
+const POWER: &[Fault] = &[Fault::KillAll, Fault::KillLeader];
+const LEFT_ALONE: &[Fault] = &[Fault::Isolate];
+
+fn slow_disks(plan: &mut Plan) {
+    (plan.disk.write_us, plan.disk.spread_us) = (2_000, 8_000);
+}
+
+fn small_checkpoints(plan: &mut Plan) {
+    plan.checkpoint_bytes = 32 << 10;
+}
+
+/// No log is kept but for those who need it.
+fn little_log(plan: &mut Plan) {
+    small_checkpoints(plan);
+    plan.keep_bytes_min = 0;
+}
+
+/// Commits wait for all who keep up, who soon do not.
+fn impatient(plan: &mut Plan) {
+    (plan.policy, plan.replica_lag_ms, plan.nodes) = ("ALL", 300, 3);
+}
 
 /// All of them.
 pub const ALL: &[Mutant] = &[
     mutant("ack-before-flush", "the log calls durable what it has only submitted", CRASHES),
-    mutant("answer-before-the-flush", "commits at `local` are answered when they are appended", CRASHES),
+    mutant("answer-before-the-flush", "commits at `local` are answered when they are appended", POWER),
     mutant("write-without-a-flush", "the log's writes carry no flush", CRASHES),
-    mutant("retry-the-flush", "a flush that failed counts as done", FAILED_FLUSHES),
-    mutant("believe-headers", "recovery takes a frame whose records are torn", CRASHES),
-    mutant("take-any-chain", "a frame need not name the one before it", CRASHES),
+    mutant("retry-the-flush", "a flush that failed counts as done", &[Fault::BrokenDisk, Fault::KillAll]),
+    tuned("believe-headers", "recovery takes a frame whose records are torn", POWER, slow_disks),
+    mutant("believe-repairs", "what another node lends is written without a look", &[Fault::Rot, Fault::Kill]),
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
     mutant("ack-without-replicas", "the commit rule releases remote levels with the local flush", CUT_OFF_AND_KILLED),
-    mutant("count-what-is-received", "a replica counts as having flushed what it has only received", CRASHES),
-    mutant(
+    tuned("count-what-is-received", "a replica counts as having flushed what it has only received", POWER, slow_disks),
+    tuned(
         "shrink-at-once",
         "commits stop waiting for a replica before the register has it out of the in-sync set",
-        CUT_OFF,
+        &[Fault::Split, Fault::StalledDisk, Fault::KillLeader],
+        impatient,
     ),
     mutant(
         "forget-the-fork",
         "a replica's stream begins where its own log ends, and not where it parts from the leader's",
         CUT_OFF_AND_KILLED,
     ),
-    mutant("skip-the-epoch", "a replica follows a leader that it has promised against", CUT_OFF),
     mutant("vote-twice", "a voter grants the old leader a lease after it has promised itself to a new one", CUT_OFF),
-    mutant("forget-the-seal", "what a member promised to a new leader is not on its disk", CUT_OFF_AND_KILLED),
-    mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", CUT_OFF),
-    mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", CUT_OFF),
+    mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", LEFT_ALONE),
+    mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", LEFT_ALONE),
     mutant("lead-with-any-log", "the failover takes a sealed member that does not reach furthest", CUT_OFF_AND_KILLED),
     mutant("lead-without-a-majority", "the failover goes on with whoever is sealed", CUT_OFF_AND_KILLED),
-    mutant("checkpoint-beyond-commits", "a checkpoint holds what is not committed", CUT_OFF_AND_KILLED),
+    tuned("checkpoint-beyond-commits", "a checkpoint holds what is not committed", LEFT_ALONE, small_checkpoints),
     mutant("keep-what-was-applied", "a rollback of the store forgets to say where it went back to", CUT_OFF_AND_KILLED),
     mutant("forget-the-session", "a session's token is not waited for", CUT_OFF),
-    mutant("recycle-what-is-needed", "a segment is recycled although a slot holds it", CUT_OFF_AND_KILLED),
+    tuned("recycle-what-is-needed", "a segment is recycled although a slot holds it", &[Fault::Split], little_log),
+    tuned("checkpoint-without-a-flush", "a checkpoint counts before it is durable", POWER, small_checkpoints),
 ];
 
 /// Runs seeds with a bug built in until it is found; true when every one of those that were asked for was. With `only` under these
@@ -73,11 +97,11 @@ pub fn hunt(name: &str, from: u64, seeds: u64, only: &[Fault]) -> bool {
         return false;
     }
     let mut all_found = true;
-    for Mutant { name, what, faults } in wanted {
+    for Mutant { name, what, wanted } in wanted {
         turn_on(name);
-        let faults = if only.is_empty() { faults } else { only };
+        let wanted = Wanted { faults: if only.is_empty() { wanted.faults } else { only }, ..*wanted };
         let (mut found, begun) = (None, Instant::now());
-        run_all(from..from + seeds, faults, None, |seed, outcome| {
+        run_all(from..from + seeds, &wanted, None, |seed, outcome| {
             if let Err(broken) = outcome {
                 found.get_or_insert((seed, broken));
             }

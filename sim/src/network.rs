@@ -143,7 +143,8 @@ impl Network {
         Some(if from == to { 1 } else { self.delays.min_us + self.rng.u64(0..=self.delays.spread_us) })
     }
 
-    pub fn connect(&mut self, from: NodeNo, address: &str, now_us: u64) -> io::Result<TcpStream> {
+    /// Who listens at an address, if this node reaches it.
+    pub fn reach(&self, from: NodeNo, address: &str) -> io::Result<NodeNo> {
         let to = node_of(address).filter(|to| *to < self.up.len());
         let to = to.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")))?;
         if self.cut[from][to] || self.cut[to][from] {
@@ -152,6 +153,11 @@ impl Network {
         if !self.up[to] {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        Ok(to)
+    }
+
+    pub fn connect(&mut self, from: NodeNo, address: &str, now_us: u64) -> io::Result<TcpStream> {
+        let to = self.reach(from, address)?;
         let ((near, near_sim), (far, far_sim)) = (pair()?, pair()?);
         let lane =
             |from, to| Lane { from, to, pieces: VecDeque::new(), bytes: 0, last_at: now_us, ended: false, done: false };

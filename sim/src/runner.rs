@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::cluster::{Cluster, Summary, Variation};
-use crate::faults::Fault;
+use crate::faults::Wanted;
 use crate::trace::Trace;
 
 /// One seed of so many is also about latency.
@@ -23,8 +23,8 @@ const LATENCY_PERCENT_MAX: u64 = 150;
 pub type Outcome = Result<String, String>;
 
 /// One run in this process.
-pub fn run(seed: u64, only: &[Fault], verbose: bool) -> Result<Summary, String> {
-    let summary = run_one(seed, Variation::Faults, only, verbose)?;
+pub fn run(seed: u64, wanted: &Wanted<'_>, verbose: bool) -> Result<Summary, String> {
+    let summary = run_one(seed, Variation::Faults, wanted, verbose)?;
     if seed.is_multiple_of(LATENCY_SEEDS) {
         latency_holds(seed)?;
     }
@@ -33,7 +33,7 @@ pub fn run(seed: u64, only: &[Fault], verbose: bool) -> Result<Summary, String> 
 
 /// One slow or dead replica that the policy can do without must not multiply what commits take.
 fn latency_holds(seed: u64) -> Result<(), String> {
-    let p99_us = |variation| run_one(seed, variation, &[], false).map(|summary| summary.p99_us);
+    let p99_us = |variation| run_one(seed, variation, &Wanted::from(&[][..]), false).map(|summary| summary.p99_us);
     let Some(calm) = p99_us(Variation::Calm)? else { return Ok(()) };
     for variation in [Variation::SlowReplica, Variation::DeadReplica] {
         let Some(troubled) = p99_us(variation)? else { continue };
@@ -44,8 +44,8 @@ fn latency_holds(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn run_one(seed: u64, variation: Variation, only: &[Fault], verbose: bool) -> Result<Summary, String> {
-    let mut cluster = Cluster::new(seed, variation, only, Trace::new(verbose));
+fn run_one(seed: u64, variation: Variation, wanted: &Wanted<'_>, verbose: bool) -> Result<Summary, String> {
+    let mut cluster = Cluster::new(seed, variation, wanted, Trace::new(verbose));
     cluster.run().map_err(|broken| {
         let mut text = broken.0;
         for line in cluster.trace.lines() {
@@ -83,14 +83,14 @@ struct Child {
 }
 
 impl Child {
-    fn start(seed: u64, only: &[Fault]) -> Child {
+    fn start(seed: u64, wanted: &Wanted<'_>) -> Child {
         let (reader, writer): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         // SAFETY: this process has one thread, so the child may do whatever it could have done itself.
         match unsafe { fork() }.expect("another process") {
             ForkResult::Parent { child } => Child { seed, pid: child, words: File::from(reader), text: Vec::new() },
             ForkResult::Child => {
                 drop(reader);
-                let outcome = run(seed, only, false);
+                let outcome = run(seed, wanted, false);
                 let (text, code) = match &outcome {
                     Ok(summary) => (line(summary), 0),
                     Err(text) => (text.clone(), 1),
@@ -138,7 +138,7 @@ fn first_to_end(children: &mut Vec<Child>) -> (u64, Outcome) {
 /// Runs these seeds, as many at a time as there are processors, until `until`, or until `each` has seen enough. How many ran.
 pub fn run_all(
     seeds: std::ops::Range<u64>,
-    only: &[Fault],
+    wanted: &Wanted<'_>,
     until: Option<Instant>,
     mut each: impl FnMut(u64, Outcome) -> bool,
 ) -> u64 {
@@ -147,7 +147,7 @@ pub fn run_all(
     loop {
         while go_on && children.len() < jobs && until.is_none_or(|until| Instant::now() < until) {
             let Some(seed) = seeds.next() else { break };
-            children.push(Child::start(seed, only));
+            children.push(Child::start(seed, wanted));
         }
         if children.is_empty() {
             return ran;

@@ -10,7 +10,6 @@ use crate::epoch::EpochHistory;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::{Lsn, SegmentNo};
-use crate::mutants;
 use crate::prepare::open_segment;
 
 impl Log {
@@ -89,9 +88,7 @@ impl Log {
     }
 
     fn chained(&self, frame: Frame<'_>) -> Result<FrameHeader, FrameError> {
-        if !mutants::is_on("take-any-chain") {
-            frame.follows(self.crc)?;
-        }
+        frame.follows(self.crc)?;
         Ok(*frame.header())
     }
 

@@ -590,8 +590,7 @@ impl Node {
         let (from, to) = (self.log.start(), self.store.durable_applied().min(self.log.flushed()));
         let to = to.segment(segment_bytes).start(segment_bytes);
         self.scrubbed_at = self.clock.now;
-        // Its thread and its sockets are not the simulator's.
-        if from < to && self.scrub.is_none() && !world::is_simulated() {
+        if from < to && self.scrub.is_none() {
             // A replica that has joined since it started knows its cluster by its link.
             let meta = Meta { cluster_id: self.known_cluster_id(), ..self.meta.clone() };
             let repairer = repair::repairer(&self.config, &meta, &self.history, &self.tls)?;
