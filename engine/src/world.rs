@@ -4,6 +4,7 @@
 //! way). The ring has its counterpart in `ring`.
 
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -199,6 +200,30 @@ pub fn misread(at: Lsn, bytes: &mut [u8]) {
         world.misread(at, bytes);
     }
     let _ = (at, bytes);
+}
+
+/// Bytes of a file beside the log are about to be replaced: until `synced`, a crash of a simulated machine may bring them back.
+#[inline]
+pub fn replaces(path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        // What is not there yet is zeros.
+        let mut before = vec![0; bytes];
+        std::os::unix::fs::FileExt::read_at(&std::fs::File::open(path)?, &mut before, offset)?;
+        return world.writes(path, simulated::Undo::Bytes(offset, before));
+    }
+    let _ = (path, offset, bytes);
+    Ok(())
+}
+
+/// What was written to the file is durable.
+#[inline]
+pub fn synced(path: &Path) {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        world.synced(path);
+    }
+    let _ = path;
 }
 
 /// A world in place of the system's.

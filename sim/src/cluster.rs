@@ -130,6 +130,8 @@ struct Node {
     epoch: Epoch,
     /// What is damaged on its disk.
     rotten: Option<Rot>,
+    /// Something was damaged on its disk once.
+    was_damaged: bool,
     /// When its process was started.
     started_us: u64,
 }
@@ -157,6 +159,7 @@ pub struct Summary {
     pub failovers: u64,
     pub faults: u64,
     pub restarts: u64,
+    pub misreads: u64,
     pub checked_calls: usize,
     pub simulated_us: u64,
 }
@@ -241,6 +244,7 @@ impl Cluster {
                 durable: Lsn::ZERO,
                 epoch: Epoch(0),
                 rotten: None,
+                was_damaged: false,
                 started_us: 0,
             });
         }
@@ -470,6 +474,7 @@ impl Cluster {
     /// Kills a node and flips a bit of what its log says was durable.
     fn rot(&mut self, node: NodeNo) {
         let end = self.nodes[node].process.as_ref().map(|process| process.member.flushed());
+        self.forget_healed();
         let healthy = self.nodes.iter().all(|node| node.rotten.is_none());
         let history = self.nodes[node].process.as_ref().map(|process| process.member.history().clone());
         let start = self.nodes[node].process.as_ref().map(|process| process.member.log_start());
@@ -477,17 +482,27 @@ impl Cluster {
         let (Some(start), Some(end), Some(history)) = (start, end, history) else { return };
         // One node at a time: what two have lost nobody may have.
         if healthy && !self.is_anyone_misreading() {
+            self.nodes[node].was_damaged = true;
             self.nodes[node].rotten = Rot::begin(&self.nodes[node].dir, (start, end), history, &mut self.rng);
         }
     }
 
     /// Kills a node, whose disk misreads when it starts again.
     fn misread(&mut self, node: NodeNo, long: u64) {
+        self.forget_healed();
         self.kill(node);
         if self.nodes.iter().all(|node| node.rotten.is_none()) {
             let until = rot::known_durable(&self.nodes[node].dir);
+            self.nodes[node].was_damaged = true;
             self.world.set_misreading(Some((node, until)));
             self.after(2 * long, Event::ReadWell);
+        }
+    }
+
+    fn forget_healed(&mut self) {
+        for node in &mut self.nodes {
+            let member = node.process.as_ref().map(|process| &process.member);
+            node.rotten.take_if(|rot| member.is_some_and(|member| rot.is_over(member)));
         }
     }
 
@@ -555,7 +570,6 @@ impl Cluster {
             return false;
         }
         if rot.is_over(self.member(node)) {
-            self.nodes[node].rotten = None;
             return true;
         }
         if self.now_us > self.nodes[node].started_us + SCRUB_US_MAX {
@@ -617,11 +631,15 @@ impl Cluster {
             return Ok(());
         }
         self.world.be(node);
+        let was_damaged = self.nodes[node].was_damaged;
         let Some(process) = &mut self.nodes[node].process else { return Ok(()) };
         let turned = match process.member.turn() {
             Ok(turned) => turned,
             Err(error) => return self.ended(node, &error.to_string()),
         };
+        if process.member.repaired() > 0 && !was_damaged {
+            return Err(Broken(format!("{} had called durable what its disk does not have", name_of(node))));
+        }
         let epoch = process.member.epoch();
         let durable = process.member.flushed();
         let timeout = process.member.timeout();
@@ -1273,6 +1291,7 @@ impl Cluster {
             failovers: self.trace.failovers,
             faults: self.faults,
             restarts: self.restarts,
+            misreads: self.world.misreads(),
             checked_calls,
             simulated_us: self.now_us,
         })

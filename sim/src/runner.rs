@@ -59,13 +59,14 @@ fn run_one(seed: u64, variation: Variation, wanted: &Wanted<'_>, verbose: bool) 
 /// A line for people.
 pub fn line(summary: &Summary) -> String {
     format!(
-        "hash {:016x}: {} commands, {} acknowledged, {} elections, {} faults, {} kills, {} register calls in order, {:.1} s simulated",
+        "hash {:016x}: {} commands, {} acknowledged, {} elections, {} faults, {} kills, {} misreads, {} register calls in order, {:.1} s simulated",
         summary.hash,
         summary.commands,
         summary.acknowledged,
         summary.failovers,
         summary.faults,
         summary.restarts,
+        summary.misreads,
         summary.checked_calls,
         summary.simulated_us as f64 / 1e6
     )

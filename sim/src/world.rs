@@ -139,8 +139,12 @@ impl SimWorld {
     /// written any more until `revive`.
     pub fn crash_files(&self, node: NodeNo, sector_bytes: usize, rng: &mut fastrand::Rng) {
         self.crashed.set(Some(node));
-        let mut unsynced = self.unsynced.borrow_mut();
-        for ((_, path), changes) in unsynced.extract_if(.., |(of, _), _| *of == node) {
+        let unsynced = std::mem::take(&mut *self.unsynced.borrow_mut());
+        for ((of, path), changes) in unsynced {
+            if of != node {
+                self.unsynced.borrow_mut().insert((of, path), changes);
+                continue;
+            }
             // As for the log: all of it, nothing, or any part.
             let share = rng.u8(0..=4);
             for undo in changes.into_iter().rev() {

@@ -15,7 +15,6 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
 use walferry_engine::lsn::Lsn;
-use walferry_engine::mutants;
 use walferry_engine::whole::make_whole;
 
 use super::StoreError;
@@ -230,9 +229,7 @@ pub fn write_checkpoint(
     applied_at_us: u64,
 ) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
-    let durability =
-        if mutants::is_on("checkpoint-without-a-flush") { Durability::None } else { Durability::Immediate };
-    transaction.set_durability(durability)?;
+    transaction.set_durability(Durability::Immediate)?;
     // Without it, opening the file after a crash would walk all of it.
     transaction.set_quick_repair(true);
     {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
+use walferry_engine::mutants;
 use walferry_engine::world::simulated::{Undo, World, world};
 
 /// The file.
@@ -46,7 +47,9 @@ impl StorageBackend for SimulatedFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()?;
-        self.disk().synced(&self.path);
+        if !mutants::is_on("checkpoint-without-a-flush") {
+            self.disk().synced(&self.path);
+        }
         Ok(())
     }
 

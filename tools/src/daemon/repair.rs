@@ -288,6 +288,9 @@ fn fetch_store(
 ) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let history = &repairer.history;
+    if world::is_simulated() {
+        return Err("base copies are not simulated".to_owned());
+    }
     if repairer.sources.is_empty() {
         return Err("no other node is known to give a base copy (--members, --follow, --repair-from)".to_owned());
     }

@@ -170,6 +170,11 @@ impl Member {
         Holding::of(&self.node.log, ClusterId(self.node.known_cluster_id()), name, &self.node.history)
     }
 
+    /// Parts of its log that other nodes gave back since it was opened.
+    pub fn repaired(&self) -> u64 {
+        self.node.repaired.ranges
+    }
+
     /// True while it leads and may speak.
     pub fn leads(&self) -> bool {
         matches!(self.node.role, Role::Leader(_)) && self.node.may_speak_at(world::now())
