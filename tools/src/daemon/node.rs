@@ -688,7 +688,9 @@ impl Node {
         let slots = match &self.role {
             Role::Leader(_) if mutants::is_on("recycle-what-is-needed") => Lsn::MAX,
             Role::Leader(shipper) => shipper.slots_hold(),
-            Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => Lsn::MAX,
+            Role::Replica(_) => Lsn::MAX,
+            // It may have led and lead again, with replicas that need its log. Nothing is appended meanwhile.
+            Role::Leaderless(_) | Role::SteppedDown(_) => Lsn::ZERO,
         };
         let scrub = self.scrub.as_ref().map_or(Lsn::MAX, Scrub::hold);
         self.log.release_before(self.store.durable_applied().min(slots).min(scrub));
