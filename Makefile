@@ -42,5 +42,6 @@ nightly:
 	cargo test -p walferry --test sweep -- --include-ignored
 	cargo run --release -p walferry-power -- loss
 	cargo run --release -p walferry-power -- faults
+	cargo run --release -p walferry-power -- ktls
 	cargo run --release -- drill --soak 30min
 	fuzz/run 300
