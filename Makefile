@@ -40,7 +40,9 @@ nightly:
 	cargo run --release -p sim -- --mutant all
 	WALFERRY_CRASH_ROUNDS=200 cargo test -p walferry --test kill -- --nocapture
 	cargo test -p walferry --test sweep -- --include-ignored
+	cargo build --release
 	cargo run --release -p walferry-power -- loss
 	cargo run --release -p walferry-power -- faults
+	cargo run --release -p walferry-power -- ktls
 	cargo run --release -- drill --soak 30min
 	fuzz/run 300

@@ -56,7 +56,7 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aside {
-    /// It cannot go on: its log failed. Nothing that only it has counts.
+    /// It cannot go on: its log failed. Started again it is the last choice, for what only it has.
     Unfit,
     /// This member shall lead, if it reaches as far as every other.
     For(MemberName),
@@ -346,9 +346,17 @@ fn decide(
         return None;
     }
     let unfit = state.leader.as_ref().filter(|_| aside == Some(&Aside::Unfit));
-    let names: BTreeSet<MemberName> = sealed.keys().filter(|name| Some(*name) != unfit).cloned().collect();
-    if !unclean && state.safe_to_lead(&names).is_err() && !mutants::is_on("lead-without-a-majority") {
-        return None;
+    let safe = |names: &BTreeSet<MemberName>| {
+        unclean || state.safe_to_lead(names).is_ok() || mutants::is_on("lead-without-a-majority")
+    };
+    let mut names: BTreeSet<MemberName> = sealed.keys().filter(|name| Some(*name) != unfit).cloned().collect();
+    if !safe(&names) {
+        // A leader whose log failed answers only once it was started again and its log works. Others are taken rather, but what
+        // only it has may be confirmed.
+        names = sealed.keys().cloned().collect();
+        if !safe(&names) {
+            return None;
+        }
     }
     let may_lead = |name: &MemberName| {
         let member = state.members.get(name);

@@ -174,6 +174,20 @@ fn a_leader_that_steps_aside_is_replaced_without_a_canvass() {
 }
 
 #[test]
+fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
+    let mut scene = Scene::new();
+    scene.state.in_sync.clear();
+    scene.state.policy = "ALL".to_owned();
+    scene.failover.handle_aside(Epoch(3), Aside::Unfit);
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+    scene.sealed("b", 3, 900);
+    scene.sealed("c", 2, 800);
+    assert_eq!(scene.proposal(), None, "commits under ALL waited for nobody but the leader");
+    scene.sealed("a", 3, 1000);
+    assert_eq!(scene.proposal().expect("a leader").0, "a", "it was started again");
+}
+
+#[test]
 fn a_failover_ends_with_the_register_and_with_control() {
     let mut scene = Scene::new();
     scene.silent();

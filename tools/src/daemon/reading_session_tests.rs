@@ -134,6 +134,27 @@ fn what_was_read_is_not_read_older_elsewhere() {
 }
 
 #[test]
+fn a_session_whose_last_commit_was_taken_back_writes_on_and_does_not_wait_for_what_is_there_instead() {
+    let (mut leader, mut host) = leader_and_replica(&["SET a 1"]);
+    let mut writer = client(1);
+    writer.ask(&mut leader, &format!("SET a {}", "x".repeat(9000)));
+    let lost = leader.last_commit();
+    // The same connection: its node followed another leader and leads again.
+    host.history = EpochHistory::from_entries(&[(Epoch(7), Lsn::ZERO), (Epoch(9), host.applied())]).expect("ascending");
+    for wait in ["WAIT 0 1", "WAITAOF 0 0 1"] {
+        let said = writer.ask(&mut host, wait);
+        assert!(
+            said.starts_with(&format!("-LOST what this session has seen up to {lost} in epoch 7")),
+            "{wait}: {said}"
+        );
+    }
+    assert_eq!(writer.ask(&mut host, "SET b 1"), "+OK\r\n");
+    assert!(host.last_commit() < lost);
+    assert_eq!(writer.ask(&mut host, "WAIT 0 1"), ":0\r\n");
+    assert!(writer.ask(&mut host, "LSN").contains(&host.last_commit().to_string()));
+}
+
+#[test]
 fn what_a_failover_took_back_is_told_until_the_session_resets() {
     let (mut leader, mut host) = leader_and_replica(&["SET a 1"]);
     let (mut writer, mut reader) = (client(1), client(2));

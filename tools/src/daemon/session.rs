@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use walferry_cluster::level::CommitLevel;
-use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 
 use super::command::transaction::{self, Transaction, Watched};
@@ -73,9 +72,9 @@ pub struct Client {
     pub mode: Mode,
     /// SESSION was used: no read is older than `seen`, on no node and after no failover.
     pub tracked: bool,
-    /// The end of the session's last record.
-    pub last_commit: Lsn,
-    /// The session has been told of changes up to here, or is about to be, or relies on them; `last_commit <= seen.lsn`.
+    /// The end of the session's last record. A failover may have taken it back: then the log has another record there, or none.
+    pub last_commit: Position,
+    /// The session has been told of changes up to here, or is about to be, or relies on them; `last_commit <= seen`.
     pub seen: Position,
     /// Of `seen`, what does not hang on a reply that is held until it is committed; `firm <= seen`.
     pub firm: Position,
@@ -101,7 +100,7 @@ impl Client {
             read_timeout: settings.read_wait_timeout,
             mode: Mode::Any,
             tracked: false,
-            last_commit: Lsn::ZERO,
+            last_commit: Position::default(),
             seen: Position::default(),
             firm: Position::default(),
             acknowledged: None,
@@ -215,9 +214,10 @@ impl Client {
     /// Appends `record` and says what its reply is held for.
     pub fn commit(&mut self, record: &[u8], host: &mut dyn Host) -> Result<Hold, Refusal> {
         let lsn = host.commit(record, self.level)?;
-        debug_assert!(self.last_commit < lsn);
-        self.last_commit = lsn;
-        self.see(Position::at(lsn, host.history()));
+        let position = Position::at(lsn, host.history());
+        debug_assert!(self.last_commit < position);
+        self.last_commit = position;
+        self.see(position);
         Ok(Hold::Commit(self.level, lsn))
     }
 }

@@ -10,6 +10,7 @@ use walferry_engine::lsn::Lsn;
 use crate::daemon::cluster::Command;
 use crate::daemon::host::{Host, ReplicationRow};
 use crate::daemon::parked::Parked;
+use crate::daemon::reading::lost;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
@@ -63,7 +64,11 @@ pub fn wait(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &m
         reply.error("ERR WAIT cannot be used with replica instances.");
         return Outcome::DONE;
     }
-    poll_or_park(Parked::for_replicas(client.last_commit, wanted, timeout, host), client, host, reply)
+    if let Some(error) = lost(client.last_commit, host.history()) {
+        reply.error(error);
+        return Outcome::DONE;
+    }
+    poll_or_park(Parked::for_replicas(client.last_commit.lsn, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITAOF numlocal numreplicas timeout
@@ -86,7 +91,11 @@ pub fn waitaof(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply:
         reply.error("ERR WAITAOF cannot be used with replica instances.");
         return Outcome::DONE;
     }
-    poll_or_park(Parked::for_durable(client.last_commit, local, wanted, timeout, host), client, host, reply)
+    if let Some(error) = lost(client.last_commit, host.history()) {
+        reply.error(error);
+        return Outcome::DONE;
+    }
+    poll_or_park(Parked::for_durable(client.last_commit.lsn, local, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITLSN lsn timeout-ms
@@ -106,7 +115,7 @@ pub fn waitlsn(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply:
 
 /// LSN
 pub fn lsn(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
-    reply.text(client.last_commit);
+    reply.text(client.last_commit.lsn);
     Outcome::DONE
 }
 
