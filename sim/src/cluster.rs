@@ -22,7 +22,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::{TaskNo, World, enter};
 
 use crate::clients::{Client, Told, p99_us};
-use crate::control::{Asked, Control, Kept, name_of};
+use crate::control::{Asked, Control, Kept, Purpose, name_of};
 use crate::faults::{Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
 use crate::network::{Network, peer_address};
@@ -74,12 +74,12 @@ enum Event {
         from: NodeNo,
         life: u64,
         change: Box<Change>,
-        in_sync: bool,
+        purpose: Purpose,
     },
     ChangeDone {
         node: NodeNo,
         life: u64,
-        in_sync: bool,
+        purpose: Purpose,
     },
     Learn {
         node: NodeNo,
@@ -99,7 +99,8 @@ enum Event {
     Replica,
     Start(NodeNo),
     Resume(NodeNo),
-    Heal,
+    /// These directions are cut no longer.
+    Heal(Vec<(NodeNo, NodeNo)>),
     ReadWell,
     Mend(NodeNo),
 }
@@ -203,6 +204,8 @@ pub struct Cluster {
     calm: bool,
     faults: u64,
     restarts: u64,
+    /// Until then members that promise their voice may die of it.
+    kills_sealed_until: u64,
     pub trace: Trace,
     _root: tempfile::TempDir,
 }
@@ -213,18 +216,18 @@ impl Cluster {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut plan = Plan::new(&mut rng);
         if !wanted.faults.is_empty() {
-            plan.faults = wanted.faults.to_vec();
+            plan.set_faults(wanted.faults.to_vec());
         }
         (wanted.tune)(&mut plan);
         if variation != Variation::Faults {
             plan.make_calm(seed);
         }
-        let network = Rc::new(RefCell::new(Network::new(plan.nodes, plan.delays, rng.u64(..))));
+        let network = Rc::new(RefCell::new(Network::new(plan.nodes + plan.spares, plan.delays, rng.u64(..))));
         let clock = |rng: &mut fastrand::Rng| Clock {
             drift_ppm: rng.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX),
             wall_offset_us: rng.i64(-(SECOND_US as i64)..=SECOND_US as i64),
         };
-        let clocks = (0..plan.nodes).map(|_| clock(&mut rng)).collect();
+        let clocks = (0..plan.nodes + plan.spares).map(|_| clock(&mut rng)).collect();
         let world = Rc::new(SimWorld::new(rng.u64(..), clocks, Rc::clone(&network)));
         enter(Some(world.clone() as Rc<dyn World>));
         let root = tempfile::Builder::new().prefix("sim").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
@@ -232,10 +235,12 @@ impl Cluster {
         std::env::set_current_dir(root.path()).expect("a directory just made");
         let mut members = BTreeMap::new();
         let mut nodes = Vec::new();
-        for node in 0..plan.nodes {
+        for node in 0..plan.nodes + plan.spares {
             let id = MemberId(rng.u64(1..));
-            let (peer, kind, holding) = (peer_address(node), MemberKind::Data, Holding::Whole);
-            members.insert(name_of(node), Seat { id, peer, kind, holding });
+            if node < plan.nodes {
+                let (peer, kind, holding) = (peer_address(node), MemberKind::Data, Holding::Whole);
+                members.insert(name_of(node), Seat { id, peer, kind, holding });
+            }
             nodes.push(Node {
                 process: None,
                 kept: Kept { id, promised: Epoch(0), state: ClusterState::default() },
@@ -255,7 +260,7 @@ impl Cluster {
         let cluster_id = ClusterId(u128::from(rng.u64(1..)));
         let register = ClusterState::formed(cluster_id, members, plan.policy).expect("a policy of the plan");
         let clients =
-            plan.clients.iter().enumerate().map(|(number, kind)| Client::new(number, *kind, plan.nodes, rng.u64(..)));
+            plan.clients.iter().enumerate().map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, rng.u64(..)));
         let clients = clients.collect();
         let mut cluster = Cluster {
             world,
@@ -281,6 +286,7 @@ impl Cluster {
             calm: false,
             faults: 0,
             restarts: 0,
+            kills_sealed_until: 0,
             trace,
             _root: root,
         };
@@ -386,8 +392,8 @@ impl Cluster {
             Event::Packet { from, to, request, body } => self.packet(from, to, request, body),
             Event::AskTimeout(request) => self.answered(request, None),
             Event::Controller => self.choose_controller(),
-            Event::Propose { from, life, change, in_sync } => self.propose(from, life, *change, in_sync),
-            Event::ChangeDone { node, life, in_sync } => self.change_done(node, life, in_sync),
+            Event::Propose { from, life, change, purpose } => self.propose(from, life, *change, purpose),
+            Event::ChangeDone { node, life, purpose } => self.change_done(node, life, purpose),
             Event::Learn { node, state } => self.learn(node, &state),
             Event::Client(client, turn) => self.client_turn(client, turn),
             Event::Input(node, life, session, bytes) => self.input(node, life, session, &bytes),
@@ -400,8 +406,10 @@ impl Cluster {
             Event::Replica => self.trouble_a_replica(),
             Event::Start(node) => return self.start(node),
             Event::Resume(node) => self.schedule_turn(node, self.now_us),
-            Event::Heal => {
-                self.network.borrow_mut().heal();
+            Event::Heal(cut) => {
+                for (from, to) in cut {
+                    self.network.borrow_mut().join(from, to);
+                }
                 self.schedule_network();
             }
             Event::ReadWell => self.world.set_misreading(None),
@@ -476,33 +484,36 @@ impl Cluster {
             }
         }
         let Some(leader) = self.leader() else { return false };
+        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
         if self.nodes.iter().any(|node| node.process.is_none())
+            || !whole
             || !(0..self.nodes.len()).all(|node| self.is_healed(node))
         {
             return false;
         }
-        let ends: Vec<(Lsn, Lsn)> = self
-            .nodes
+        let members: Vec<NodeNo> = (0..self.nodes.len()).filter(|node| self.is_member(*node)).collect();
+        let ends: Vec<(Lsn, Lsn)> = members
             .iter()
-            .filter_map(|node| node.process.as_ref())
+            .filter_map(|node| self.nodes[*node].process.as_ref())
             .map(|process| (process.member.sealed(), process.member.applied()))
             .collect();
         let served =
             self.told.acknowledged.iter().rev().any(|ack| {
                 ack.node == leader && ack.level == CommitLevel::RemoteApply && ack.at_us > FAULTS_US + 500_000
             });
-        ends.len() == self.nodes.len()
+        ends.len() == self.register.members.len()
             && served
             && ends.iter().all(|(sealed, applied)| *sealed == ends[0].0 && *applied == ends[0].0)
     }
 
     fn state_text(&self) -> String {
         let mut text = format!(
-            "register version {} epoch {} leader {:?} in sync {:?} controller {:?}",
+            "register version {} epoch {} leader {:?} in sync {:?} members {} controller {:?}",
             self.register.version,
             self.register.epoch,
             self.register.leader.as_ref().map(MemberName::as_str),
             self.register.in_sync.iter().map(MemberName::as_str).collect::<Vec<_>>(),
+            self.members_text(),
             self.controller.map(name_of)
         );
         for (number, node) in self.nodes.iter().enumerate() {
@@ -530,7 +541,7 @@ impl Cluster {
         self.world.be(leader);
         crate::checks::nothing_acknowledged_is_lost(&self.told.acknowledged, self.member(leader), &self.leaders)?;
         let end = self.member(leader).sealed();
-        for node in 0..self.nodes.len() {
+        for node in (0..self.nodes.len()).filter(|node| self.is_member(*node)) {
             self.world.be(node);
             crate::checks::logs_agree(self.member(leader), self.member(node), end, SEGMENT_BYTES)?;
             crate::checks::state_is_the_log(self.member(node), &self.nodes[node].dir)?;

@@ -32,6 +32,7 @@ const CRASHES: &[Fault] = &[Fault::Kill, Fault::KillAll, Fault::KillLeader];
 const CUT_OFF: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::Split];
 const CUT_OFF_AND_KILLED: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::KillLeader];
 const POWER: &[Fault] = &[Fault::KillAll, Fault::KillLeader];
+const SEALS: &[Fault] = &[Fault::KillSealed, Fault::Split];
 const LEFT_ALONE: &[Fault] = &[Fault::Isolate];
 
 fn slow_disks(plan: &mut Plan) {
@@ -52,6 +53,11 @@ fn little_log(plan: &mut Plan) {
 fn some_log(plan: &mut Plan) {
     small_checkpoints(plan);
     plan.keep_bytes_min = 512 << 10;
+}
+
+/// Between a promise and the new leader there is time.
+fn slow_register(plan: &mut Plan) {
+    plan.register_us = 300_000;
 }
 
 /// Every flush is a step of its own.
@@ -80,6 +86,7 @@ pub const ALL: &[Mutant] = &[
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
     mutant("ack-without-replicas", "the commit rule releases remote levels with the local flush", CUT_OFF_AND_KILLED),
     tuned("count-what-is-received", "a replica counts as having flushed what it has only received", POWER, slow_disks),
+    mutant("count-older-epochs", "replicas confirm what older epochs left without a frame of this one", &[Fault::KillSealed]),
     tuned(
         "shrink-at-once",
         "commits stop waiting for a replica before the register has it out of the in-sync set",
@@ -91,6 +98,8 @@ pub const ALL: &[Mutant] = &[
         "a replica's stream begins where its own log ends, and not where it parts from the leader's",
         CUT_OFF_AND_KILLED,
     ),
+    tuned("vote-twice", "a voter grants its voice to a leader that it promised to refuse", SEALS, slow_register),
+    tuned("forget-the-seal", "a promise to refuse older leaders is not on the disk", SEALS, slow_register),
     mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", LEFT_ALONE),
     mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", LEFT_ALONE),
     mutant("lead-with-any-log", "the failover takes a sealed member that does not reach furthest", CUT_OFF_AND_KILLED),

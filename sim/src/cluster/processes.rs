@@ -2,6 +2,8 @@
 //! disks.
 
 use walferry::simulated::{Member, NodeConfig};
+use walferry_cluster::register::{ClusterState, Holding, MemberId};
+use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
 
@@ -9,7 +11,7 @@ use super::{
     Broken, Checked, Cluster, ELECTION_TIMEOUT, Event, HEARTBEAT_INTERVAL, LOOK_INTERVAL_US, Process, RESTART_US, SCRUB_US_MAX,
     SEGMENT_BYTES, TURN_US_MAX,
 };
-use crate::control::{Control, name_of};
+use crate::control::{Control, Kept, name_of};
 use crate::kernel::{DiskOpNo, Kernel};
 use crate::network::{peer_address, socket_address};
 use crate::rot::{self, Rot};
@@ -89,10 +91,21 @@ impl Cluster {
         self.kill(node);
         let (Some(start), Some(end), Some(history)) = (start, end, history) else { return };
         // One node at a time: what two have lost nobody may have.
-        if healthy && !self.is_anyone_misreading() {
+        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
+        if healthy && whole && !self.is_anyone_misreading() {
             self.nodes[node].was_damaged = true;
             self.nodes[node].rotten = Rot::begin(&self.nodes[node].dir, (start, end), history, &mut self.rng);
         }
+    }
+
+    /// Kills a node and takes everything that it had: who starts there next is another.
+    pub(super) fn lose_disk(&mut self, node: NodeNo) {
+        self.kill(node);
+        let id = MemberId(self.rng.u64(1..));
+        let lost = &mut self.nodes[node];
+        std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
+        lost.kept = Kept { id, promised: Epoch(0), state: ClusterState::default() };
+        (lost.durable, lost.epoch, lost.rotten) = (Lsn::ZERO, Epoch(0), None);
     }
 
     /// Kills a node, whose disk misreads when it starts again.
@@ -114,7 +127,7 @@ impl Cluster {
         }
     }
 
-    fn is_anyone_misreading(&self) -> bool {
+    pub(super) fn is_anyone_misreading(&self) -> bool {
         (0..self.nodes.len()).any(|node| self.world.is_misreading(node))
     }
 

@@ -5,9 +5,17 @@ use walferry_cluster::control::Answer;
 use walferry_cluster::register::{Change, ClusterState};
 use walferry_engine::world;
 
-use super::{ASK_TIME_US, Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event};
-use crate::control::{Control, Wish, node_of};
+use super::{ASK_TIME_US, Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event, RESTART_US};
+use crate::control::{Control, Purpose, Wish, name_of, node_of};
 use crate::world::NodeNo;
+
+/// A proposal takes no less.
+const PROPOSE_US_MIN: u64 = 500;
+
+/// Whether only the controller makes such proposals.
+fn is_controllers(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Failover | Purpose::TakeBack)
+}
 
 impl Cluster {
     pub(super) fn turn_control(&mut self, node: NodeNo, life: u64) {
@@ -22,7 +30,7 @@ impl Cluster {
     }
 
     /// Does something with a member's part, and what comes of it.
-    fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control, &mut Vec<Wish>)) {
+    pub(super) fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control, &mut Vec<Wish>)) {
         self.world.be(node);
         let life = self.nodes[node].life;
         let Some(process) = &mut self.nodes[node].process else { return };
@@ -31,6 +39,9 @@ impl Cluster {
         let answers = process.control.take_answers(world::now());
         self.schedule_turn(node, self.now_us + 2);
         for (request, to, answer) in answers {
+            if matches!(answer, Answer::Sealed { .. }) {
+                self.maybe_kill_sealed(node);
+            }
             self.send_packet(node, to, request, Body::Answer(answer));
         }
         for wish in wishes {
@@ -42,14 +53,14 @@ impl Cluster {
                     self.after(ASK_TIME_US, Event::AskTimeout(request));
                     self.send_packet(node, to, request, Body::Ask(ask));
                 }
-                Wish::Propose(change) => {
+                Wish::Propose(purpose, change) => {
+                    // The controller's disks, and whoever else's it needs.
+                    let mut delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
+                    if !is_controllers(purpose) {
+                        delay += self.network.borrow_mut().delay_us();
+                    }
                     let change = Box::new(change);
-                    self.after(500, Event::Propose { from: node, life, change, in_sync: false });
-                }
-                Wish::KeepInSync(change) => {
-                    let change = Box::new(change);
-                    let delay = self.network.borrow_mut().delay_us();
-                    self.after(delay, Event::Propose { from: node, life, change, in_sync: true });
+                    self.after(delay, Event::Propose { from: node, life, change, purpose });
                 }
             }
         }
@@ -95,11 +106,21 @@ impl Cluster {
         self.nodes[node].process.is_some() && !self.is_paused(node)
     }
 
-    /// Whether a majority and this node hear each other.
-    fn reaches_majority(&self, node: NodeNo) -> bool {
+    /// Whether the register has this life of the node among its members.
+    pub(super) fn is_member(&self, node: NodeNo) -> bool {
+        self.register.knows(&name_of(node), self.nodes[node].kept.id)
+    }
+
+    fn hear_each_other(&self, node: NodeNo, other: NodeNo) -> bool {
         let network = self.network.borrow();
-        let heard = |other: &NodeNo| self.is_up(*other) && network.passes(node, *other) && network.passes(*other, node);
-        self.is_up(node) && (0..self.nodes.len()).filter(heard).count() * 2 > self.nodes.len()
+        network.passes(node, other) && network.passes(other, node)
+    }
+
+    /// Whether this member and a majority hear each other.
+    fn reaches_majority(&self, node: NodeNo) -> bool {
+        let heard = |other: &NodeNo| self.is_member(*other) && self.is_up(*other) && self.hear_each_other(node, *other);
+        let heard = (0..self.nodes.len()).filter(heard).count();
+        self.is_member(node) && self.is_up(node) && heard * 2 > self.register.members.len()
     }
 
     pub(super) fn choose_controller(&mut self) {
@@ -111,7 +132,7 @@ impl Cluster {
             for node in 0..self.nodes.len() {
                 self.tell_register(node);
             }
-            return;
+            return self.look_for_new_lives();
         }
         let lost = *self.controller_lost_us.get_or_insert(self.now_us);
         let first = self.controller.is_none();
@@ -125,6 +146,18 @@ impl Cluster {
         for node in 0..self.nodes.len() {
             self.tell_register(node);
         }
+    }
+
+    /// A member that is there again without what it was: its disk is new.
+    fn look_for_new_lives(&mut self) {
+        let Some(controller) = self.controller else { return };
+        let is_new = |node: &NodeNo| {
+            let known = self.register.members.contains_key(&name_of(*node)) && !self.is_member(*node);
+            known && self.is_up(*node) && self.hear_each_other(controller, *node)
+        };
+        let Some(node) = (0..self.nodes.len()).find(is_new) else { return };
+        let id = self.nodes[node].kept.id;
+        self.move_control(controller, |control, wishes| control.take_back(&name_of(node), id, wishes));
     }
 
     /// The controller's word on the register and on itself, if it gets through.
@@ -142,23 +175,27 @@ impl Cluster {
             return;
         }
         let controls = self.controller == Some(node);
+        let mut removed = false;
         self.move_control(node, |control, wishes| {
             let news = state.version > control.kept.state.version || control.controls != controls;
             control.learn(state);
             control.controls = controls;
-            if news {
+            removed = control.is_removed();
+            if news && !removed {
                 control.turn(world::now(), wishes);
             }
         });
+        if removed {
+            self.lose_disk(node);
+            self.after(RESTART_US, Event::Start(node));
+        }
     }
 
-    pub(super) fn propose(&mut self, from: NodeNo, life: u64, change: Change, in_sync: bool) {
-        let reaches = |a: NodeNo, b: NodeNo| {
-            let network = self.network.borrow();
-            network.passes(a, b) && network.passes(b, a)
-        };
+    pub(super) fn propose(&mut self, from: NodeNo, life: u64, change: Change, purpose: Purpose) {
         let able = self.controller.filter(|node| self.reaches_majority(*node));
-        let able = able.filter(|node| (*node == from || in_sync) && reaches(from, *node));
+        let able = able.filter(|node| {
+            (*node == from || !is_controllers(purpose)) && (*node == from || self.hear_each_other(from, *node))
+        });
         let delay = match able {
             Some(_) => {
                 let before = self.register.epoch;
@@ -166,8 +203,12 @@ impl Cluster {
                 self.trace.note(
                     self.now_us,
                     &format!(
-                        "register: {outcome:?} version {} epoch {} leader {:?} in sync {:?}",
-                        self.register.version, self.register.epoch, self.register.leader, self.register.in_sync
+                        "register: {purpose:?} {outcome:?} version {} epoch {} leader {:?} in sync {:?} members {}",
+                        self.register.version,
+                        self.register.epoch,
+                        self.register.leader,
+                        self.register.in_sync,
+                        self.members_text()
                     ),
                 );
                 if self.register.epoch > before {
@@ -182,17 +223,19 @@ impl Cluster {
             }
             None => CHANGE_TIME_US,
         };
-        self.after(delay, Event::ChangeDone { node: from, life, in_sync });
+        self.after(delay, Event::ChangeDone { node: from, life, purpose });
     }
 
-    pub(super) fn change_done(&mut self, node: NodeNo, life: u64, in_sync: bool) {
+    /// `a whole, b lost`.
+    pub(super) fn members_text(&self) -> String {
+        let members = self.register.members.iter();
+        members.map(|(name, seat)| format!("{name} {}", seat.holding)).collect::<Vec<_>>().join(", ")
+    }
+
+    pub(super) fn change_done(&mut self, node: NodeNo, life: u64, purpose: Purpose) {
         if self.nodes[node].life == life {
             self.move_control(node, |control, wishes| {
-                if in_sync {
-                    control.in_sync_changed();
-                } else {
-                    control.proposed();
-                }
+                control.proposed(purpose);
                 control.turn(world::now(), wishes);
             });
         }

@@ -1,10 +1,20 @@
 //! What goes wrong, when its time has come.
 
+use walferry_cluster::register::Holding;
+use walferry_engine::world;
+
 use super::{CRASH_LOOK_US_MAX, CRASH_LOOKS, Checked, Cluster, Event, Variation};
-use crate::control::{name_of, node_of};
+use crate::control::{Control, Wish, name_of, node_of};
 use crate::faults::Fault;
 use crate::kernel::Disk;
+use crate::network::peer_address;
+use crate::seating::Seating;
 use crate::world::NodeNo;
+
+/// A member that promised its voice dies within this.
+const SEALED_US_MAX: u64 = 20_000;
+/// The operator leaves so many.
+const MEMBERS_MIN: usize = 2;
 
 impl Cluster {
     pub(super) fn inject(&mut self) -> Checked {
@@ -30,22 +40,21 @@ impl Cluster {
                 self.nodes[node].paused_until = self.now_us + long;
                 self.after(long, Event::Resume(node));
             }
-            Fault::Isolate => {
-                for other in (0..self.nodes.len()).filter(|other| *other != node) {
-                    self.network.borrow_mut().cut(node, other);
-                    self.network.borrow_mut().cut(other, node);
+            Fault::Isolate => self.isolate(node, long),
+            Fault::OneWay => self.cut(vec![(node, other)], long),
+            Fault::Split => self.cut(vec![(node, other), (other, node)], long),
+            Fault::KillSealed => {
+                self.kills_sealed_until = self.now_us + long;
+                self.isolate(self.register.leader.as_ref().map_or(node, node_of), long);
+            }
+            Fault::LoseDisk => {
+                if self.may_lose_a_disk(node) {
+                    self.lose_disk(node);
+                    self.after(long, Event::Start(node));
                 }
-                self.after(long, Event::Heal);
             }
-            Fault::OneWay => {
-                self.network.borrow_mut().cut(node, other);
-                self.after(long, Event::Heal);
-            }
-            Fault::Split => {
-                self.network.borrow_mut().cut(node, other);
-                self.network.borrow_mut().cut(other, node);
-                self.after(long, Event::Heal);
-            }
+            Fault::Switchover => self.ask_leader(|control, _| control.switch_over(name_of(node))),
+            Fault::ChangeMembers => self.change_members(node),
             Fault::Reset => self.network.borrow_mut().reset(node, other),
             Fault::SlowDisk => {
                 self.set_disk(node, |disk| disk.slowness = 50);
@@ -86,6 +95,61 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Nothing gets through in these directions for a while.
+    fn cut(&mut self, directions: Vec<(NodeNo, NodeNo)>, long: u64) {
+        for (from, to) in &directions {
+            self.network.borrow_mut().cut(*from, *to);
+        }
+        self.after(long, Event::Heal(directions));
+    }
+
+    fn isolate(&mut self, node: NodeNo, long: u64) {
+        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        self.cut(others.flat_map(|other| [(node, other), (other, node)]).collect(), long);
+    }
+
+    /// A member has promised its voice to the next leader; it may not live to use it.
+    pub(super) fn maybe_kill_sealed(&mut self, node: NodeNo) {
+        if self.now_us < self.kills_sealed_until && !self.calm && self.rng.bool() {
+            let soon = self.rng.u64(0..SEALED_US_MAX);
+            self.after(soon, Event::Crash { nodes: vec![node], watched: node, looks_left: 0 });
+        }
+    }
+
+    /// No more disks are lost than the policy stands.
+    fn may_lose_a_disk(&self, node: NodeNo) -> bool {
+        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
+        let alone = self.plan.policy == "ALL" && self.register.in_sync.is_empty();
+        let members = (0..self.nodes.len()).filter(|node| self.is_member(*node)).count();
+        let healthy = self.nodes.iter().all(|node| node.rotten.is_none()) && !self.is_anyone_misreading();
+        self.is_member(node) && whole && members == self.register.members.len() && healthy && !alone
+    }
+
+    /// The leader by the register is asked for something, if it is there.
+    fn ask_leader(&mut self, act: impl FnOnce(&mut Control, &mut Vec<Wish>)) {
+        let Some(leader) = self.register.leader.as_ref().map(node_of) else { return };
+        if self.is_up(leader) {
+            self.move_control(leader, act);
+        }
+    }
+
+    /// The operator does without a member, or takes a node in.
+    fn change_members(&mut self, node: NodeNo) {
+        let (name, id, peer) = (name_of(node), self.nodes[node].kept.id, peer_address(node));
+        let seating = if self.is_member(node) {
+            if self.register.members.len() <= MEMBERS_MIN {
+                return;
+            }
+            let in_reach = (0..self.nodes.len()).filter(|node| self.is_up(*node)).map(name_of).collect();
+            Seating::Remove { name, id, in_reach }
+        } else if self.is_up(node) {
+            Seating::Join { name, id, peer }
+        } else {
+            return;
+        };
+        self.ask_leader(|control, _| control.change_members(seating, world::now()));
     }
 
     /// Half of all crashes come while a write is under way, however short a time that is.

@@ -314,6 +314,7 @@ impl Node {
             slot_keep_bytes_max: self.config.slot_keep_bytes_max,
             replica_lag_time_max: self.config.replica_lag_time_max,
             min_in_sync: self.config.min_in_sync,
+            epoch_start: self.history.last_start(),
             policy: self.config.sync.clone(),
             zero_copy_bytes_min: self.config.zero_copy_bytes_min,
             base_copy_rate: self.config.base_copy_rate,
@@ -512,6 +513,7 @@ impl Node {
         if self.membership.is_some() {
             self.follow_orders(ring)?;
         }
+        self.open_epoch();
         self.submit(ring);
         self.more_to_apply = self.apply()?;
         self.notice_rollback();
@@ -677,6 +679,17 @@ impl Node {
         match &self.role {
             Role::Replica(follower) => follower.cluster_id(),
             _ => self.meta.cluster_id,
+        }
+    }
+
+    /// Commits that earlier epochs left open are confirmed together with a frame of this one, or never: a leader does not wait for
+    /// a client to write it. A record without effects.
+    fn open_epoch(&mut self) {
+        let Role::Leader(shipper) = &self.role else { return };
+        let start = self.history.last_start();
+        if shipper.waits() && start > Lsn::ZERO && self.log.end() == start {
+            // Without room for it now, the next turn tries again; a log that has stopped is noticed elsewhere.
+            let _ = self.log.append(&[]);
         }
     }
 
