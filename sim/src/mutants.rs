@@ -60,11 +60,6 @@ fn slow_register(plan: &mut Plan) {
     plan.register_us = 300_000;
 }
 
-/// Two copies of each commit, whoever they are.
-fn four_of_whom_two(plan: &mut Plan) {
-    (plan.nodes, plan.policy) = (4, "ANY 1 (*)");
-}
-
 /// Every flush is a step of its own.
 fn separate_flushes(plan: &mut Plan) {
     (plan.sync_method, plan.checkpoint_bytes) = ("fdatasync", 4 << 20);
@@ -106,12 +101,6 @@ pub const ALL: &[Mutant] = &[
     tuned("vote-twice", "a voter grants its voice to a leader that it promised to refuse", SEALS, slow_register),
     tuned("forget-the-seal", "a promise to refuse older leaders is not on the disk", SEALS, slow_register),
     mutant("forget-the-loss", "a member that lost its disk counts as before", &[Fault::LoseDisk, Fault::KillLeader, Fault::Isolate]),
-    tuned(
-        "forget-the-joint",
-        "the members change before the new terms hold for what was confirmed under the old ones",
-        &[Fault::ChangeMembers, Fault::KillLeader, Fault::Isolate, Fault::Pause],
-        four_of_whom_two,
-    ),
     mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", LEFT_ALONE),
     mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", LEFT_ALONE),
     mutant("lead-with-any-log", "the failover takes a sealed member that does not reach furthest", CUT_OFF_AND_KILLED),
