@@ -484,9 +484,6 @@ impl Follower {
             tls: self.config.tls.clone(),
         };
         self.socket = None;
-        if world::is_simulated() {
-            return self.fail(LinkError::Misfit("base copies are not simulated".to_owned()), now);
-        }
         match Fetching::start(config, self.waker.clone()) {
             Ok(fetching) => self.phase = Phase::Fetching(fetching),
             Err(error) => self.fail(LinkError::Io(error), now),

@@ -26,6 +26,12 @@ pub enum Pace {
 /// Work in the background: called again and again until it is over. A step may block, but not where the world is simulated.
 pub type Work = Box<dyn FnMut() -> Pace + Send>;
 
+/// Work that blocks, and ends by itself.
+pub type Blocking = Box<dyn FnOnce() + Send>;
+
+/// A simulated socket that was not ready is looked at again after this.
+const SIMULATED_SOCKET_INTERVAL: Duration = Duration::from_micros(300);
+
 /// Background work that was started.
 #[derive(Debug)]
 pub struct Task(Kind);
@@ -54,6 +60,40 @@ pub fn spawn(name: &str, mut work: Work) -> io::Result<Task> {
         }
     })?;
     Ok(Task(Kind::Thread(thread)))
+}
+
+/// Starts work that blocks, on a thread of its own: it sleeps with [`sleep`], and asks its sockets with [`patiently`].
+pub fn spawn_blocking(name: &str, work: Blocking) -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        world.spawn_blocking(name, work);
+        return Ok(());
+    }
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+/// Sleeps, in work that may block.
+pub fn sleep(time: Duration) {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return world.sleep(time);
+    }
+    std::thread::sleep(time);
+}
+
+/// An operation on a blocking socket with this timeout, in work that may block: the sockets of a simulated world never wait, so
+/// there it is tried again until then.
+pub fn patiently<T>(timeout: Duration, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    if !is_simulated() {
+        return operation();
+    }
+    let until = now() + timeout;
+    loop {
+        match operation() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && now() < until => sleep(SIMULATED_SOCKET_INTERVAL),
+            outcome => return outcome,
+        }
+    }
 }
 
 impl Task {
@@ -233,9 +273,9 @@ pub mod simulated {
     use std::io;
     use std::path::Path;
     use std::rc::Rc;
-    use std::time::{Instant, SystemTime};
+    use std::time::{Duration, Instant, SystemTime};
 
-    use super::Work;
+    use super::{Blocking, Work};
     use crate::lsn::Lsn;
 
     /// Background work by number.
@@ -251,7 +291,11 @@ pub mod simulated {
         fn chance(&self) -> u64;
         /// Takes background work.
         fn spawn(&self, name: &str, work: Work) -> TaskNo;
-        /// One step of it, now.
+        /// Takes work that blocks.
+        fn spawn_blocking(&self, name: &str, work: Blocking);
+        /// Lets this much time pass for work that blocks, which is what runs.
+        fn sleep(&self, time: Duration);
+        /// One step of background work, now.
         fn step(&self, task: TaskNo);
         /// All its steps, now; one that would go on for ever is ended.
         fn finish(&self, task: TaskNo);

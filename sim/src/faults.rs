@@ -74,12 +74,6 @@ const ALL: [Fault; 22] = [
     Fault::WallClock,
 ];
 
-/// True when the leader stays who it is. Only its slots know what replicas need: another leader may have recycled that, and
-/// without base copies nobody could come back then.
-fn keeps_the_leader(fault: &Fault) -> bool {
-    matches!(fault, Fault::Split | Fault::Reset | Fault::SlowDisk | Fault::FullDisk | Fault::WallClock)
-}
-
 /// What is asked of a run apart from its seed.
 pub struct Wanted<'a> {
     /// These faults and no others; none: those of the seed.
@@ -130,7 +124,6 @@ impl Plan {
     /// What may go wrong, and what has to be there for it.
     pub fn set_faults(&mut self, faults: Vec<Fault>) {
         self.spares = usize::from(faults.contains(&Fault::ChangeMembers));
-        self.keep_bytes_min = if faults.iter().all(keeps_the_leader) { 1 << 20 } else { 256 << 20 };
         self.faults = faults;
     }
 
@@ -156,7 +149,7 @@ impl Plan {
             // Not less: a leader that is cut off for a lease's time must not have to checkpoint what is not committed.
             checkpoint_bytes: [64 << 10, 256 << 10, 4 << 20][rng.usize(0..3)],
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
-            keep_bytes_min: 0,
+            keep_bytes_min: [256 << 10, 1 << 20, 256 << 20][rng.usize(0..3)],
             disk: Disk {
                 write_us: [60, 200, 2_000][rng.usize(0..3)],
                 spread_us: [20, 300, 8_000][rng.usize(0..3)],

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
 use walferry_cluster::message::{Lend, Message, read_message};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::world::simulated::{TaskNo, Undo, World};
-use walferry_engine::world::{Pace, Work};
+use walferry_engine::world::{Blocking, Pace, Work};
 use walferry_shipper::lend::{Holding, look_up};
 
 use crate::network::Network;
@@ -27,6 +29,9 @@ pub const DRIFT_PPM_MAX: i64 = 20_000;
 /// A disk that misreads brings so much from elsewhere, at one read of so many.
 const MISREAD_BYTES: usize = 4096;
 const MISREAD_ONE_OF: u8 = 4;
+
+/// The stack of work that blocks.
+const STACK_BYTES: usize = 256 << 10;
 
 /// A node by number.
 pub type NodeNo = usize;
@@ -44,7 +49,36 @@ struct Job {
     node: NodeNo,
     name: String,
     /// Away while it runs.
-    work: Option<Work>,
+    work: Option<Running>,
+}
+
+/// What background work is here.
+enum Running {
+    Steps(Work),
+    /// It has a stack of its own and leaves it where it sleeps, for so long.
+    Blocking(Coroutine<(), Duration, ()>),
+}
+
+impl Running {
+    fn step(&mut self) -> Pace {
+        match self {
+            Running::Steps(work) => work(),
+            Running::Blocking(work) => {
+                let before = SLEEPER.take();
+                let outcome = work.resume(());
+                SLEEPER.set(before);
+                match outcome {
+                    CoroutineResult::Yield(time) => Pace::Idle(time),
+                    CoroutineResult::Return(()) => Pace::Over,
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Where the blocking work that runs now leaves its stack.
+    static SLEEPER: Cell<Option<*const Yielder<(), Duration>>> = const { Cell::new(None) };
 }
 
 /// The world of one run.
@@ -189,7 +223,7 @@ impl SimWorld {
             (job.node, job.work.take()?)
         };
         let before = self.node.replace(node);
-        let pace = work();
+        let pace = work.step();
         self.node.set(before);
         let mut jobs = self.jobs.borrow_mut();
         if pace == Pace::Over {
@@ -198,6 +232,14 @@ impl SimWorld {
             job.work = Some(work);
         }
         Some(pace)
+    }
+
+    fn begin(&self, name: &str, work: Running) -> TaskNo {
+        let number = self.last_job.get() + 1;
+        self.last_job.set(number);
+        self.jobs.borrow_mut().insert(number, Job { node: self.node.get(), name: name.to_owned(), work: Some(work) });
+        self.started.borrow_mut().push(number);
+        number
     }
 
     /// Whether this work may ask other nodes for their log.
@@ -251,11 +293,25 @@ impl World for SimWorld {
     }
 
     fn spawn(&self, name: &str, work: Work) -> TaskNo {
-        let number = self.last_job.get() + 1;
-        self.last_job.set(number);
-        self.jobs.borrow_mut().insert(number, Job { node: self.node.get(), name: name.to_owned(), work: Some(work) });
-        self.started.borrow_mut().push(number);
-        number
+        self.begin(name, Running::Steps(work))
+    }
+
+    fn spawn_blocking(&self, name: &str, work: Blocking) {
+        let stack = DefaultStack::new(STACK_BYTES).expect("memory for a stack");
+        let coroutine = Coroutine::with_stack(stack, |yielder: &Yielder<(), Duration>, ()| {
+            SLEEPER.set(Some(std::ptr::from_ref(yielder)));
+            work();
+        });
+        self.begin(name, Running::Blocking(coroutine));
+    }
+
+    fn sleep(&self, time: Duration) {
+        let sleeper = SLEEPER.get().expect("only blocking work sleeps");
+        let node = self.node.get();
+        // SAFETY: it was set by the coroutine that runs now, whose yielder lives as long as its stack.
+        unsafe { (*sleeper).suspend(time) };
+        SLEEPER.set(Some(sleeper));
+        self.node.set(node);
     }
 
     fn step(&self, task: TaskNo) {

@@ -18,6 +18,7 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::{DirLock, LockError};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 use walferry_tls::PeerTls;
 
 use super::BaseError;
@@ -122,13 +123,14 @@ impl Fetching {
         let (shared, progress) = (Arc::new(Shared::default()), Arc::new(CopyProgress::default()));
         let (outbox, outcome) = channel();
         let fetch = Fetcher { config, shared: Arc::clone(&shared), progress: Arc::clone(&progress) };
-        std::thread::Builder::new().name("base-fetch".to_owned()).spawn(move || {
+        let fetch = move || {
             let outcome = fetch.run();
             fetch.progress.end();
             // Nobody waits for it when the link was closed meanwhile.
             let _ = outbox.send(outcome);
             waker.wake();
-        })?;
+        };
+        world::spawn_blocking("base-fetch", Box::new(fetch))?;
         Ok(Fetching { shared, progress, outcome })
     }
 
@@ -154,6 +156,28 @@ impl Drop for Fetching {
             // Fails only when the connection is gone already.
             let _ = socket.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// The leader's socket; it always has something to say within the timeout.
+struct LeaderSocket {
+    socket: TcpStream,
+    timeout: Duration,
+}
+
+impl Read for LeaderSocket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        world::patiently(self.timeout, || self.socket.read(bytes))
+    }
+}
+
+impl Write for LeaderSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        world::patiently(self.timeout, || self.socket.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
     }
 }
 
@@ -226,16 +250,17 @@ impl Fetcher {
         outcome.map(|()| incoming)
     }
 
-    fn connect(&self) -> Result<TcpStream, FetchError> {
+    fn connect(&self) -> Result<LeaderSocket, FetchError> {
         let (leader, tls) = (&self.config.leader, self.config.tls.as_deref());
         let socket = connect_to(leader, self.config.peer_timeout, tls)?.stream;
         socket.set_read_timeout(Some(self.config.peer_timeout))?;
         socket.set_write_timeout(Some(self.config.peer_timeout))?;
         *self.shared.socket.lock().expect("nobody panics with it") = Some(socket.try_clone()?);
+        let socket = LeaderSocket { socket, timeout: self.config.peer_timeout };
         if self.goes_on() { Ok(socket) } else { Err(FetchError::Stopped) }
     }
 
-    fn await_offer(&self, socket: &mut TcpStream) -> Result<Offer, FetchError> {
+    fn await_offer(&self, socket: &mut LeaderSocket) -> Result<Offer, FetchError> {
         loop {
             match self.next_message(socket)? {
                 Message::Preparing { done, total } => self.progress.set(CopyPhase::Preparing, done, total),
@@ -273,7 +298,7 @@ impl Fetcher {
         Ok(facts)
     }
 
-    fn take_pieces(&self, socket: &mut TcpStream, incoming: &mut Incoming) -> Result<(), FetchError> {
+    fn take_pieces(&self, socket: &mut LeaderSocket, incoming: &mut Incoming) -> Result<(), FetchError> {
         let total = incoming.facts().bytes;
         let mut bytes = vec![0; PIECE_BYTES];
         while !incoming.is_whole() {
@@ -300,7 +325,7 @@ impl Fetcher {
         Ok(())
     }
 
-    fn next_message(&self, socket: &mut TcpStream) -> Result<Message, FetchError> {
+    fn next_message(&self, socket: &mut LeaderSocket) -> Result<Message, FetchError> {
         read_message(socket).map_err(|error| match error {
             ReadError::Message(error) => error.into(),
             ReadError::Stream(error) => FetchError::Socket(match error.kind() {

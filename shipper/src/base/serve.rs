@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
@@ -71,6 +70,18 @@ impl Shelf {
         self.moved.notify_all();
     }
 
+    /// Waits until something moved, for so long at most; how far the next copy is then.
+    fn wait(&self, state: MutexGuard<'_, State>, time: Duration) -> (u64, u64) {
+        if world::is_simulated() {
+            // There nobody else runs while this thread holds the lock.
+            drop(state);
+            world::sleep(time);
+            return self.lock().making;
+        }
+        let (state, _) = self.moved.wait_timeout(state, time).expect("nobody panics with it");
+        state.making
+    }
+
     fn failures(&self) -> u64 {
         self.lock().failures
     }
@@ -116,13 +127,14 @@ impl Serving {
             job,
         };
         let report = Arc::clone(&outcome);
-        thread::Builder::new().name("base-serve".to_owned()).spawn(move || {
+        let serve = move || {
             give_way();
             let ended = server.run();
             server.progress.end();
             *report.lock().expect("nobody panics with it") = Some(ended);
             server.job.waker.wake();
-        })?;
+        };
+        world::spawn_blocking("base-serve", Box::new(serve))?;
         Ok(Serving { progress, stop, stopping, outcome, base })
     }
 
@@ -169,16 +181,21 @@ pub fn give_way() {
 
 /// Waits until `bytes` may be moved; false when `go_on` says no meanwhile.
 pub fn keep_pace(pace: &Mutex<Pace>, bytes: usize, go_on: impl Fn() -> bool) -> bool {
-    let wait = pace.lock().expect("nobody panics with it").wait(bytes, Instant::now());
-    let until = Instant::now() + wait;
+    let begun = world::now();
+    let until = begun + pace.lock().expect("nobody panics with it").wait(bytes, begun);
     while go_on() {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(world::now());
         if left.is_zero() {
             return true;
         }
-        thread::sleep(left.min(LOOK_INTERVAL));
+        world::sleep(left.min(LOOK_INTERVAL));
     }
     false
+}
+
+/// What a system call moved.
+fn count_or_error(moved: isize) -> io::Result<usize> {
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 struct Server {
@@ -252,13 +269,12 @@ impl Server {
                     let text = state.failure.clone().unwrap_or_default();
                     return Err(End::Refuse(Refuse { code: RefuseCode::NoBase, text }));
                 }
-                let wait = LOOK_INTERVAL.min(self.job.heartbeat_interval);
-                let (state, _) = self.job.shelf.moved.wait_timeout(state, wait).expect("nobody panics with it");
-                state.making
+                self.job.shelf.wait(state, LOOK_INTERVAL.min(self.job.heartbeat_interval))
             };
             self.progress.set(CopyPhase::Preparing, done, total);
-            if said.is_none_or(|at| at.elapsed() >= self.job.heartbeat_interval) {
-                said = Some(Instant::now());
+            let now = world::now();
+            if said.is_none_or(|at| now - at >= self.job.heartbeat_interval) {
+                said = Some(now);
                 let mut bytes = Vec::new();
                 Message::Preparing { done, total }.encode(&mut bytes);
                 self.send(&bytes, 0)?;
@@ -303,20 +319,22 @@ impl Server {
                 self.look_up()?;
             }
             let until = at + count as u64;
-            let mut heard = Instant::now();
+            let mut heard = world::now();
             while at < until {
-                let mut offset = at as libc::off_t;
-                // SAFETY: both descriptors are open for the call, `offset` is ours.
-                let sent = unsafe {
-                    libc::sendfile(self.job.socket.as_raw_fd(), copy.fd(), &mut offset, (until - at) as usize)
-                };
+                let sent = world::patiently(LOOK_INTERVAL, || {
+                    let mut offset = at as libc::off_t;
+                    // SAFETY: both descriptors are open for the call, `offset` is ours.
+                    count_or_error(unsafe {
+                        libc::sendfile(self.job.socket.as_raw_fd(), copy.fd(), &mut offset, (until - at) as usize)
+                    })
+                });
                 match sent {
-                    1.. => {
+                    Ok(0) => return Err(End::Socket(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(sent) => {
                         at += sent as u64;
-                        heard = Instant::now();
+                        heard = world::now();
                     }
-                    0 => return Err(End::Socket(io::ErrorKind::UnexpectedEof.into())),
-                    _ => self.retry(io::Error::last_os_error(), heard)?,
+                    Err(error) => self.retry(error, heard)?,
                 }
             }
         }
@@ -325,17 +343,21 @@ impl Server {
 
     fn send(&self, bytes: &[u8], flags: i32) -> Result<(), End> {
         let mut rest = bytes;
-        let mut heard = Instant::now();
+        let mut heard = world::now();
         while !rest.is_empty() {
             let socket = self.job.socket.as_raw_fd();
-            // SAFETY: `rest` lives for the call.
-            let sent = unsafe { libc::send(socket, rest.as_ptr().cast(), rest.len(), flags | libc::MSG_NOSIGNAL) };
-            match usize::try_from(sent) {
+            let sent = world::patiently(LOOK_INTERVAL, || {
+                // SAFETY: `rest` lives for the call.
+                count_or_error(unsafe {
+                    libc::send(socket, rest.as_ptr().cast(), rest.len(), flags | libc::MSG_NOSIGNAL)
+                })
+            });
+            match sent {
                 Ok(sent) => {
                     rest = &rest[sent..];
-                    heard = Instant::now();
+                    heard = world::now();
                 }
-                Err(_) => self.retry(io::Error::last_os_error(), heard)?,
+                Err(error) => self.retry(error, heard)?,
             }
         }
         Ok(())
@@ -345,7 +367,7 @@ impl Server {
     fn retry(&self, error: io::Error, heard: Instant) -> Result<(), End> {
         self.look_up()?;
         let waits = matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN));
-        if waits && heard.elapsed() < self.job.peer_timeout {
+        if waits && world::now() - heard < self.job.peer_timeout {
             return Ok(());
         }
         let silent = || io::Error::new(io::ErrorKind::TimedOut, "the replica takes nothing (peer_timeout)");

@@ -13,6 +13,7 @@ use walferry_applier::store::export::Export;
 use walferry_cluster::base_copy::{CopyPhase, CopyProgress, Pace};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::ring::Ring;
+use walferry_engine::world;
 use walferry_shipper::base::file::{self, BaseFile};
 use walferry_shipper::base::serve::{Shelf, give_way, keep_pace};
 
@@ -163,12 +164,12 @@ impl Node {
             stop: Arc::clone(&stop),
         };
         let waker = self.waker.clone();
-        let spawned = std::thread::Builder::new().name("base-make".to_owned()).spawn(move || {
+        let make = move || {
             // Nobody listens any more when the leader has stepped down.
             let _ = outbox.send(work.run());
             waker.wake();
-        });
-        match spawned {
+        };
+        match world::spawn_blocking("base-make", Box::new(make)) {
             Ok(_) => self.base_copies.making = Some(Making { stop, outcome }),
             Err(error) => shipper.bases().fail(format!("no thread: {error}")),
         }
@@ -206,6 +207,9 @@ impl Node {
 
     /// Shows copies that have begun, each on a thread of its own: a terminal may be slow.
     pub(super) fn show_base_copies(&mut self) {
+        if world::is_simulated() {
+            return;
+        }
         self.base_copies.shown.retain(|progress| !progress.is_over());
         let copies: Vec<(String, Arc<CopyProgress>)> = match &mut self.role {
             Role::Leader(shipper) => {
