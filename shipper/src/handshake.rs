@@ -18,7 +18,7 @@ pub struct Leader<'a> {
     pub segment_bytes: u64,
     /// Its epochs.
     pub history: &'a EpochHistory,
-    /// The oldest byte that it still has.
+    /// The oldest byte that it can still give.
     pub log_start: Lsn,
     /// The end of its sealed frames.
     pub sealed: Lsn,
@@ -91,11 +91,11 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
     Ok(start)
 }
 
-/// The replica's slot is lost, or it never had one.
+/// The replica's slot is lost, or it never had one, or what it held is damaged.
 fn log_gone(hello: &Hello, start: Lsn, log_start: Lsn) -> Refuse {
     let name = &hello.name;
     let text = format!(
-        "{name} needs the log from {start} on, the leader's begins at {log_start}: its slot is lost, \
+        "{name} needs the log from {start} on, the leader can give it from {log_start} on: its slot is lost, \
          it needs a base copy"
     );
     Refuse { code: RefuseCode::LogGone, text }

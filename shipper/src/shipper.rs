@@ -130,6 +130,8 @@ pub struct Shipper {
     acknowledgements: u64,
     /// Links that ended while their replica still needed log from the segment files.
     catchups_broken: u64,
+    /// Replicas are not fed with log before this, which is damaged.
+    feeds_from: Lsn,
     superseded: Option<Epoch>,
     traces: Traces,
     /// The members of the leader's cluster; `None` for a leader that takes every replica as one.
@@ -192,6 +194,7 @@ impl Shipper {
             shortage: None,
             acknowledgements: 0,
             catchups_broken: 0,
+            feeds_from: Lsn::ZERO,
             superseded: None,
             traces: Traces::default(),
             members: None,
@@ -387,7 +390,7 @@ impl Shipper {
             name: &self.config.name,
             segment_bytes: self.config.segment_bytes,
             history,
-            log_start: log.start(),
+            log_start: log.start().max(self.feeds_from),
             sealed: log.sealed(),
         }
     }

@@ -165,6 +165,7 @@ pub struct Summary {
     pub faults: u64,
     pub restarts: u64,
     pub misreads: u64,
+    pub base_copies: u64,
     pub checked_calls: usize,
     pub simulated_us: u64,
 }
@@ -204,6 +205,8 @@ pub struct Cluster {
     calm: bool,
     faults: u64,
     restarts: u64,
+    /// Base copies that took a log's place, of processes that are gone.
+    base_copies: u64,
     /// Until then members that promise their voice may die of it.
     kills_sealed_until: u64,
     pub trace: Trace,
@@ -286,6 +289,7 @@ impl Cluster {
             calm: false,
             faults: 0,
             restarts: 0,
+            base_copies: 0,
             kills_sealed_until: 0,
             trace,
             _root: root,
@@ -486,8 +490,8 @@ impl Cluster {
         let Some(leader) = self.leader() else { return false };
         let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
         if self.nodes.iter().any(|node| node.process.is_none())
-            || !whole
             || !(0..self.nodes.len()).all(|node| self.is_healed(node))
+            || !whole
         {
             return false;
         }
@@ -547,6 +551,8 @@ impl Cluster {
             crate::checks::state_is_the_log(self.member(node), &self.nodes[node].dir)?;
         }
         let checked_calls = self.told.registers.check().map_err(Broken)?;
+        let copies = |node: &Node| node.process.as_ref().map_or(0, |process| process.member.base_copies());
+        self.base_copies += self.nodes.iter().map(copies).sum::<u64>();
         Ok(Summary {
             p99_us: p99_us(&self.told.acknowledged, CommitLevel::RemoteFlush),
             hash: self.trace.hash(),
@@ -556,6 +562,7 @@ impl Cluster {
             faults: self.faults,
             restarts: self.restarts,
             misreads: self.world.misreads(),
+            base_copies: self.base_copies,
             checked_calls,
             simulated_us: self.now_us,
         })

@@ -73,27 +73,27 @@ struct Options {
     mutant: Option<String>,
 }
 
-fn report(seed: u64, broken: &str, options: &Options) {
-    let faults: Vec<_> = options.faults.iter().filter_map(Fault::to_possible_value).collect();
+fn report(seed: u64, broken: &str, faults: &[Fault]) {
+    let faults: Vec<_> = faults.iter().filter_map(Fault::to_possible_value).collect();
     let faults: Vec<&str> = faults.iter().map(PossibleValue::get_name).collect();
     let only = if faults.is_empty() { String::new() } else { format!(" --faults {}", faults.join(",")) };
     println!("seed {seed} BROKEN: {broken}\n  replay: cargo run --release -p sim -- --seed {seed}{only}");
 }
 
 /// One seed, twice.
-fn one(seed: u64, options: &Options) -> bool {
-    let wanted = Wanted::from(&options.faults[..]);
-    let first = match run(seed, &wanted, options.trace) {
+fn one(seed: u64, faults: &[Fault], trace: bool) -> bool {
+    let wanted = Wanted::from(faults);
+    let first = match run(seed, &wanted, trace) {
         Ok(summary) => summary,
         Err(broken) => {
-            report(seed, &broken, options);
+            report(seed, &broken, faults);
             return false;
         }
     };
     let second = run(seed, &wanted, false).map_or(0, |summary| summary.hash);
     println!("seed {seed} ok, {}", line(&first));
     if first.hash != second {
-        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), options);
+        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), faults);
     }
     first.hash == second
 }
@@ -109,7 +109,7 @@ fn many(count: u64, options: &Options) -> bool {
             Ok(line) if options.verbose => println!("seed {seed} ok, {line}"),
             Ok(_) => {}
             Err(broken) => {
-                report(seed, &broken, options);
+                report(seed, &broken, &options.faults);
                 broken_seeds.push(seed);
             }
         }
@@ -118,6 +118,16 @@ fn many(count: u64, options: &Options) -> bool {
     let time = begun.elapsed().as_secs_f64();
     println!("{ran} seeds from {from}, {} broken {broken_seeds:?}, {time:.1} s", broken_seeds.len());
     broken_seeds.is_empty()
+}
+
+fn seed_and_faults(line: &str) -> Option<(u64, Vec<Fault>)> {
+    let mut words = line.split_whitespace();
+    let seed = words.next()?.parse().ok()?;
+    let faults = match (words.next(), words.next()) {
+        (Some("--faults"), faults) => faults?,
+        _ => return Some((seed, Vec::new())),
+    };
+    Some((seed, faults.split(',').map(|name| Fault::from_str(name, false).ok()).collect::<Option<_>>()?))
 }
 
 fn from_file(path: &std::path::Path, options: &Options) -> bool {
@@ -131,12 +141,11 @@ fn from_file(path: &std::path::Path, options: &Options) -> bool {
     let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
     let mut all_hold = true;
     for line in lines {
-        let seed = line.split_whitespace().next().and_then(|word| word.parse().ok());
-        let Some(seed) = seed else {
-            println!("{}: {line:?} does not begin with a seed", path.display());
+        let Some((seed, faults)) = seed_and_faults(line) else {
+            println!("{}: {line:?} does not begin with a seed, or `SEED --faults FAULTS`", path.display());
             return false;
         };
-        all_hold &= one(seed, options);
+        all_hold &= one(seed, &faults, options.trace);
     }
     all_hold
 }
@@ -151,7 +160,7 @@ fn main() -> ExitCode {
     } else if let Some(path) = &options.file {
         from_file(path, &options)
     } else if let Some(seed) = options.seed {
-        one(seed, &options)
+        one(seed, &options.faults, options.trace)
     } else {
         many(options.seeds.unwrap_or(100), &options)
     };

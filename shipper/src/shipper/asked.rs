@@ -103,6 +103,11 @@ impl Shipper {
         self.acknowledgements
     }
 
+    /// Log before this is damaged and cannot be repaired: who needs it gets a base copy.
+    pub fn feed_from(&mut self, lsn: Lsn) {
+        self.feeds_from = lsn;
+    }
+
     /// Grows when a replica goes that still needed log from the segment files: these may be damaged.
     pub fn catchups_broken(&self) -> u64 {
         self.catchups_broken

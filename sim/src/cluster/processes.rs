@@ -211,6 +211,7 @@ impl Cluster {
         let Some(mut process) = self.nodes[node].process.take() else { return };
         self.world.be(node);
         self.restarts += 1;
+        self.base_copies += process.member.base_copies();
         self.nodes[node].durable = process.member.flushed();
         self.nodes[node].epoch = process.member.epoch();
         self.nodes[node].kept = process.control.kept.clone();

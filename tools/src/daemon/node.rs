@@ -38,7 +38,7 @@ use super::host::SessionId;
 use super::membership::Membership;
 use super::parking::{News, Parking};
 use super::repair::{self, RepairCount};
-use super::scrub::Scrub;
+use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
 use super::users::Users;
 use super::waterfall::{LEVELS, ReplicaReached, Step, Waterfall};
@@ -109,6 +109,8 @@ pub struct Node {
     scrubbed_at: Instant,
     /// What the shipper counted of broken catch-ups when it was looked last.
     catchups_broken: u64,
+    /// Old log before this is damaged and nobody gave it back; else 0.
+    readable_from: Lsn,
     /// Parts of the log that it lends while it does not lead.
     lendings: Lendings,
     pub(super) queue: CommitQueue,
@@ -249,6 +251,7 @@ impl Node {
             scrub: None,
             scrubbed_at: now,
             catchups_broken: 0,
+            readable_from: Lsn::ZERO,
             meta,
             client_address,
             tls,
@@ -501,6 +504,7 @@ impl Node {
         let alone = self.membership.is_none() || self.may_speak_at(world::now());
         if let Role::Leader(shipper) = &mut self.role {
             shipper.vouch(alone);
+            shipper.feed_from(self.readable_from);
             shipper.poll(ring, &mut self.log, &self.history, self.clock.now);
             if self.waterfall.is_following() {
                 follow_replicas(&mut self.waterfall, shipper, self.clock.now);
@@ -627,8 +631,16 @@ impl Node {
         if let Some(outcome) = self.scrub.as_ref().and_then(Scrub::outcome) {
             self.scrub = None;
             match outcome {
-                Ok(repaired) => self.repaired.add(&repaired),
-                Err(error) => tracing::error!("the old log is damaged, replicas that need it cannot be fed: {error}"),
+                Ok(repaired) => {
+                    self.repaired.add(&repaired);
+                    self.readable_from = Lsn::ZERO;
+                }
+                Err(Unreadable { error, before }) => {
+                    self.readable_from = before;
+                    tracing::error!(
+                        "the old log is damaged, replicas that need it before {before} get a base copy: {error}"
+                    );
+                }
             }
         }
     }

@@ -21,11 +21,18 @@ const REPAIRS_MAX: usize = 1024;
 /// Frames of a step.
 const STEP_FRAMES: usize = 64;
 
+/// Damage that nobody gave back.
+pub(super) struct Unreadable {
+    pub(super) error: RepairError,
+    /// What is before this may be damaged: the end of the segment.
+    pub(super) before: Lsn,
+}
+
 /// A walk on its way; dropped, it ends with the frame at hand.
 pub(super) struct Scrub {
     from: Lsn,
     stop: Arc<AtomicBool>,
-    outcome: Receiver<Result<Vec<Repaired>, RepairError>>,
+    outcome: Receiver<Result<Vec<Repaired>, Unreadable>>,
 }
 
 impl Scrub {
@@ -56,7 +63,7 @@ impl Scrub {
     }
 
     /// What it repaired, once it has ended.
-    pub(super) fn outcome(&self) -> Option<Result<Vec<Repaired>, RepairError>> {
+    pub(super) fn outcome(&self) -> Option<Result<Vec<Repaired>, Unreadable>> {
         self.outcome.try_recv().ok()
     }
 }
@@ -80,21 +87,24 @@ struct Walk {
 
 impl Walk {
     /// Reads some frames, or repairs what it met; how it ended, once it has.
-    fn step(&mut self) -> Option<Result<Vec<Repaired>, RepairError>> {
+    fn step(&mut self) -> Option<Result<Vec<Repaired>, Unreadable>> {
         let damage = match self.read() {
             Ok(true) => return Some(Ok(std::mem::take(&mut self.repaired))),
             Ok(false) => return None,
             Err(damage) => damage,
         };
         self.reader = None;
+        let segment_bytes = self.repairer.segment_bytes;
+        let at = damage.gap().map_or(self.to, |gap| gap.from);
+        let unreadable = |error| Unreadable { error, before: at.segment(segment_bytes).next().start(segment_bytes) };
         if self.repaired.len() >= REPAIRS_MAX {
-            return Some(Err(damage.into()));
+            return Some(Err(unreadable(damage.into())));
         }
         tracing::warn!("{damage}");
         let last = self.repaired.last();
         match self.repairer.close_next(damage, last, &mut |text| tracing::debug!("{text}")) {
             Ok(repaired) => self.repaired.push(repaired),
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Some(Err(unreadable(error))),
         }
         None
     }

@@ -175,6 +175,11 @@ impl Member {
         self.node.repaired.ranges
     }
 
+    /// Base copies that it has put in place since it was opened.
+    pub fn base_copies(&self) -> u64 {
+        self.node.base_copies.taken
+    }
+
     /// True while it leads and may speak.
     pub fn leads(&self) -> bool {
         matches!(self.node.role, Role::Leader(_)) && self.node.may_speak_at(world::now())
