@@ -102,3 +102,27 @@ fn damage_in_old_log_is_mended_after_a_start() {
     until("INFO tells of the repair", || info(&mut b, "log_repaired_ranges") == "1");
     assert_repaired(root.path(), &leader, &replica, segment);
 }
+
+/// The leader knows nobody who could give it back, but its store is whole.
+#[test]
+fn who_needs_log_that_is_damaged_for_good_gets_a_base_copy() {
+    let root = directory();
+    let (leader, replica) = pair(root.path(), &[]);
+    let mut a = leader.client();
+    until("the leader's store holds two segments of log", || {
+        a.command(&["SET", "turn", "x"]);
+        lsn_bytes(&info(&mut a, "store_checkpoint_lsn")) >= 2 * SEGMENT_BYTES
+    });
+    drop(replica);
+    // Nothing of it is in memory any more.
+    assert_eq!(leader.stop().0, Some(0));
+    let leader = Node::start(root.path(), "a", &SMALL);
+    let peer = leader.peer_listen.to_string();
+    flip(&leader.data.join("log").join("0000000000000000.wal"), SEGMENT_BYTES / 2);
+    let late = Node::start(root.path(), "c", &[&["--follow", &peer][..], &SMALL].concat());
+    let mut c = late.client();
+    until("a base copy takes the place of the log", || info(&mut c, "base_copies_taken") == "1");
+    assert_eq!(c.command(&["STRLEN", "key0"]), Reply::Integer(VALUE_BYTES as i64));
+    let log = fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(log.contains("the old log is damaged, replicas that need it before 0/1000000 get a base copy"), "{log}");
+}
