@@ -86,7 +86,10 @@ fn write_values(args: &WriteArgs, writer: usize, port: &Mutex<File>) {
             let address = &args.addresses[chosen % args.addresses.len()];
             match try_value(&mut client, address, &args.level, writer, number) {
                 Ok(()) => break,
-                Err(_) => {
+                Err(error) => {
+                    if matches!(error, ClientError::Refused { .. }) {
+                        eprintln!("{error}");
+                    }
                     client = None;
                     chosen += 1;
                     std::thread::sleep(RECONNECT_INTERVAL);
