@@ -41,7 +41,7 @@ impl LogReader {
         let (path, offset) = self.bytes.locate(at);
         let gap = Gap { from: at, previous_crc: self.previous_crc, needed: Lsn(at.0 + 1) };
         let bad = |reason| RecoverError::Rot {
-            path,
+            path: path.clone(),
             offset,
             lsn: at,
             reason,

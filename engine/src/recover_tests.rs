@@ -142,7 +142,8 @@ fn every_combination_of_evidence_is_one_named_case() {
 
 #[test]
 fn an_empty_and_a_clean_log_end_where_they_end() {
-    let empty = find_end(&mut Memory { bytes: vec![], segments: vec![], bad: (0, 0) }, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+    let empty =
+        find_end(&mut Memory { bytes: vec![], segments: vec![], bad: (0, 0) }, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
     assert_eq!((empty.end, empty.crc, empty.cut), (Lsn::ZERO, 0, None));
     let mut log = Writer::new(1);
     for number in 0..5 {
@@ -202,10 +203,14 @@ fn what_the_disk_cannot_read_is_asked_of_others_or_stops_the_node_and_is_never_c
         for at in [start.0, start.0 + FRAME_HEADER_BYTES as u64 + 1] {
             let bad = (at, at + 1);
             let rot = find_end(&mut Memory { bad, ..writer.memory() }, end, &history).expect_err("known to be durable");
-            assert!(matches!(&rot, RecoverError::Rot { lsn, reason: FrameError::Unreadable, .. } if *lsn == start), "{rot}");
+            assert!(
+                matches!(&rot, RecoverError::Rot { lsn, reason: FrameError::Unreadable, .. } if *lsn == start),
+                "{rot}"
+            );
             assert_eq!(rot.gap().map(|gap| gap.from), Some(start));
             let known = follower(Lsn::ZERO);
-            let refused = find_end(&mut Memory { bad, ..writer.memory() }, known, &history).expect_err("nothing is cut");
+            let refused =
+                find_end(&mut Memory { bad, ..writer.memory() }, known, &history).expect_err("nothing is cut");
             assert!(refused.is_bad_sector() && refused.gap().is_none(), "{refused}");
         }
     }
@@ -277,7 +282,8 @@ fn any_run_of_lost_sectors_in_the_unflushed_part_is_a_torn_tail() {
 #[test]
 fn a_log_with_nothing_left_before_its_end_is_refused() {
     let boundary = Lsn(SEGMENT_BYTES_MIN);
-    let mut memory = Memory { bytes: vec![0; 2 * SEGMENT_BYTES_MIN as usize], segments: vec![SegmentNo(1)], bad: (0, 0) };
+    let mut memory =
+        Memory { bytes: vec![0; 2 * SEGMENT_BYTES_MIN as usize], segments: vec![SegmentNo(1)], bad: (0, 0) };
     let error = find_end(&mut memory, boundary, &history(&[(1, 0)])).unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
 }

@@ -106,12 +106,7 @@ impl Way {
         Ok(Vec::new())
     }
 
-    fn start_with_a_bad_sector(
-        self,
-        disk: &Disk,
-        machine: &mut Machine,
-        nodes: Nodes,
-    ) -> Result<Vec<String>, Failure> {
+    fn start_with_a_bad_sector(self, disk: &Disk, machine: &mut Machine, nodes: Nodes) -> Result<Vec<String>, Failure> {
         let name = self.victim();
         let place = machine.run(&format!(
             "{}\nsync; power place --file {MOUNT}/{name}/log/{:016X}.wal --offset {BAD_AT}",
@@ -155,7 +150,11 @@ impl Way {
         if self.serves_again() && !runs(machine, self.victim())? {
             println!("  the node has ended; it is started again");
             let name = self.victim();
-            machine.run(&format!("{}\n{} || {{ tail -n 5 /mnt/{name}.log; exit 1; }}", nodes.spawn(name), nodes.wait(name)))?;
+            machine.run(&format!(
+                "{}\n{} || {{ tail -n 5 /mnt/{name}.log; exit 1; }}",
+                nodes.spawn(name),
+                nodes.wait(name)
+            ))?;
         }
         Ok(())
     }

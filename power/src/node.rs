@@ -181,10 +181,10 @@ impl Nodes {
 
     /// SIGKILL to one of them; exit code 44 when it does not end.
     pub fn kill(self, name: &str) -> String {
-            format!(
-                "kill -KILL $(cat /mnt/{name}.pid); n=0; while kill -0 $(cat /mnt/{name}.pid) 2>/dev/null; do \
+        format!(
+            "kill -KILL $(cat /mnt/{name}.pid); n=0; while kill -0 $(cat /mnt/{name}.pid) 2>/dev/null; do \
                  sleep 0.05; n=$((n+1)); [ $n -lt 600 ] || {{ tail -n 5 /mnt/{name}.log; exit 44; }}; done"
-            )
+        )
     }
 }
 

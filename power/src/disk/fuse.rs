@@ -9,11 +9,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Content, Disk, Failed, Pending, Request};
@@ -44,9 +44,10 @@ const FILE_MODE: u32 = 0o100_600;
 /// The file is closed within this time after the last process that used it.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// The disk as a file, for as long as this process lives.
+/// The disk as a file, until it is dropped or this process ends.
 #[derive(Debug)]
 pub struct DiskFile {
+    path: PathBuf,
     opened: Arc<Opened>,
 }
 
@@ -72,12 +73,13 @@ impl DiskFile {
         let options = format!("fd={},rootmode={FILE_MODE:o},user_id=0,group_id=0", device.as_raw_fd());
         mount(Some("power"), path, Some("fuse"), MsFlags::MS_NODEV | MsFlags::MS_NOSUID, Some(options.as_str()))?;
         let opened = Arc::new(Opened::default());
-        let server = Server { disk: disk.clone(), device, opened: Arc::clone(&opened), bytes: disk.state().image.bytes() };
+        let server =
+            Server { disk: disk.clone(), device, opened: Arc::clone(&opened), bytes: disk.state().image.bytes() };
         std::thread::Builder::new().name("disk-file".to_owned()).spawn(move || {
             // Ends with an error when the file is unmounted.
             let _ = server.run();
         })?;
-        Ok(DiskFile { opened })
+        Ok(DiskFile { path: path.to_owned(), opened })
     }
 
     /// Waits until nobody has it open; false when somebody keeps it.
@@ -85,6 +87,13 @@ impl DiskFile {
         let count = self.opened.count.lock().expect("the count's lock");
         let waited = self.opened.changed.wait_timeout_while(count, CLOSE_TIME_MAX, |count| *count > 0);
         !waited.expect("the count's lock").1.timed_out()
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        // Its server ends with it.
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
     }
 }
 
@@ -252,6 +261,7 @@ mod tests {
         disk.state().image.reset();
         File::open(&path).unwrap().read_exact_at(&mut read, 4096).unwrap();
         assert_eq!(read, [7; 3]);
-        nix::mount::umount(&path).unwrap();
+        drop(file);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "it is not mounted any more");
     }
 }
