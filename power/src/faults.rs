@@ -264,7 +264,8 @@ fn play(args: &FaultsArgs, kit: &Kit, way: Way) -> Result<Vec<String>, Failure> 
         way.level()
     ))?;
     if !load.reaches(BEFORE) {
-        return Err(Failure::failed("nothing is acknowledged while the disk works"));
+        let said = machine.run(nodes.last_words())?;
+        return Err(Failure::failed(format_args!("too little is acknowledged while the disk works:\n{said}")));
     }
     wrong.extend(way.begin(&disk, &mut machine, nodes)?);
     let before = load.acknowledged();

@@ -173,6 +173,7 @@ impl Course {
                 enter("load");
             }
         }
+        let last_words = machine.run(nodes.last_words())?;
         machine.cut()?;
         let mut state = disk.state();
         let (trace, end) = (state.recorded(), state.stamp());
@@ -188,7 +189,7 @@ impl Course {
             phases.iter().filter(|phase| phase.name == "restart").count()
         );
         if promises.total(end) == 0 {
-            return Err(Failure::failed("no value was acknowledged: nothing to test"));
+            return Err(Failure::failed(format_args!("no value was acknowledged: nothing to test\n{last_words}")));
         }
         Ok(Course { filesystem, nodes, disk, trace, promises, phases, end })
     }

@@ -157,6 +157,11 @@ impl Nodes {
         format!("{spawn}\n{}", self.names.iter().map(wait).collect::<Vec<_>>().join("\n"))
     }
 
+    /// Prints what the nodes and their writers said last.
+    pub fn last_words(self) -> &'static str {
+        "tail -n 12 /mnt/*.log"
+    }
+
     /// Verifies every log that is there; this exit code when one is damaged.
     pub fn verify(self, code: i32) -> String {
         let one = |name: &&str| {
