@@ -120,6 +120,7 @@ impl<'a> Bench<'a> {
         writers: usize,
     ) -> Result<Bench<'a>, Failure> {
         let host = if args.on_host { Some(HostBench::new(kit, disk, filesystem)?) } else { None };
+        let nodes = if args.on_host { nodes.on_host() } else { nodes };
         let (disk, nobody) = (disk.clone(), Arc::default());
         Ok(Bench { kit, disk, filesystem, bus: args.bus, nodes, writers, host, machine: None, nobody })
     }

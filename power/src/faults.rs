@@ -24,7 +24,7 @@ const BEFORE: u64 = 60;
 /// Values that are acknowledged after it works again, where the node goes on by itself.
 const AFTER: u64 = 20;
 /// They come within this time; the processor is emulated.
-const PROGRESS_TIME_MAX: Duration = Duration::from_secs(120);
+const PROGRESS_TIME_MAX: Duration = Duration::from_secs(300);
 /// How long the disk fails.
 const FAILS_FOR: Duration = Duration::from_secs(10);
 /// Acknowledgements of what was durable before may still be on their way for so long after the disk stopped answering.

@@ -29,6 +29,9 @@ use crate::promise::{Held, Promises};
 const WRITERS: usize = 8;
 /// A course ends early when its writes fill so much memory.
 const TRACE_BYTES_MAX: u64 = 1 << 30;
+/// A course goes on until so many values were acknowledged, on a host that is busy otherwise, but only for so many times its seconds.
+const ACKNOWLEDGED_MIN: u64 = 200;
+const LONGER_MAX: u32 = 4;
 /// Between two looks at a course.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// One in so many recoveries is cut as well.
@@ -159,14 +162,20 @@ impl Course {
             args.level()
         ))?;
         let ends = Instant::now() + Duration::from_secs(args.seconds);
-        while Instant::now() < ends && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
+        let acknowledged = || {
+            let now = disk.state().stamp();
+            promises.lock().expect("the promises' lock").total(now)
+        };
+        let gives_up = ends + Duration::from_secs(args.seconds) * LONGER_MAX;
+        let goes_on = || Instant::now() < ends || acknowledged() < ACKNOWLEDGED_MIN && Instant::now() < gives_up;
+        while goes_on() && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
             // A fifth to a half of the course under load, then a restart.
             let part = Duration::from_secs(args.seconds).mul_f64(rng.random_range(0.2..0.5));
-            let until = (Instant::now() + part).min(ends);
-            while Instant::now() < until && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
+            let until = Instant::now() + part;
+            while Instant::now() < until && goes_on() && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
                 std::thread::sleep(LOOK_INTERVAL);
             }
-            if Instant::now() < ends {
+            if goes_on() {
                 enter("restart");
                 machine.run(&nodes.kill_all())?;
                 machine.run(&nodes.start_all(1))?;

@@ -25,7 +25,7 @@ const MEMORY_MIB: u32 = 1536;
 /// A machine is up within this time, on a host that is busy otherwise.
 const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
 /// Scripts must end within this time.
-pub const SCRIPT_TIME_MAX: Duration = Duration::from_secs(300);
+pub const SCRIPT_TIME_MAX: Duration = Duration::from_secs(600);
 /// Lines of the console that are shown after a failure.
 const CONSOLE_LINES_SHOWN: usize = 70;
 const POLL_INTERVAL: Duration = Duration::from_millis(10);

@@ -15,11 +15,14 @@ pub const MOUNT: &str = "/mnt/data";
 /// The guest's disk. XFS takes none below 300 MiB.
 const DISK_BYTES: u64 = 640 << 20;
 /// A node serves within so many seconds of its start; the processor is emulated.
-const START_SECONDS_MAX: u64 = 90;
+const START_SECONDS_MAX: u64 = 150;
 /// Small, so that segments end, are recycled and are covered by checkpoints many times in a run.
 const FLAGS: &str = "--segment-bytes 16MiB --checkpoint-bytes 2MiB --log-buffer-bytes 64MiB --store-cache-bytes 8MiB \
                      --waterfall=false";
 
+/// Timeouts for three members on one processor that is emulated and shared.
+const EMULATED: &str = "--election-timeout 20s --heartbeat-interval 1s --peer-timeout 60s";
+const ON_HOST: &str = "--election-timeout 4s --heartbeat-interval 500ms";
 /// Segments are recycled as soon as they may be.
 const KEEP_LITTLE: &str = "16MiB";
 
@@ -89,17 +92,24 @@ pub struct Nodes {
     flush_by: FlushBy,
     /// How much old log they keep at least.
     keep: &'static str,
+    /// Of members: how long they wait for each other.
+    timeouts: &'static str,
 }
 
 impl Nodes {
     /// One leader.
     pub fn one(flush_by: FlushBy) -> Nodes {
-        Nodes { names: &["a"], flush_by, keep: KEEP_LITTLE }
+        Nodes { names: &["a"], flush_by, keep: KEEP_LITTLE, timeouts: EMULATED }
     }
 
     /// Three members of a cluster.
     pub fn three(flush_by: FlushBy) -> Nodes {
-        Nodes { names: &["a", "b", "c"], flush_by, keep: KEEP_LITTLE }
+        Nodes { names: &["a", "b", "c"], flush_by, keep: KEEP_LITTLE, timeouts: EMULATED }
+    }
+
+    /// The same on this host's processors.
+    pub fn on_host(self) -> Nodes {
+        Nodes { timeouts: ON_HOST, ..self }
     }
 
     /// The same, but every new segment needs room of its own: nothing is recycled.
@@ -131,11 +141,7 @@ impl Nodes {
         if self.names.len() > 1 {
             let member = |name: &&str| format!("{name}=127.0.0.1:{}", peer_port(name));
             let members = self.names.iter().map(member).collect::<Vec<_>>().join(",");
-            // Timeouts for processors that are emulated and shared.
-            let _ = write!(
-                flags,
-                " --members {members} --sync 'ANY 1 (*)' --election-timeout 4s --heartbeat-interval 500ms"
-            );
+            let _ = write!(flags, " --members {members} --sync 'ANY 1 (*)' {}", self.timeouts);
         }
         format!(
             "rm -f /mnt/{name}.ready; walferry start --data /mnt/data/{name} --name {name} --listen {} --peer-listen \

@@ -18,7 +18,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Somebody leads within this time.
-const LEADER_TIME_MAX: Duration = Duration::from_secs(60);
+const LEADER_TIME_MAX: Duration = Duration::from_secs(180);
 
 /// Flags of `power write`.
 #[derive(Debug, clap::Args)]
