@@ -183,6 +183,7 @@ impl Course {
             }
         }
         let last_words = machine.run(nodes.last_words())?;
+        let own_flushes = machine.run(&args.bench.bus.flushes())?;
         machine.cut()?;
         let mut state = disk.state();
         let (trace, end) = (state.recorded(), state.stamp());
@@ -197,6 +198,7 @@ impl Course {
             promises.total(end),
             phases.iter().filter(|phase| phase.name == "restart").count()
         );
+        println!("{name}: the guest's kernel: {}", own_flushes.trim());
         if promises.total(end) == 0 {
             return Err(Failure::failed(format_args!("no value was acknowledged: nothing to test\n{last_words}")));
         }
