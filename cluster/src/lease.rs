@@ -37,7 +37,7 @@ impl Voter {
 
     /// The leader of `epoch` was heard; true when it has this voter's grant now.
     pub fn handle_beat(&mut self, epoch: Epoch, now: Instant) -> bool {
-        let granted = epoch >= self.promised;
+        let granted = epoch >= self.promised || mutants::is_on("vote-twice");
         if granted {
             self.granted_until = self.granted_until.max(now + self.election_timeout);
         }

@@ -30,6 +30,8 @@
 
 use std::collections::BTreeSet;
 
+use walferry_engine::mutants;
+
 use crate::member::MemberName;
 use crate::policy::SyncPolicy;
 use crate::register::{ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, REMOVED_MAX, Removed};
@@ -155,7 +157,8 @@ impl ClusterState {
             let removed =
                 Removed { name: name.clone(), id: std::mem::replace(&mut member.id, id), version: next.version };
             // One that never counted is not missed; of a witness only its promises are gone.
-            if member.kind == Kind::Data && member.holding != Holding::Joining {
+            let counted = member.kind == Kind::Data && member.holding != Holding::Joining;
+            if counted && !mutants::is_on("forget-the-loss") {
                 member.holding = Holding::Lost;
             }
             next.in_sync.remove(name);

@@ -28,6 +28,7 @@ use crate::epoch::EpochHistory;
 use crate::log::LogError;
 use crate::lsn::{Epoch, Lsn};
 use crate::prepare::sync_dir;
+use crate::world;
 
 /// The mark's file in the data directory.
 pub const MARK_FILE: &str = "durable";
@@ -183,12 +184,17 @@ impl MarkFile {
     fn write(&mut self) -> io::Result<()> {
         self.sequence += 1;
         let bytes = self.mark.encode(self.sequence);
-        PLACES.into_iter().try_for_each(|place| self.file.write_all_at(&bytes, place))
+        PLACES.into_iter().try_for_each(|place| {
+            world::replaces(&self.path, place, bytes.len())?;
+            self.file.write_all_at(&bytes, place)
+        })
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
         let outcome = self.write().and_then(|()| durable::flush(&self.file));
-        outcome.map_err(|source| LogError::Io { what: "write", path: self.path.clone(), source })
+        outcome.map_err(|source| LogError::Io { what: "write", path: self.path.clone(), source })?;
+        world::synced(&self.path);
+        Ok(())
     }
 }
 

@@ -167,6 +167,9 @@ fn reason_of(block: Block) -> FrameError {
 
 fn judge(at: Lsn, block: Block, later: Later, durable: Durable) -> Verdict {
     let reason = reason_of(block);
+    if mutants::is_on("cut-what-rots") {
+        return Verdict::Torn(reason.to_string());
+    }
     if let Later::Flushed(frame) = later {
         return Verdict::Rot { reason, evidence: format!("the frame at {frame} says that it was durable") };
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::RecoverError;
 use crate::limits::frame_aligned;
 use crate::lsn::{Lsn, SegmentNo};
+use crate::world;
 
 /// What is read at once; larger frames are read whole.
 const READ_BYTES: usize = 1 << 20;
@@ -101,6 +102,7 @@ impl DirBytes {
             }
         }
         chunk.truncate(filled);
+        world::misread(at, &mut chunk);
         self.chunk = chunk;
         self.chunk_at = at;
         Ok(())

@@ -4,8 +4,11 @@
 //! way). The ring has its counterpart in `ring`.
 
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
+
+use crate::lsn::Lsn;
 
 /// What a step of background work says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,15 +182,61 @@ pub fn simulated_connection(address: &str) -> Option<io::Result<std::net::TcpStr
     None
 }
 
+/// What the node at `address` answers to `question`, where the world is simulated; `None` where it is to be asked over a socket.
+pub fn simulated_answer(address: &str, question: &[u8]) -> Option<io::Result<Vec<u8>>> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return Some(world.ask(address, question));
+    }
+    let _ = (address, question);
+    None
+}
+
+/// What was read of the log at `at`: a simulated disk may bring another part of the file in its place.
+#[inline]
+pub fn misread(at: Lsn, bytes: &mut [u8]) {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        world.misread(at, bytes);
+    }
+    let _ = (at, bytes);
+}
+
+/// Bytes of a file beside the log are about to be replaced: until `synced`, a crash of a simulated machine may bring them back.
+#[inline]
+pub fn replaces(path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        // What is not there yet is zeros.
+        let mut before = vec![0; bytes];
+        std::os::unix::fs::FileExt::read_at(&std::fs::File::open(path)?, &mut before, offset)?;
+        return world.writes(path, simulated::Undo::Bytes(offset, before));
+    }
+    let _ = (path, offset, bytes);
+    Ok(())
+}
+
+/// What was written to the file is durable.
+#[inline]
+pub fn synced(path: &Path) {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        world.synced(path);
+    }
+    let _ = path;
+}
+
 /// A world in place of the system's.
 #[cfg(feature = "simulation")]
 pub mod simulated {
     use std::cell::RefCell;
     use std::io;
+    use std::path::Path;
     use std::rc::Rc;
     use std::time::{Instant, SystemTime};
 
     use super::Work;
+    use crate::lsn::Lsn;
 
     /// Background work by number.
     pub type TaskNo = u64;
@@ -210,6 +259,23 @@ pub mod simulated {
         fn has_space(&self) -> bool;
         /// A connection.
         fn connect(&self, address: &str) -> io::Result<std::net::TcpStream>;
+        /// A question to another node, and its answer.
+        fn ask(&self, address: &str, question: &[u8]) -> io::Result<Vec<u8>>;
+        /// The disk has read this of the log.
+        fn misread(&self, at: Lsn, bytes: &mut [u8]);
+        /// A file beside the log is about to change; an error when its node is going down. Until `synced` a crash may take any
+        /// part of the change back.
+        fn writes(&self, path: &Path, undo: Undo) -> io::Result<()>;
+        /// What was written to the file is durable.
+        fn synced(&self, path: &Path);
+    }
+
+    /// How a change of a file is taken back.
+    pub enum Undo {
+        /// These bytes stood at this offset.
+        Bytes(u64, Vec<u8>),
+        /// It had this length.
+        Length(u64),
     }
 
     thread_local! {
@@ -221,7 +287,8 @@ pub mod simulated {
         WORLD.with(|current| *current.borrow_mut() = world);
     }
 
-    pub(super) fn world() -> Option<Rc<dyn World>> {
+    /// The world of this thread.
+    pub fn world() -> Option<Rc<dyn World>> {
         WORLD.with(|current| current.borrow().clone())
     }
 }

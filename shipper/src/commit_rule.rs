@@ -2,6 +2,10 @@
 //! replicas are by the shipper, asked by the node's commit queue. As in PostgreSQL, a remote level needs the local flush too,
 //! an empty policy makes remote levels mean local, and with too few replicas commits wait.
 //!
+//! Replicas confirm what earlier epochs left only together with a frame of this one (the Raft paper's figure 8, section 5.4.2): a
+//! failover takes the log of the highest epoch. A replica that has all of the earlier frames and none of this epoch gives way to
+//! the leader of an epoch in between that has none of them, and what was answered on its word would be gone.
+//!
 //! While the terms change, commits need both the old and the new ones ([`CommitRule::begin_joint`]); the argument stands in
 //! `walferry_cluster::membership`.
 
@@ -53,6 +57,12 @@ struct Held {
     released: Lsn,
 }
 
+/// How far both go, if that is beyond `floor`.
+fn reach(confirmed: Lsn, local: Lsn, floor: Lsn) -> Lsn {
+    let reached = confirmed.min(local);
+    if reached > floor { reached } else { Lsn::ZERO }
+}
+
 /// Terms that are about to follow on the rule's.
 #[derive(Clone, Debug)]
 struct Joint {
@@ -69,22 +79,19 @@ pub struct CommitRule {
     /// Commits need these terms as well.
     joint: Option<Joint>,
     held: [Held; REMOTE_LEVELS.len()],
+    /// Where this epoch begins: confirmations that reach no further do not count.
+    epoch_start: Lsn,
     /// Up to where the joint terms have it durable.
     proved: Lsn,
 }
 
 impl CommitRule {
-    /// A rule under `policy` that knows no replicas yet, and takes each at its word.
-    pub fn new(policy: SyncPolicy) -> CommitRule {
+    /// A rule under `policy` for the epoch that begins at `epoch_start`. It knows no replicas yet, and takes each at its word.
+    pub fn new(policy: SyncPolicy, epoch_start: Lsn) -> CommitRule {
         let terms = Terms::of_any(policy);
-        let mut rule = CommitRule { terms, joint: None, held: Default::default(), proved: Lsn::ZERO };
+        let mut rule = CommitRule { terms, joint: None, held: Default::default(), epoch_start, proved: Lsn::ZERO };
         rule.update(&[], Lsn::ZERO);
         rule
-    }
-
-    /// The policy.
-    pub fn policy(&self) -> &SyncPolicy {
-        &self.terms.policy
     }
 
     /// Other terms from now on; `update` follows. What was released stays so.
@@ -106,14 +113,26 @@ impl CommitRule {
     /// True once everything that was in the log when the joint terms began is durable under them, here included: what was
     /// released under the old terms alone is part of it.
     pub fn joint_is_proved(&self, local: Lsn) -> bool {
-        self.joint.as_ref().is_some_and(|joint| self.proved.min(local) >= joint.mark)
+        let proved = reach(self.proved, local, self.floor());
+        self.joint.as_ref().is_some_and(|joint| proved >= joint.mark)
+    }
+
+    /// True when remote levels wait for replicas.
+    pub fn waits(&self) -> bool {
+        self.terms.policy.waits() || self.joint.as_ref().is_some_and(|joint| joint.terms.policy.waits())
+    }
+
+    /// What reaches no further is not confirmed in this epoch. Where nobody has to confirm anything, all is as durable as it gets.
+    fn floor(&self) -> Lsn {
+        if self.waits() && !mutants::is_on("count-older-epochs") { self.epoch_start } else { Lsn::ZERO }
     }
 
     /// Replicas moved, came, went, or joined or left the in-sync set; `local` is durable here.
     pub fn update(&mut self, replicas: &[Standing<'_>], local: Lsn) {
+        let floor = self.floor();
         for (held, level) in self.held.iter_mut().zip(REMOTE_LEVELS) {
             // What was confirmed while this confirmation held is kept before it is replaced.
-            held.released = held.released.max(held.confirmed.min(local));
+            held.released = held.released.max(reach(held.confirmed, local, floor));
             let candidates = candidates(replicas, level);
             let confirmed = self.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO);
             let joint = self.joint.as_ref().map(|joint| joint.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO));
@@ -124,7 +143,7 @@ impl CommitRule {
             if mutants::is_on("ack-without-replicas") {
                 held.confirmed = Lsn::MAX;
             }
-            held.released = held.released.max(held.confirmed.min(local));
+            held.released = held.released.max(reach(held.confirmed, local, floor));
         }
     }
 
@@ -137,7 +156,7 @@ impl CommitRule {
             CommitLevel::RemoteFlush => self.held[1],
             CommitLevel::RemoteApply => self.held[2],
         };
-        held.released.max(held.confirmed.min(local))
+        held.released.max(reach(held.confirmed, local, self.floor()))
     }
 
     /// What the policy makes of the replica at `index`.
@@ -199,7 +218,7 @@ mod tests {
             ("ANY 1 (c)", 100, [u64::MAX, 100, 0, 0, 0]),
         ];
         for (policy, local, expected) in table {
-            let mut rule = CommitRule::new(policy.parse().expect("a policy"));
+            let mut rule = CommitRule::new(policy.parse().expect("a policy"), Lsn::ZERO);
             rule.update(&standings(&replicas), Lsn::ZERO);
             let levels = [Off, Local, RemoteWrite, RemoteFlush, RemoteApply];
             let released = levels.map(|level| rule.released(level, Lsn(local)).0);
@@ -209,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_lost_replica_stops_commits_but_takes_none_back() {
-        let mut rule = CommitRule::new("a".parse().expect("a policy"));
+        let mut rule = CommitRule::new("a".parse().expect("a policy"), Lsn::ZERO);
         rule.update(&standings(&[replica("a", true, [50, 50, 50])]), Lsn(40));
         assert_eq!(rule.released(RemoteFlush, Lsn(40)), Lsn(40));
         // The local flush went on to 45 before the replica went: those commits were answered.
@@ -227,14 +246,34 @@ mod tests {
     }
 
     #[test]
+    fn what_earlier_epochs_left_is_confirmed_with_a_frame_of_this_one() {
+        let rule_at = |position: u64, local: u64, policy: &str| {
+            let mut rule = CommitRule::new(policy.parse().expect("a policy"), Lsn(50));
+            rule.update(&standings(&[replica("a", true, [position; 3])]), Lsn(local));
+            rule.released(RemoteFlush, Lsn(local))
+        };
+        assert_eq!(rule_at(50, 90, "a"), Lsn::ZERO, "a leader of an epoch in between may take it back");
+        assert_eq!(rule_at(60, 50, "a"), Lsn::ZERO, "this node has no frame of its epoch yet");
+        assert_eq!(rule_at(60, 90, "a"), Lsn(60));
+        assert_eq!(rule_at(0, 50, ""), Lsn(50), "nobody has to confirm anything");
+        let mut rule = CommitRule::new("a".parse().expect("a policy"), Lsn(50));
+        rule.begin_joint(terms("ANY 1 (*)", "a"), Lsn(50));
+        rule.update(&standings(&[replica("a", true, [50; 3])]), Lsn(50));
+        assert!(!rule.joint_is_proved(Lsn(50)), "nor is a change proved with it");
+        rule.update(&standings(&[replica("a", true, [60; 3])]), Lsn(60));
+        assert!(rule.joint_is_proved(Lsn(60)));
+    }
+
+    #[test]
     fn a_stricter_policy_does_not_inherit_what_nobody_confirmed() {
-        let mut rule = CommitRule::new(SyncPolicy::None);
+        let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.update(&[], Lsn(10));
         assert_eq!(rule.released(RemoteFlush, Lsn(20)), Lsn(20));
         rule.set_terms(Terms::of_any("a".parse().expect("a policy")));
         rule.update(&[], Lsn(20));
         assert_eq!(rule.released(RemoteFlush, Lsn(30)), Lsn(20));
     }
+
     fn terms(policy: &str, confirming: &str) -> Terms {
         let names = confirming.split_whitespace().map(|name| name.parse().expect("a name"));
         Terms { policy: policy.parse().expect("a policy"), confirming: Some(names.collect()) }
@@ -244,7 +283,7 @@ mod tests {
     fn a_replica_that_does_not_count_releases_nothing() {
         let replicas = [replica("b", true, [20, 20, 20]), replica("d", true, [90, 90, 90])];
         for (policy, released) in [("ANY 1 (*)", 20), ("ALL", 20), ("FIRST 1 (d, b)", 20), ("", 100)] {
-            let mut rule = CommitRule::new(SyncPolicy::None);
+            let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
             rule.held = Default::default();
             rule.set_terms(terms(policy, "b"));
             rule.update(&standings(&replicas), Lsn(100));
@@ -256,7 +295,7 @@ mod tests {
     #[test]
     fn while_terms_change_commits_need_both_and_the_change_needs_all_that_was_before() {
         // `d` joins b and c: one more of them has to confirm.
-        let mut rule = CommitRule::new(SyncPolicy::None);
+        let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.held = Default::default();
         rule.set_terms(terms("ANY 1 (*)", "b c"));
         let at = |b, c, d| [replica("b", true, [b; 3]), replica("c", true, [c; 3]), replica("d", true, [d; 3])];
@@ -284,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_replica_that_leaves_is_counted_until_the_register_says_so() {
-        let mut rule = CommitRule::new(SyncPolicy::None);
+        let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.held = Default::default();
         rule.set_terms(terms("ANY 1 (*)", "b c"));
         rule.begin_joint(terms("ANY 1 (*)", "b"), Lsn(80));

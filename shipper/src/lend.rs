@@ -98,6 +98,11 @@ pub fn judge(want: &Want, holding: &Holding) -> Result<Lsn, Refuse> {
     Ok(fork.min(holding.flushed))
 }
 
+/// What of it this node lends.
+pub fn look_up(want: &Want, holding: &Holding) -> Result<Vec<u8>, Refuse> {
+    read(want, holding, judge(want, holding)?)
+}
+
 /// The whole frames from `want.from` on, verified, as they stand in the log.
 fn read(want: &Want, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
     let not_held = |text: String| Refuse { code: RefuseCode::NotHeld, text };
@@ -196,8 +201,7 @@ fn full(holding: &Holding) -> Refuse {
 }
 
 fn lend(mut stream: TcpStream, want: &Want, holding: &Holding) {
-    let lent = judge(want, holding).and_then(|until| read(want, holding, until));
-    match lent {
+    match look_up(want, holding) {
         Err(refuse) => {
             tracing::info!(asked_by = %want.name, from = %want.from, "cannot lend a part of the log: {refuse}");
             turn_away(&stream, &refuse);

@@ -78,6 +78,8 @@ pub struct ShipperConfig {
     pub replica_lag_time_max: Duration,
     /// Remote levels are refused while fewer replicas are in sync.
     pub min_in_sync: usize,
+    /// Where the leader's epoch begins.
+    pub epoch_start: Lsn,
     /// Who has to confirm commits.
     pub policy: SyncPolicy,
     /// Batches of at least this size go by SEND_ZC.
@@ -170,7 +172,7 @@ impl Shipper {
         };
         Ok(Shipper {
             replicas,
-            rule: CommitRule::new(config.policy.clone()),
+            rule: CommitRule::new(config.policy.clone(), config.epoch_start),
             in_sync,
             config,
             common,
@@ -324,7 +326,7 @@ impl Shipper {
         self.lend(log, history);
         self.drop_silent(ring, log, now);
         let news = self.view.sealed > sealed_before && !self.links.is_empty();
-        if news && !self.policy().waits() {
+        if news && !self.waits() {
             // Nobody waits for replicas: the disk starts on its part of the work before the sockets get theirs.
             let _ = ring.submit();
         }

@@ -308,7 +308,8 @@ impl Client {
             }
             Doing::Write { .. } | Doing::Count(_) | Doing::Token => {}
         }
-        if failed && (text.contains("MOVED") || text.contains("READONLY") || text.contains("NOLEADER")) {
+        let elsewhere = ["-MOVED", "-READONLY", "-CLUSTERDOWN"];
+        if elsewhere.iter().any(|error| text.starts_with(error)) {
             return Some(Outcome::Leave);
         }
         Some(if failed { Outcome::Pause } else { Outcome::Next })

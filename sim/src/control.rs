@@ -10,9 +10,11 @@ use walferry_cluster::MemberName;
 use walferry_cluster::control::{Answer, Ask, Beat};
 use walferry_cluster::failover::{Aside, Effect, Failover, Outlook, Sealed};
 use walferry_cluster::lease::{Lease, Voter};
-use walferry_cluster::register::{Change, ClusterState, MemberId, Part};
+use walferry_cluster::register::{Change, ClusterState, Holding, MemberId, Part};
 use walferry_engine::lsn::Epoch;
+use walferry_engine::mutants;
 
+use crate::seating::{Changing, Next, Seating};
 use crate::world::NodeNo;
 
 /// What a member keeps on its disk beside its log.
@@ -39,10 +41,21 @@ pub enum Wish {
         ask: Ask,
         asked: Asked,
     },
-    /// Of the register, as its controller.
-    Propose(Change),
-    /// Of the register, through its controller.
-    KeepInSync(Change),
+    /// A change of the register.
+    Propose(Purpose, Change),
+}
+
+/// What a change of the register is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Another leader, by the controller itself.
+    Failover,
+    /// A member that lost its disk begins anew, by the controller itself.
+    TakeBack,
+    /// The leader's in-sync set.
+    InSync,
+    /// The leader's change of the members.
+    Seats,
 }
 
 /// A seal that waits for the node.
@@ -50,6 +63,13 @@ struct Sealing {
     request: u64,
     from: NodeNo,
     reach: oneshot::Receiver<Reach>,
+}
+
+/// A leader that takes no writes until this replica has everything.
+struct Draining {
+    epoch: Epoch,
+    to: MemberName,
+    drained: oneshot::Receiver<Result<(), String>>,
 }
 
 /// One member's part.
@@ -70,6 +90,9 @@ pub struct Control {
     answering: Vec<Sealing>,
     wanted_in_sync: Option<(Epoch, BTreeSet<MemberName>)>,
     in_sync_changing: bool,
+    draining: Option<Draining>,
+    changing: Option<Changing>,
+    taking_back: bool,
     /// It believes that it may change the register.
     pub controls: bool,
 }
@@ -111,6 +134,9 @@ impl Control {
             answering: Vec::new(),
             wanted_in_sync: None,
             in_sync_changing: false,
+            draining: None,
+            changing: None,
+            taking_back: false,
             controls: false,
         }
     }
@@ -121,6 +147,47 @@ impl Control {
 
     fn is_member(&self) -> bool {
         self.kept.state.knows(&self.name, self.kept.id)
+    }
+
+    /// Its life is over: the register has done without it, or has another life in its place.
+    pub fn is_removed(&self) -> bool {
+        self.kept.state.removed_at(self.kept.id).is_some()
+    }
+
+    fn leads(&self) -> bool {
+        self.kept.state.leader.as_ref() == Some(&self.name) && self.is_member()
+    }
+
+    /// An operator wants another leader.
+    pub fn switch_over(&mut self, to: MemberName) {
+        if self.leads() && self.draining.is_none() {
+            let (sender, drained) = oneshot::channel();
+            self.node.order(Order::Drain(to.clone(), sender));
+            self.draining = Some(Draining { epoch: self.kept.state.epoch, to, drained });
+        }
+    }
+
+    /// An operator, or this leader itself, wants other members.
+    pub fn change_members(&mut self, seating: Seating, now: Instant) {
+        let majority = self.kept.state.majority();
+        let speaks =
+            self.lease.as_ref().is_some_and(|(_, lease)| lease.until(majority).is_some_and(|until| now < until));
+        if !self.leads() || !speaks || self.changing.is_some() {
+            return;
+        }
+        let Some((changing, joint)) = Changing::begin(seating, &self.kept.state, now) else { return };
+        if let Some((terms, answer)) = joint {
+            self.node.order(Order::Joint(terms, answer));
+        }
+        self.changing = Some(changing);
+    }
+
+    /// The controller hears a member that has lost its disk.
+    pub fn take_back(&mut self, name: &MemberName, id: MemberId, wishes: &mut Vec<Wish>) {
+        if self.controls && self.is_member() && !self.taking_back {
+            self.taking_back = true;
+            wishes.push(Wish::Propose(Purpose::TakeBack, Change { state: self.kept.state.with_new_life(name, id) }));
+        }
     }
 
     /// The register moved, as far as this member hears.
@@ -145,7 +212,33 @@ impl Control {
         self.tell_node(now);
         self.beat(now, wishes);
         self.replace_leader(now, wishes);
-        self.keep_in_sync(wishes);
+        self.keep_in_sync(now, wishes);
+        self.drain(wishes);
+        self.turn_seats(now, wishes);
+    }
+
+    fn drain(&mut self, wishes: &mut Vec<Wish>) {
+        let Some(draining) = &mut self.draining else { return };
+        match draining.drained.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return,
+            Ok(Ok(())) => {
+                let (epoch, aside) = (draining.epoch, Aside::For(draining.to.clone()));
+                self.ask_controller(Ask::Aside(epoch, aside), wishes);
+            }
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {}
+        }
+        self.draining = None;
+    }
+
+    fn turn_seats(&mut self, now: Instant, wishes: &mut Vec<Wish>) {
+        let Some(changing) = &mut self.changing else { return };
+        match changing.poll(&self.kept.state, now) {
+            Next::Wait => return,
+            Next::Propose(state) => return wishes.push(Wish::Propose(Purpose::Seats, Change { state })),
+            Next::Settle(version) => self.node.order(Order::Settled(version)),
+            Next::Over => {}
+        }
+        self.changing = None;
     }
 
     /// The simulator knows who controls and sends it there.
@@ -242,33 +335,44 @@ impl Control {
                         wishes.push(Wish::Ask { to: node_of(member), ask: Ask::Seal(epoch), asked });
                     }
                 }
-                Effect::Propose(change) => wishes.push(Wish::Propose(change)),
+                Effect::Propose(change) => wishes.push(Wish::Propose(Purpose::Failover, change)),
             }
         }
     }
 
-    fn keep_in_sync(&mut self, wishes: &mut Vec<Wish>) {
+    fn keep_in_sync(&mut self, now: Instant, wishes: &mut Vec<Wish>) {
         let state = &self.kept.state;
         let leads = state.leader.as_ref() == Some(&self.name);
-        let Some((epoch, wanted)) = self.wanted_in_sync.clone().filter(|_| leads && !self.in_sync_changing) else {
-            return;
-        };
+        let Some((epoch, wanted)) = self.wanted_in_sync.clone().filter(|_| leads) else { return };
         if epoch != state.epoch {
             return;
         }
+        let joins = |name: &&MemberName| state.members.get(*name).is_some_and(|seat| seat.holding == Holding::Joining);
+        if let Some(name) = wanted.iter().find(joins).cloned() {
+            let id = state.members[&name].id;
+            self.change_members(Seating::Whole { name, id }, now);
+        }
+        if self.in_sync_changing {
+            return;
+        }
+        let state = &self.kept.state;
         let Some(next) = state.with_in_sync(&wanted) else { return };
         self.in_sync_changing = true;
-        wishes.push(Wish::KeepInSync(Change { state: next }));
-    }
-
-    /// A change of the in-sync set came back.
-    pub fn in_sync_changed(&mut self) {
-        self.in_sync_changing = false;
+        wishes.push(Wish::Propose(Purpose::InSync, Change { state: next }));
     }
 
     /// A proposal came back.
-    pub fn proposed(&mut self) {
-        self.failover.handle_proposed();
+    pub fn proposed(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::Failover => self.failover.handle_proposed(),
+            Purpose::TakeBack => self.taking_back = false,
+            Purpose::InSync => self.in_sync_changing = false,
+            Purpose::Seats => {
+                if let Some(changing) = &mut self.changing {
+                    changing.handle_answer();
+                }
+            }
+        }
     }
 
     /// A question from another member, or from this one. `None`: the answer comes with `take_answers`.
@@ -292,7 +396,9 @@ impl Control {
                 if epoch <= self.kept.state.epoch {
                     return Some(Answer::Refused("over".to_owned()));
                 }
-                self.kept.promised = self.kept.promised.max(epoch);
+                if !mutants::is_on("forget-the-seal") {
+                    self.kept.promised = self.kept.promised.max(epoch);
+                }
                 self.voter.promise(epoch);
                 self.node.set_lease(None);
                 let (sender, reach) = oneshot::channel();

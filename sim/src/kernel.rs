@@ -95,6 +95,15 @@ impl Kernel {
         !self.queues.is_quiet()
     }
 
+    /// True when a crash now could leave a part of a write behind.
+    pub fn can_tear(&self) -> bool {
+        let in_flight = self.disk_ops.values().filter_map(|op| match op {
+            DiskOp::Write(_, write, _) => Some(write),
+            DiskOp::Flush(_) => None,
+        });
+        in_flight.chain(&self.volatile).any(|write| write.bytes.len() > self.disk.sector_bytes)
+    }
+
     fn disk_time(&mut self, now_us: u64) -> u64 {
         let Disk { write_us, spread_us, slowness, stalled_until, .. } = self.disk;
         (now_us.max(stalled_until)) + (write_us + self.rng.u64(0..=spread_us)) * slowness

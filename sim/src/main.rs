@@ -6,9 +6,9 @@
 //!  ├─ world     clocks, chance and background work of the nodes
 //!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
 //!  ├─ network   connections and packets: late, lost, cut
-//!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate
+//!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate; seating: how members come and go
 //!  ├─ clients   what is asked and what was acknowledged; history: whether it can have happened so
-//!  ├─ faults    what a seed decides before it begins
+//!  ├─ faults    what a seed decides before it begins; rot: damage, and what must become of it
 //!  └─ checks    what must hold at the end
 //! runner    many runs, each in a process of its own; mutants: bugs that they have to find
 //! ```
@@ -22,7 +22,9 @@ mod history;
 mod kernel;
 mod mutants;
 mod network;
+mod rot;
 mod runner;
+mod seating;
 mod trace;
 mod world;
 
@@ -32,7 +34,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
 
-use faults::Fault;
+use faults::{Fault, Wanted};
 use runner::{line, run, run_all};
 
 /// Runs a cluster of nodes in a simulated world, and checks that nothing acknowledged is lost.
@@ -80,14 +82,15 @@ fn report(seed: u64, broken: &str, options: &Options) {
 
 /// One seed, twice.
 fn one(seed: u64, options: &Options) -> bool {
-    let first = match run(seed, &options.faults, options.trace) {
+    let wanted = Wanted::from(&options.faults[..]);
+    let first = match run(seed, &wanted, options.trace) {
         Ok(summary) => summary,
         Err(broken) => {
             report(seed, &broken, options);
             return false;
         }
     };
-    let second = run(seed, &options.faults, false).map_or(0, |summary| summary.hash);
+    let second = run(seed, &wanted, false).map_or(0, |summary| summary.hash);
     println!("seed {seed} ok, {}", line(&first));
     if first.hash != second {
         report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), options);
@@ -101,7 +104,7 @@ fn many(count: u64, options: &Options) -> bool {
     let begun = Instant::now();
     let until = options.minutes.map(|minutes| begun + Duration::from_secs(minutes * 60));
     let mut broken_seeds = Vec::new();
-    let ran = run_all(from..from + count, &options.faults, until, |seed, outcome| {
+    let ran = run_all(from..from + count, &Wanted::from(&options.faults[..]), until, |seed, outcome| {
         match outcome {
             Ok(line) if options.verbose => println!("seed {seed} ok, {line}"),
             Ok(_) => {}
@@ -144,7 +147,7 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).without_time().init();
     }
     let holds = if let Some(name) = &options.mutant {
-        mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX))
+        mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX), &options.faults)
     } else if let Some(path) = &options.file {
         from_file(path, &options)
     } else if let Some(seed) = options.seed {

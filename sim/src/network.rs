@@ -76,8 +76,8 @@ struct Connection {
 pub struct Network {
     connections: BTreeMap<LinkNo, Connection>,
     last: LinkNo,
-    /// `cut[a][b]`: nothing gets from a to b.
-    cut: Vec<Vec<bool>>,
+    /// `cut[a][b]`: nothing gets from a to b, for so many reasons.
+    cut: Vec<Vec<u32>>,
     /// Whether a process is there that listens.
     up: Vec<bool>,
     pub delays: Delays,
@@ -102,7 +102,7 @@ impl Network {
         Network {
             connections: BTreeMap::new(),
             last: 0,
-            cut: vec![vec![false; nodes]; nodes],
+            cut: vec![vec![0; nodes]; nodes],
             up: vec![false; nodes],
             delays,
             rng: fastrand::Rng::with_seed(seed),
@@ -115,16 +115,22 @@ impl Network {
     }
 
     pub fn cut(&mut self, from: NodeNo, to: NodeNo) {
-        self.cut[from][to] = true;
+        self.cut[from][to] += 1;
     }
 
+    /// Takes one `cut` back.
+    pub fn join(&mut self, from: NodeNo, to: NodeNo) {
+        self.cut[from][to] = self.cut[from][to].saturating_sub(1);
+    }
+
+    /// Everything passes again.
     pub fn heal(&mut self) {
-        self.cut.iter_mut().flatten().for_each(|cut| *cut = false);
+        self.cut.iter_mut().flatten().for_each(|cut| *cut = 0);
     }
 
     /// Whether anything gets from one to the other.
     pub fn passes(&self, from: NodeNo, to: NodeNo) -> bool {
-        !self.cut[from][to]
+        self.cut[from][to] == 0
     }
 
     /// How long a message takes now.
@@ -137,21 +143,27 @@ impl Network {
     /// Whether a packet gets through: those of the control plane are small and are not sent again.
     pub fn packet(&mut self, from: NodeNo, to: NodeNo) -> Option<u64> {
         let lost = from != to && self.rng.u64(0..1000) < self.delays.lost_per_mille;
-        if self.cut[from][to] || lost {
+        if self.cut[from][to] > 0 || lost {
             return None;
         }
         Some(if from == to { 1 } else { self.delays.min_us + self.rng.u64(0..=self.delays.spread_us) })
     }
 
-    pub fn connect(&mut self, from: NodeNo, address: &str, now_us: u64) -> io::Result<TcpStream> {
+    /// Who listens at an address, if this node reaches it.
+    pub fn reach(&self, from: NodeNo, address: &str) -> io::Result<NodeNo> {
         let to = node_of(address).filter(|to| *to < self.up.len());
         let to = to.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")))?;
-        if self.cut[from][to] || self.cut[to][from] {
+        if self.cut[from][to] > 0 || self.cut[to][from] > 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
         if !self.up[to] {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        Ok(to)
+    }
+
+    pub fn connect(&mut self, from: NodeNo, address: &str, now_us: u64) -> io::Result<TcpStream> {
+        let to = self.reach(from, address)?;
         let ((near, near_sim), (far, far_sim)) = (pair()?, pair()?);
         let lane =
             |from, to| Lane { from, to, pieces: VecDeque::new(), bytes: 0, last_at: now_us, ended: false, done: false };
@@ -189,7 +201,7 @@ impl Network {
     pub fn accepted(&mut self, node: NodeNo, now_us: u64) -> Vec<(OwnedFd, SocketAddr)> {
         let mut accepted = Vec::new();
         for connection in self.connections.values_mut() {
-            let due = connection.lanes[0].to == node && !self.cut[connection.lanes[0].from][node];
+            let due = connection.lanes[0].to == node && self.cut[connection.lanes[0].from][node] == 0;
             if due && connection.waiting.as_ref().is_some_and(|(at, _)| *at <= now_us) {
                 let (_, socket) = connection.waiting.take().expect("just seen");
                 accepted.push((socket, socket_address(connection.lanes[0].from, 40_000)));
@@ -245,7 +257,7 @@ impl Network {
         let other = 1 - side;
         let lane = &mut connection.lanes[side];
         while let Some((at, _)) = lane.pieces.front() {
-            if *at > now_us || self.cut[lane.from][lane.to] {
+            if *at > now_us || self.cut[lane.from][lane.to] > 0 {
                 return;
             }
             let Some(end) = &connection.ends[other] else {
@@ -284,7 +296,7 @@ impl Network {
 
     /// When something is due next.
     pub fn next_us(&self, now_us: u64) -> Option<u64> {
-        let open = |lane: &&Lane| !self.cut[lane.from][lane.to];
+        let open = |lane: &&Lane| self.cut[lane.from][lane.to] == 0;
         let lanes = self.connections.values().flat_map(|connection| connection.lanes.iter());
         let pieces = lanes.filter(open).filter_map(|lane| lane.pieces.front()).map(|(at, _)| *at);
         let waiting = self.connections.values().filter_map(|connection| connection.waiting.as_ref()).map(|(at, _)| *at);

@@ -4,11 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use walferry_engine::world::simulated::{TaskNo, World};
+use walferry_cluster::message::{Lend, Message, read_message};
+use walferry_engine::lsn::Lsn;
+use walferry_engine::world::simulated::{TaskNo, Undo, World};
 use walferry_engine::world::{Pace, Work};
+use walferry_shipper::lend::{Holding, look_up};
 
 use crate::network::Network;
 
@@ -18,6 +23,10 @@ const WALL_EPOCH_S: u64 = 1_767_225_600;
 const FINISH_STEPS_MAX: usize = 100_000;
 /// The most that two clocks may differ in rate, in millionths; the lease leaves a sixteenth unused.
 pub const DRIFT_PPM_MAX: i64 = 20_000;
+
+/// A disk that misreads brings so much from elsewhere, at one read of so many.
+const MISREAD_BYTES: usize = 4096;
+const MISREAD_ONE_OF: u8 = 4;
 
 /// A node by number.
 pub type NodeNo = usize;
@@ -33,6 +42,7 @@ pub struct Clock {
 
 struct Job {
     node: NodeNo,
+    name: String,
     /// Away while it runs.
     work: Option<Work>,
 }
@@ -53,6 +63,15 @@ pub struct SimWorld {
     chance: RefCell<fastrand::Rng>,
     /// Whose disk is full.
     full: RefCell<BTreeSet<NodeNo>>,
+    /// What the nodes that answer would lend of their logs.
+    lenders: RefCell<BTreeMap<NodeNo, Holding>>,
+    /// Whose disk brings other sectors than it was asked for, where in the log at most, and how often it has.
+    misreading: Cell<Option<(NodeNo, Lsn)>>,
+    misreads: Cell<u64>,
+    /// What of the files beside the logs is not durable: how to take it back, the oldest first.
+    unsynced: RefCell<BTreeMap<(NodeNo, PathBuf), Vec<Undo>>>,
+    /// Nothing that this node writes reaches its disk any more.
+    crashed: Cell<Option<NodeNo>>,
     network: Rc<RefCell<Network>>,
 }
 
@@ -68,6 +87,11 @@ impl SimWorld {
             started: RefCell::default(),
             chance: RefCell::new(fastrand::Rng::with_seed(seed)),
             full: RefCell::default(),
+            lenders: RefCell::default(),
+            misreading: Cell::new(None),
+            misreads: Cell::new(0),
+            unsynced: RefCell::default(),
+            crashed: Cell::new(None),
             network,
         }
     }
@@ -89,6 +113,49 @@ impl SimWorld {
         } else {
             all.remove(&node)
         };
+    }
+
+    /// Who answers when a node asks for what it lost of its log.
+    pub fn set_lenders(&self, lenders: BTreeMap<NodeNo, Holding>) {
+        *self.lenders.borrow_mut() = lenders;
+    }
+
+    /// The disk of a node brings wrong sectors of its log before `until` from now on, or of none.
+    pub fn set_misreading(&self, misreading: Option<(NodeNo, Lsn)>) {
+        self.misreading.set(misreading);
+    }
+
+    /// Whether the node's disk may have brought wrong sectors.
+    pub fn is_misreading(&self, node: NodeNo) -> bool {
+        self.misreading.get().is_some_and(|(misreading, _)| misreading == node)
+    }
+
+    /// How often sectors were wrong.
+    pub fn misreads(&self) -> u64 {
+        self.misreads.get()
+    }
+
+    /// The power goes: of what was written to its files and not flushed some sectors are there and some are not, and nothing is
+    /// written any more until `revive`.
+    pub fn crash_files(&self, node: NodeNo, sector_bytes: usize, rng: &mut fastrand::Rng) {
+        self.crashed.set(Some(node));
+        let unsynced = std::mem::take(&mut *self.unsynced.borrow_mut());
+        for ((of, path), changes) in unsynced {
+            if of != node {
+                self.unsynced.borrow_mut().insert((of, path), changes);
+                continue;
+            }
+            // As for the log: all of it, nothing, or any part.
+            let share = rng.u8(0..=4);
+            for undo in changes.into_iter().rev() {
+                take_back(&path, undo, sector_bytes, || rng.u8(0..4) < share);
+            }
+        }
+    }
+
+    /// The node of the last crash is gone.
+    pub fn revive(&self) {
+        self.crashed.set(None);
     }
 
     pub fn jump_wall_clock(&self, node: NodeNo, by_us: i64) {
@@ -133,6 +200,11 @@ impl SimWorld {
         Some(pace)
     }
 
+    /// Whether this work may ask other nodes for their log.
+    pub fn asks(&self, task: TaskNo) -> bool {
+        self.jobs.borrow().get(&task).is_some_and(|job| job.name == "scrub")
+    }
+
     /// The node is gone, and its background work with it.
     pub fn drop_jobs(&self, node: NodeNo) {
         let gone: Vec<Job> = {
@@ -141,6 +213,25 @@ impl SimWorld {
             numbers.iter().filter_map(|number| jobs.remove(number)).collect()
         };
         drop(gone);
+    }
+}
+
+fn take_back(path: &Path, undo: Undo, sector_bytes: usize, mut chance: impl FnMut() -> bool) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file of a node's");
+    match undo {
+        Undo::Length(bytes) => {
+            if chance() {
+                file.set_len(bytes).expect("it had this length");
+            }
+        }
+        Undo::Bytes(offset, bytes) => {
+            for (index, sector) in bytes.chunks(sector_bytes).enumerate() {
+                if chance() {
+                    file.write_all_at(sector, offset + (index * sector_bytes) as u64)
+                        .expect("the simulator's own disk");
+                }
+            }
+        }
     }
 }
 
@@ -159,10 +250,10 @@ impl World for SimWorld {
         self.chance.borrow_mut().u64(..)
     }
 
-    fn spawn(&self, _name: &str, work: Work) -> TaskNo {
+    fn spawn(&self, name: &str, work: Work) -> TaskNo {
         let number = self.last_job.get() + 1;
         self.last_job.set(number);
-        self.jobs.borrow_mut().insert(number, Job { node: self.node.get(), work: Some(work) });
+        self.jobs.borrow_mut().insert(number, Job { node: self.node.get(), name: name.to_owned(), work: Some(work) });
         self.started.borrow_mut().push(number);
         number
     }
@@ -189,5 +280,51 @@ impl World for SimWorld {
 
     fn connect(&self, address: &str) -> io::Result<TcpStream> {
         self.network.borrow_mut().connect(self.node.get(), address, self.time_us.get())
+    }
+
+    fn ask(&self, address: &str, mut question: &[u8]) -> io::Result<Vec<u8>> {
+        let to = self.network.borrow().reach(self.node.get(), address)?;
+        let lenders = self.lenders.borrow();
+        let holding = lenders.get(&to).ok_or(io::ErrorKind::TimedOut)?;
+        let Ok(Message::Want(want)) = read_message(&mut question) else {
+            panic!("a node asks for what is not simulated");
+        };
+        let mut answer = Vec::new();
+        match look_up(&want, holding) {
+            Ok(frames) => {
+                Message::Lend(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut answer);
+                answer.extend_from_slice(&frames);
+            }
+            Err(refuse) => Message::Refuse(refuse).encode(&mut answer),
+        }
+        Ok(answer)
+    }
+
+    fn misread(&self, at: Lsn, bytes: &mut [u8]) {
+        let Some((_, until)) = self.misreading.get().filter(|(node, _)| *node == self.node.get()) else { return };
+        let sectors = bytes.len() / MISREAD_BYTES;
+        let mut rng = self.chance.borrow_mut();
+        if sectors < 2 || at.advance(bytes.len() as u64) > until || rng.u8(0..MISREAD_ONE_OF) > 0 {
+            return;
+        }
+        let (from, to) = (rng.usize(0..sectors), rng.usize(0..sectors));
+        bytes.copy_within(from * MISREAD_BYTES..(from + 1) * MISREAD_BYTES, to * MISREAD_BYTES);
+        self.misreads.set(self.misreads.get() + 1);
+    }
+
+    fn writes(&self, path: &Path, undo: Undo) -> io::Result<()> {
+        let node = self.node.get();
+        if self.crashed.get() == Some(node) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.unsynced.borrow_mut().entry((node, path.to_owned())).or_default().push(undo);
+        Ok(())
+    }
+
+    fn synced(&self, path: &Path) {
+        let node = self.node.get();
+        if self.crashed.get() != Some(node) {
+            self.unsynced.borrow_mut().remove(&(node, path.to_owned()));
+        }
     }
 }

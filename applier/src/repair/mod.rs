@@ -6,9 +6,10 @@
 pub mod plan;
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walferry_cluster::error::ReadError;
 use walferry_cluster::member::{ClusterId, MemberName};
@@ -20,6 +21,7 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::mend::Mender;
 use walferry_engine::repair::{Gap, Patch};
 use walferry_engine::segment::DirBytes;
+use walferry_engine::world;
 use walferry_tls::PeerTls;
 
 use crate::follower::connect_to;
@@ -108,11 +110,11 @@ impl Repairer {
     fn close(&self, damage: &RecoverError, gap: Gap, waiting: &mut dyn FnMut(&str)) -> Result<Repaired, RepairError> {
         let mender = Mender::new(&self.data, self.segment_bytes);
         let mut patch = Patch::new(gap, &self.history, self.segment_bytes);
-        let begun = Instant::now();
+        let begun = world::now();
         let mut plan = Plan::new(&self.sources, begun, begun + self.wait_max);
         let mut by: Vec<String> = Vec::new();
         loop {
-            match plan.next(Instant::now()) {
+            match plan.next(world::now()) {
                 Next::GiveUp => {
                     let asked = match self.sources.is_empty() {
                         true => "no other node is known to ask".to_owned(),
@@ -122,10 +124,10 @@ impl Repairer {
                 }
                 Next::Wait(until) => {
                     waiting(&format!("waits for the log at {} from another node: {}", gap.from, plan.report()));
-                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                    std::thread::sleep(until.saturating_duration_since(world::now()));
                 }
                 Next::Ask(index) => match self.ask(&plan.source(index).address, &patch, gap.needed) {
-                    Err(answer) => plan.answered(index, answer, Instant::now()),
+                    Err(answer) => plan.answered(index, answer, world::now()),
                     Ok(lent) => match self.take(&lent, &mut patch, &mender)? {
                         Taken::Closed => {
                             by.push(plan.source(index).name.clone());
@@ -134,7 +136,7 @@ impl Repairer {
                             return Ok(Repaired { from: gap.from, to: patch.position(), path, by: by.join(", ") });
                         }
                         Taken::Some => by.push(plan.source(index).name.clone()),
-                        Taken::Unfit(text) => plan.answered(index, Answer::No(text), Instant::now()),
+                        Taken::Unfit(text) => plan.answered(index, Answer::No(text), world::now()),
                     },
                 },
             }
@@ -144,9 +146,6 @@ impl Repairer {
     /// Asks one node for the frames from the patch's position on.
     fn ask(&self, address: &str, patch: &Patch<'_>, needed: Lsn) -> Result<Vec<u8>, Answer> {
         let not_now = |error: io::Error| Answer::NotNow(error.to_string());
-        let mut socket = connect_to(address, CONNECT_TIME_MAX, self.tls.as_deref()).map_err(not_now)?.stream;
-        socket.set_read_timeout(Some(ANSWER_TIME_MAX)).map_err(not_now)?;
-        socket.set_write_timeout(Some(ANSWER_TIME_MAX)).map_err(not_now)?;
         let want = Want {
             protocol: PROTOCOL_VERSION,
             cluster_id: ClusterId(self.cluster_id),
@@ -159,8 +158,11 @@ impl Repairer {
         };
         let mut bytes = Vec::new();
         Message::Want(want).encode(&mut bytes);
-        socket.write_all(&bytes).map_err(not_now)?;
-        match read_message(&mut socket).map_err(|error| match error {
+        let mut answer: Box<dyn Read> = match world::simulated_answer(address, &bytes) {
+            Some(answer) => Box::new(io::Cursor::new(answer.map_err(not_now)?)),
+            None => Box::new(self.send(address, &bytes).map_err(not_now)?),
+        };
+        match read_message(&mut answer).map_err(|error| match error {
             ReadError::Message(error) => Answer::No(error.to_string()),
             ReadError::Stream(error) => match error.kind() {
                 io::ErrorKind::UnexpectedEof => Answer::NotNow("closed the connection".to_owned()),
@@ -171,7 +173,7 @@ impl Repairer {
             Message::Lend(Lend { from, bytes: length }) if from == patch.position() => {
                 // Grows as they come: what is only announced takes no memory.
                 let mut frames = Vec::new();
-                let read = (&mut socket).take(length).read_to_end(&mut frames).map_err(not_now)?;
+                let read = (&mut answer).take(length).read_to_end(&mut frames).map_err(not_now)?;
                 if (read as u64) < length {
                     return Err(Answer::NotNow("closed the connection".to_owned()));
                 }
@@ -183,6 +185,15 @@ impl Repairer {
             Message::Refuse(refuse) => Err(Answer::NotNow(refuse.text)),
             _ => Err(Answer::No("answered with another message than was asked for".to_owned())),
         }
+    }
+
+    /// Sends a question; the answer comes on the socket.
+    fn send(&self, address: &str, question: &[u8]) -> io::Result<TcpStream> {
+        let mut socket = connect_to(address, CONNECT_TIME_MAX, self.tls.as_deref())?.stream;
+        socket.set_read_timeout(Some(ANSWER_TIME_MAX))?;
+        socket.set_write_timeout(Some(ANSWER_TIME_MAX))?;
+        socket.write_all(question)?;
+        Ok(socket)
     }
 
     /// Judges what was lent, keeps what stands in its place and writes it.

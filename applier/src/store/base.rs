@@ -88,6 +88,16 @@ fn decode(bytes: &[u8]) -> Option<(Value, Lsn)> {
     Some((value, version))
 }
 
+fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, redb::Error> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(cache_bytes);
+    #[cfg(feature = "simulation")]
+    if walferry_engine::world::is_simulated() {
+        return Ok(builder.create_with_backend(super::simulated::SimulatedFile::open(path)?)?);
+    }
+    Ok(builder.create(path)?)
+}
+
 impl Base {
     /// Opens or makes the file in `dir`; `cache_bytes` of its pages stay in memory.
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<Base, StoreError> {
@@ -95,8 +105,7 @@ impl Base {
         let at = StoreError::at(&path);
         // The library writes a new file in several steps, and refuses one whose power went in between.
         make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from)).map_err(&at)?;
-        let database =
-            Database::builder().set_cache_size(cache_bytes).create(&path).map_err(|error| at(error.into()))?;
+        let database = open_database(&path, cache_bytes).map_err(&at)?;
         Base::make_tables(&database).map_err(at)?;
         let snapshot = Snapshot::take(&database).map_err(StoreError::at(&path))?;
         Ok(Base { database: Arc::new(database), path, snapshot })

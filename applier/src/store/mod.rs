@@ -11,6 +11,8 @@ mod base;
 pub mod check;
 pub mod export;
 pub mod overlay;
+#[cfg(feature = "simulation")]
+mod simulated;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

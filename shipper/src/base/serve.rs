@@ -15,6 +15,7 @@ use walferry_cluster::base_copy::{CopyPhase, CopyProgress, PIECE_BYTES, Pace, pi
 use walferry_cluster::message::{Fetch, Message, Offer, Piece, Refuse, RefuseCode};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 
 use super::file::BaseFile;
 
@@ -152,6 +153,10 @@ impl Drop for Serving {
 /// The processor and the disk belong to the commits first: a thread of base copies comes after them. A tenth of an ordinary
 /// thread's share, and not the least that there is: where the processors are never idle, that would be no progress for minutes.
 pub fn give_way() {
+    // A simulated node has no thread of its own.
+    if world::is_simulated() {
+        return;
+    }
     const NICE: i32 = 10;
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_BEST_EFFORT_LOWEST: libc::c_int = (2 << 13) | 7;

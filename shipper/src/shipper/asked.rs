@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Traced;
-use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -62,9 +61,9 @@ impl Shipper {
         self.shortage.clone()
     }
 
-    /// The sync policy.
-    pub fn policy(&self) -> &SyncPolicy {
-        self.rule.policy()
+    /// True when commits at remote levels wait for replicas, by the terms of now or by those that are to follow on them.
+    pub fn waits(&self) -> bool {
+        self.rule.waits()
     }
 
     /// These terms are to follow on those of the register: commits need both from now on.

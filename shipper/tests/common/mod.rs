@@ -48,6 +48,7 @@ pub fn shipper_config(dir: &Path) -> ShipperConfig {
         slot_keep_bytes_max: 1 << 40,
         replica_lag_time_max: Duration::from_secs(10),
         min_in_sync: 0,
+        epoch_start: Lsn::ZERO,
         policy: "ANY 1 (*)".parse().expect("a policy"),
         zero_copy_bytes_min: usize::MAX,
         base_copy_rate: 0,

@@ -274,6 +274,10 @@ impl Node {
         let until = self.now() + JOINT_TIME_MAX;
         // The answer is dropped when this node does not lead, which says so.
         let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else { return };
+        if mutants::is_on("forget-the-joint") {
+            let _ = answer.send(Ok(()));
+            return;
+        }
         shipper.begin_joint(terms);
         membership.joint = Some(Joint { until, answer: Some(answer), settled_at: None });
     }

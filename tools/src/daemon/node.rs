@@ -314,6 +314,7 @@ impl Node {
             slot_keep_bytes_max: self.config.slot_keep_bytes_max,
             replica_lag_time_max: self.config.replica_lag_time_max,
             min_in_sync: self.config.min_in_sync,
+            epoch_start: self.history.last_start(),
             policy: self.config.sync.clone(),
             zero_copy_bytes_min: self.config.zero_copy_bytes_min,
             base_copy_rate: self.config.base_copy_rate,
@@ -512,6 +513,7 @@ impl Node {
         if self.membership.is_some() {
             self.follow_orders(ring)?;
         }
+        self.open_epoch();
         self.submit(ring);
         self.more_to_apply = self.apply()?;
         self.notice_rollback();
@@ -590,8 +592,7 @@ impl Node {
         let (from, to) = (self.log.start(), self.store.durable_applied().min(self.log.flushed()));
         let to = to.segment(segment_bytes).start(segment_bytes);
         self.scrubbed_at = self.clock.now;
-        // Its thread and its sockets are not the simulator's.
-        if from < to && self.scrub.is_none() && !world::is_simulated() {
+        if from < to && self.scrub.is_none() {
             // A replica that has joined since it started knows its cluster by its link.
             let meta = Meta { cluster_id: self.known_cluster_id(), ..self.meta.clone() };
             let repairer = repair::repairer(&self.config, &meta, &self.history, &self.tls)?;
@@ -681,14 +682,28 @@ impl Node {
         }
     }
 
+    /// Commits that earlier epochs left open are confirmed together with a frame of this one, or never: a leader does not wait for
+    /// a client to write it. A record without effects.
+    fn open_epoch(&mut self) {
+        let Role::Leader(shipper) = &self.role else { return };
+        let start = self.history.last_start();
+        if shipper.waits() && start > Lsn::ZERO && self.log.end() == start {
+            // Without room for it now, the next turn tries again; a log that has stopped is noticed elsewhere.
+            let _ = self.log.append(&[]);
+        }
+    }
+
     /// Moves what depends on acknowledgements: the commit LSN, checkpoints, retention.
     fn advance(&mut self) -> Result<(), DaemonError> {
         let committed = self.committed();
         self.log.set_committed(committed);
         self.store.poll_checkpoint(committed)?;
         let slots = match &self.role {
+            Role::Leader(_) if mutants::is_on("recycle-what-is-needed") => Lsn::MAX,
             Role::Leader(shipper) => shipper.slots_hold(),
-            Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => Lsn::MAX,
+            Role::Replica(_) => Lsn::MAX,
+            // It may have led and lead again, with replicas that need its log. Nothing is appended meanwhile.
+            Role::Leaderless(_) | Role::SteppedDown(_) => Lsn::ZERO,
         };
         let scrub = self.scrub.as_ref().map_or(Lsn::MAX, Scrub::hold);
         self.log.release_before(self.store.durable_applied().min(slots).min(scrub));

@@ -76,10 +76,6 @@ impl RepairCount {
 /// Who may hold what this node lost.
 pub(super) fn sources(config: &NodeConfig) -> Vec<Source> {
     let mut sources = Vec::new();
-    if world::is_simulated() {
-        // The questions go over sockets of the system, which a simulated node does not have.
-        return sources;
-    }
     for (name, peer) in config.members.iter().flat_map(|members| members.iter()) {
         if name.as_str() != config.name {
             sources.push(Source { name: name.to_string(), address: peer.to_string() });
@@ -114,7 +110,8 @@ pub(super) fn repairer(
         history: history.clone(),
         sources: sources(config),
         tls: tls.peer(),
-        wait_max: REPAIR_WAIT_MAX,
+        // A start of a simulated node takes no time: it is started again instead.
+        wait_max: if world::is_simulated() { Duration::ZERO } else { REPAIR_WAIT_MAX },
     })
 }
 
@@ -291,6 +288,9 @@ fn fetch_store(
 ) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let history = &repairer.history;
+    if world::is_simulated() {
+        return Err("base copies are not simulated".to_owned());
+    }
     if repairer.sources.is_empty() {
         return Err("no other node is known to give a base copy (--members, --follow, --repair-from)".to_owned());
     }

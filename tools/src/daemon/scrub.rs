@@ -13,10 +13,13 @@ use walferry_engine::log::LOG_DIR;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::reader::LogReader;
 use walferry_engine::waker::Waker;
+use walferry_engine::world::{self, Pace};
 use walferry_shipper::base::serve::give_way;
 
 /// Repairs of one walk, at most: a disk that is beyond this is not worth the peers' time.
 const REPAIRS_MAX: usize = 1024;
+/// Frames of a step.
+const STEP_FRAMES: usize = 64;
 
 /// A walk on its way; dropped, it ends with the frame at hand.
 pub(super) struct Scrub {
@@ -30,13 +33,15 @@ impl Scrub {
     pub(super) fn start(repairer: Repairer, from: Lsn, to: Lsn, waker: Waker) -> std::io::Result<Scrub> {
         let stop = Arc::new(AtomicBool::new(false));
         let (outbox, outcome) = channel();
-        let stopping = Arc::clone(&stop);
-        std::thread::Builder::new().name("scrub".to_owned()).spawn(move || {
-            give_way();
+        let mut walk = Walk { repairer, from, to, reader: None, repaired: Vec::new(), stop: Arc::clone(&stop) };
+        let work = move || {
+            let Some(ended) = walk.step() else { return Pace::Again };
             // Nobody listens any more when the node has ended.
-            let _ = outbox.send(walk(&repairer, from, to, &stopping));
+            let _ = outbox.send(ended);
             waker.wake();
-        })?;
+            Pace::Over
+        };
+        world::spawn("scrub", Box::new(work))?;
         Ok(Scrub { from, stop, outcome })
     }
 
@@ -62,23 +67,53 @@ impl Drop for Scrub {
     }
 }
 
-fn walk(repairer: &Repairer, from: Lsn, to: Lsn, stop: &AtomicBool) -> Result<Vec<Repaired>, RepairError> {
-    let mut repaired: Vec<Repaired> = Vec::new();
-    loop {
-        let damage = match read(repairer, from, to, stop) {
-            Ok(()) => return Ok(repaired),
-            Err(damage) => damage,
-        };
-        if repaired.len() >= REPAIRS_MAX {
-            return Err(damage.into());
-        }
-        tracing::warn!("{damage}");
-        repaired.push(repairer.close_next(damage, repaired.last(), &mut |text| tracing::debug!("{text}"))?);
-    }
+/// Where the walk is.
+struct Walk {
+    repairer: Repairer,
+    from: Lsn,
+    to: Lsn,
+    /// `None` before the first step and after a repair, from which on it begins anew.
+    reader: Option<LogReader>,
+    repaired: Vec<Repaired>,
+    stop: Arc<AtomicBool>,
 }
 
-fn read(repairer: &Repairer, from: Lsn, to: Lsn, stop: &AtomicBool) -> Result<(), RecoverError> {
-    let mut reader = LogReader::open(&repairer.data.join(LOG_DIR), repairer.segment_bytes, from, to)?;
-    while !stop.load(Ordering::Acquire) && reader.next_frame()?.is_some() {}
-    Ok(())
+impl Walk {
+    /// Reads some frames, or repairs what it met; how it ended, once it has.
+    fn step(&mut self) -> Option<Result<Vec<Repaired>, RepairError>> {
+        let damage = match self.read() {
+            Ok(true) => return Some(Ok(std::mem::take(&mut self.repaired))),
+            Ok(false) => return None,
+            Err(damage) => damage,
+        };
+        self.reader = None;
+        if self.repaired.len() >= REPAIRS_MAX {
+            return Some(Err(damage.into()));
+        }
+        tracing::warn!("{damage}");
+        let last = self.repaired.last();
+        match self.repairer.close_next(damage, last, &mut |text| tracing::debug!("{text}")) {
+            Ok(repaired) => self.repaired.push(repaired),
+            Err(error) => return Some(Err(error)),
+        }
+        None
+    }
+
+    /// True at the end, or when it is to end.
+    fn read(&mut self) -> Result<bool, RecoverError> {
+        let Repairer { data, segment_bytes, .. } = &self.repairer;
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            None => {
+                give_way();
+                self.reader.insert(LogReader::open(&data.join(LOG_DIR), *segment_bytes, self.from, self.to)?)
+            }
+        };
+        for _ in 0..STEP_FRAMES {
+            if self.stop.load(Ordering::Acquire) || reader.next_frame()?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use walferry_cluster::ClusterId;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::ring::simulated::Queues;
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::waker::WakeSource;
 use walferry_engine::world;
+use walferry_shipper::lend::Holding;
 
 use super::DaemonError;
 use super::cluster::Cluster;
@@ -160,6 +162,17 @@ impl Member {
     pub fn accept_peer(&mut self, socket: OwnedFd, address: SocketAddr) {
         self.node.set_now(world::now(), world::wall_clock());
         self.node.accept_peer(socket, address, &mut self.ring, world::now());
+    }
+
+    /// What it would lend of its log.
+    pub fn holding(&self) -> Holding {
+        let name = self.node.member_name().expect("a name of the simulator's");
+        Holding::of(&self.node.log, ClusterId(self.node.known_cluster_id()), name, &self.node.history)
+    }
+
+    /// Parts of its log that other nodes gave back since it was opened.
+    pub fn repaired(&self) -> u64 {
+        self.node.repaired.ranges
     }
 
     /// True while it leads and may speak.
