@@ -36,7 +36,9 @@ const SECTOR_BYTES: u64 = 512;
 /// Values that fill a disk: more than the segments hold that a node has ready, in few keys.
 const FILL: u64 = 1024;
 const FILL_BYTES: u64 = 128 << 10;
-/// A full disk refuses something within this time.
+/// What a full disk has left where the store is to go on: less than a segment.
+const ROOM_MIB: u32 = 8;
+/// A full disk refuses something, or ends the node, within this time.
 const FULL_TIME_MAX: Duration = Duration::from_secs(240);
 
 /// A way to fail.
@@ -52,14 +54,17 @@ enum Way {
     BadSector,
     /// The kernel makes the filesystem read-only
     ReadOnly,
-    /// No space is left, until a write was refused or the node has ended
+    /// Less is left than a segment: writes are refused when those that were ready are full, and the node goes on
     Full,
+    /// Not one block is left: the store cannot go on either, and the node has to end
+    FullToTheBlock,
     /// The disk answers nothing for ten seconds
     Stall,
 }
 
 impl Way {
-    const ALL: [Way; 7] = [Way::Write, Way::Flush, Way::Read, Way::BadSector, Way::ReadOnly, Way::Full, Way::Stall];
+    const ALL: [Way; 8] =
+        [Way::Write, Way::Flush, Way::Read, Way::BadSector, Way::ReadOnly, Way::Full, Way::FullToTheBlock, Way::Stall];
 
     fn name(self) -> String {
         self.to_possible_value().expect("no way is hidden").get_name().to_owned()
@@ -68,7 +73,7 @@ impl Way {
     fn nodes(self, flush_by: FlushBy) -> Nodes {
         match self {
             Way::BadSector => Nodes::three(flush_by),
-            Way::Full => Nodes::one(flush_by).keeping_all(),
+            Way::Full | Way::FullToTheBlock => Nodes::one(flush_by).keeping_all(),
             _ => Nodes::one(flush_by),
         }
     }
@@ -84,7 +89,11 @@ impl Way {
 
     /// Once the disk works the node takes writes again: without a restart, or after one where it had to end.
     fn serves_again(self) -> bool {
-        matches!(self, Way::Read | Way::BadSector | Way::Full | Way::Stall)
+        matches!(self, Way::Read | Way::BadSector | Way::Full | Way::FullToTheBlock | Way::Stall)
+    }
+
+    fn fills(self) -> bool {
+        matches!(self, Way::Full | Way::FullToTheBlock)
     }
 
     /// The node cannot go on, or not start, and has to say where it stopped.
@@ -101,7 +110,7 @@ impl Way {
             Way::Stall => disk.set_fault(Fault { stalled: true, ..fault }),
             Way::ReadOnly => drop(machine.run("echo u >/proc/sysrq-trigger")?),
             Way::Read | Way::BadSector => return self.start_with_a_bad_sector(disk, machine, nodes),
-            Way::Full => return fill_up(machine, nodes),
+            Way::Full | Way::FullToTheBlock => return self.fill_up(machine, nodes),
         }
         Ok(Vec::new())
     }
@@ -140,10 +149,40 @@ impl Way {
         Ok(wrong)
     }
 
+    /// Fills the disk, then writes more than the segments hold that the node made before.
+    fn fill_up(self, machine: &mut Machine, nodes: Nodes) -> Result<Vec<String>, Failure> {
+        let last = match self {
+            Way::FullToTheBlock => format!("dd if=/dev/zero of={MOUNT}/ballast bs=4096 2>/dev/null"),
+            _ => format!("n=0; while [ $n -lt {ROOM_MIB} ]; do rm {MOUNT}/ballast.$n; n=$((n+1)); done"),
+        };
+        machine.run(&format!(
+            "n=0; while fallocate -l 1048576 {MOUNT}/ballast.$n 2>/dev/null; do n=$((n+1)); done; {last}; sync; power fill \
+             --address {} --level local --count {FILL} --bytes {FILL_BYTES} >/mnt/fill.log 2>&1 &",
+            nodes.address("a")
+        ))?;
+        let deadline = Instant::now() + FULL_TIME_MAX;
+        loop {
+            let said = machine.run("cat /mnt/fill.log; grep -m 1 NOSPACE /mnt/write.log || true")?;
+            let refused = said.lines().find(|line| line.contains("NOSPACE"));
+            let ended = !runs(machine, "a")?;
+            refused.iter().for_each(|line| println!("  {}", line.trim()));
+            let wrong = match (self, refused.is_some(), ended) {
+                (Way::FullToTheBlock, _, true) | (Way::Full, true, false) => return Ok(Vec::new()),
+                (Way::Full, _, true) => "the node ended, although there was room for its store".to_owned(),
+                _ if Instant::now() < deadline => {
+                    std::thread::sleep(POLL_INTERVAL * 10);
+                    continue;
+                }
+                _ => format!("nothing came of a full disk within {FULL_TIME_MAX:?}: {}", said.trim()),
+            };
+            return Ok(vec![wrong]);
+        }
+    }
+
     /// The disk works again, and a node that has ended is started, as a service manager does.
     fn end(self, disk: &Disk, machine: &mut Machine, nodes: Nodes) -> Result<(), Failure> {
         disk.set_fault(Fault::default());
-        if self == Way::Full {
+        if self.fills() {
             // In the journal at once, or the disk would be full again after the cut.
             machine.run(&format!("rm -f {MOUNT}/ballast*; sync"))?;
         }
@@ -162,30 +201,6 @@ impl Way {
 
 fn runs(machine: &mut Machine, name: &str) -> Result<bool, Failure> {
     Ok(machine.ask(&format!("kill -0 $(cat /mnt/{name}.pid) 2>/dev/null"), SCRIPT_TIME_MAX)?.0 == 0)
-}
-
-/// Fills the disk to its last block, then writes more than the segments hold that the node made before.
-fn fill_up(machine: &mut Machine, nodes: Nodes) -> Result<Vec<String>, Failure> {
-    machine.run(&format!(
-        "n=0; while fallocate -l 1048576 {MOUNT}/ballast.$n 2>/dev/null; do n=$((n+1)); done; dd if=/dev/zero \
-         of={MOUNT}/ballast bs=4096 2>/dev/null; sync; power fill --address {} --level local --count {FILL} --bytes {FILL_BYTES} \
-         >/mnt/fill.log 2>&1 &",
-        nodes.address("a")
-    ))?;
-    let deadline = Instant::now() + FULL_TIME_MAX;
-    loop {
-        let refused = machine.run("cat /mnt/fill.log; grep -m 1 NOSPACE /mnt/write.log || true")?;
-        let ended = !runs(machine, "a")?;
-        if ended || refused.contains("NOSPACE") {
-            let refused = refused.lines().find(|line| line.contains("NOSPACE")).unwrap_or("nothing was refused");
-            println!("  {}: {}", if ended { "the node ended" } else { "the node runs" }, refused.trim());
-            return Ok(Vec::new());
-        }
-        if Instant::now() >= deadline {
-            return Ok(vec![format!("a full disk refused nothing within {FULL_TIME_MAX:?}: {}", refused.trim())]);
-        }
-        std::thread::sleep(POLL_INTERVAL * 10);
-    }
 }
 
 /// Flags of `power faults`.
@@ -293,7 +308,7 @@ fn play(args: &FaultsArgs, kit: &Kit, way: Way) -> Result<Vec<String>, Failure> 
             false => wrong.push(format!("does not go on within {PROGRESS_TIME_MAX:?} of the disk's return")),
         }
     }
-    if way == Way::Full && !said.contains("space") {
+    if way.fills() && !said.contains("space") {
         wrong.push("no line of its log says that there is no space".to_owned());
     }
     if way.ends_the_node() && !said.lines().any(names_file_and_lsn) {

@@ -276,7 +276,7 @@ mod tests {
         let disk = Disk::new(vec![0; 8192], 1);
         let mut state = disk.state();
         state.fault.bad = Some((512, 1024));
-        let mut reads = |state: &mut State, offset| {
+        let reads = |state: &mut State, offset| {
             let read = state.arrive(0, Request::Read { offset, length: 512 });
             state.answer_one(&mut [read].into()).is_some_and(|(_, result)| result.is_ok())
         };
