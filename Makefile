@@ -41,8 +41,11 @@ nightly:
 	WALFERRY_CRASH_ROUNDS=200 cargo test -p walferry --test kill -- --nocapture
 	cargo test -p walferry --test sweep -- --include-ignored
 	cargo build --release
-	cargo run --release -p walferry-power -- loss
-	cargo run --release -p walferry-power -- faults
+	cargo run --release -p walferry-power -- loss --on-host
+	cargo run --release -p walferry-power -- loss --on-host --filesystem ext4 --cuts 30 --flush-by dsync --bus scsi
+	cargo run --release -p walferry-power -- loss --on-host --filesystem ext4 --cuts 20 --flush-by fdatasync --members
+	cargo run --release -p walferry-power -- faults --on-host
+	cargo run --release -p walferry-power -- faults --on-host --filesystem xfs
 	cargo run --release -p walferry-power -- ktls
 	cargo run --release -- drill --soak 30min
 	fuzz/run 300

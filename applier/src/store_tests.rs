@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
 use walferry_engine::frame::FrameHeader;
 use walferry_engine::limits::{FRAME_HEADER_BYTES, frame_aligned};
 use walferry_engine::lsn::Epoch;
@@ -322,4 +324,31 @@ fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
         store.settle().expect("it is written");
         assert_eq!(store.durable_applied(), log.end);
     }
+}
+
+#[test]
+fn a_checkpoint_that_a_read_only_filesystem_took_does_not_count() {
+    let dir = temporary();
+    let none: Option<&str> = None;
+    let private = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none));
+    if let Err(error) = private {
+        println!("skipped: this user may not mount a filesystem ({error})");
+        return;
+    }
+    let mut store = open(dir.path());
+    let mut log = TestLog::default();
+    let mut record = Vec::new();
+    Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
+    log.seal(&[record]);
+    log.replay(&mut store);
+    // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
+    mount(Some(dir.path()), dir.path(), none, MsFlags::MS_BIND, none).expect("mounted over itself");
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, dir.path(), none, read_only, none).expect("read-only now");
+    store.ask_for_checkpoint(log.end, false);
+    let refused = store.poll_checkpoint(log.end).and_then(|()| store.settle()).expect_err("nothing is durable there");
+    assert!(refused.to_string().contains("Read-only file system"), "{refused}");
+    assert_eq!(store.durable_applied(), Lsn::ZERO, "the log before it is kept");
+    umount(dir.path()).expect("writable again");
 }

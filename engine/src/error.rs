@@ -77,6 +77,11 @@ pub enum RecoverError {
 }
 
 impl RecoverError {
+    /// True when the disk has a bad sector there: damage, where it is known what must be there.
+    pub fn is_bad_sector(&self) -> bool {
+        matches!(self, RecoverError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
+    }
+
     /// The part of the log that another node can give back; `None` when the disk itself refuses.
     pub fn gap(&self) -> Option<Gap> {
         match self {

@@ -82,6 +82,9 @@ pub enum FrameError {
     /// The record lengths do not tile the payload.
     #[error("the frame's records do not fill its payload")]
     Records,
+    /// The disk gives an error for it: a bad sector.
+    #[error("the disk cannot read it (I/O error)")]
+    Unreadable,
 }
 
 impl FrameHeader {

@@ -16,11 +16,12 @@
 //!
 //! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
 //! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `origin`, `lock`;
-//! `small_file` keeps the first two and `origin` twice. `probe` measures a disk; `whole` makes files that other libraries write;
+//! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed. `probe` measures a disk; `whole` makes files that other libraries write;
 //! `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `limits` has every bound.
 
 pub mod buffer;
 pub mod commit;
+pub mod durable;
 pub mod epoch;
 pub mod error;
 pub mod frame;

@@ -23,6 +23,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::durable;
 use crate::epoch::EpochHistory;
 use crate::log::LogError;
 use crate::lsn::{Epoch, Lsn};
@@ -190,7 +191,7 @@ impl MarkFile {
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
-        let outcome = self.write().and_then(|()| self.file.sync_data());
+        let outcome = self.write().and_then(|()| durable::flush(&self.file));
         outcome.map_err(|source| LogError::Io { what: "write", path: self.path.clone(), source })?;
         world::synced(&self.path);
         Ok(())

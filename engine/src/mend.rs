@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use crate::limits::{FRAME_ALIGN_BYTES, SEGMENT_BYTES_MIN};
 use crate::log::LOG_DIR;
 use crate::lsn::{Lsn, SegmentNo};
@@ -130,11 +131,11 @@ impl Mender {
         debug_assert!(at.offset(FRAME_ALIGN_BYTES as u64) == 0);
         // Never made anew here: a segment that is gone meanwhile was given up.
         let file = OpenOptions::new().write(true).open(self.path(at.segment(self.segment_bytes)))?;
-        let padding = vec![0; wire.len().next_multiple_of(FRAME_ALIGN_BYTES) - wire.len()];
-        let offset = at.offset(self.segment_bytes);
-        file.write_all_at(wire, offset)?;
-        file.write_all_at(&padding, offset + wire.len() as u64)?;
-        file.sync_data()
+        // In whole blocks: a part of one would be read first, which a bad sector refuses.
+        let mut blocks = wire.to_vec();
+        blocks.resize(wire.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
+        file.write_all_at(&blocks, at.offset(self.segment_bytes))?;
+        durable::flush(&file)
     }
 }
 

@@ -40,22 +40,28 @@ impl LogReader {
         let at = self.at;
         let (path, offset) = self.bytes.locate(at);
         let gap = Gap { from: at, previous_crc: self.previous_crc, needed: Lsn(at.0 + 1) };
-        if self.bytes.read(at, FRAME_HEADER_BYTES)?.is_empty() {
-            return Err(RecoverError::Missing { path, end: at, needed: self.until, gap });
-        }
         let bad = |reason| RecoverError::Rot {
-            path,
+            path: path.clone(),
             offset,
             lsn: at,
             reason,
             evidence: format!("the log is known to reach {}", self.until),
             gap,
         };
-        let wire_bytes = match UnverifiedFrame::parse(self.bytes.read(at, FRAME_HEADER_BYTES)?, at) {
+        let header = match self.bytes.read(at, FRAME_HEADER_BYTES) {
+            Ok([]) => return Err(RecoverError::Missing { path, end: at, needed: self.until, gap }),
+            Err(error) if error.is_bad_sector() => return Err(bad(FrameError::Unreadable)),
+            read => read?,
+        };
+        let wire_bytes = match UnverifiedFrame::parse(header, at) {
             Ok(frame) => frame.wire_bytes(),
             Err(reason) => return Err(bad(reason)),
         };
-        let frame = match Frame::read(self.bytes.read(at, wire_bytes)?, at) {
+        let wire = match self.bytes.read(at, wire_bytes) {
+            Err(error) if error.is_bad_sector() => return Err(bad(FrameError::Unreadable)),
+            read => read?,
+        };
+        let frame = match Frame::read(wire, at) {
             Ok(frame) => frame,
             Err(reason) => return Err(bad(reason)),
         };

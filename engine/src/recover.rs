@@ -9,6 +9,7 @@
 //! | damaged or out of the chain | none, or does not prove P flushed | no | torn: P was being written in a crash |
 //! | anything | proves P flushed | any | rot: stop |
 //! | anything | any | yes, by the store or the durable mark | rot: stop |
+//! | what the disk cannot read | none, or does not prove P flushed | no | stop: nothing tells what it was |
 //!
 //! *Valid* is a right checksum at the right position, in the epoch that the history has for that position, and no older than the
 //! chain. *Stale* is a whole frame of another epoch: what a truncation left behind. Recycled blocks name another position.
@@ -20,6 +21,7 @@
 //! A checksum ends with the records. A crash can leave a frame whole and, behind it, the padding's place as it was before: with
 //! what a torn tail or a recycled segment had there. The frame counts; its padding is named, to be made zeros again.
 
+use std::io;
 use std::path::Path;
 
 use crate::epoch::EpochHistory;
@@ -32,6 +34,9 @@ use crate::mutants;
 use crate::origin::Origin;
 use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
+
+/// Blocks behind a break that the disk may refuse to read; a disk that is beyond this has more than bad sectors, and each costs time.
+const UNREADABLE_MAX: usize = 256;
 
 /// What is known of the log apart from its frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -243,6 +248,10 @@ pub fn find_end(
     };
     match verdict {
         Verdict::End => {}
+        // Nobody knows what stands there: it may have been acknowledged, and the next attempt may read it.
+        Verdict::Torn(_) if reason_of(block) == FrameError::Unreadable => {
+            return Err(RecoverError::Io { path, offset, source: io::Error::from_raw_os_error(libc::EIO) });
+        }
         Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
         Verdict::Rot { reason, evidence } => {
             return Err(RecoverError::Rot {
@@ -297,7 +306,11 @@ fn next_frame(
     previous_crc: Option<u32>,
     history: &EpochHistory,
 ) -> Result<Result<FrameHeader, Block>, RecoverError> {
-    let header = bytes.read(at, FRAME_HEADER_BYTES)?;
+    let unreadable = Ok(Err(Block::Damaged(FrameError::Unreadable)));
+    let header = match bytes.read(at, FRAME_HEADER_BYTES) {
+        Err(error) if error.is_bad_sector() => return unreadable,
+        read => read?,
+    };
     let zeros = header.iter().all(|byte| *byte == 0);
     let block = |error| match error {
         // What was never written is zeros; a header without its magic is a damaged one.
@@ -314,7 +327,11 @@ fn next_frame(
     if mutants::is_on("believe-headers") {
         return Ok(Ok(*claimed.claimed()));
     }
-    let frame = match Frame::read(bytes.read(at, claimed.wire_bytes())?, at) {
+    let wire = match bytes.read(at, claimed.wire_bytes()) {
+        Err(error) if error.is_bad_sector() => return unreadable,
+        read => read?,
+    };
+    let frame = match Frame::read(wire, at) {
         Ok(frame) => frame,
         Err(error) => return Ok(Err(block(error))),
     };
@@ -339,10 +356,18 @@ fn look_ahead(
     let end = bytes.segments().last().map_or(Lsn::ZERO, |last| last.next().start(segment_bytes));
     let end = end.min(broken.advance(LOG_BUFFER_BYTES_MAX as u64));
     let mut later = Later::None;
+    let mut unreadable = 0;
     let mut at = broken.advance(FRAME_ALIGN_BYTES as u64);
     while at < end {
-        let header = next_frame(bytes, at, None, history)?.ok().filter(|header| header.epoch >= chain);
-        let Some(header) = header else {
+        let found = next_frame(bytes, at, None, history)?;
+        if found == Err(Block::Damaged(FrameError::Unreadable)) {
+            unreadable += 1;
+            if unreadable > UNREADABLE_MAX {
+                let (path, offset) = bytes.locate(at);
+                return Err(RecoverError::Io { path, offset, source: io::Error::from_raw_os_error(libc::EIO) });
+            }
+        }
+        let Some(header) = found.ok().filter(|header| header.epoch >= chain) else {
             at = at.advance(FRAME_ALIGN_BYTES as u64);
             continue;
         };

@@ -10,10 +10,16 @@ use crate::mark::Mark;
 struct Memory {
     bytes: Vec<u8>,
     segments: Vec<SegmentNo>,
+    /// Reads from here up to there fail.
+    bad: (u64, u64),
 }
 
 impl LogBytes for Memory {
     fn read(&mut self, at: Lsn, bytes: usize) -> Result<&[u8], RecoverError> {
+        if at.0 < self.bad.1 && at.0 + bytes as u64 > self.bad.0 {
+            let source = io::Error::from_raw_os_error(libc::EIO);
+            return Err(RecoverError::Io { path: PathBuf::from("memory"), offset: at.0, source });
+        }
         let from = (at.0 as usize).min(self.bytes.len());
         Ok(&self.bytes[from..(from + bytes).min(self.bytes.len())])
     }
@@ -76,7 +82,7 @@ impl Writer {
     fn memory(&self) -> Memory {
         let mut bytes = self.bytes.clone();
         bytes.resize(bytes.len() + BLANK_BYTES, 0);
-        Memory { bytes, segments: vec![SegmentNo(0)] }
+        Memory { bytes, segments: vec![SegmentNo(0)], bad: (0, 0) }
     }
 }
 
@@ -136,7 +142,8 @@ fn every_combination_of_evidence_is_one_named_case() {
 
 #[test]
 fn an_empty_and_a_clean_log_end_where_they_end() {
-    let empty = find_end(&mut Memory { bytes: vec![], segments: vec![] }, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
+    let empty =
+        find_end(&mut Memory { bytes: vec![], segments: vec![], bad: (0, 0) }, Lsn::ZERO, &history(&[(1, 0)])).unwrap();
     assert_eq!((empty.end, empty.crc, empty.cut), (Lsn::ZERO, 0, None));
     let mut log = Writer::new(1);
     for number in 0..5 {
@@ -181,6 +188,35 @@ fn a_flipped_bit_is_rot_before_the_flushed_mark_and_a_torn_tail_after_it() {
             assert!(found.cut.is_some(), "a torn tail is reported, flipped at {offset}");
         }
     }
+}
+
+/// A bad sector is damage where it is known what must be there, whichever part of the frame it hits, and never a torn tail: what
+/// nobody can read may have been acknowledged.
+#[test]
+fn what_the_disk_cannot_read_is_asked_of_others_or_stops_the_node_and_is_never_cut() {
+    let writer = in_flight();
+    let history = history(&[(1, 0)]);
+    let end = writer.end();
+    let whole = find_end(&mut writer.memory(), end, &history).expect("whole");
+    assert_eq!(whole.end, end);
+    for start in writer.starts.iter().copied() {
+        for at in [start.0, start.0 + FRAME_HEADER_BYTES as u64 + 1] {
+            let bad = (at, at + 1);
+            let rot = find_end(&mut Memory { bad, ..writer.memory() }, end, &history).expect_err("known to be durable");
+            assert!(
+                matches!(&rot, RecoverError::Rot { lsn, reason: FrameError::Unreadable, .. } if *lsn == start),
+                "{rot}"
+            );
+            assert_eq!(rot.gap().map(|gap| gap.from), Some(start));
+            let known = follower(Lsn::ZERO);
+            let refused =
+                find_end(&mut Memory { bad, ..writer.memory() }, known, &history).expect_err("nothing is cut");
+            assert!(refused.is_bad_sector() && refused.gap().is_none(), "{refused}");
+        }
+    }
+    let bad = (0, writer.memory().bytes.len() as u64);
+    let dead = find_end(&mut Memory { bad, ..writer.memory() }, follower(Lsn::ZERO), &history);
+    assert!(dead.is_err_and(|error| error.is_bad_sector()));
 }
 
 /// What a node knows that follows another, up to `durable` by its own mark.
@@ -246,7 +282,8 @@ fn any_run_of_lost_sectors_in_the_unflushed_part_is_a_torn_tail() {
 #[test]
 fn a_log_with_nothing_left_before_its_end_is_refused() {
     let boundary = Lsn(SEGMENT_BYTES_MIN);
-    let mut memory = Memory { bytes: vec![0; 2 * SEGMENT_BYTES_MIN as usize], segments: vec![SegmentNo(1)] };
+    let mut memory =
+        Memory { bytes: vec![0; 2 * SEGMENT_BYTES_MIN as usize], segments: vec![SegmentNo(1)], bad: (0, 0) };
     let error = find_end(&mut memory, boundary, &history(&[(1, 0)])).unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
 }
@@ -331,7 +368,7 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
     for segments in [vec![], vec![SegmentNo(3)]] {
         let bytes = vec![0; 4 * SEGMENT_BYTES_MIN as usize];
         let known = Known { applied: origin.lsn, origin: Some(origin), mark: Marked::Never };
-        let found = find_end(&mut Memory { bytes, segments }, known, &history(&[(1, 0)])).expect("empty");
+        let found = find_end(&mut Memory { bytes, segments, bad: (0, 0) }, known, &history(&[(1, 0)])).expect("empty");
         assert_eq!((found.end, found.crc, found.cut), (origin.lsn, 77, None));
     }
 }

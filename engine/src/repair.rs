@@ -116,9 +116,15 @@ impl<'a> Patch<'a> {
             let header = frame.header();
             header.epoch == self.history.epoch_at(self.at) && self.crc.is_some_and(|crc| frame.follows(crc).is_ok())
         };
-        let head = own.read(self.at, crate::limits::FRAME_HEADER_BYTES)?;
+        let head = match own.read(self.at, crate::limits::FRAME_HEADER_BYTES) {
+            Err(error) if error.is_bad_sector() => return Ok(false),
+            read => read?,
+        };
         let Ok(claimed) = crate::frame::UnverifiedFrame::parse(head, self.at) else { return Ok(false) };
-        let bytes = own.read(self.at, claimed.wire_bytes())?;
+        let bytes = match own.read(self.at, claimed.wire_bytes()) {
+            Err(error) if error.is_bad_sector() => return Ok(false),
+            read => read?,
+        };
         Ok(Frame::read(bytes, self.at).is_ok_and(|frame| goes_on(&frame)))
     }
 }

@@ -95,6 +95,8 @@ impl DirBytes {
                     Ok(0) => break,
                     Ok(read) => filled += read,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // What was asked for is there; what lies behind it is asked for in its turn.
+                    Err(_) if filled >= bytes => break,
                     Err(error) => return Err(error),
                 }
             }

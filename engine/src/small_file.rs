@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::durable::believe_flush_of;
 use crate::prepare::remove_if_there;
 
 const CRC_WORD: &str = "crc ";
@@ -112,7 +113,8 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&partial, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    believe_flush_of(path)
 }
 
 #[cfg(test)]

@@ -90,7 +90,9 @@ pub fn patiently<T>(timeout: Duration, mut operation: impl FnMut() -> io::Result
     let until = now() + timeout;
     loop {
         match operation() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && now() < until => sleep(SIMULATED_SOCKET_INTERVAL),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && now() < until => {
+                sleep(SIMULATED_SOCKET_INTERVAL)
+            }
             outcome => return outcome,
         }
     }

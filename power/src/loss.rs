@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! course   (machine 1)  init, start, load, kill -9, start, ...   disk: every write and flush; promises: every acknowledgement
-//! moments               half of them right behind a flush, the rest anywhere; every phase of the course has its share
+//! moments               a third right behind a flush, a third right behind an acknowledgement, the rest anywhere; every phase of
+//!                       the course has its share
 //! recovery (machine 2)  image -> mount, log verify, start, read everything ─┬─> promises
 //!                                └ recorded as well, cut once more ─────────┘
 //! ```
@@ -28,6 +29,9 @@ use crate::promise::{Held, Promises};
 const WRITERS: usize = 8;
 /// A course ends early when its writes fill so much memory.
 const TRACE_BYTES_MAX: u64 = 1 << 30;
+/// A course goes on until so many values were acknowledged, on a host that is busy otherwise, but only for so many times its seconds.
+const ACKNOWLEDGED_MIN: u64 = 200;
+const LONGER_MAX: u32 = 4;
 /// Between two looks at a course.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// One in so many recoveries is cut as well.
@@ -55,7 +59,7 @@ pub struct LossArgs {
     /// Three members of a cluster in the one machine, level remote_flush
     #[arg(long)]
     members: bool,
-    /// How the log is flushed [default: by chance]
+    /// How the log is flushed [default: a course of each way, which share the cuts]
     #[arg(long, value_enum)]
     flush_by: Option<FlushBy>,
     /// Moments at which the power is cut, for each filesystem
@@ -92,8 +96,13 @@ pub fn run(args: &LossArgs) -> Result<(), Failure> {
     let mut wrong = 0;
     for filesystem in args.filesystem.map_or_else(|| vec![Filesystem::Ext4, Filesystem::Xfs], |one| vec![one]) {
         let mut rng = StdRng::seed_from_u64(seed);
-        let course = Course::run(args, &kit, filesystem, &mut rng)?;
-        wrong += course.recover(args, &kit, &mut rng)?;
+        let ways = args.flush_by.map_or_else(|| FlushBy::ALL.to_vec(), |one| vec![one]);
+        for (number, flush_by) in ways.iter().enumerate() {
+            // The first ways take what does not divide.
+            let cuts = (args.cuts + ways.len() - 1 - number) / ways.len();
+            let course = Course::run(args, &kit, filesystem, *flush_by, &mut rng)?;
+            wrong += course.recover(args, &kit, cuts, &mut rng)?;
+        }
     }
     match (wrong, args.broken) {
         (0, None) => Ok(()),
@@ -125,7 +134,13 @@ struct Course {
 }
 
 impl Course {
-    fn run(args: &LossArgs, kit: &Kit, filesystem: Filesystem, rng: &mut StdRng) -> Result<Course, Failure> {
+    fn run(
+        args: &LossArgs,
+        kit: &Kit,
+        filesystem: Filesystem,
+        flush_by: FlushBy,
+        rng: &mut StdRng,
+    ) -> Result<Course, Failure> {
         let disk = Disk::new(filesystem.make(&kit.dir)?, rng.random());
         let promises = Arc::new(Mutex::new(Promises::default()));
         let mut machine = Machine::boot(kit, &disk, filesystem, args.bench.bus, &promises)?;
@@ -133,7 +148,6 @@ impl Course {
         let mut phases = Vec::new();
         let mut enter = |name| phases.push(Phase { name, begins: disk.state().stamp() });
         disk.state().record();
-        let flush_by = args.flush_by.unwrap_or(FlushBy::ALL[rng.random_range(0..FlushBy::ALL.len())]);
         let nodes = if args.members { Nodes::three(flush_by) } else { Nodes::one(flush_by) };
         println!("{name}: booted in {:.1} s, {flush_by:?}", booted_in.as_secs_f64());
         enter("init");
@@ -148,35 +162,45 @@ impl Course {
             args.level()
         ))?;
         let ends = Instant::now() + Duration::from_secs(args.seconds);
-        while Instant::now() < ends && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
+        let acknowledged = || {
+            let now = disk.state().stamp();
+            promises.lock().expect("the promises' lock").total(now)
+        };
+        let gives_up = ends + Duration::from_secs(args.seconds) * LONGER_MAX;
+        let goes_on = || Instant::now() < ends || acknowledged() < ACKNOWLEDGED_MIN && Instant::now() < gives_up;
+        while goes_on() && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
             // A fifth to a half of the course under load, then a restart.
             let part = Duration::from_secs(args.seconds).mul_f64(rng.random_range(0.2..0.5));
-            let until = (Instant::now() + part).min(ends);
-            while Instant::now() < until && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
+            let until = Instant::now() + part;
+            while Instant::now() < until && goes_on() && disk.state().recorded_so_far().1 < TRACE_BYTES_MAX {
                 std::thread::sleep(LOOK_INTERVAL);
             }
-            if Instant::now() < ends {
+            if goes_on() {
                 enter("restart");
                 machine.run(&nodes.kill_all())?;
                 machine.run(&nodes.start_all(1))?;
                 enter("load");
             }
         }
+        let last_words = machine.run(nodes.last_words())?;
+        let own_flushes = machine.run(&args.bench.bus.flushes())?;
         machine.cut()?;
         let mut state = disk.state();
         let (trace, end) = (state.recorded(), state.stamp());
         drop(state);
         let promises = promises.lock().expect("the promises' lock").clone();
         println!(
-            "{name}: {} writes ({} MiB that are not zeros), {} flushes, {} acknowledged values, {} restarts",
+            "{name}: {} writes ({} forced, {} MiB that are not zeros), {} flushes, {} acknowledged values, {} restarts",
             trace.writes.len(),
+            trace.writes.iter().filter(|write| write.forced).count(),
             trace.bytes >> 20,
             trace.flushes.len(),
             promises.total(end),
             phases.iter().filter(|phase| phase.name == "restart").count()
         );
+        println!("{name}: the guest's kernel: {}", own_flushes.trim());
         if promises.total(end) == 0 {
-            return Err(Failure::failed("no value was acknowledged: nothing to test"));
+            return Err(Failure::failed(format_args!("no value was acknowledged: nothing to test\n{last_words}")));
         }
         Ok(Course { filesystem, nodes, disk, trace, promises, phases, end })
     }
@@ -185,7 +209,7 @@ impl Course {
         self.phases.iter().rev().find(|phase| phase.begins <= at).map_or("?", |phase| phase.name)
     }
 
-    /// Moments in order: every phase has its share, half of them follow a flush.
+    /// Moments in order: every phase has its share, a third follows a flush, a third an acknowledgement.
     fn moments(&self, count: usize, rng: &mut StdRng) -> Vec<Moment> {
         let mut moments: Vec<Moment> = (0..count)
             .map(|number| {
@@ -193,9 +217,12 @@ impl Course {
                 let begins = self.phases[phase].begins;
                 let ends = self.phases.get(phase + 1).map_or(self.end, |next| next.begins);
                 let any = Moment(rng.random_range(begins.0..ends.0));
-                let flush = self.trace.flushes.iter().map(|flush| flush.answered).find(|answered| *answered >= any);
-                let behind = flush.map_or(any, |answered| Moment(answered.0 + rng.random_range(0..3)));
-                if rng.random_bool(0.5) { behind } else { any }
+                let behind = match rng.random_range(0..3) {
+                    0 => self.trace.flushes.iter().map(|flush| flush.answered).find(|answered| *answered >= any),
+                    1 => self.promises.next_after(any),
+                    _ => None,
+                };
+                behind.map_or(any, |event| Moment(event.0 + rng.random_range(0..3)))
             })
             .collect();
         moments.sort();
@@ -203,9 +230,9 @@ impl Course {
     }
 
     /// Recovers from cuts; how many broke a promise.
-    fn recover(mut self, args: &LossArgs, kit: &Kit, rng: &mut StdRng) -> Result<usize, Failure> {
+    fn recover(mut self, args: &LossArgs, kit: &Kit, cuts: usize, rng: &mut StdRng) -> Result<usize, Failure> {
         let name = self.filesystem.name();
-        let moments = self.moments(args.cuts, rng);
+        let moments = self.moments(cuts, rng);
         let mut trace = std::mem::take(&mut self.trace);
         if args.broken == Some(Broken::Disk) {
             trace.flushes.clear();
@@ -224,7 +251,7 @@ impl Course {
             let recovery = self.disk.state().recorded();
             let mut what = Look { number, again: false, at: *at, mood, phase: self.phase(*at) };
             let held = self.judge(&found, &what, &layer, kit, &mut tally)?;
-            if !args.bench.on_host && rng.random_range(0..CUT_AGAIN_ONE_IN) == 0 && found.ended > found.began {
+            if rng.random_range(0..CUT_AGAIN_ONE_IN) == 0 && found.ended > found.began {
                 let again_at = Moment(rng.random_range(found.began.0..found.ended.0));
                 what = Look { again: true, mood: Mood::any(rng), ..what };
                 let mut state = self.disk.state();

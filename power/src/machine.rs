@@ -25,7 +25,7 @@ const MEMORY_MIB: u32 = 1536;
 /// A machine is up within this time, on a host that is busy otherwise.
 const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
 /// Scripts must end within this time.
-pub const SCRIPT_TIME_MAX: Duration = Duration::from_secs(300);
+pub const SCRIPT_TIME_MAX: Duration = Duration::from_secs(600);
 /// Lines of the console that are shown after a failure.
 const CONSOLE_LINES_SHOWN: usize = 70;
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -35,7 +35,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub enum Bus {
     /// virtio-blk: no FUA, so a durable write is a write and a flush
     Virtio,
-    /// virtio-scsi with FUA: a durable write may be one command
+    /// virtio-scsi with FUA: a durable write may be one command, which QEMU hands on as such from 10.1 on
     Scsi,
 }
 
@@ -46,6 +46,15 @@ impl Bus {
             Bus::Virtio => "/dev/vda",
             Bus::Scsi => "/dev/sda",
         }
+    }
+
+    /// Prints whether the guest's kernel forces single writes (FUA), and how often it flushed the disk since it booted. Fewer
+    /// flushes than the disk counts: QEMU before 10.1 makes a write and a flush of each forced write.
+    pub fn flushes(self) -> String {
+        let disk = self.device().trim_start_matches("/dev/");
+        format!(
+            "echo \"fua $(cat /sys/block/{disk}/queue/fua), $(awk '{{print $16}}' /sys/block/{disk}/stat) flushes of its own\""
+        )
     }
 }
 
@@ -138,7 +147,9 @@ impl Machine {
         command.args(["-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
         command.arg("-kernel").arg(&kit.kernel).arg("-initrd").arg(&kit.initramfs);
         let filesystem = filesystem.name();
-        let line = format!("console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off filesystem={filesystem}");
+        // On a busy host the emulated timer is late, and the kernel would take it for broken.
+        let line =
+            format!("console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off no_timer_check filesystem={filesystem}");
         command.args(["-append", &line]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command

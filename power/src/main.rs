@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use error::{During, Failure};
-use guest::{agent, fill, write};
+use guest::{agent, fill, place, write};
 
 #[derive(Debug, Parser)]
 #[command(name = "power", about = "Cut the power of a walferry node, and let its disk fail", after_help = EXAMPLES)]
@@ -45,7 +45,7 @@ Examples:
   power loss --bus scsi                        a disk that makes single writes durable (FUA)
   power loss --members                         three members in one machine, level remote_flush
   power loss --broken level-off                the checker's own test: must find lost values
-  power faults                                 EIO, failed flush, read-only, full disk, 10 s stall
+  power faults                                 EIO, bad sectors, failed flush, read-only, full disk, 10 s stall
   power ktls                                   leader and replica over kTLS
   power ktls --tests target/debug/deps/tls-0123456789abcdef
 
@@ -77,6 +77,9 @@ enum Command {
     /// In the guest: print what a node holds
     #[command(hide = true)]
     Read(write::ReadArgs),
+    /// In the guest: print where a byte of a file stands on the disk
+    #[command(hide = true)]
+    Place(place::PlaceArgs),
     /// In the guest: wait for a file
     #[command(hide = true)]
     Await(write::AwaitArgs),
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Ktls(args) => ktls::run(&args),
         Command::Fill(args) => fill::fill(&args),
         Command::Info(args) => fill::info(&args),
+        Command::Place(args) => place::place(&args),
         Command::Write(args) => write::write(&args),
         Command::Read(args) => write::read(&args),
         Command::Await(args) => write::wait(&args),

@@ -15,10 +15,16 @@ pub const MOUNT: &str = "/mnt/data";
 /// The guest's disk. XFS takes none below 300 MiB.
 const DISK_BYTES: u64 = 640 << 20;
 /// A node serves within so many seconds of its start; the processor is emulated.
-const START_SECONDS_MAX: u64 = 90;
+const START_SECONDS_MAX: u64 = 150;
 /// Small, so that segments end, are recycled and are covered by checkpoints many times in a run.
-const FLAGS: &str = "--segment-bytes 16MiB --keep-bytes-min 16MiB --checkpoint-bytes 2MiB --log-buffer-bytes 64MiB \
-                     --store-cache-bytes 8MiB --waterfall=false";
+const FLAGS: &str = "--segment-bytes 16MiB --checkpoint-bytes 2MiB --log-buffer-bytes 64MiB --store-cache-bytes 8MiB \
+                     --waterfall=false";
+
+/// Timeouts for three members on one processor that is emulated and shared.
+const EMULATED: &str = "--election-timeout 20s --heartbeat-interval 1s --peer-timeout 60s";
+const ON_HOST: &str = "--election-timeout 4s --heartbeat-interval 500ms";
+/// Segments are recycled as soon as they may be.
+const KEEP_LITTLE: &str = "16MiB";
 
 /// What the disk is formatted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,17 +90,31 @@ pub struct Nodes {
     /// One leader, or three members of a cluster.
     names: &'static [&'static str],
     flush_by: FlushBy,
+    /// How much old log they keep at least.
+    keep: &'static str,
+    /// Of members: how long they wait for each other.
+    timeouts: &'static str,
 }
 
 impl Nodes {
     /// One leader.
     pub fn one(flush_by: FlushBy) -> Nodes {
-        Nodes { names: &["a"], flush_by }
+        Nodes { names: &["a"], flush_by, keep: KEEP_LITTLE, timeouts: EMULATED }
     }
 
     /// Three members of a cluster.
     pub fn three(flush_by: FlushBy) -> Nodes {
-        Nodes { names: &["a", "b", "c"], flush_by }
+        Nodes { names: &["a", "b", "c"], flush_by, keep: KEEP_LITTLE, timeouts: EMULATED }
+    }
+
+    /// The same on this host's processors.
+    pub fn on_host(self) -> Nodes {
+        Nodes { timeouts: ON_HOST, ..self }
+    }
+
+    /// The same, but every new segment needs room of its own: nothing is recycled.
+    pub fn keeping_all(self) -> Nodes {
+        Nodes { keep: "100GiB", ..self }
     }
 
     /// Makes the data directory of a node that is alone; members make theirs themselves.
@@ -117,15 +137,11 @@ impl Nodes {
 
     /// Starts a node.
     pub fn spawn(self, name: &str) -> String {
-        let mut flags = format!("{FLAGS} {}", self.flush_by.flags());
+        let mut flags = format!("{FLAGS} --keep-bytes-min {} {}", self.keep, self.flush_by.flags());
         if self.names.len() > 1 {
             let member = |name: &&str| format!("{name}=127.0.0.1:{}", peer_port(name));
             let members = self.names.iter().map(member).collect::<Vec<_>>().join(",");
-            // Timeouts for processors that are emulated and shared.
-            let _ = write!(
-                flags,
-                " --members {members} --sync 'ANY 1 (*)' --election-timeout 4s --heartbeat-interval 500ms"
-            );
+            let _ = write!(flags, " --members {members} --sync 'ANY 1 (*)' {}", self.timeouts);
         }
         format!(
             "rm -f /mnt/{name}.ready; walferry start --data /mnt/data/{name} --name {name} --listen {} --peer-listen \
@@ -147,6 +163,11 @@ impl Nodes {
         format!("{spawn}\n{}", self.names.iter().map(wait).collect::<Vec<_>>().join("\n"))
     }
 
+    /// Prints what the nodes and their writers said last.
+    pub fn last_words(self) -> &'static str {
+        "tail -n 12 /mnt/*.log"
+    }
+
     /// Verifies every log that is there; this exit code when one is damaged.
     pub fn verify(self, code: i32) -> String {
         let one = |name: &&str| {
@@ -166,13 +187,15 @@ impl Nodes {
 
     /// SIGKILL to all of them; exit code 44 when one does not end.
     pub fn kill_all(self) -> String {
-        let one = |name: &&str| {
-            format!(
-                "kill -KILL $(cat /mnt/{name}.pid); n=0; while kill -0 $(cat /mnt/{name}.pid) 2>/dev/null; do \
+        self.names.iter().map(|name| self.kill(name)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// SIGKILL to one of them; exit code 44 when it does not end.
+    pub fn kill(self, name: &str) -> String {
+        format!(
+            "kill -KILL $(cat /mnt/{name}.pid); n=0; while kill -0 $(cat /mnt/{name}.pid) 2>/dev/null; do \
                  sleep 0.05; n=$((n+1)); [ $n -lt 600 ] || {{ tail -n 5 /mnt/{name}.log; exit 44; }}; done"
-            )
-        };
-        self.names.iter().map(one).collect::<Vec<_>>().join("\n")
+        )
     }
 }
 

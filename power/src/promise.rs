@@ -91,6 +91,12 @@ impl Promises {
         self.acknowledged.get(writer).map_or(0, |known| known.partition_point(|moment| *moment <= at) as u64)
     }
 
+    /// The first acknowledgement at `at` or later.
+    pub fn next_after(&self, at: Moment) -> Option<Moment> {
+        let next = |known: &Vec<Moment>| known.get(known.partition_point(|moment| *moment < at)).copied();
+        self.acknowledged.iter().filter_map(next).min()
+    }
+
     /// How many values of all writers were acknowledged by `at`.
     pub fn total(&self, at: Moment) -> u64 {
         (0..self.acknowledged.len()).map(|writer| self.count(writer, at)).sum()
@@ -148,6 +154,8 @@ mod tests {
             assert_eq!(promises.broken(Moment(1000), &[after(held)]), [], "{held}");
         }
         assert_eq!(promises.broken(Moment(9), &[]), [], "nothing was acknowledged");
+        let next = [9, 10, 11, 2000, 2001].map(|at| promises.next_after(Moment(at)).map(|moment| moment.0));
+        assert_eq!(next, [Some(10), Some(10), Some(20), Some(2000), None]);
     }
 
     #[test]

@@ -262,8 +262,11 @@ impl Cluster {
         }
         let cluster_id = ClusterId(u128::from(rng.u64(1..)));
         let register = ClusterState::formed(cluster_id, members, plan.policy).expect("a policy of the plan");
-        let clients =
-            plan.clients.iter().enumerate().map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, rng.u64(..)));
+        let clients = plan
+            .clients
+            .iter()
+            .enumerate()
+            .map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, rng.u64(..)));
         let clients = clients.collect();
         let mut cluster = Cluster {
             world,

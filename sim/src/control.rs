@@ -170,7 +170,8 @@ impl Control {
     /// An operator, or this leader itself, wants other members.
     pub fn change_members(&mut self, seating: Seating, now: Instant) {
         let majority = self.kept.state.majority();
-        let speaks = self.lease.as_ref().is_some_and(|(_, lease)| lease.until(majority).is_some_and(|until| now < until));
+        let speaks =
+            self.lease.as_ref().is_some_and(|(_, lease)| lease.until(majority).is_some_and(|until| now < until));
         if !self.leads() || !speaks || self.changing.is_some() {
             return;
         }

@@ -86,7 +86,11 @@ pub const ALL: &[Mutant] = &[
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
     mutant("ack-without-replicas", "the commit rule releases remote levels with the local flush", CUT_OFF_AND_KILLED),
     tuned("count-what-is-received", "a replica counts as having flushed what it has only received", POWER, slow_disks),
-    mutant("count-older-epochs", "replicas confirm what older epochs left without a frame of this one", &[Fault::KillSealed]),
+    mutant(
+        "count-older-epochs",
+        "replicas confirm what older epochs left without a frame of this one",
+        &[Fault::KillSealed],
+    ),
     tuned(
         "shrink-at-once",
         "commits stop waiting for a replica before the register has it out of the in-sync set",
@@ -100,7 +104,11 @@ pub const ALL: &[Mutant] = &[
     ),
     tuned("vote-twice", "a voter grants its voice to a leader that it promised to refuse", SEALS, slow_register),
     tuned("forget-the-seal", "a promise to refuse older leaders is not on the disk", SEALS, slow_register),
-    mutant("forget-the-loss", "a member that lost its disk counts as before", &[Fault::LoseDisk, Fault::KillLeader, Fault::Isolate]),
+    mutant(
+        "forget-the-loss",
+        "a member that lost its disk counts as before",
+        &[Fault::LoseDisk, Fault::KillLeader, Fault::Isolate],
+    ),
     mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", LEFT_ALONE),
     mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", LEFT_ALONE),
     mutant("lead-with-any-log", "the failover takes a sealed member that does not reach furthest", CUT_OFF_AND_KILLED),

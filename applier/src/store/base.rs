@@ -14,6 +14,7 @@ use bytes::Bytes;
 use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
+use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::whole::make_whole;
 
@@ -221,8 +222,9 @@ impl Snapshot {
 }
 
 /// Writes the changes of `overlay` and the LSN up to which they go, in one transaction: after a crash the file holds all of it or
-/// nothing.
+/// nothing. `path` is the database's.
 pub fn write_checkpoint(
+    path: &Path,
     database: &Database,
     overlay: &Overlay,
     applied: Lsn,
@@ -246,7 +248,8 @@ pub fn write_checkpoint(
         facts.insert(APPLIED_AT_US, applied_at_us)?;
     }
     transaction.commit()?;
-    Ok(())
+    // The log before a checkpoint is thrown away.
+    believe_flush_of(path).map_err(redb::Error::Io)
 }
 
 type Rows<'a> = Table<'a, &'static [u8], &'static [u8]>;

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Lsn;
 
 use super::base::{APPLIED, APPLIED_AT_US, ENTRIES, FACTS, KEYS};
@@ -89,11 +90,11 @@ impl Export {
                 return Err(ExportError::Stopped);
             }
         }
-        self.write_facts(&database).map_err(&at)?;
+        self.write_facts(path, &database).map_err(&at)?;
         Ok(())
     }
 
-    fn write_facts(&self, database: &Database) -> Result<(), redb::Error> {
+    fn write_facts(&self, path: &Path, database: &Database) -> Result<(), redb::Error> {
         let mut transaction = database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         transaction.set_quick_repair(true);
@@ -103,7 +104,7 @@ impl Export {
             facts.insert(APPLIED_AT_US, self.applied_at_us)?;
         }
         transaction.commit()?;
-        Ok(())
+        believe_flush_of(path).map_err(redb::Error::Io)
     }
 }
 

@@ -132,14 +132,14 @@ impl Store {
         let base = Base::open(dir, config.cache_bytes)?;
         let (jobs, job_queue) = channel::<Job>();
         let (done, results) = channel();
-        let database = base.database();
+        let (database, path) = (base.database(), base.path().to_owned());
         let write = move || {
             let job = match world::take(&job_queue) {
                 Inbox::Item(job) => job,
                 Inbox::Empty => return Pace::Asleep,
                 Inbox::Closed => return Pace::Over,
             };
-            let outcome = write_checkpoint(&database, &job.overlay, job.applied, job.applied_at_us);
+            let outcome = write_checkpoint(&path, &database, &job.overlay, job.applied, job.applied_at_us);
             // The overlay is large: it is freed here, not on the ring thread.
             drop(job);
             if done.send(outcome).is_err() {

@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::Database;
+use walferry_engine::durable;
 
 const WRITES_FILE: &str = "cluster.writes";
 /// The copy that is looked at.
@@ -62,7 +63,7 @@ impl Writes {
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         PLACES.into_iter().try_for_each(|place| self.file.write_all_at(&bytes, place))?;
-        self.file.sync_data()
+        durable::flush(&self.file)
     }
 }
 

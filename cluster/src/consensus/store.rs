@@ -18,6 +18,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Epoch;
 use walferry_engine::whole::make_whole;
 
@@ -303,10 +304,9 @@ fn write(shared: &Shared, rows: Vec<Row>, durable: bool) -> Result<(), redb::Err
         }
     }
     writing.commit()?;
-    match number {
-        Some(number) => shared.writes.save(number).map_err(redb::Error::Io),
-        None => Ok(()),
-    }
+    let Some(number) = number else { return Ok(()) };
+    // A vote or a promise that only memory holds must not be told.
+    believe_flush_of(&shared.path).and_then(|()| shared.writes.save(number)).map_err(redb::Error::Io)
 }
 
 fn raised(subject: ErrorSubject<u64>, verb: ErrorVerb) -> impl FnOnce(io::Error) -> Raised {
@@ -480,6 +480,9 @@ impl RaftStateMachine<Types> for RegisterStore {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MsFlags, mount, umount};
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
 
     /// openraft's own examination of a store.
@@ -505,6 +508,29 @@ mod tests {
         drop(store);
         let store = RegisterStore::open(dir.path(), MemberId(8)).expect("the same store");
         assert_eq!((store.identity().id, store.promised()), (MemberId(7), Epoch(5)));
+    }
+
+    #[tokio::test]
+    async fn a_promise_that_a_read_only_filesystem_took_is_not_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let none: Option<&str> = None;
+        let private = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none));
+        if let Err(error) = private {
+            println!("skipped: this user may not mount a filesystem ({error})");
+            return;
+        }
+        let store = RegisterStore::open(dir.path(), MemberId(7)).expect("a store");
+        store.promise(Epoch(5)).await.expect("written");
+        // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
+        mount(Some(dir.path()), dir.path(), none, MsFlags::MS_BIND, none).expect("mounted over itself");
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, dir.path(), none, read_only, none).expect("read-only now");
+        let refused = store.promise(Epoch(6)).await.expect_err("nothing is durable there");
+        assert!(refused.to_string().contains("Read-only file system"), "{refused}");
+        assert_eq!(store.promised(), Epoch(5), "nobody is told");
+        umount(dir.path()).expect("writable again");
+        store.promise(Epoch(6)).await.expect("written");
     }
 
     #[tokio::test]

@@ -2,7 +2,6 @@
 //! means. A write counts as durable only when every byte of it was written and a flush that began after that
 //! succeeded, on a filesystem that still takes writes; a failed write or flush is never repeated.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use io_uring::{opcode, squeue, types};
 
 use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogError, LogFailure, SyncMethod};
 use crate::commit::{Commit, WriteNo};
+use crate::durable::refuses_writes;
 use crate::ledger::DurableWrite;
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
@@ -351,43 +351,5 @@ impl Drop for Log {
             // The kernel may still read from it; other memory in its place would end up in the log or on the wire.
             self.buffer.keep_mapped();
         }
-    }
-}
-
-/// True when the filesystem was made read-only since the file was opened, by an operator or by the kernel after an error. ext4 then
-/// answers a flush with success and flushes nothing. Asked after the flush: what was writable now was so when it began.
-fn refuses_writes(file: &File) -> bool {
-    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
-    // SAFETY: an empty path means the descriptor, which is ours.
-    let allowed = unsafe { libc::syscall(libc::SYS_faccessat2, file.as_raw_fd(), c"".as_ptr(), libc::W_OK, flags) };
-    allowed < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EROFS)
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
-
-    use super::*;
-
-    #[test]
-    fn a_filesystem_that_became_read_only_is_noticed_through_an_open_file() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let none: Option<&str> = None;
-        let tmpfs = |flags| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, none);
-        let mounted = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
-            .and_then(|()| tmpfs(MsFlags::empty()));
-        if let Err(error) = mounted {
-            println!("skipped: this user may not mount a filesystem ({error})");
-            return;
-        }
-        let path = dir.path().join("segment");
-        std::fs::write(&path, b"bytes").expect("written");
-        // Not for writing: only by force does a filesystem become read-only under a file that is open for that.
-        let file = File::open(&path).expect("opened");
-        assert!(!refuses_writes(&file));
-        tmpfs(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY).expect("read-only now");
-        assert!(refuses_writes(&file));
     }
 }

@@ -3,10 +3,11 @@
 //! acknowledgements, so their order is exact.
 //!
 //! ```text
-//! guest ── virtio-blk or virtio-scsi ── QEMU ── NBD, a socket ── nbd (protocol) ── mod (order, faults) ─┬─ image (core)
-//!                                                                                                       └─ trace (core)
+//! guest ── virtio-blk or virtio-scsi ── QEMU ── NBD, a socket ── nbd (protocol) ──┬─ mod (order, faults) ─┬─ image (core)
+//! this host's kernel ── loop device ── FUSE, a file ──────────── fuse (protocol) ─┘                       └─ trace (core)
 //! ```
 
+mod fuse;
 mod image;
 mod nbd;
 mod trace;
@@ -18,20 +19,31 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+pub use fuse::DiskFile;
 pub use image::{Cuts, Image, Layer, Mood, cut};
 pub use trace::{Content, Flush, Moment, Trace};
 
 /// What the disk does wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fault {
-    /// Reads fail.
-    pub reads: bool,
+    /// Reads of any byte of it fail, until a write covers all of it: a bad sector, which a disk replaces then.
+    pub bad: Option<(u64, u64)>,
     /// Writes fail, before anything of them is on the disk.
     pub writes: bool,
     /// So many flushes fail from now on, and each takes with it what it should have flushed: a disk that lost its cache.
     pub flushes: u32,
     /// Nothing is answered.
     pub stalled: bool,
+}
+
+impl Fault {
+    fn hits(&self, offset: u64, length: usize) -> bool {
+        self.bad.is_some_and(|(from, to)| offset < to && offset + length as u64 > from)
+    }
+
+    fn heal(&mut self, offset: u64, length: usize) {
+        self.bad = self.bad.filter(|(from, to)| offset > *from || offset + (length as u64) < *to);
+    }
 }
 
 /// What stands on the disk, and what happened to it.
@@ -161,7 +173,7 @@ impl State {
         let pending = waiting.remove(chosen)?;
         let answered = self.stamp();
         let result = match &pending.request {
-            Request::Read { .. } if self.fault.reads => Err(Failed),
+            Request::Read { offset, length } if self.fault.hits(*offset, *length) => Err(Failed),
             Request::Read { offset, length } => {
                 let mut bytes = vec![0; *length];
                 self.image.read(*offset, &mut bytes);
@@ -170,6 +182,7 @@ impl State {
             Request::Write { .. } if self.fault.writes => Err(Failed),
             Request::Write { offset, content, .. } => {
                 self.image.write(*offset, content);
+                self.fault.heal(*offset, content.len());
                 if let (Some(number), Some(recording)) = (pending.number, &mut self.trace) {
                     recording.trace.writes[number].answered = Some(answered);
                 }
@@ -248,7 +261,7 @@ mod tests {
     fn requests_that_fail_change_nothing() {
         let disk = Disk::new(vec![9; 4096], 1);
         let mut state = disk.state();
-        state.fault = Fault { writes: true, reads: true, ..Fault::default() };
+        state.fault = Fault { writes: true, bad: Some((0, 1)), ..Fault::default() };
         let write = Request::Write { offset: 0, content: Content::Zeros(SECTOR_BYTES), forced: false };
         let mut waiting: VecDeque<_> =
             [state.arrive(1, write), state.arrive(2, Request::Read { offset: 0, length: 8 })].into();
@@ -256,5 +269,22 @@ mod tests {
             assert!(result.is_err());
         }
         assert_eq!(first_byte(&state), 9);
+    }
+
+    #[test]
+    fn a_bad_sector_is_replaced_by_a_write_that_covers_it() {
+        let disk = Disk::new(vec![0; 8192], 1);
+        let mut state = disk.state();
+        state.fault.bad = Some((512, 1024));
+        let reads = |state: &mut State, offset| {
+            let read = state.arrive(0, Request::Read { offset, length: 512 });
+            state.answer_one(&mut [read].into()).is_some_and(|(_, result)| result.is_ok())
+        };
+        assert!(reads(&mut state, 0) && reads(&mut state, 1024) && !reads(&mut state, 768) && !reads(&mut state, 512));
+        write(&mut state, 1);
+        assert!(!reads(&mut state, 512), "another sector was written");
+        let pending = state.arrive(0, Request::Write { offset: 0, content: Content::Zeros(4096), forced: false });
+        assert!(state.answer_one(&mut [pending].into()).is_some_and(|(_, result)| result.is_ok()));
+        assert!(reads(&mut state, 512));
     }
 }

@@ -1,5 +1,5 @@
 //! What runs inside the guest, in this same program: the agent that does what the host asks, a writer that tells the host every
-//! acknowledgement, and a reader of everything that a node holds.
+//! acknowledgement, a reader of everything that a node holds, and smaller help.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub mod agent;
 pub mod fill;
+pub mod place;
 pub mod values;
 pub mod write;
 

@@ -18,7 +18,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Somebody leads within this time.
-const LEADER_TIME_MAX: Duration = Duration::from_secs(60);
+const LEADER_TIME_MAX: Duration = Duration::from_secs(180);
 
 /// Flags of `power write`.
 #[derive(Debug, clap::Args)]
@@ -86,7 +86,10 @@ fn write_values(args: &WriteArgs, writer: usize, port: &Mutex<File>) {
             let address = &args.addresses[chosen % args.addresses.len()];
             match try_value(&mut client, address, &args.level, writer, number) {
                 Ok(()) => break,
-                Err(_) => {
+                Err(error) => {
+                    if matches!(error, ClientError::Refused { .. }) {
+                        eprintln!("{error}");
+                    }
                     client = None;
                     chosen += 1;
                     std::thread::sleep(RECONNECT_INTERVAL);
