@@ -59,8 +59,8 @@ pub struct Soak {
     every: Duration,
     ends: Duration,
     samples: Vec<Sample>,
-    /// What a node's log says at the end.
-    verified: Vec<String>,
+    /// What each node's log says at the end: that it is clean, or what is wrong with it.
+    verified: Vec<(String, Result<String, String>)>,
 }
 
 impl Soak {
@@ -122,13 +122,13 @@ impl Soak {
         })
     }
 
-    /// Verifies the log of every node; they have ended.
-    pub fn verify(&mut self, own: &Own) -> Result<(), Failure> {
-        for name in own.names() {
-            let verified = inspect::verified_clean(&own.dir.join(name))?;
-            self.verified.push(format!("{name}: {verified}"));
-        }
-        Ok(())
+    /// Verifies the log of every node; they have ended. What is wrong is part of the verdict, so that all else is told as well.
+    pub fn verify(&mut self, own: &Own) {
+        let verify = |name: &String| {
+            let found = inspect::verified_clean(&own.dir.join(name));
+            (name.clone(), found.map_err(|failure| failure.to_string()))
+        };
+        self.verified = own.names().iter().map(verify).collect();
     }
 
     /// What settled processes had after the warm-up, in order; of one node or of all.
@@ -188,7 +188,12 @@ impl Soak {
         if let Some(sample) = most.filter(|_| left > LEFT_BEHIND_MAX) {
             wrong.push(format!("{}: {left} of {} segments are needed by nothing", sample.name, sample.segments));
         }
-        said.extend(self.verified.iter().cloned());
+        for (name, found) in &self.verified {
+            match found {
+                Ok(text) => said.push(format!("{name}: {text}")),
+                Err(text) => wrong.push(format!("{name}: {text}")),
+            }
+        }
         (said, (!wrong.is_empty()).then(|| wrong.join("; ")))
     }
 
@@ -374,6 +379,27 @@ mod tests {
         let cells: Vec<&str> = rss.split_whitespace().collect();
         assert_eq!(cells, ["a", "RSS", "MiB", "110.0", "118.0", "126.0", "129.0", "24"], "{text}");
         assert!(text.lines().any(|line| line.contains("beside clients'") && line.contains("30.0")), "{text}");
+    }
+
+    #[test]
+    fn descriptors_that_are_nobodys_connections_may_not_pile_up() {
+        let mut soak = soak((0..30).map(|minute| (minute, 100, 100)));
+        for sample in &mut soak.samples {
+            sample.descriptors += sample.at.as_secs() as usize / 60 / 3;
+        }
+        let wrong = soak.verdict().1;
+        assert!(wrong.is_some_and(|text| text.contains("file descriptors beside") && !text.contains("memory")));
+    }
+
+    #[test]
+    fn a_log_that_is_not_clean_fails_the_soak_and_the_others_are_told() {
+        let mut soak = soak((0..30).map(|minute| (minute, 100, 100)));
+        soak.verified.push(("a".to_owned(), Ok("no damage".to_owned())));
+        assert_eq!(soak.verdict().1, None);
+        let nowhere = inspect::verified_clean(Path::new("/nonexistent")).map_err(|failure| failure.to_string());
+        soak.verified.push(("b".to_owned(), nowhere));
+        let (said, wrong) = soak.verdict();
+        assert!(wrong.is_some_and(|text| text.starts_with("b: ")) && said.contains(&"a: no damage".to_owned()));
     }
 
     #[test]
