@@ -139,6 +139,23 @@ impl Soak {
         self.samples.iter().filter(settled).filter(wanted).map(of).collect()
     }
 
+    /// The same of each process by itself, with its name: one that grows is not to hide behind others that were started again.
+    fn processes(&self) -> Vec<(&str, Vec<&Sample>)> {
+        let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let warm = self.warm();
+        let mut processes = Vec::new();
+        for name in names {
+            let of_node: Vec<&Sample> = self.samples.iter().filter(|sample| sample.name == name).collect();
+            for process in of_node.chunk_by(|one, next| one.age <= next.age) {
+                let settled = process.iter().filter(|sample| sample.at >= warm && sample.age >= SETTLED_AGE);
+                processes.push((name, settled.copied().collect()));
+            }
+        }
+        processes
+    }
+
     /// At each moment after the warm-up, how many connections of clients all nodes had.
     fn clients_together(&self) -> Vec<f64> {
         let warm = self.warm();
@@ -174,11 +191,24 @@ impl Soak {
                 }
             }
         };
-        let (private, own) = (self.judged(None, private), self.judged(None, own_descriptors));
-        let bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
-        judge("private memory, MiB", private, &bound, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
-        let bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
-        judge("file descriptors beside clients'", own, &bound, &|first| first + DESCRIPTORS_GROWTH_MAX);
+        let memory_max = |first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0);
+        let memory_bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
+        let own_max = |first| first + DESCRIPTORS_GROWTH_MAX;
+        let own_bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
+        judge("private memory, MiB", self.judged(None, private), &memory_bound, &memory_max);
+        judge("file descriptors beside clients'", self.judged(None, own_descriptors), &own_bound, &own_max);
+        for (name, samples) in self.processes().into_iter().filter(|(_, samples)| samples.len() >= SAMPLES_MIN) {
+            let minute = samples[0].at.as_secs_f64() / 60.0;
+            let of = |figure: Figure| samples.iter().map(|sample| figure(sample)).collect();
+            judge(
+                &format!("{name} from minute {minute:.0}: private memory, MiB"),
+                of(private),
+                &memory_bound,
+                &memory_max,
+            );
+            let what = format!("{name} from minute {minute:.0}: file descriptors beside clients'");
+            judge(&what, of(own_descriptors), &own_bound, &own_max);
+        }
         let bound = format!("{CLIENTS_GROWTH_MAX} more");
         let clients = self.clients_together();
         judge("clients' connections, all nodes together", clients, &bound, &|first| first + CLIENTS_GROWTH_MAX);
@@ -347,6 +377,24 @@ mod tests {
         assert_eq!(soak((0..30).map(|minute| (minute, 100, 100.min(20 + minute * 20)))).verdict().1, None, "warms up");
         let wrong = soak((0..30).map(|minute| (minute, 100, 100 + minute))).verdict().1;
         assert!(wrong.is_some_and(|text| text.contains("memory") && !text.contains("descriptors")));
+    }
+
+    #[test]
+    fn a_process_that_grows_does_not_hide_behind_one_that_was_started_again() {
+        let mut soak = soak((0..60).map(|number| (number / 2, 100 + number / 2 * 60, 100)));
+        for (number, sample) in soak.samples.iter_mut().enumerate() {
+            let minute = number as u64 / 2;
+            if number % 2 == 0 {
+                sample.private_bytes = (100 + minute) << 20;
+            } else {
+                sample.name = "b".to_owned();
+                sample.private_bytes = if minute < 20 { 120 << 20 } else { 60 << 20 };
+                sample.age = Duration::from_secs(if minute < 20 { 100 + minute * 60 } else { (minute - 20) * 60 });
+            }
+        }
+        assert_eq!(soak.processes().iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["a", "b", "b"]);
+        let wrong = soak.verdict().1.expect("a grows by a quarter");
+        assert!(wrong.starts_with("a from minute 6: private memory"), "{wrong}");
     }
 
     #[test]
