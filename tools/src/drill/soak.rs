@@ -1,6 +1,7 @@
 //! What must not grow in a long drill: each node's memory and file descriptors, and segments that nothing needs. Takes a sample
 //! of every process before each fault; judges them at the end. A process that was started again counts anew, once it has settled.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use walferry_engine::retain::Needs;
 use walferry_engine::segment::list_segments;
 
 use super::cluster::{Cluster, Site};
-use super::own::{KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
+use super::own::{CLIENT_PORT, KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
 use super::table::Table;
 use crate::cli::Failure;
 use crate::client::info_field;
@@ -22,6 +23,10 @@ const SETTLED_AGE: Duration = Duration::from_secs(90);
 const WARM_UP_PERCENT: usize = 20;
 /// Samples that can be judged: a third each at the beginning and at the end.
 const SAMPLES_MIN: usize = 6;
+/// The same for one process by itself: a third of fewer would be too few for one that stood out.
+const SAMPLES_OF_PROCESS_MIN: usize = 12;
+/// The state of a listening socket in `net/tcp`.
+const TCP_LISTEN: &str = "0A";
 /// The median of the last third may be above that of the first one by so much, for allocators are not exact.
 const RSS_GROWTH_PERCENT_MAX: f64 = 10.0;
 /// The same for descriptors beside those of clients: a leader has more links than a replica.
@@ -91,12 +96,7 @@ impl Soak {
         let (process, age) = own.process(name)?;
         let info = cluster.client(name)?.call(&["INFO"]).map_err(Failure::failed)?.text().unwrap_or_default();
         let lsn = |key: &str| info_field(&info, key).and_then(|text| text.parse::<Lsn>().ok());
-        let missing = || {
-            Failure::failed(format_args!(
-                "{name}: INFO tells no flushed_lsn, no store_checkpoint_lsn or no connected_clients"
-            ))
-        };
-        let clients = info_field(&info, "connected_clients").and_then(|text| text.parse().ok()).ok_or_else(missing)?;
+        let missing = || Failure::failed(format_args!("{name}: INFO tells no flushed_lsn or no store_checkpoint_lsn"));
         let flushed = lsn("flushed_lsn").ok_or_else(missing)?;
         let node = lsn("store_checkpoint_lsn").ok_or_else(missing)?;
         // After INFO: what has gone meanwhile is not missed.
@@ -109,13 +109,14 @@ impl Soak {
         let memory = |key: &str| {
             bytes_of(&status, key).ok_or_else(|| Failure::failed(format_args!("{name}: no {key} in its status")))
         };
+        let (descriptors, clients) = descriptors(&proc)?;
         Ok(Sample {
             at: self.started.elapsed(),
             name: name.to_owned(),
             age,
             rss_bytes: memory("VmRSS:")?,
             private_bytes: memory("RssAnon:")?,
-            descriptors: std::fs::read_dir(proc.join("fd"))?.count(),
+            descriptors,
             clients,
             segments: files.len(),
             left_behind: files.iter().filter(|number| **number < oldest).count(),
@@ -197,7 +198,9 @@ impl Soak {
         let own_bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
         judge("private memory, MiB", self.judged(None, private), &memory_bound, &memory_max);
         judge("file descriptors beside clients'", self.judged(None, own_descriptors), &own_bound, &own_max);
-        for (name, samples) in self.processes().into_iter().filter(|(_, samples)| samples.len() >= SAMPLES_MIN) {
+        for (name, samples) in
+            self.processes().into_iter().filter(|(_, samples)| samples.len() >= SAMPLES_OF_PROCESS_MIN)
+        {
             let minute = samples[0].at.as_secs_f64() / 60.0;
             let of = |figure: Figure| samples.iter().map(|sample| figure(sample)).collect();
             judge(
@@ -339,6 +342,32 @@ fn line(samples: &[Sample]) -> String {
     samples.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
+/// A process's descriptors, and how many of them are clients' connections. The kernel tells both in one moment: INFO would count the
+/// clients a tenth of a second before, and after a standstill those that gave up meanwhile are as many as the others.
+fn descriptors(proc: &Path) -> std::io::Result<(usize, usize)> {
+    let sockets = || std::fs::read_to_string(proc.join("net/tcp")).map(|table| client_sockets(&table));
+    let mut of_clients = sockets()?;
+    let mut links = Vec::new();
+    for entry in std::fs::read_dir(proc.join("fd"))? {
+        // One that is closed by now is none.
+        links.extend(std::fs::read_link(entry?.path()));
+    }
+    of_clients.append(&mut sockets()?);
+    let clients = links.iter().filter(|link| of_clients.contains(&*link.to_string_lossy())).count();
+    Ok((links.len(), clients))
+}
+
+/// The connections on the port for clients in a process's `net/tcp`, as links of its descriptors name them.
+fn client_sockets(table: &str) -> BTreeSet<String> {
+    let port = format!(":{CLIENT_PORT:04X}");
+    let socket = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (words.get(1)?, words.get(3)?, words.get(9)?);
+        (local.ends_with(&port) && *state != TCP_LISTEN).then(|| format!("socket:[{inode}]"))
+    };
+    table.lines().filter_map(socket).collect()
+}
+
 /// A size in a process's `status`.
 fn bytes_of(status: &str, key: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
@@ -418,6 +447,18 @@ mod tests {
         soak.samples.iter_mut().for_each(|sample| sample.clients += sample.at.as_secs() as usize / 60);
         let wrong = soak.verdict().1;
         assert!(wrong.is_some_and(|text| text.contains("clients' connections")));
+    }
+
+    #[test]
+    fn clients_are_the_connections_on_their_port_whether_they_hung_up_or_not() {
+        let table = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0200C6C6:1900 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 101 1 0 100 0 0 10 0
+   1: 0200C6C6:1900 0100C6C6:9C40 01 00000000:00000000 00:00000000 00000000     0        0 102 1 0 20 4 0 10 -1
+   2: 0200C6C6:1900 0100C6C6:9C41 08 00000000:00000000 00:00000000 00000000     0        0 103 1 0 20 4 0 10 -1
+   3: 0200C6C6:1901 0300C6C6:1900 01 00000000:00000000 00:00000000 00000000     0        0 104 1 0 20 4 0 10 -1
+";
+        assert_eq!(client_sockets(table).into_iter().collect::<Vec<_>>(), ["socket:[102]", "socket:[103]"]);
     }
 
     #[test]
