@@ -143,6 +143,11 @@ impl LocalNode {
         }
     }
 
+    /// True once its process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+
     /// Its process, and how long that has run.
     pub fn process(&self) -> Option<(u32, Duration)> {
         self.child.as_ref().map(|child| (child.id(), self.started.elapsed()))

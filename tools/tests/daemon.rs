@@ -154,6 +154,27 @@ fn full_disk(mount: &std::path::Path) {
     assert_eq!(client.command(&["GET", "kept"]), Reply::Bulk("1".into()), "reads go on");
     std::fs::remove_file(&ballast).unwrap();
     common::until("writes are taken again", || client.command(&["SET", "after", "1"]) == ok());
+    fill_up(&ballast);
+    node.kill();
+    let said = refused_start(&mount.join("a"));
+    assert!(said.contains("No space left") && said.contains("make room there"), "it says why and what to do: {said}");
+    std::fs::remove_file(&ballast).unwrap();
+    let node = Node::start(mount, "a", &["--keep-bytes-min", "0"]);
+    for key in ["kept", "after"] {
+        assert_eq!(node.client().command(&["GET", key]), Reply::Bulk("1".into()), "nothing is lost");
+    }
+}
+
+/// What a node says that has to end at its start.
+fn refused_start(data: &std::path::Path) -> String {
+    // Should it serve instead, the test fails within a minute.
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_walferry"), "start", "--name", "a", "--keep-bytes-min", "0"]);
+    command.args(["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]).arg("--data").arg(data);
+    let ended = command.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    said
 }
 
 /// Leaves no block free.

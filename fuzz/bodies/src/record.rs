@@ -23,8 +23,8 @@ pub fn run(data: &[u8]) {
             }
         }
     }
-    let read: Vec<_> = effects(&again).collect();
-    assert!(read.iter().all(Result::is_ok), "what was written is read");
-    assert!(read.into_iter().flatten().eq(effects(data).flatten()), "and says the same");
+    // Read twice instead of kept: a record of many small effects is larger read than written, and that would be our memory.
+    assert!(effects(&again).all(|effect| effect.is_ok()), "what was written is read");
+    assert!(effects(&again).flatten().eq(effects(data).flatten()), "and says the same");
     assert!(again.len() <= data.len(), "no length is written longer than it has to be");
 }

@@ -65,7 +65,9 @@ mod test_host;
 mod transaction_tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use walferry_applier::base::incoming::free_bytes;
 
 use crate::config::{ConfigError, NodeConfig};
 
@@ -117,9 +119,41 @@ pub enum DaemonError {
     /// The data directory belongs to another role or cluster.
     #[error("{0}")]
     Refused(String),
+    /// The same as `source`, with what to do about it: the data directory's disk is full.
+    #[error(
+        "{source}. {} has {free} bytes free: make room there and start the node again; its log has everything that was flushed",
+        dir.display()
+    )]
+    FullDisk {
+        /// The data directory.
+        dir: PathBuf,
+        /// What its disk has left for this user.
+        free: u64,
+        /// What could not be written.
+        source: Box<DaemonError>,
+    },
+}
+
+/// A disk with less than this free is full: the small files of a data directory and a page of its store may not fit.
+const FREE_BYTES_MIN: u64 = 1 << 20;
+
+impl DaemonError {
+    /// Adds what to do where the disk of `dir` is full and that can be the reason. Asks the disk, not the error: a write that
+    /// did not fit is told by many layers, each in its own words.
+    fn on_the_disk_of(self, dir: &Path) -> DaemonError {
+        let writes = matches!(self, DaemonError::Log(_) | DaemonError::Store(_) | DaemonError::Refused(_));
+        match free_bytes(dir) {
+            Ok(free) if writes && free < FREE_BYTES_MIN => {
+                DaemonError::FullDisk { dir: dir.to_owned(), free, source: Box::new(self) }
+            }
+            _ => self,
+        }
+    }
 }
 
 /// Runs a node until it is asked to end.
 pub fn run(config: NodeConfig) -> Result<(), DaemonError> {
-    reactor::Reactor::open(config)?.run()
+    let dir = config.data.clone();
+    let ended = reactor::Reactor::open(config).and_then(reactor::Reactor::run);
+    ended.map_err(|error| error.on_the_disk_of(&dir))
 }

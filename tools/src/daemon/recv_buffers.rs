@@ -27,8 +27,10 @@ pub struct RecvBuffers {
 fn map(bytes: usize) -> std::io::Result<ptr::NonNull<libc::c_void>> {
     let length = std::num::NonZeroUsize::new(bytes).expect("a buffer group is not empty");
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // All of its pages now: receives of every size would touch the last of them only after hours, and a node whose memory creeps
+    // up looks like one that leaks, or is refused a page when the machine has none left.
     // SAFETY: an anonymous private mapping aliases nothing.
-    Ok(unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE)? })
+    Ok(unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE)? })
 }
 
 impl RecvBuffers {

@@ -200,17 +200,17 @@ impl Fault {
         Ok(injected)
     }
 
-    /// Undoes it.
-    pub fn heal(self, cluster: &mut Cluster, injected: Injected) -> Result<(), Failure> {
+    /// Undoes it. What is to be said of it, if anything.
+    pub fn heal(self, cluster: &mut Cluster, injected: Injected) -> Result<Option<String>, Failure> {
         injected.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = injected.thread {
             thread.join().map_err(|_| Failure::failed("the thread that does a fault panicked"))?;
         }
         if self == Fault::Switchover {
-            return Ok(());
+            return Ok(injected.note);
         }
         let own = match &mut cluster.site {
-            Site::Hosts(hooks) => return hooks.heal(self, &injected.name),
+            Site::Hosts(hooks) => return hooks.heal(self, &injected.name).map(|()| injected.note),
             Site::Own(own) => own,
         };
         match self {
@@ -219,11 +219,16 @@ impl Fault {
             Fault::ClockJump => own.clock(&injected.name).set_off(0)?,
             _ => own.ground.heal(),
         }
-        match injected.ballast {
-            None => Ok(()),
-            Some(file) => std::fs::remove_file(&file)
-                .map_err(|error| Failure::failed(format_args!("{}: {error}", file.display()))),
+        if let Some(file) = injected.ballast {
+            std::fs::remove_file(&file)
+                .map_err(|error| Failure::failed(format_args!("{}: {error}", file.display())))?;
+            // A node whose store cannot be written ends, and its service manager starts it again; one that only waited for log
+            // goes on.
+            if own.revive(&injected.name)? {
+                return Ok(Some(format!("{} had ended and was started again", injected.name)));
+            }
         }
+        Ok(injected.note)
     }
 }
 

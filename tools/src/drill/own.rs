@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 
@@ -18,6 +18,10 @@ const PEER_PORT: u16 = 6401;
 pub const SEGMENT_BYTES: u64 = 16 << 20;
 /// Log that members keep for each other.
 pub const KEEP_BYTES_MIN: u64 = 32 << 20;
+/// A node that a fault has doomed ends within this time of the fault's end.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at a node that may end.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MICROS_PER_DAY: u64 = 86_400_000_000;
 
 /// The processes. Nodes end before their disks and networks are taken down.
@@ -90,6 +94,21 @@ impl Own {
         let node = self.spawn(name)?.wait_until_ready()?;
         self.nodes.insert(name.to_owned(), node);
         Ok(())
+    }
+
+    /// Starts a member again that has ended by itself, as a service manager does; true when it had. A node that cannot write its
+    /// store notices with its next checkpoint, so it is watched for a while.
+    pub fn revive(&mut self, name: &str) -> Result<bool, Failure> {
+        let until = Instant::now() + ENDS_WITHIN;
+        while Instant::now() < until {
+            if self.nodes.get_mut(name).is_none_or(LocalNode::has_ended) {
+                self.kill(name);
+                self.bring(name)?;
+                return Ok(true);
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(false)
     }
 
     /// Signals a running member.

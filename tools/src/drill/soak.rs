@@ -1,6 +1,7 @@
 //! What must not grow in a long drill: each node's memory and file descriptors, and segments that nothing needs. Takes a sample
 //! of every process before each fault; judges them at the end. A process that was started again counts anew, once it has settled.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use walferry_engine::retain::Needs;
 use walferry_engine::segment::list_segments;
 
 use super::cluster::{Cluster, Site};
-use super::own::{KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
+use super::own::{CLIENT_PORT, KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
 use super::table::Table;
 use crate::cli::Failure;
 use crate::client::info_field;
@@ -22,6 +23,10 @@ const SETTLED_AGE: Duration = Duration::from_secs(90);
 const WARM_UP_PERCENT: usize = 20;
 /// Samples that can be judged: a third each at the beginning and at the end.
 const SAMPLES_MIN: usize = 6;
+/// The same for one process by itself: a third of fewer would be too few for one that stood out.
+const SAMPLES_OF_PROCESS_MIN: usize = 12;
+/// The state of a listening socket in `net/tcp`.
+const TCP_LISTEN: &str = "0A";
 /// The median of the last third may be above that of the first one by so much, for allocators are not exact.
 const RSS_GROWTH_PERCENT_MAX: f64 = 10.0;
 /// The same for descriptors beside those of clients: a leader has more links than a replica.
@@ -59,8 +64,8 @@ pub struct Soak {
     every: Duration,
     ends: Duration,
     samples: Vec<Sample>,
-    /// What a node's log says at the end.
-    verified: Vec<String>,
+    /// What each node's log says at the end: that it is clean, or what is wrong with it.
+    verified: Vec<(String, Result<String, String>)>,
 }
 
 impl Soak {
@@ -91,12 +96,7 @@ impl Soak {
         let (process, age) = own.process(name)?;
         let info = cluster.client(name)?.call(&["INFO"]).map_err(Failure::failed)?.text().unwrap_or_default();
         let lsn = |key: &str| info_field(&info, key).and_then(|text| text.parse::<Lsn>().ok());
-        let missing = || {
-            Failure::failed(format_args!(
-                "{name}: INFO tells no flushed_lsn, no store_checkpoint_lsn or no connected_clients"
-            ))
-        };
-        let clients = info_field(&info, "connected_clients").and_then(|text| text.parse().ok()).ok_or_else(missing)?;
+        let missing = || Failure::failed(format_args!("{name}: INFO tells no flushed_lsn or no store_checkpoint_lsn"));
         let flushed = lsn("flushed_lsn").ok_or_else(missing)?;
         let node = lsn("store_checkpoint_lsn").ok_or_else(missing)?;
         // After INFO: what has gone meanwhile is not missed.
@@ -109,26 +109,27 @@ impl Soak {
         let memory = |key: &str| {
             bytes_of(&status, key).ok_or_else(|| Failure::failed(format_args!("{name}: no {key} in its status")))
         };
+        let (descriptors, clients) = descriptors(&proc)?;
         Ok(Sample {
             at: self.started.elapsed(),
             name: name.to_owned(),
             age,
             rss_bytes: memory("VmRSS:")?,
             private_bytes: memory("RssAnon:")?,
-            descriptors: std::fs::read_dir(proc.join("fd"))?.count(),
+            descriptors,
             clients,
             segments: files.len(),
             left_behind: files.iter().filter(|number| **number < oldest).count(),
         })
     }
 
-    /// Verifies the log of every node; they have ended.
-    pub fn verify(&mut self, own: &Own) -> Result<(), Failure> {
-        for name in own.names() {
-            let verified = inspect::verified_clean(&own.dir.join(name))?;
-            self.verified.push(format!("{name}: {verified}"));
-        }
-        Ok(())
+    /// Verifies the log of every node; they have ended. What is wrong is part of the verdict, so that all else is told as well.
+    pub fn verify(&mut self, own: &Own) {
+        let verify = |name: &String| {
+            let found = inspect::verified_clean(&own.dir.join(name));
+            (name.clone(), found.map_err(|failure| failure.to_string()))
+        };
+        self.verified = own.names().iter().map(verify).collect();
     }
 
     /// What settled processes had after the warm-up, in order; of one node or of all.
@@ -137,6 +138,23 @@ impl Soak {
         let settled = |sample: &&Sample| sample.at >= warm && sample.age >= SETTLED_AGE;
         let wanted = |sample: &&Sample| name.is_none_or(|name| sample.name == name);
         self.samples.iter().filter(settled).filter(wanted).map(of).collect()
+    }
+
+    /// The same of each process by itself, with its name: one that grows is not to hide behind others that were started again.
+    fn processes(&self) -> Vec<(&str, Vec<&Sample>)> {
+        let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let warm = self.warm();
+        let mut processes = Vec::new();
+        for name in names {
+            let of_node: Vec<&Sample> = self.samples.iter().filter(|sample| sample.name == name).collect();
+            for process in of_node.chunk_by(|one, next| one.age <= next.age) {
+                let settled = process.iter().filter(|sample| sample.at >= warm && sample.age >= SETTLED_AGE);
+                processes.push((name, settled.copied().collect()));
+            }
+        }
+        processes
     }
 
     /// At each moment after the warm-up, how many connections of clients all nodes had.
@@ -174,11 +192,26 @@ impl Soak {
                 }
             }
         };
-        let (private, own) = (self.judged(None, private), self.judged(None, own_descriptors));
-        let bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
-        judge("private memory, MiB", private, &bound, &|first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0));
-        let bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
-        judge("file descriptors beside clients'", own, &bound, &|first| first + DESCRIPTORS_GROWTH_MAX);
+        let memory_max = |first| first * (1.0 + RSS_GROWTH_PERCENT_MAX / 100.0);
+        let memory_bound = format!("{RSS_GROWTH_PERCENT_MAX} % more");
+        let own_max = |first| first + DESCRIPTORS_GROWTH_MAX;
+        let own_bound = format!("{DESCRIPTORS_GROWTH_MAX} more");
+        judge("private memory, MiB", self.judged(None, private), &memory_bound, &memory_max);
+        judge("file descriptors beside clients'", self.judged(None, own_descriptors), &own_bound, &own_max);
+        for (name, samples) in
+            self.processes().into_iter().filter(|(_, samples)| samples.len() >= SAMPLES_OF_PROCESS_MIN)
+        {
+            let minute = samples[0].at.as_secs_f64() / 60.0;
+            let of = |figure: Figure| samples.iter().map(|sample| figure(sample)).collect();
+            judge(
+                &format!("{name} from minute {minute:.0}: private memory, MiB"),
+                of(private),
+                &memory_bound,
+                &memory_max,
+            );
+            let what = format!("{name} from minute {minute:.0}: file descriptors beside clients'");
+            judge(&what, of(own_descriptors), &own_bound, &own_max);
+        }
         let bound = format!("{CLIENTS_GROWTH_MAX} more");
         let clients = self.clients_together();
         judge("clients' connections, all nodes together", clients, &bound, &|first| first + CLIENTS_GROWTH_MAX);
@@ -188,7 +221,12 @@ impl Soak {
         if let Some(sample) = most.filter(|_| left > LEFT_BEHIND_MAX) {
             wrong.push(format!("{}: {left} of {} segments are needed by nothing", sample.name, sample.segments));
         }
-        said.extend(self.verified.iter().cloned());
+        for (name, found) in &self.verified {
+            match found {
+                Ok(text) => said.push(format!("{name}: {text}")),
+                Err(text) => wrong.push(format!("{name}: {text}")),
+            }
+        }
         (said, (!wrong.is_empty()).then(|| wrong.join("; ")))
     }
 
@@ -304,6 +342,32 @@ fn line(samples: &[Sample]) -> String {
     samples.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
+/// A process's descriptors, and how many of them are clients' connections. The kernel tells both in one moment: INFO would count the
+/// clients a tenth of a second before, and after a standstill those that gave up meanwhile are as many as the others.
+fn descriptors(proc: &Path) -> std::io::Result<(usize, usize)> {
+    let sockets = || std::fs::read_to_string(proc.join("net/tcp")).map(|table| client_sockets(&table));
+    let mut of_clients = sockets()?;
+    let mut links = Vec::new();
+    for entry in std::fs::read_dir(proc.join("fd"))? {
+        // One that is closed by now is none.
+        links.extend(std::fs::read_link(entry?.path()));
+    }
+    of_clients.append(&mut sockets()?);
+    let clients = links.iter().filter(|link| of_clients.contains(&*link.to_string_lossy())).count();
+    Ok((links.len(), clients))
+}
+
+/// The connections on the port for clients in a process's `net/tcp`, as links of its descriptors name them.
+fn client_sockets(table: &str) -> BTreeSet<String> {
+    let port = format!(":{CLIENT_PORT:04X}");
+    let socket = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (words.get(1)?, words.get(3)?, words.get(9)?);
+        (local.ends_with(&port) && *state != TCP_LISTEN).then(|| format!("socket:[{inode}]"))
+    };
+    table.lines().filter_map(socket).collect()
+}
+
 /// A size in a process's `status`.
 fn bytes_of(status: &str, key: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
@@ -345,6 +409,24 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_grows_does_not_hide_behind_one_that_was_started_again() {
+        let mut soak = soak((0..60).map(|number| (number / 2, 100 + number / 2 * 60, 100)));
+        for (number, sample) in soak.samples.iter_mut().enumerate() {
+            let minute = number as u64 / 2;
+            if number % 2 == 0 {
+                sample.private_bytes = (100 + minute) << 20;
+            } else {
+                sample.name = "b".to_owned();
+                sample.private_bytes = if minute < 20 { 120 << 20 } else { 60 << 20 };
+                sample.age = Duration::from_secs(if minute < 20 { 100 + minute * 60 } else { (minute - 20) * 60 });
+            }
+        }
+        assert_eq!(soak.processes().iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["a", "b", "b"]);
+        let wrong = soak.verdict().1.expect("a grows by a quarter");
+        assert!(wrong.starts_with("a from minute 6: private memory"), "{wrong}");
+    }
+
+    #[test]
     fn young_processes_and_a_few_samples_prove_nothing() {
         let young = |minute| (minute, if minute % 2 == 0 { 10 } else { 120 }, if minute % 2 == 0 { 5 } else { 100 });
         assert_eq!(thirds(&soak((0..30).map(young)).judged(None, mebibytes)), Some([100.0; 3]));
@@ -368,12 +450,45 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_the_connections_on_their_port_whether_they_hung_up_or_not() {
+        let table = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0200C6C6:1900 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 101 1 0 100 0 0 10 0
+   1: 0200C6C6:1900 0100C6C6:9C40 01 00000000:00000000 00:00000000 00000000     0        0 102 1 0 20 4 0 10 -1
+   2: 0200C6C6:1900 0100C6C6:9C41 08 00000000:00000000 00:00000000 00000000     0        0 103 1 0 20 4 0 10 -1
+   3: 0200C6C6:1901 0300C6C6:1900 01 00000000:00000000 00:00000000 00000000     0        0 104 1 0 20 4 0 10 -1
+";
+        assert_eq!(client_sockets(table).into_iter().collect::<Vec<_>>(), ["socket:[102]", "socket:[103]"]);
+    }
+
+    #[test]
     fn each_node_shows_its_start_middle_and_end() {
         let text = soak((0..30).map(|minute| (minute, 100, 100 + minute))).summary().text();
         let rss = text.lines().find(|line| line.contains("RSS")).expect("a row");
         let cells: Vec<&str> = rss.split_whitespace().collect();
         assert_eq!(cells, ["a", "RSS", "MiB", "110.0", "118.0", "126.0", "129.0", "24"], "{text}");
         assert!(text.lines().any(|line| line.contains("beside clients'") && line.contains("30.0")), "{text}");
+    }
+
+    #[test]
+    fn descriptors_that_are_nobodys_connections_may_not_pile_up() {
+        let mut soak = soak((0..30).map(|minute| (minute, 100, 100)));
+        for sample in &mut soak.samples {
+            sample.descriptors += sample.at.as_secs() as usize / 60 / 3;
+        }
+        let wrong = soak.verdict().1;
+        assert!(wrong.is_some_and(|text| text.contains("file descriptors beside") && !text.contains("memory")));
+    }
+
+    #[test]
+    fn a_log_that_is_not_clean_fails_the_soak_and_the_others_are_told() {
+        let mut soak = soak((0..30).map(|minute| (minute, 100, 100)));
+        soak.verified.push(("a".to_owned(), Ok("no damage".to_owned())));
+        assert_eq!(soak.verdict().1, None);
+        let nowhere = inspect::verified_clean(Path::new("/nonexistent")).map_err(|failure| failure.to_string());
+        soak.verified.push(("b".to_owned(), nowhere));
+        let (said, wrong) = soak.verdict();
+        assert!(wrong.is_some_and(|text| text.starts_with("b: ")) && said.contains(&"a: no damage".to_owned()));
     }
 
     #[test]
