@@ -41,6 +41,16 @@ pub fn nothing_acknowledged_is_lost(
     Ok(())
 }
 
+/// What a leader once held to be confirmed stays in the log, whether anybody waited for it or not.
+pub fn nothing_confirmed_is_taken_back(confirmed: &BTreeMap<Epoch, Lsn>, leader: &Member) -> Result<(), Broken> {
+    for (epoch, lsn) in confirmed.iter().filter(|(_, lsn)| **lsn > Lsn::ZERO) {
+        if leader.sealed() < *lsn || leader.history().epoch_of_end(*lsn) != *epoch {
+            return Err(Broken(format!("the log up to {lsn}, of epoch {epoch}, was confirmed, and was taken back")));
+        }
+    }
+    Ok(())
+}
+
 /// Both logs are the same, byte for byte, where both have it.
 pub fn logs_agree(ours: &Member, theirs: &Member, end: Lsn, segment_bytes: u64) -> Result<(), Broken> {
     let mut at = ours.log_start().max(theirs.log_start());

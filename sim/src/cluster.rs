@@ -196,6 +196,8 @@ pub struct Cluster {
     network_at: Option<u64>,
     /// Who was chosen to lead in which epoch.
     leaders: Vec<(Epoch, NodeNo)>,
+    /// Up to where leaders held commits to be confirmed, by the epoch that wrote them.
+    confirmed: BTreeMap<Epoch, Lsn>,
     /// Who acknowledged in which epoch.
     spoke: BTreeMap<Epoch, NodeNo>,
     plan: Plan,
@@ -285,6 +287,7 @@ impl Cluster {
             last_session: 0,
             network_at: None,
             leaders: Vec::new(),
+            confirmed: BTreeMap::new(),
             spoke: BTreeMap::new(),
             plan,
             rng,
@@ -547,6 +550,7 @@ impl Cluster {
         let leader = self.leader().expect("it has recovered");
         self.world.be(leader);
         crate::checks::nothing_acknowledged_is_lost(&self.told.acknowledged, self.member(leader), &self.leaders)?;
+        crate::checks::nothing_confirmed_is_taken_back(&self.confirmed, self.member(leader))?;
         let end = self.member(leader).sealed();
         for node in (0..self.nodes.len()).filter(|node| self.is_member(*node)) {
             self.world.be(node);

@@ -9,7 +9,7 @@ use crate::faults::{Fault, Plan, Wanted};
 use crate::runner::run_all;
 
 /// Seeds within which each is found, under the faults that bring it out.
-pub const SEEDS_MAX: u64 = 40;
+pub const SEEDS_MAX: u64 = 120;
 
 /// A deliberate bug.
 pub struct Mutant {

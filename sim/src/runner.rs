@@ -14,7 +14,7 @@ use crate::faults::Wanted;
 use crate::trace::Trace;
 
 /// One seed of so many is also about latency.
-pub const LATENCY_SEEDS: u64 = 16;
+pub const LATENCY_SEEDS: u64 = 32;
 /// The slowest commits with one slow or dead replica, in percent of those with none: they wait for all of the others, of which one
 /// more often is the late one. Up to 125 was seen.
 const LATENCY_PERCENT_MAX: u64 = 150;

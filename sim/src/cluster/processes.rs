@@ -2,6 +2,7 @@
 //! disks.
 
 use walferry::simulated::{Member, NodeConfig};
+use walferry_cluster::level::CommitLevel;
 use walferry_cluster::register::{ClusterState, Holding, MemberId};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
@@ -264,6 +265,12 @@ impl Cluster {
         }
         let epoch = process.member.epoch();
         let durable = process.member.flushed();
+        if process.member.leads() {
+            let confirmed = process.member.released(CommitLevel::RemoteFlush).min(durable);
+            let written_in = process.member.history().epoch_of_end(confirmed);
+            let known = self.confirmed.entry(written_in).or_default();
+            *known = (*known).max(confirmed);
+        }
         let timeout = process.member.timeout();
         self.nodes[node].durable = durable;
         self.nodes[node].epoch = epoch;
