@@ -133,6 +133,10 @@ struct Node {
     durable: Lsn,
     /// And how its log ended there.
     epoch: Epoch,
+    /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
+    committed: Lsn,
+    checkpoint: Lsn,
+    copies: u64,
     /// What is damaged on its disk.
     rotten: Option<Rot>,
     /// Something was damaged on its disk once.
@@ -257,6 +261,9 @@ impl Cluster {
                 turn_at: None,
                 durable: Lsn::ZERO,
                 epoch: Epoch(0),
+                committed: Lsn::ZERO,
+                checkpoint: Lsn::ZERO,
+                copies: 0,
                 rotten: None,
                 was_damaged: false,
                 started_us: 0,

@@ -256,6 +256,11 @@ impl Store {
         self.asked_beyond = beyond;
     }
 
+    /// True when a checkpoint was not to wait for the commit LSN: memory ran out, or a base copy was wanted.
+    pub fn went_beyond(&self) -> bool {
+        self.warned_beyond
+    }
+
     fn freeze(&mut self) {
         let overlay = Arc::new(std::mem::take(&mut self.active));
         self.frozen =

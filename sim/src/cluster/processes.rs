@@ -69,6 +69,7 @@ impl Cluster {
             )));
         }
         known.durable = member.flushed();
+        (known.checkpoint, known.copies, known.committed) = (member.store().durable_applied(), 0, Lsn::ZERO);
         let kept = known.kept.clone();
         let control = Control::new(node, kept, end, member.epoch(), ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, world::now());
         let kernel = Kernel::new(queues, known.disk, self.rng.u64(..));
@@ -271,9 +272,22 @@ impl Cluster {
             let known = self.confirmed.entry(written_in).or_default();
             *known = (*known).max(confirmed);
         }
+        let (checkpoint, copies) = (process.member.store().durable_applied(), process.member.base_copies());
+        let went_beyond = process.member.store().went_beyond();
+        let committed = process.member.committed();
         let timeout = process.member.timeout();
-        self.nodes[node].durable = durable;
-        self.nodes[node].epoch = epoch;
+        let known = &mut self.nodes[node];
+        (known.durable, known.epoch) = (durable, epoch);
+        known.committed = known.committed.max(committed);
+        let copied = std::mem::replace(&mut known.copies, copies) != copies;
+        let before = std::mem::replace(&mut known.checkpoint, checkpoint);
+        if checkpoint > before.max(known.committed) && !copied && !went_beyond {
+            return Err(Broken(format!(
+                "{} has a checkpoint of {checkpoint} and knows commits up to {}",
+                name_of(node),
+                known.committed
+            )));
+        }
         for (session, bytes) in turned.replied {
             self.send_reply(node, session, epoch, bytes);
         }
