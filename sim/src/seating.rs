@@ -62,6 +62,9 @@ pub enum Next {
     Over,
 }
 
+/// The terms that are to count together with those of now, and who is to be told when everything is confirmed under them.
+pub type Proof = (Terms, oneshot::Sender<Result<(), String>>);
+
 /// A change on its way.
 pub struct Changing {
     seating: Seating,
@@ -76,12 +79,8 @@ pub struct Changing {
 }
 
 impl Changing {
-    /// Begins on this register. With the terms that are to count together with those of now, and where the proof goes, if they differ.
-    pub fn begin(
-        seating: Seating,
-        base: &ClusterState,
-        now: Instant,
-    ) -> Option<(Changing, Option<(Terms, oneshot::Sender<Result<(), String>>)>)> {
+    /// Begins on this register; with what the node has to prove, if the terms change.
+    pub fn begin(seating: Seating, base: &ClusterState, now: Instant) -> Option<(Changing, Option<Proof>)> {
         let terms = (base.terms(), seating.apply(base)?.terms());
         let (mut step, mut joint) = (Step::Proposing, None);
         if terms.0 != terms.1 {

@@ -193,9 +193,7 @@ impl Cluster {
 
     pub(super) fn propose(&mut self, from: NodeNo, life: u64, change: Change, purpose: Purpose) {
         let able = self.controller.filter(|node| self.reaches_majority(*node));
-        let able = able.filter(|node| {
-            (*node == from || !is_controllers(purpose)) && (*node == from || self.hear_each_other(from, *node))
-        });
+        let able = able.filter(|node| *node == from || !is_controllers(purpose) && self.hear_each_other(from, *node));
         let delay = match able {
             Some(_) => {
                 let before = self.register.epoch;
