@@ -316,7 +316,9 @@ fn play(args: &FaultsArgs, kit: &Kit, way: Way) -> Result<Vec<String>, Failure> 
     if way.fills() && !said.contains("space") {
         wrong.push("no line of its log says that there is no space".to_owned());
     }
-    if way.ends_the_node() && !said.lines().any(names_file_and_lsn) {
+    // XFS goes on writing when it is remounted by force; what it acknowledges is held to its flushes below, as everywhere.
+    let unharmed = way == Way::ReadOnly && during > on_the_way;
+    if way.ends_the_node() && !unharmed && !said.lines().any(names_file_and_lsn) {
         wrong.push("no line of its log names the file and the LSN".to_owned());
     }
     machine.cut()?;
