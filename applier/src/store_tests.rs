@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use nix::mount::{MsFlags, mount, umount};
-use nix::sched::{CloneFlags, unshare};
 use walferry_engine::frame::FrameHeader;
 use walferry_engine::limits::{FRAME_HEADER_BYTES, frame_aligned};
 use walferry_engine::lsn::Epoch;
+use walferry_mounts as mounts;
 
 use super::*;
 use crate::pending::Pending;
@@ -303,16 +302,22 @@ fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
     assert!(matches!(stopped, Err(export::ExportError::Stopped)));
 }
 
+/// A store that has applied one small record and written none.
+fn open_with_one_record(dir: &Path) -> (Store, TestLog) {
+    let mut store = open(dir);
+    let mut log = TestLog::default();
+    let mut record = Vec::new();
+    Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
+    log.seal(&[record]);
+    log.replay(&mut store);
+    (store, log)
+}
+
 #[test]
 fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
     for beyond in [false, true] {
         let dir = temporary();
-        let mut store = open(dir.path());
-        let mut log = TestLog::default();
-        let mut record = Vec::new();
-        Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
-        log.seal(&[record]);
-        log.replay(&mut store);
+        let (mut store, log) = open_with_one_record(dir.path());
         store.poll_checkpoint(Lsn::MAX).expect("nothing to do");
         store.settle().expect("nothing to do");
         assert_eq!(store.durable_applied(), Lsn::ZERO, "it is far too small for one");
@@ -329,26 +334,16 @@ fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
 #[test]
 fn a_checkpoint_that_a_read_only_filesystem_took_does_not_count() {
     let dir = temporary();
-    let none: Option<&str> = None;
-    let private = unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none));
-    if let Err(error) = private {
+    if let Err(error) = mounts::own() {
         println!("skipped: this user may not mount a filesystem ({error})");
         return;
     }
-    let mut store = open(dir.path());
-    let mut log = TestLog::default();
-    let mut record = Vec::new();
-    Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
-    log.seal(&[record]);
-    log.replay(&mut store);
+    let (mut store, log) = open_with_one_record(dir.path());
     // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
-    mount(Some(dir.path()), dir.path(), none, MsFlags::MS_BIND, none).expect("mounted over itself");
-    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    mount(none, dir.path(), none, read_only, none).expect("read-only now");
+    mounts::make_read_only(dir.path()).expect("read-only now");
     store.ask_for_checkpoint(log.end, false);
     let refused = store.poll_checkpoint(log.end).and_then(|()| store.settle()).expect_err("nothing is durable there");
     assert!(refused.to_string().contains("Read-only file system"), "{refused}");
     assert_eq!(store.durable_applied(), Lsn::ZERO, "the log before it is kept");
-    umount(dir.path()).expect("writable again");
+    mounts::make_writable(dir.path()).expect("writable again");
 }

@@ -42,7 +42,7 @@ fn is_read_only(dir: RawFd, name: &std::ffi::CStr) -> bool {
 #[cfg(test)]
 mod tests {
     use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
+    use walferry_mounts as mounts;
 
     use super::*;
 
@@ -51,10 +51,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let none: Option<&str> = None;
         let tmpfs = |flags| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, none);
-        let mounted = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
-            .and_then(|()| tmpfs(MsFlags::empty()));
-        if let Err(error) = mounted {
+        if let Err(error) = mounts::own().and_then(|()| tmpfs(MsFlags::empty())) {
             println!("skipped: this user may not mount a filesystem ({error})");
             return;
         }

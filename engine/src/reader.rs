@@ -48,19 +48,16 @@ impl LogReader {
             evidence: format!("the log is known to reach {}", self.until),
             gap,
         };
-        let header = match self.bytes.read(at, FRAME_HEADER_BYTES) {
-            Ok([]) => return Err(RecoverError::Missing { path, end: at, needed: self.until, gap }),
-            Err(error) if error.is_bad_sector() => return Err(bad(FrameError::Unreadable)),
-            read => read?,
+        let header = match self.bytes.read_good(at, FRAME_HEADER_BYTES)? {
+            Some([]) => return Err(RecoverError::Missing { path, end: at, needed: self.until, gap }),
+            Some(header) => header,
+            None => return Err(bad(FrameError::Unreadable)),
         };
         let wire_bytes = match UnverifiedFrame::parse(header, at) {
             Ok(frame) => frame.wire_bytes(),
             Err(reason) => return Err(bad(reason)),
         };
-        let wire = match self.bytes.read(at, wire_bytes) {
-            Err(error) if error.is_bad_sector() => return Err(bad(FrameError::Unreadable)),
-            read => read?,
-        };
+        let Some(wire) = self.bytes.read_good(at, wire_bytes)? else { return Err(bad(FrameError::Unreadable)) };
         let frame = match Frame::read(wire, at) {
             Ok(frame) => frame,
             Err(reason) => return Err(bad(reason)),

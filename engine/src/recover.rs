@@ -307,10 +307,7 @@ fn next_frame(
     history: &EpochHistory,
 ) -> Result<Result<FrameHeader, Block>, RecoverError> {
     let unreadable = Ok(Err(Block::Damaged(FrameError::Unreadable)));
-    let header = match bytes.read(at, FRAME_HEADER_BYTES) {
-        Err(error) if error.is_bad_sector() => return unreadable,
-        read => read?,
-    };
+    let Some(header) = bytes.read_good(at, FRAME_HEADER_BYTES)? else { return unreadable };
     let zeros = header.iter().all(|byte| *byte == 0);
     let block = |error| match error {
         // What was never written is zeros; a header without its magic is a damaged one.
@@ -327,10 +324,7 @@ fn next_frame(
     if mutants::is_on("believe-headers") {
         return Ok(Ok(*claimed.claimed()));
     }
-    let wire = match bytes.read(at, claimed.wire_bytes()) {
-        Err(error) if error.is_bad_sector() => return unreadable,
-        read => read?,
-    };
+    let Some(wire) = bytes.read_good(at, claimed.wire_bytes())? else { return unreadable };
     let frame = match Frame::read(wire, at) {
         Ok(frame) => frame,
         Err(error) => return Ok(Err(block(error))),

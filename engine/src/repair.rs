@@ -116,15 +116,9 @@ impl<'a> Patch<'a> {
             let header = frame.header();
             header.epoch == self.history.epoch_at(self.at) && self.crc.is_some_and(|crc| frame.follows(crc).is_ok())
         };
-        let head = match own.read(self.at, crate::limits::FRAME_HEADER_BYTES) {
-            Err(error) if error.is_bad_sector() => return Ok(false),
-            read => read?,
-        };
+        let Some(head) = own.read_good(self.at, crate::limits::FRAME_HEADER_BYTES)? else { return Ok(false) };
         let Ok(claimed) = crate::frame::UnverifiedFrame::parse(head, self.at) else { return Ok(false) };
-        let bytes = match own.read(self.at, claimed.wire_bytes()) {
-            Err(error) if error.is_bad_sector() => return Ok(false),
-            read => read?,
-        };
+        let Some(bytes) = own.read_good(self.at, claimed.wire_bytes())? else { return Ok(false) };
         Ok(Frame::read(bytes, self.at).is_ok_and(|frame| goes_on(&frame)))
     }
 }

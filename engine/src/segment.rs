@@ -17,6 +17,14 @@ const READ_BYTES: usize = 1 << 20;
 pub trait LogBytes {
     /// `bytes` bytes from `at` on, or as many as its segment has; empty where there is no segment.
     fn read(&mut self, at: Lsn, bytes: usize) -> Result<&[u8], RecoverError>;
+    /// The same; `None` where the disk has a bad sector.
+    fn read_good(&mut self, at: Lsn, bytes: usize) -> Result<Option<&[u8]>, RecoverError> {
+        match self.read(at, bytes) {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.is_bad_sector() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
     /// The file and the offset of a position, for messages.
     fn locate(&self, at: Lsn) -> (PathBuf, u64);
     /// The size of a segment.

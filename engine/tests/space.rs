@@ -6,16 +6,12 @@ use std::path::Path;
 
 use common::*;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use walferry_engine::log::{AppendError, LogConfig};
 use walferry_engine::lsn::{Lsn, SegmentNo};
 
-/// A filesystem of a given size, in a mount namespace of this thread (and those it starts): nothing is left behind
-/// however the test ends.
+/// A filesystem of a given size; nothing is left behind however the test ends.
 fn small_filesystem(at: &Path, size: &str) -> nix::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    walferry_mounts::own()?;
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str()))
 }
 

@@ -6,9 +6,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
 use crate::disk::{Disk, DiskFile, Moment};
 use crate::error::{During, Failure};
 use crate::machine::{Bus, Kit, KitArgs, Machine, SCRIPT_TIME_MAX};
@@ -75,11 +72,8 @@ impl HostBench {
         if !known.split_whitespace().any(|word| word == name) {
             return Err(Failure::Missing(format!("--on-host: this kernel has no {name}")));
         }
-        let none: Option<&str> = None;
         let missing = |error: &dyn std::fmt::Display| Failure::Missing(format!("--on-host: {error}"));
-        unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
-            .map_err(|error| missing(&error))?;
+        walferry_mounts::own().map_err(|error| missing(&error))?;
         let path = kit.dir.join("recovered.img");
         let file = DiskFile::serve(disk, &path).map_err(|error| missing(&error))?;
         Ok(HostBench { path, file, tools: kit.dir.clone() })

@@ -480,8 +480,7 @@ impl RaftStateMachine<Types> for RegisterStore {
 
 #[cfg(test)]
 mod tests {
-    use nix::mount::{MsFlags, mount, umount};
-    use nix::sched::{CloneFlags, unshare};
+    use walferry_mounts as mounts;
 
     use super::*;
 
@@ -513,23 +512,18 @@ mod tests {
     #[tokio::test]
     async fn a_promise_that_a_read_only_filesystem_took_is_not_made() {
         let dir = tempfile::tempdir().expect("a directory");
-        let none: Option<&str> = None;
-        let private = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none));
-        if let Err(error) = private {
+        if let Err(error) = mounts::own() {
             println!("skipped: this user may not mount a filesystem ({error})");
             return;
         }
         let store = RegisterStore::open(dir.path(), MemberId(7)).expect("a store");
         store.promise(Epoch(5)).await.expect("written");
         // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
-        mount(Some(dir.path()), dir.path(), none, MsFlags::MS_BIND, none).expect("mounted over itself");
-        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, dir.path(), none, read_only, none).expect("read-only now");
+        mounts::make_read_only(dir.path()).expect("read-only now");
         let refused = store.promise(Epoch(6)).await.expect_err("nothing is durable there");
         assert!(refused.to_string().contains("Read-only file system"), "{refused}");
         assert_eq!(store.promised(), Epoch(5), "nobody is told");
-        umount(dir.path()).expect("writable again");
+        mounts::make_writable(dir.path()).expect("writable again");
         store.promise(Epoch(6)).await.expect("written");
     }
 

@@ -227,16 +227,12 @@ impl Server {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use nix::sched::{CloneFlags, unshare};
-
     use super::*;
 
     #[test]
     fn what_a_file_is_written_and_flushed_the_disk_records() {
         let dir = tempfile::tempdir().unwrap();
-        let none: Option<&str> = None;
-        let private = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none));
+        let private = walferry_mounts::own();
         let disk = Disk::new(vec![7; 1 << 20], 1);
         disk.state().record();
         let path = dir.path().join("disk");
