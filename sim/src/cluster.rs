@@ -501,17 +501,15 @@ impl Cluster {
             }
         }
         let Some(leader) = self.leader() else { return false };
-        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
         if self.nodes.iter().any(|node| node.process.is_none())
             || !(0..self.nodes.len()).all(|node| self.is_healed(node))
-            || !whole
+            || !self.all_are_whole()
         {
             return false;
         }
-        let members: Vec<NodeNo> = (0..self.nodes.len()).filter(|node| self.is_member(*node)).collect();
-        let ends: Vec<(Lsn, Lsn)> = members
-            .iter()
-            .filter_map(|node| self.nodes[*node].process.as_ref())
+        let ends: Vec<(Lsn, Lsn)> = self
+            .members()
+            .filter_map(|node| self.nodes[node].process.as_ref())
             .map(|process| (process.member.sealed(), process.member.applied()))
             .collect();
         let served =
@@ -559,7 +557,7 @@ impl Cluster {
         crate::checks::nothing_acknowledged_is_lost(&self.told.acknowledged, self.member(leader), &self.leaders)?;
         crate::checks::nothing_confirmed_is_taken_back(&self.confirmed, self.member(leader))?;
         let end = self.member(leader).sealed();
-        for node in (0..self.nodes.len()).filter(|node| self.is_member(*node)) {
+        for node in self.members() {
             self.world.be(node);
             crate::checks::logs_agree(self.member(leader), self.member(node), end, SEGMENT_BYTES)?;
             crate::checks::state_is_the_log(self.member(node), &self.nodes[node].dir)?;

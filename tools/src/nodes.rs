@@ -126,9 +126,9 @@ impl LocalNode {
                     return Ok(self);
                 }
             }
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            if ended.is_some() || Instant::now() >= deadline {
-                let why = if ended.is_some() { "ended at its start" } else { "does not become ready" };
+            let ended = self.has_ended();
+            if ended || Instant::now() >= deadline {
+                let why = if ended { "ended at its start" } else { "does not become ready" };
                 return Err(Failure::failed(format_args!("{} {why}:\n{}", self.name, self.log_end())));
             }
             std::thread::sleep(Duration::from_millis(POLL_MS));

@@ -3,7 +3,7 @@
 
 use walferry::simulated::{Member, NodeConfig};
 use walferry_cluster::level::CommitLevel;
-use walferry_cluster::register::{ClusterState, Holding, MemberId};
+use walferry_cluster::register::{ClusterState, MemberId};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
@@ -87,14 +87,12 @@ impl Cluster {
     pub(super) fn rot(&mut self, node: NodeNo) {
         let end = self.nodes[node].process.as_ref().map(|process| process.member.flushed());
         self.forget_healed();
-        let healthy = self.nodes.iter().all(|node| node.rotten.is_none());
         let history = self.nodes[node].process.as_ref().map(|process| process.member.history().clone());
         let start = self.nodes[node].process.as_ref().map(|process| process.member.log_start());
         self.kill(node);
         let (Some(start), Some(end), Some(history)) = (start, end, history) else { return };
         // One node at a time: what two have lost nobody may have.
-        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
-        if healthy && whole && !self.is_anyone_misreading() {
+        if self.disks_are_well() && self.all_are_whole() {
             self.nodes[node].was_damaged = true;
             self.nodes[node].rotten = Rot::begin(&self.nodes[node].dir, (start, end), history, &mut self.rng);
         }
@@ -129,8 +127,10 @@ impl Cluster {
         }
     }
 
-    pub(super) fn is_anyone_misreading(&self) -> bool {
-        (0..self.nodes.len()).any(|node| self.world.is_misreading(node))
+    /// No disk has lost anything that is not found yet, and none brings wrong sectors.
+    pub(super) fn disks_are_well(&self) -> bool {
+        let well = |node: NodeNo| self.nodes[node].rotten.is_none() && !self.world.is_misreading(node);
+        (0..self.nodes.len()).all(well)
     }
 
     /// Who would answer now if it was asked for its log.

@@ -2,7 +2,7 @@
 //! value that whoever controls it may change while a majority hears it; openraft has its own suite.
 
 use walferry_cluster::control::Answer;
-use walferry_cluster::register::{Change, ClusterState};
+use walferry_cluster::register::{Change, ClusterState, Holding};
 use walferry_engine::world;
 
 use super::{ASK_TIME_US, Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event, RESTART_US};
@@ -109,6 +109,16 @@ impl Cluster {
     /// Whether the register has this life of the node among its members.
     pub(super) fn is_member(&self, node: NodeNo) -> bool {
         self.register.knows(&name_of(node), self.nodes[node].kept.id)
+    }
+
+    /// Those whose lives the register has.
+    pub(super) fn members(&self) -> impl Iterator<Item = NodeNo> {
+        (0..self.nodes.len()).filter(|node| self.is_member(*node))
+    }
+
+    /// No member misses anything that it confirmed, and none is still catching up with its first log.
+    pub(super) fn all_are_whole(&self) -> bool {
+        self.register.members.values().all(|seat| seat.holding == Holding::Whole)
     }
 
     fn hear_each_other(&self, node: NodeNo, other: NodeNo) -> bool {

@@ -1,6 +1,5 @@
 //! What goes wrong, when its time has come.
 
-use walferry_cluster::register::Holding;
 use walferry_engine::world;
 
 use super::{CRASH_LOOK_US_MAX, CRASH_LOOKS, Checked, Cluster, Event, Variation};
@@ -121,13 +120,12 @@ impl Cluster {
     /// No more disks are lost than the policy stands, and those that stay are a majority. Before the first leader members may have
     /// brought logs of their own, and whether one of them is missed only the operator knows.
     fn may_lose_a_disk(&self, node: NodeNo) -> bool {
-        let whole = self.register.members.values().all(|seat| seat.holding == Holding::Whole);
         let alone = self.plan.policy == "ALL" && self.register.in_sync.is_empty();
-        let members = (0..self.nodes.len()).filter(|node| self.is_member(*node)).count();
-        let healthy = self.nodes.iter().all(|node| node.rotten.is_none()) && !self.is_anyone_misreading();
+        let all_are_there = self.members().count() == self.register.members.len();
         let majority = self.register.members.len() > self.register.majority();
         let led = self.register.leader.is_some();
-        self.is_member(node) && led && whole && members == self.register.members.len() && majority && healthy && !alone
+        let well = self.all_are_whole() && self.disks_are_well();
+        self.is_member(node) && led && all_are_there && majority && well && !alone
     }
 
     /// The leader by the register is asked for something, if it is there.

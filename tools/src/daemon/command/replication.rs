@@ -44,6 +44,21 @@ fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
     wanted
 }
 
+/// The session's last commit, which `command` waits for; replicas have none, and a failover may have taken it back.
+fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply) -> Option<Lsn> {
+    if host.facts().following.is_some() {
+        reply.error(format_args!("ERR {command} cannot be used with replica instances."));
+        return None;
+    }
+    match lost(client.last_commit, host.history()) {
+        Some(error) => {
+            reply.error(error);
+            None
+        }
+        None => Some(client.last_commit.lsn),
+    }
+}
+
 /// Polls once, and parks if there is nothing yet.
 fn poll_or_park(parked: Parked, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match parked.poll(client, host, reply) {
@@ -60,15 +75,10 @@ pub fn wait(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &m
     let Some(timeout) = timeout(&args[2], reply) else {
         return Outcome::DONE;
     };
-    if host.facts().following.is_some() {
-        reply.error("ERR WAIT cannot be used with replica instances.");
+    let Some(commit) = waited_for("WAIT", client, host, reply) else {
         return Outcome::DONE;
-    }
-    if let Some(error) = lost(client.last_commit, host.history()) {
-        reply.error(error);
-        return Outcome::DONE;
-    }
-    poll_or_park(Parked::for_replicas(client.last_commit.lsn, wanted, timeout, host), client, host, reply)
+    };
+    poll_or_park(Parked::for_replicas(commit, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITAOF numlocal numreplicas timeout
@@ -87,15 +97,10 @@ pub fn waitaof(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply:
     let Some(timeout) = timeout(&args[3], reply) else {
         return Outcome::DONE;
     };
-    if host.facts().following.is_some() {
-        reply.error("ERR WAITAOF cannot be used with replica instances.");
+    let Some(commit) = waited_for("WAITAOF", client, host, reply) else {
         return Outcome::DONE;
-    }
-    if let Some(error) = lost(client.last_commit, host.history()) {
-        reply.error(error);
-        return Outcome::DONE;
-    }
-    poll_or_park(Parked::for_durable(client.last_commit.lsn, local, wanted, timeout, host), client, host, reply)
+    };
+    poll_or_park(Parked::for_durable(commit, local, wanted, timeout, host), client, host, reply)
 }
 
 /// WAITLSN lsn timeout-ms
