@@ -77,6 +77,11 @@ pub enum RecoverError {
 }
 
 impl RecoverError {
+    /// What a bad sector at `offset` of `path` is told as.
+    pub fn bad_sector(path: PathBuf, offset: u64) -> RecoverError {
+        RecoverError::Io { path, offset, source: io::Error::from_raw_os_error(libc::EIO) }
+    }
+
     /// True when the disk has a bad sector there: damage, where it is known what must be there.
     pub fn is_bad_sector(&self) -> bool {
         matches!(self, RecoverError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))

@@ -21,7 +21,6 @@
 //! A checksum ends with the records. A crash can leave a frame whole and, behind it, the padding's place as it was before: with
 //! what a torn tail or a recycled segment had there. The frame counts; its padding is named, to be made zeros again.
 
-use std::io;
 use std::path::Path;
 
 use crate::epoch::EpochHistory;
@@ -250,7 +249,7 @@ pub fn find_end(
         Verdict::End => {}
         // Nobody knows what stands there: it may have been acknowledged, and the next attempt may read it.
         Verdict::Torn(_) if reason_of(block) == FrameError::Unreadable => {
-            return Err(RecoverError::Io { path, offset, source: io::Error::from_raw_os_error(libc::EIO) });
+            return Err(RecoverError::bad_sector(path, offset));
         }
         Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
         Verdict::Rot { reason, evidence } => {
@@ -358,7 +357,7 @@ fn look_ahead(
             unreadable += 1;
             if unreadable > UNREADABLE_MAX {
                 let (path, offset) = bytes.locate(at);
-                return Err(RecoverError::Io { path, offset, source: io::Error::from_raw_os_error(libc::EIO) });
+                return Err(RecoverError::bad_sector(path, offset));
             }
         }
         let Some(header) = found.ok().filter(|header| header.epoch >= chain) else {

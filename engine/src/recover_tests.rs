@@ -17,8 +17,7 @@ struct Memory {
 impl LogBytes for Memory {
     fn read(&mut self, at: Lsn, bytes: usize) -> Result<&[u8], RecoverError> {
         if at.0 < self.bad.1 && at.0 + bytes as u64 > self.bad.0 {
-            let source = io::Error::from_raw_os_error(libc::EIO);
-            return Err(RecoverError::Io { path: PathBuf::from("memory"), offset: at.0, source });
+            return Err(RecoverError::bad_sector(PathBuf::from("memory"), at.0));
         }
         let from = (at.0 as usize).min(self.bytes.len());
         Ok(&self.bytes[from..(from + bytes).min(self.bytes.len())])
