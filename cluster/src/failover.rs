@@ -157,9 +157,19 @@ impl Failover {
         Failover { me, election_timeout, ask_interval, phase: Phase::Watching, version: 0, aside: None, unclean: None }
     }
 
-    /// The leader of `epoch` asks to be replaced: it cannot go on, or an operator wants another to lead.
-    pub fn handle_aside(&mut self, epoch: Epoch, aside: Aside) {
-        self.aside = Some((epoch, aside));
+    /// The leader of `epoch` asks to be replaced: it cannot go on, an operator wants another to lead, or it wants to go on itself
+    /// in a later epoch, because members have promised one. They promise one in every failover, so the last of these must not
+    /// outrank what the failover is for.
+    pub fn handle_aside(&mut self, state: &ClusterState, epoch: Epoch, aside: Aside) {
+        let rank = |aside: &Aside| match aside {
+            Aside::For(name) if state.leader.as_ref() == Some(name) => 0,
+            Aside::For(_) => 1,
+            Aside::Unfit => 2,
+        };
+        let asked = (epoch, rank(&aside));
+        if self.aside.as_ref().is_none_or(|(epoch, standing)| asked > (*epoch, rank(standing))) {
+            self.aside = Some((epoch, aside));
+        }
     }
 
     /// The operator accepts the loss of confirmed commits in the failover that follows on `epoch`.

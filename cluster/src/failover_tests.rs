@@ -36,6 +36,10 @@ impl Scene {
         failover.poll(&outlook)
     }
 
+    fn aside(&mut self, aside: Aside) {
+        self.failover.handle_aside(&self.state, Epoch(3), aside);
+    }
+
     fn sealed(&mut self, member: &str, last_epoch: u64, flushed: u64) {
         let answer = Sealed { last_epoch: Epoch(last_epoch), ..self.answer(member, Epoch(4), flushed) };
         self.failover.handle_sealed(&self.state, &name(member), answer);
@@ -163,7 +167,7 @@ fn a_promise_for_a_later_epoch_moves_the_failover_there() {
 fn a_leader_that_steps_aside_is_replaced_without_a_canvass() {
     for (aside, leader) in [(Aside::For(name("c")), "c"), (Aside::For(name("b")), "c"), (Aside::Unfit, "c")] {
         let mut scene = Scene::new();
-        scene.failover.handle_aside(Epoch(3), aside.clone());
+        scene.aside(aside.clone());
         assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
         scene.sealed("a", 3, 1000);
         scene.sealed("b", 3, 900);
@@ -178,7 +182,7 @@ fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
     let mut scene = Scene::new();
     scene.state.in_sync.clear();
     scene.state.policy = "ALL".to_owned();
-    scene.failover.handle_aside(Epoch(3), Aside::Unfit);
+    scene.aside(Aside::Unfit);
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("b", 3, 900);
     scene.sealed("c", 2, 800);
@@ -237,7 +241,7 @@ fn a_seal_ends_with_the_life_that_gave_it() {
 #[test]
 fn whoever_was_asked_for_is_waited_for() {
     let mut scene = Scene::new();
-    scene.failover.handle_aside(Epoch(3), Aside::For(name("c")));
+    scene.aside(Aside::For(name("c")));
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("a", 3, 1000);
     scene.sealed("b", 3, 1000);
@@ -245,10 +249,37 @@ fn whoever_was_asked_for_is_waited_for() {
     scene.sealed("c", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");
     let mut scene = Scene::new();
-    scene.failover.handle_aside(Epoch(3), Aside::For(name("c")));
+    scene.aside(Aside::For(name("c")));
     scene.poll();
     scene.sealed("a", 3, 1000);
     scene.sealed("b", 3, 1000);
     scene.now += TIMEOUT;
     assert_eq!(scene.proposal().expect("a leader").0, "a", "but not for ever");
+}
+
+#[test]
+fn a_leader_that_wants_to_go_on_does_not_undo_a_switchover() {
+    let mut scene = Scene::new();
+    scene.aside(Aside::For(name("c")));
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+    scene.sealed("c", 3, 1000);
+    // The old leader's beat met the promise that `c` just gave, before the old leader was sealed itself.
+    scene.aside(Aside::For(name("a")));
+    scene.sealed("a", 3, 1000);
+    assert_eq!(scene.proposal().expect("a leader").0, "c");
+    // In the other order the operator's wish counts as well, and a log that failed counts most.
+    for (first, then, leader) in [
+        (Aside::For(name("a")), Aside::For(name("c")), "c"),
+        (Aside::For(name("c")), Aside::Unfit, "b"),
+        (Aside::Unfit, Aside::For(name("c")), "b"),
+    ] {
+        let mut scene = Scene::new();
+        scene.aside(first.clone());
+        scene.aside(then.clone());
+        scene.poll();
+        scene.sealed("a", 3, 1000);
+        scene.sealed("b", 3, 1000);
+        scene.sealed("c", 3, if leader == "c" { 1000 } else { 900 });
+        assert_eq!(scene.proposal().expect("a leader").0, leader, "{first:?}, then {then:?}");
+    }
 }

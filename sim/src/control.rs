@@ -408,7 +408,7 @@ impl Control {
             }
             Ask::Aside(epoch, aside) => {
                 if self.controls {
-                    self.failover.handle_aside(epoch, aside);
+                    self.failover.handle_aside(&self.kept.state, epoch, aside);
                 }
                 Answer::Done
             }

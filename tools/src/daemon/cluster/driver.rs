@@ -535,7 +535,7 @@ impl Driver {
                     self.taking_back = forming::take_back(&self.seat, greeting, state);
                 }
             }
-            Event::Aside(epoch, aside) => self.failover.handle_aside(epoch, aside),
+            Event::Aside(epoch, aside) => self.failover.handle_aside(state, epoch, aside),
             Event::AllowUnclean => self.failover.allow_unclean(state.epoch),
             Event::Canvassed(member, silent) => self.failover.handle_canvass(&member, silent),
             Event::Sealed(member, sealed) => {
@@ -733,7 +733,11 @@ async fn switchover(seat: &Arc<Seat>, to: Option<MemberName>, state: &ClusterSta
     };
     let new = now.leader.as_ref().map_or("nobody", MemberName::as_str);
     let text = format!("{new} leads in epoch {} ({:?})", now.epoch, begun.elapsed());
-    if now.leader.as_ref() == Some(&to) { Ok(text) } else { Err(format!("{text}: {to} was behind")) }
+    if now.leader.as_ref() == Some(&to) {
+        Ok(text)
+    } else {
+        Err(format!("{text}: {to} was not heard in time, or its log did not reach as far"))
+    }
 }
 
 /// A leader at the price of confirmed commits.
