@@ -16,6 +16,7 @@
 //!  register.rs   what all members agree on: members, epoch, leader, in-sync set, policy
 //!  terms.rs      whose confirmations count, by policy and members
 //!  membership.rs how members come and go while the cluster runs
+//!  changing.rs   one such change on its way into the register
 //!  lease.rs      for how long a leader may speak
 //!  failover.rs   how it is replaced
 //!  control.rs    what members ask each other for that
@@ -23,6 +24,7 @@
 //! ```
 
 pub mod base_copy;
+pub mod changing;
 pub mod consensus;
 pub mod control;
 pub mod error;

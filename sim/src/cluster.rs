@@ -80,6 +80,7 @@ enum Event {
         node: NodeNo,
         life: u64,
         purpose: Purpose,
+        answer: Result<(), String>,
     },
     Learn {
         node: NodeNo,
@@ -410,7 +411,7 @@ impl Cluster {
             Event::AskTimeout(request) => self.answered(request, None),
             Event::Controller => self.choose_controller(),
             Event::Propose { from, life, change, purpose } => self.propose(from, life, *change, purpose),
-            Event::ChangeDone { node, life, purpose } => self.change_done(node, life, purpose),
+            Event::ChangeDone { node, life, purpose, answer } => self.change_done(node, life, purpose, answer),
             Event::Learn { node, state } => self.learn(node, &state),
             Event::Client(client, turn) => self.client_turn(client, turn),
             Event::Input(node, life, session, bytes) => self.input(node, life, session, &bytes),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use walferry::simulated::{Control as NodeEnd, Order, Reach, Report};
 use walferry_cluster::MemberName;
+use walferry_cluster::changing::{Changing, MemberChange, Next};
 use walferry_cluster::control::{Answer, Ask, Beat};
 use walferry_cluster::failover::{Aside, Effect, Failover, Outlook, Sealed};
 use walferry_cluster::lease::{Lease, Voter};
@@ -14,7 +15,6 @@ use walferry_cluster::register::{Change, ClusterState, Holding, MemberId, Part};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
-use crate::seating::{Changing, Next, Seating};
 use crate::world::NodeNo;
 
 /// What a member keeps on its disk beside its log.
@@ -55,7 +55,7 @@ pub enum Purpose {
     /// The leader's in-sync set.
     InSync,
     /// The leader's change of the members.
-    Seats,
+    Members,
 }
 
 /// A seal that waits for the node.
@@ -92,6 +92,8 @@ pub struct Control {
     in_sync_changing: bool,
     draining: Option<Draining>,
     changing: Option<Changing>,
+    /// The node confirms what there is under the terms of the change as well.
+    proving: Option<oneshot::Receiver<Result<(), String>>>,
     taking_back: bool,
     /// It believes that it may change the register.
     pub controls: bool,
@@ -136,6 +138,7 @@ impl Control {
             in_sync_changing: false,
             draining: None,
             changing: None,
+            proving: None,
             taking_back: false,
             controls: false,
         }
@@ -168,18 +171,14 @@ impl Control {
     }
 
     /// An operator, or this leader itself, wants other members.
-    pub fn change_members(&mut self, seating: Seating, now: Instant) {
+    pub fn change_members(&mut self, change: MemberChange, now: Instant) {
         let majority = self.kept.state.majority();
         let speaks =
             self.lease.as_ref().is_some_and(|(_, lease)| lease.until(majority).is_some_and(|until| now < until));
         if !self.leads() || !speaks || self.changing.is_some() {
             return;
         }
-        let Some((changing, joint)) = Changing::begin(seating, &self.kept.state, now) else { return };
-        if let Some((terms, answer)) = joint {
-            self.node.order(Order::Joint(terms, answer));
-        }
-        self.changing = Some(changing);
+        self.changing = Changing::begin(change, &self.kept.state, now).ok();
     }
 
     /// The controller hears a member that has lost its disk.
@@ -214,7 +213,7 @@ impl Control {
         self.replace_leader(now, wishes);
         self.keep_in_sync(now, wishes);
         self.drain(wishes);
-        self.turn_seats(now, wishes);
+        self.turn_change(now, wishes);
     }
 
     fn drain(&mut self, wishes: &mut Vec<Wish>) {
@@ -230,15 +229,33 @@ impl Control {
         self.draining = None;
     }
 
-    fn turn_seats(&mut self, now: Instant, wishes: &mut Vec<Wish>) {
-        let Some(changing) = &mut self.changing else { return };
-        match changing.poll(&self.kept.state, now) {
-            Next::Wait => return,
-            Next::Propose(state) => return wishes.push(Wish::Propose(Purpose::Seats, Change { state })),
-            Next::Settle(version) => self.node.order(Order::Settled(version)),
-            Next::Over => {}
+    fn turn_change(&mut self, now: Instant, wishes: &mut Vec<Wish>) {
+        while let Some(changing) = &mut self.changing {
+            if let Some(proving) = &mut self.proving {
+                let outcome = match proving.try_recv() {
+                    Err(oneshot::error::TryRecvError::Empty) => return,
+                    Err(oneshot::error::TryRecvError::Closed) => Err("it stopped leading".to_owned()),
+                    Ok(outcome) => outcome,
+                };
+                self.proving = None;
+                changing.handle_proved(outcome, now);
+            }
+            match changing.poll(&self.kept.state, now) {
+                Next::Wait(_) => return,
+                Next::Prove(terms) => {
+                    let (sender, proved) = oneshot::channel();
+                    self.node.order(Order::Joint(terms, sender));
+                    self.proving = Some(proved);
+                }
+                Next::Propose(change) => wishes.push(Wish::Propose(Purpose::Members, change)),
+                Next::Told(_) => {}
+                Next::Settle(version) => {
+                    self.node.order(Order::Settled(version));
+                    self.changing = None;
+                }
+                Next::Over => self.changing = None,
+            }
         }
-        self.changing = None;
     }
 
     /// The simulator knows who controls and sends it there.
@@ -350,7 +367,7 @@ impl Control {
         let joins = |name: &&MemberName| state.members.get(*name).is_some_and(|seat| seat.holding == Holding::Joining);
         if let Some(name) = wanted.iter().find(joins).cloned() {
             let id = state.members[&name].id;
-            self.change_members(Seating::Whole { name, id }, now);
+            self.change_members(MemberChange::Whole { name, id }, now);
         }
         if self.in_sync_changing {
             return;
@@ -362,14 +379,14 @@ impl Control {
     }
 
     /// A proposal came back.
-    pub fn proposed(&mut self, purpose: Purpose) {
+    pub fn proposed(&mut self, purpose: Purpose, answer: Result<(), String>, now: Instant) {
         match purpose {
             Purpose::Failover => self.failover.handle_proposed(),
             Purpose::TakeBack => self.taking_back = false,
             Purpose::InSync => self.in_sync_changing = false,
-            Purpose::Seats => {
+            Purpose::Members => {
                 if let Some(changing) = &mut self.changing {
-                    changing.handle_answer();
+                    changing.handle_answer(answer, now);
                 }
             }
         }

@@ -6,7 +6,7 @@
 //!  ├─ world     clocks, chance and background work of the nodes
 //!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
 //!  ├─ network   connections and packets: late, lost, cut
-//!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate; seating: how members come and go
+//!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate
 //!  ├─ clients   what is asked and what was acknowledged; history: whether it can have happened so
 //!  ├─ faults    what a seed decides before it begins; rot: damage, and what must become of it
 //!  └─ checks    what must hold at the end
@@ -24,7 +24,6 @@ mod mutants;
 mod network;
 mod rot;
 mod runner;
-mod seating;
 mod trace;
 mod world;
 

@@ -204,7 +204,7 @@ impl Cluster {
     pub(super) fn propose(&mut self, from: NodeNo, life: u64, change: Change, purpose: Purpose) {
         let able = self.controller.filter(|node| self.reaches_majority(*node));
         let able = able.filter(|node| *node == from || !is_controllers(purpose) && self.hear_each_other(from, *node));
-        let delay = match able {
+        let (delay, answer) = match able {
             Some(_) => {
                 let before = self.register.epoch;
                 let outcome = self.register.apply(change);
@@ -227,11 +227,11 @@ impl Cluster {
                 for node in 0..self.nodes.len() {
                     self.tell_register(node);
                 }
-                self.network.borrow_mut().delay_us()
+                (self.network.borrow_mut().delay_us(), Ok(()))
             }
-            None => CHANGE_TIME_US,
+            None => (CHANGE_TIME_US, Err("nobody controls".to_owned())),
         };
-        self.after(delay, Event::ChangeDone { node: from, life, purpose });
+        self.after(delay, Event::ChangeDone { node: from, life, purpose, answer });
     }
 
     /// `a whole, b lost`.
@@ -240,10 +240,10 @@ impl Cluster {
         members.map(|(name, seat)| format!("{name} {}", seat.holding)).collect::<Vec<_>>().join(", ")
     }
 
-    pub(super) fn change_done(&mut self, node: NodeNo, life: u64, purpose: Purpose) {
+    pub(super) fn change_done(&mut self, node: NodeNo, life: u64, purpose: Purpose, answer: Result<(), String>) {
         if self.nodes[node].life == life {
             self.move_control(node, |control, wishes| {
-                control.proposed(purpose);
+                control.proposed(purpose, answer, world::now());
                 control.turn(world::now(), wishes);
             });
         }

@@ -1,5 +1,7 @@
 //! What goes wrong, when its time has come.
 
+use walferry_cluster::changing::MemberChange;
+use walferry_cluster::register::Kind;
 use walferry_engine::world;
 
 use super::{CRASH_LOOK_US_MAX, CRASH_LOOKS, Checked, Cluster, Event, Variation};
@@ -7,7 +9,6 @@ use crate::control::{Control, Wish, name_of, node_of};
 use crate::faults::Fault;
 use crate::kernel::Disk;
 use crate::network::peer_address;
-use crate::seating::Seating;
 use crate::world::NodeNo;
 
 /// A member that promised its voice dies within this.
@@ -138,19 +139,19 @@ impl Cluster {
 
     /// The operator does without a member, or takes a node in.
     fn change_members(&mut self, node: NodeNo) {
-        let (name, id, peer) = (name_of(node), self.nodes[node].kept.id, peer_address(node));
-        let seating = if self.is_member(node) {
+        let name = name_of(node);
+        let change = if self.is_member(node) {
             if self.register.members.len() <= MEMBERS_MIN {
                 return;
             }
             let in_reach = (0..self.nodes.len()).filter(|node| self.is_up(*node)).map(name_of).collect();
-            Seating::Remove { name, id, in_reach }
+            MemberChange::Remove { name, in_reach }
         } else if self.is_up(node) {
-            Seating::Join { name, id, peer }
+            MemberChange::Join { name, id: self.nodes[node].kept.id, peer: peer_address(node), kind: Kind::Data }
         } else {
             return;
         };
-        self.ask_leader(|control, _| control.change_members(seating, world::now()));
+        self.ask_leader(|control, _| control.change_members(change, world::now()));
     }
 
     /// Half of all crashes come while a write is under way, however short a time that is.

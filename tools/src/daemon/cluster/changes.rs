@@ -1,6 +1,6 @@
 //! The leader's part in changes of the membership: takes nodes in, makes them count once they have caught up, and does without
-//! members. One change at a time, by compare-and-set, each in bounded time or not at all. Which register may follow which, and
-//! why no commit is missed, stands in `walferry_cluster::membership`; the node's commit rule does the proving.
+//! members. One change at a time, told in bounded time. Which register may follow which, and why no commit is missed, stands in
+//! `walferry_cluster::membership`, the steps in `walferry_cluster::changing`; the node's commit rule does the proving.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard, oneshot};
+use walferry_cluster::MemberName;
+use walferry_cluster::changing::{ChangeError, Changing, MemberChange, Next};
 use walferry_cluster::control::{Answer, Ask, Greeting};
-use walferry_cluster::register::{Change, ClusterState, Kind, MemberId};
-use walferry_cluster::{MemberName, Terms};
+use walferry_cluster::register::{ClusterState, Kind, MemberId};
 
 use super::Order;
 use super::seat::{CHANGE_TIME_MAX, Seat};
@@ -23,8 +24,6 @@ pub(super) const ADMIT_TIME_MAX: Duration = Duration::from_secs(10);
 const TURN_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a node that was removed may take to hear of it before it can be taken in again.
 const ANEW_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long a change is proposed: a controller that died is replaced well before.
-const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the voters may take to follow before a change is told.
 const SEATED_TIME_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at the voters.
@@ -101,9 +100,8 @@ pub(super) fn join(seat: Arc<Seat>, name: MemberName, peer: Option<String>) -> T
         if !matches!(admitted, Ok(Answer::Done)) {
             return Err(format!("{name} could not be told the register: {}", refusal(admitted, "the controller")));
         }
-        let change =
-            |state: &ClusterState| state.with_member(&name, id, &peer, kind).map_err(|error| error.to_string());
-        let version = agree(&seat, change, |state| state.knows(&name, id)).await?;
+        let change = MemberChange::Join { name: name.clone(), id, peer: peer.clone(), kind };
+        let version = agree(&seat, change).await?;
         seated(&seat).await;
         tracing::info!(member = %name, %id, %peer, version, "taken in");
         Ok(match kind {
@@ -157,10 +155,8 @@ pub(super) fn remove(seat: Arc<Seat>, name: MemberName) -> Told {
     Box::pin(async move {
         let _turn = Turn::take(&seat, format!("{name} is being removed")).await?;
         let state = leading(&seat)?;
-        let id = state.members.get(&name).map(|member| member.id);
-        let in_reach = in_reach(&seat, &state).await;
-        let change = |state: &ClusterState| state.without_member(&name, &in_reach).map_err(|error| error.to_string());
-        let version = agree(&seat, change, |state| id.is_some_and(|id| !state.knows(&name, id))).await?;
+        let change = MemberChange::Remove { name: name.clone(), in_reach: in_reach(&seat, &state).await };
+        let version = agree(&seat, change).await?;
         seated(&seat).await;
         let state = seat.state();
         let members: Vec<&str> = state.members.keys().map(MemberName::as_str).collect();
@@ -203,92 +199,57 @@ async fn in_reach(seat: &Arc<Seat>, state: &ClusterState) -> BTreeSet<MemberName
 /// A member that joined has caught up: from now on it counts.
 pub(super) async fn make_whole(seat: &Arc<Seat>, name: &MemberName, id: MemberId) -> Result<(), String> {
     let _turn = Turn::take(seat, format!("{name} has caught up and is about to count")).await?;
-    let change = |state: &ClusterState| state.with_whole(name, id).ok_or(format!("{name} does not join any more"));
-    let whole = |state: &ClusterState| {
-        state.members.get(name).is_some_and(|member| member.id == id) && state.with_whole(name, id).is_none()
-    };
-    let version = agree(seat, change, whole).await?;
+    let version = agree(seat, MemberChange::Whole { name: name.clone(), id }).await?;
     tracing::info!(member = %name, version, policy = %seat.state().sync_policy(), "has caught up and counts");
     Ok(())
 }
 
-/// Brings the register to what `change` makes of it, until it is `done`; the version in which it was seen to be. While the terms
-/// of commits change with it, commits need both.
-async fn agree(
-    seat: &Arc<Seat>,
-    change: impl Fn(&ClusterState) -> Result<ClusterState, String>,
-    done: impl Fn(&ClusterState) -> bool,
-) -> Result<u64, String> {
-    let base = leading(seat)?;
-    let terms = (base.terms(), change(&base)?.terms());
-    let joint = terms.0 != terms.1;
-    if joint {
-        prove(seat, &terms.1).await?;
+/// Makes a change; the version of the register in which it was seen.
+async fn agree(seat: &Arc<Seat>, change: MemberChange) -> Result<u64, String> {
+    let changing = Changing::begin(change, &leading(seat)?, Instant::now()).map_err(|error| error.to_string())?;
+    let (sender, told) = oneshot::channel();
+    tokio::spawn(drive(Arc::clone(seat), changing, sender));
+    match told.await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("the register of this node is gone".to_owned()),
     }
-    let mut open = None;
-    let outcome = propose(seat, &base, &terms, change, done, &mut open).await;
-    if joint {
-        settle(seat, open);
-    }
-    outcome
 }
 
-/// Waits until what the old terms released is confirmed under the new ones as well, and holds to both from then on.
-async fn prove(seat: &Seat, terms: &Terms) -> Result<(), String> {
-    let (sender, proved) = oneshot::channel();
-    seat.order(Order::Joint(terms.clone(), sender));
-    proved.await.unwrap_or_else(|_| Err("this node stopped leading".to_owned()))
-}
-
-/// Proposes until the register is as wanted. `open` is the version on which a proposal followed whose fate is not known.
-async fn propose(
-    seat: &Arc<Seat>,
-    base: &ClusterState,
-    terms: &(Terms, Terms),
-    change: impl Fn(&ClusterState) -> Result<ClusterState, String>,
-    done: impl Fn(&ClusterState) -> bool,
-    open: &mut Option<u64>,
-) -> Result<u64, String> {
-    let deadline = Instant::now() + PROPOSE_TIME_MAX;
-    let mut reason = "other changes kept coming first".to_owned();
-    while Instant::now() < deadline {
-        let now = seat.state();
-        open.take_if(|version| now.version > *version);
-        if done(&now) {
-            return Ok(now.version);
+/// Does what a change needs until its last word, which may come long after its outcome is told.
+async fn drive(seat: Arc<Seat>, mut changing: Changing, told: oneshot::Sender<Result<u64, ChangeError>>) {
+    let mut told = Some(told);
+    let mut watch = seat.register().watch();
+    loop {
+        let state = watch.borrow_and_update().clone();
+        match changing.poll(&state, Instant::now()) {
+            Next::Wait(until) => {
+                let time = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+                if let Ok(Err(_)) = tokio::time::timeout(time, watch.changed()).await {
+                    return;
+                }
+            }
+            Next::Prove(terms) => {
+                let (sender, proved) = oneshot::channel();
+                seat.order(Order::Joint(terms, sender));
+                let outcome = proved.await.unwrap_or_else(|_| Err("this node stopped leading".to_owned()));
+                changing.handle_proved(outcome, Instant::now());
+            }
+            Next::Propose(change) => {
+                let answer = seat.ask_controller(Ask::Change(Box::new(change)), CHANGE_TIME_MAX).await;
+                let outcome = match answer {
+                    Ok(Answer::Change(_)) => Ok(()),
+                    other => Err(refusal(other, "the controller")),
+                };
+                changing.handle_answer(outcome, Instant::now());
+            }
+            Next::Told(outcome) => {
+                if let Some(told) = told.take() {
+                    // Whoever asked may have gone.
+                    let _ = told.send(outcome);
+                }
+            }
+            Next::Settle(version) => return seat.order(Order::Settled(version)),
+            Next::Over => return,
         }
-        if now.epoch != base.epoch {
-            return Err("the leader changed meanwhile, and nothing else: try again".to_owned());
-        }
-        let next = change(&now)?;
-        if (now.terms(), next.terms()) != *terms {
-            return Err("another change of the members came first: try again".to_owned());
-        }
-        let answer = seat.ask_controller(Ask::Change(Box::new(Change { state: next })), CHANGE_TIME_MAX).await;
-        // Taken or not: once the register is past this version, the proposal can have no other fate. Until then it is made
-        // again, which makes no difference if the first one arrives after all; a dead controller is replaced meanwhile.
-        *open = Some(now.version);
-        let answered = matches!(answer, Ok(Answer::Change(_)));
-        if !answered {
-            reason = refusal(answer, "the controller");
-        }
-        let mut watch = seat.register().watch();
-        let past = watch.wait_for(|state| state.version > now.version);
-        let _ = tokio::time::timeout(if answered { CHANGE_TIME_MAX } else { LOOK_INTERVAL }, past).await;
     }
-    Err(match open {
-        Some(_) => format!("it is not known whether the change was taken ({reason}); `walferry describe` tells it"),
-        None => format!("given up, nothing was changed: {reason}"),
-    })
-}
-
-/// The register's terms alone count again, once it is known which they are.
-fn settle(seat: &Arc<Seat>, open: Option<u64>) {
-    let seat = Arc::clone(seat);
-    tokio::spawn(async move {
-        let mut watch = seat.register().watch();
-        if watch.wait_for(|state| open.is_none_or(|open| state.version > open)).await.is_ok() {
-            seat.order(Order::Settled(seat.state().version));
-        }
-    });
 }

@@ -1,0 +1,242 @@
+//! One change of the members on its way into the register, by the steps of [`crate::membership`]: both terms count while the
+//! register moves, and the register's alone once it is known which they are. Pure, as [`crate::failover`] is: the leader's cluster
+//! thread does what [`Changing::poll`] says and tells what came of it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Epoch;
+
+use crate::member::MemberName;
+use crate::membership::MembershipError;
+use crate::register::{Change, ClusterState, Kind, MemberId};
+use crate::terms::Terms;
+
+/// How long a change is proposed: a controller that died is replaced well before.
+const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long the register may take to move here as well, once a controller has answered.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
+/// From a proposal that was not answered to the next.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is to become of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// It is taken in.
+    Join {
+        /// Its name, which is free.
+        name: MemberName,
+        /// This life of it.
+        id: MemberId,
+        /// Where it is.
+        peer: String,
+        /// With a log or without.
+        kind: Kind,
+    },
+    /// It has joined and caught up, and counts from now on.
+    Whole {
+        /// Its name.
+        name: MemberName,
+        /// The life that has caught up.
+        id: MemberId,
+    },
+    /// The members do without it.
+    Remove {
+        /// Its name.
+        name: MemberName,
+        /// Members that answer.
+        in_reach: BTreeSet<MemberName>,
+    },
+}
+
+impl MemberChange {
+    fn apply(&self, state: &ClusterState) -> Result<ClusterState, ChangeError> {
+        Ok(match self {
+            MemberChange::Join { name, id, peer, kind } => state.with_member(name, *id, peer, *kind)?,
+            MemberChange::Whole { name, id } => {
+                state.with_whole(name, *id).ok_or(ChangeError::NotJoining(name.clone()))?
+            }
+            MemberChange::Remove { name, in_reach } => state.without_member(name, in_reach)?,
+        })
+    }
+
+    fn is_done(&self, state: &ClusterState) -> bool {
+        match self {
+            MemberChange::Join { name, id, .. } => state.knows(name, *id),
+            MemberChange::Whole { name, id } => state.knows(name, *id) && state.with_whole(name, *id).is_none(),
+            MemberChange::Remove { name, .. } => !state.members.contains_key(name),
+        }
+    }
+}
+
+/// Why the members did not change, or may not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// It is against the rules.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// It was removed, has another life, or counts.
+    #[error("{0} does not join any more")]
+    NotJoining(MemberName),
+    /// What was confirmed so far is not confirmed under the new terms.
+    #[error("{0}")]
+    Unproved(String),
+    /// Another leads, or this one in another epoch.
+    #[error("the leader changed meanwhile, and nothing else: try again")]
+    LeaderChanged,
+    /// The terms are not those any more for which it was proved.
+    #[error("another change of the members came first: try again")]
+    Overtaken,
+    /// No proposal is left that could be taken.
+    #[error("given up, nothing was changed: {0}")]
+    GivenUp(String),
+    /// One is.
+    #[error("it is not known whether the change was taken ({0}); `walferry describe` tells it")]
+    Unknown(String),
+}
+
+/// What the change needs next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until the register moves, what was asked for is answered, or this time has come.
+    Wait(Option<Instant>),
+    /// Commits hold to these terms as well from now on. [`Changing::handle_proved`] once they have confirmed all there was.
+    Prove(Terms),
+    /// This register. [`Changing::handle_answer`] tells what became of it.
+    Propose(Change),
+    /// What became of the change, once: the version in which it was seen. Its end may take longer.
+    Told(Result<u64, ChangeError>),
+    /// The register's terms suffice again from this version on. The last word.
+    Settle(u64),
+    /// The last word on a change of which the terms were the same all the time.
+    Over,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begun,
+    Proving,
+    Ready,
+    Proposed,
+    /// A proposal was answered, or was not: the register is looked at when it has moved, and at this time.
+    Looking {
+        at: Instant,
+    },
+    Failed(ChangeError),
+    Settling,
+}
+
+/// A change on its way.
+#[derive(Clone, Debug)]
+pub struct Changing {
+    change: MemberChange,
+    /// In which it began: another leader knows nothing of the proof.
+    epoch: Epoch,
+    /// Of before and after.
+    terms: (Terms, Terms),
+    step: Step,
+    /// A proposal followed on this version, and its fate is not known: it may be taken until the register is past it.
+    open: Option<u64>,
+    until: Instant,
+    /// Why it takes so long.
+    reason: String,
+}
+
+impl Changing {
+    /// A change of this register, if the rules allow it.
+    pub fn begin(change: MemberChange, base: &ClusterState, now: Instant) -> Result<Changing, ChangeError> {
+        let terms = (base.terms(), change.apply(base)?.terms());
+        let reason = "other changes kept coming first".to_owned();
+        let until = now + PROPOSE_TIME_MAX;
+        Ok(Changing { change, epoch: base.epoch, terms, step: Step::Begun, open: None, until, reason })
+    }
+
+    /// What was released under the old terms is confirmed under the new ones, and both count from now on; or why not.
+    pub fn handle_proved(&mut self, outcome: Result<(), String>, now: Instant) {
+        self.until = now + PROPOSE_TIME_MAX;
+        self.step = match outcome {
+            Ok(()) => Step::Ready,
+            Err(text) => Step::Failed(ChangeError::Unproved(text)),
+        };
+    }
+
+    /// A controller answered the proposal, whichever way; or why none did.
+    pub fn handle_answer(&mut self, outcome: Result<(), String>, now: Instant) {
+        let pause = match outcome {
+            Ok(()) => ARRIVAL_TIME_MAX,
+            Err(text) => {
+                self.reason = text;
+                RETRY_PAUSE
+            }
+        };
+        self.step = Step::Looking { at: now + pause };
+    }
+
+    /// What it needs, by the register as it is known here.
+    pub fn poll(&mut self, state: &ClusterState, now: Instant) -> Next {
+        // Taken or not: the proposal can have no other fate any more.
+        self.open.take_if(|version| state.version > *version);
+        match &self.step {
+            Step::Begun if self.is_joint() => {
+                self.step = Step::Proving;
+                return Next::Prove(self.terms.1.clone());
+            }
+            Step::Proving | Step::Proposed => return Next::Wait(None),
+            Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
+            Step::Failed(error) => {
+                let outcome = Err(error.clone());
+                self.step = Step::Settling;
+                return Next::Told(outcome);
+            }
+            Step::Settling if self.open.is_some() => return Next::Wait(None),
+            Step::Settling if self.is_joint() => return Next::Settle(state.version),
+            Step::Settling => return Next::Over,
+            Step::Begun | Step::Ready | Step::Looking { .. } => {}
+        }
+        match self.propose(state, now) {
+            Ok(Some(next)) => {
+                // Made again until its fate is known, which makes no difference if the first one arrives after all.
+                (self.step, self.open) = (Step::Proposed, Some(state.version));
+                Next::Propose(Change { state: next })
+            }
+            Ok(None) => {
+                self.step = Step::Settling;
+                Next::Told(Ok(state.version))
+            }
+            Err(error) => {
+                self.step = Step::Settling;
+                Next::Told(Err(error))
+            }
+        }
+    }
+
+    fn is_joint(&self) -> bool {
+        self.terms.0 != self.terms.1
+    }
+
+    /// The register to propose; `None` when it is as wanted.
+    fn propose(&self, state: &ClusterState, now: Instant) -> Result<Option<ClusterState>, ChangeError> {
+        if self.change.is_done(state) {
+            return Ok(None);
+        }
+        if state.epoch != self.epoch {
+            return Err(ChangeError::LeaderChanged);
+        }
+        if now >= self.until {
+            let reason = self.reason.clone();
+            return Err(match self.open {
+                Some(_) => ChangeError::Unknown(reason),
+                None => ChangeError::GivenUp(reason),
+            });
+        }
+        let next = self.change.apply(state)?;
+        if (state.terms(), next.terms()) != self.terms {
+            return Err(ChangeError::Overtaken);
+        }
+        Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+#[path = "changing_tests.rs"]
+mod tests;

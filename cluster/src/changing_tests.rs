@@ -1,0 +1,169 @@
+use super::*;
+use crate::member::ClusterId;
+use crate::register::{Holding, Member};
+
+fn name(text: &str) -> MemberName {
+    text.parse().expect("a name")
+}
+
+/// A change, the register, and the time.
+struct Scene {
+    state: ClusterState,
+    changing: Changing,
+    now: Instant,
+}
+
+impl Scene {
+    /// `a` leads `b` and `c`, and `d` joins.
+    fn new(change: MemberChange) -> Scene {
+        let holding = |id| if id == 4 { Holding::Joining } else { Holding::Whole };
+        let member = |id| Member { id: MemberId(id), peer: format!("h:{id}"), kind: Kind::Data, holding: holding(id) };
+        let members = [("a", 1), ("b", 2), ("c", 3), ("d", 4)].map(|(text, id)| (name(text), member(id))).into();
+        let mut state = ClusterState::formed(ClusterId(1), members, "").expect("a policy");
+        state.epoch = Epoch(3);
+        state.leader = Some(name("a"));
+        state.in_sync = [name("b"), name("c")].into();
+        let now = Instant::now();
+        let changing = Changing::begin(change, &state, now).expect("the rules allow it");
+        Scene { state, changing, now }
+    }
+
+    fn poll(&mut self) -> Next {
+        self.changing.poll(&self.state, self.now)
+    }
+
+    /// The register that it proposes, up to there.
+    fn proposal(&mut self) -> ClusterState {
+        match self.poll() {
+            Next::Propose(Change { state }) => {
+                assert_eq!(state.version, self.state.version + 1);
+                state
+            }
+            other => panic!("a proposal, not {other:?}"),
+        }
+    }
+
+    fn prove(&mut self) -> Terms {
+        let Next::Prove(terms) = self.poll() else { panic!("the terms change") };
+        assert_eq!(self.poll(), Next::Wait(None), "until they are proved");
+        self.changing.handle_proved(Ok(()), self.now);
+        terms
+    }
+
+    fn error(&mut self) -> ChangeError {
+        let Next::Told(Err(error)) = self.poll() else { panic!("an error") };
+        error
+    }
+}
+
+fn whole() -> MemberChange {
+    MemberChange::Whole { name: name("d"), id: MemberId(4) }
+}
+
+fn join() -> MemberChange {
+    MemberChange::Join { name: name("e"), id: MemberId(5), peer: "h:5".to_owned(), kind: Kind::Data }
+}
+
+#[test]
+fn a_change_of_the_same_terms_needs_no_proof() {
+    let mut scene = Scene::new(join());
+    let next = scene.proposal();
+    assert_eq!(scene.poll(), Next::Wait(None), "it is on its way");
+    scene.changing.handle_answer(Ok(()), scene.now);
+    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + ARRIVAL_TIME_MAX)), "taken, but not seen here yet");
+    scene.state = next;
+    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
+    assert_eq!(scene.poll(), Next::Over);
+}
+
+#[test]
+fn both_terms_count_until_the_register_has_moved() {
+    let mut scene = Scene::new(whole());
+    let terms = scene.prove();
+    let next = scene.proposal();
+    assert_eq!(next.terms(), terms);
+    assert_ne!(scene.state.terms(), terms);
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = next;
+    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
+    assert_eq!(scene.poll(), Next::Settle(scene.state.version));
+}
+
+#[test]
+fn what_is_not_proved_is_not_proposed() {
+    let mut scene = Scene::new(whole());
+    assert!(matches!(scene.poll(), Next::Prove(_)));
+    scene.changing.handle_proved(Err("d is behind".to_owned()), scene.now);
+    assert_eq!(scene.error(), ChangeError::Unproved("d is behind".to_owned()));
+    assert_eq!(scene.poll(), Next::Settle(scene.state.version), "nothing was proposed");
+}
+
+#[test]
+fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
+    let mut scene = Scene::new(whole());
+    scene.prove();
+    let first = scene.proposal();
+    scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
+    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + RETRY_PAUSE)));
+    scene.now += RETRY_PAUSE;
+    assert_eq!(scene.proposal(), first, "again");
+    scene.now += PROPOSE_TIME_MAX;
+    scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
+    scene.now += RETRY_PAUSE;
+    assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
+    assert_eq!(scene.poll(), Next::Wait(None), "it may still be taken");
+    scene.state = first;
+    assert_eq!(scene.poll(), Next::Settle(scene.state.version), "and was");
+}
+
+#[test]
+fn changes_that_come_first_are_followed_or_end_it() {
+    // The in-sync set: the same terms, so it goes on from there.
+    let mut scene = Scene::new(whole());
+    scene.prove();
+    scene.proposal();
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = scene.state.with_in_sync(&[name("b")].into()).expect("another set");
+    assert_eq!(scene.proposal().in_sync, [name("b"), name("d")].into());
+    // So it does when a member loses its disk: the loss may as well have come after the change.
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = scene.state.with_new_life(&name("c"), MemberId(33));
+    assert_eq!(scene.proposal().members[&name("c")].holding, Holding::Lost);
+    // An earlier change that was thought to be lost: other terms, of which nothing is proved.
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = scene.state.without_member(&name("c"), &[name("a"), name("b")].into()).expect("it may");
+    assert_eq!(scene.error(), ChangeError::Overtaken);
+    assert_eq!(scene.poll(), Next::Settle(scene.state.version));
+    // Another epoch: the proof was another leader's.
+    let mut scene = Scene::new(whole());
+    scene.prove();
+    scene.state.version += 1;
+    scene.state.epoch = Epoch(4);
+    assert_eq!(scene.error(), ChangeError::LeaderChanged);
+    // The member itself came back with another life, or nothing but others' changes comes through.
+    let mut scene = Scene::new(whole());
+    scene.prove();
+    scene.state = scene.state.with_new_life(&name("d"), MemberId(44));
+    assert_eq!(scene.error(), ChangeError::NotJoining(name("d")));
+    let mut scene = Scene::new(join());
+    scene.proposal();
+    scene.state.version += 1;
+    scene.now += PROPOSE_TIME_MAX;
+    scene.changing.handle_answer(Ok(()), scene.now);
+    assert!(matches!(scene.error(), ChangeError::GivenUp(_)));
+    assert_eq!(scene.poll(), Next::Over);
+}
+
+#[test]
+fn a_member_is_removed_whatever_life_it_has() {
+    let in_reach = [name("a"), name("b")].into();
+    let mut scene = Scene::new(MemberChange::Remove { name: name("d"), in_reach });
+    scene.proposal();
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = scene.state.with_new_life(&name("d"), MemberId(44));
+    let next = scene.proposal();
+    assert!(!next.members.contains_key(&name("d")) && next.removed_at(MemberId(44)).is_some());
+    scene.changing.handle_answer(Ok(()), scene.now);
+    scene.state = next;
+    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
+}
