@@ -5,8 +5,11 @@
 //! was not flushed, where a flush is a step of its own. Whatever was durable stays, but for faults that are injected.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::rc::Rc;
 
 use walferry_engine::ring::Token;
 use walferry_engine::ring::simulated::{Queues, Submission};
@@ -41,14 +44,36 @@ pub struct Disk {
 }
 
 struct Write {
-    fd: RawFd,
+    file: Rc<Inode>,
     offset: u64,
     bytes: Vec<u8>,
 }
 
+impl Write {
+    /// What is there now.
+    fn before(&self) -> Vec<u8> {
+        let mut old = vec![0; self.bytes.len()];
+        // What cannot be read is zeros, as in a new file.
+        let _ = self.file.file.read_at(&mut old, self.offset);
+        old
+    }
+
+    /// Puts these bytes of it where they belong.
+    fn put(&self, from: usize, bytes: &[u8]) {
+        let written = self.file.file.write_all_at(bytes, self.offset + from as u64);
+        written.expect("the simulator's own disk takes what its nodes write");
+    }
+}
+
+/// A file with operations under way or unflushed bytes. As in the kernel, it stays although the node may have closed it.
+struct Inode {
+    number: u64,
+    file: File,
+}
+
 enum DiskOp {
     Write(Submission, Write, Option<Submission>),
-    Flush(Submission),
+    Flush(Submission, Rc<Inode>),
 }
 
 /// One node's kernel.
@@ -58,22 +83,11 @@ pub struct Kernel {
     last_op: DiskOpNo,
     /// Completed and not flushed, with what was there before.
     volatile: Vec<Write>,
+    /// Of the two above.
+    files: Vec<Rc<Inode>>,
     sockets: Vec<Submission>,
     pub disk: Disk,
     rng: fastrand::Rng,
-}
-
-fn read_at(fd: RawFd, offset: u64, bytes: usize) -> Vec<u8> {
-    let mut old = vec![0; bytes];
-    // SAFETY: the buffer lives through the call; what cannot be read is zeros, as in a new file.
-    unsafe { libc::pread(fd, old.as_mut_ptr().cast(), bytes, offset as i64) };
-    old
-}
-
-fn write_at(fd: RawFd, offset: u64, bytes: &[u8]) {
-    // SAFETY: the bytes live through the call.
-    let written = unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), offset as i64) };
-    assert_eq!(written, bytes.len() as isize, "the simulator's own disk is full: {}", io::Error::last_os_error());
 }
 
 fn would_block() -> bool {
@@ -87,7 +101,16 @@ fn outcome(result: isize) -> i32 {
 impl Kernel {
     pub fn new(queues: Queues, disk: Disk, seed: u64) -> Kernel {
         let rng = fastrand::Rng::with_seed(seed);
-        Kernel { queues, disk_ops: BTreeMap::new(), last_op: 0, volatile: Vec::new(), sockets: Vec::new(), disk, rng }
+        Kernel {
+            queues,
+            disk_ops: BTreeMap::new(),
+            last_op: 0,
+            volatile: Vec::new(),
+            files: Vec::new(),
+            sockets: Vec::new(),
+            disk,
+            rng,
+        }
     }
 
     /// True when the node has completions to take.
@@ -99,9 +122,23 @@ impl Kernel {
     pub fn can_tear(&self) -> bool {
         let in_flight = self.disk_ops.values().filter_map(|op| match op {
             DiskOp::Write(_, write, _) => Some(write),
-            DiskOp::Flush(_) => None,
+            DiskOp::Flush(..) => None,
         });
         in_flight.chain(&self.volatile).any(|write| write.bytes.len() > self.disk.sector_bytes)
+    }
+
+    fn inode(&mut self, fd: RawFd) -> Rc<Inode> {
+        // SAFETY: the node has it open as long as it submits operations on it.
+        let file =
+            File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().expect("a descriptor is left"));
+        let number = file.metadata().expect("an open file").ino();
+        if let Some(inode) = self.files.iter().find(|inode| inode.number == number) {
+            return Rc::clone(inode);
+        }
+        self.files.retain(|inode| Rc::strong_count(inode) > 1);
+        let inode = Rc::new(Inode { number, file });
+        self.files.push(Rc::clone(&inode));
+        inode
     }
 
     fn disk_time(&mut self, now_us: u64) -> u64 {
@@ -118,11 +155,11 @@ impl Kernel {
                     let address = submission.address as *const u8;
                     // SAFETY: the node keeps the memory until the operation has completed.
                     let bytes = unsafe { std::slice::from_raw_parts(address, submission.bytes as usize) }.to_vec();
-                    let write = Write { fd: submission.fd, offset: submission.offset, bytes };
+                    let write = Write { file: self.inode(submission.fd), offset: submission.offset, bytes };
                     let flush = if submission.linked { self.queues.next() } else { None };
                     DiskOp::Write(submission, write, flush)
                 }
-                OP_FSYNC => DiskOp::Flush(submission),
+                OP_FSYNC => DiskOp::Flush(submission, self.inode(submission.fd)),
                 _ => {
                     self.sockets.push(submission);
                     continue;
@@ -193,8 +230,8 @@ impl Kernel {
         }
         match op {
             DiskOp::Write(submission, write, flush) => {
-                let old = read_at(write.fd, write.offset, write.bytes.len());
-                write_at(write.fd, write.offset, &write.bytes);
+                let (old, file) = (write.before(), Rc::clone(&write.file));
+                write.put(0, &write.bytes);
                 self.queues.complete(submission.token, submission.bytes as i32, 0);
                 if submission.op_flags & libc::RWF_DSYNC as u32 == 0 {
                     self.volatile.push(Write { bytes: old, ..write });
@@ -202,12 +239,12 @@ impl Kernel {
                 let flush = flush?;
                 let at = self.disk_time(now_us);
                 self.last_op += 1;
-                self.disk_ops.insert(self.last_op, DiskOp::Flush(flush));
+                self.disk_ops.insert(self.last_op, DiskOp::Flush(flush, file));
                 Some((at, self.last_op))
             }
-            DiskOp::Flush(submission) => {
+            DiskOp::Flush(submission, file) => {
                 // Writes of this file that had completed. Those of others wait for their own.
-                self.volatile.retain(|write| write.fd != submission.fd);
+                self.volatile.retain(|write| !Rc::ptr_eq(&write.file, &file));
                 self.queues.complete(submission.token, 0, 0);
                 None
             }
@@ -224,11 +261,9 @@ impl Kernel {
                     self.queues.complete(flush.token, -libc::ECANCELED, 0);
                 }
             }
-            DiskOp::Flush(submission) => {
+            DiskOp::Flush(submission, file) => {
                 // As Linux does: the pages are clean from now on, whatever of them the disk has.
-                let (lost, rest) = std::mem::take(&mut self.volatile).into_iter().partition(|w| w.fd == submission.fd);
-                self.volatile = rest;
-                let lost: Vec<Write> = lost;
+                let lost: Vec<Write> = self.volatile.extract_if(.., |write| Rc::ptr_eq(&write.file, &file)).collect();
                 lost.iter().rev().for_each(|write| self.tear(write));
                 self.queues.complete(submission.token, -libc::EIO, 0);
             }
@@ -240,8 +275,7 @@ impl Kernel {
         let share = self.rng.u8(0..=4);
         for (index, sector) in write.bytes.chunks(self.disk.sector_bytes).enumerate() {
             if self.rng.u8(0..4) < share {
-                let offset = write.offset + (index * self.disk.sector_bytes) as u64;
-                write_at(write.fd, offset, sector);
+                write.put(index * self.disk.sector_bytes, sector);
             }
         }
     }
@@ -262,7 +296,7 @@ impl Kernel {
                     tokens.push(submission.token);
                     tokens.extend(flush.map(|flush| flush.token));
                 }
-                DiskOp::Flush(submission) => tokens.push(submission.token),
+                DiskOp::Flush(submission, _) => tokens.push(submission.token),
             }
         }
         while let Some(submission) = self.queues.next() {
