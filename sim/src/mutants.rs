@@ -83,6 +83,12 @@ pub const ALL: &[Mutant] = &[
     ),
     tuned("believe-headers", "recovery takes a frame whose records are torn", POWER, slow_disks),
     mutant("cut-what-rots", "recovery takes damage for a torn tail", &[Fault::Rot]),
+    tuned(
+        "take-any-chain",
+        "recovery takes every whole frame that names its place, whichever log it is of",
+        &[Fault::KillSealed, Fault::Kill],
+        slow_disks,
+    ),
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
     mutant("ack-without-replicas", "the commit rule releases remote levels with the local flush", CUT_OFF_AND_KILLED),
     tuned("count-what-is-received", "a replica counts as having flushed what it has only received", POWER, slow_disks),
