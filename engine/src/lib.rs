@@ -17,7 +17,8 @@
 //! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
 //! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `origin`, `lock`;
 //! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed. `probe` measures a disk; `whole` makes files that other libraries write;
-//! `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `limits` has every bound.
+//! `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `panics` says what becomes of
+//! a panic; `limits` has every bound.
 
 pub mod buffer;
 pub mod commit;
@@ -35,6 +36,7 @@ pub mod mend;
 pub mod meta;
 pub mod mutants;
 pub mod origin;
+pub mod panics;
 pub mod prepare;
 pub mod probe;
 pub mod reader;

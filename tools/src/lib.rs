@@ -43,6 +43,7 @@ pub mod simulated {
 
 /// Runs the subcommand that the command line names, and turns its end into an exit code.
 pub fn main() -> ExitCode {
+    walferry_engine::panics::end_the_process();
     let failure = match cli::run(cli::Cli::parse()) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,

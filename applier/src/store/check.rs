@@ -2,13 +2,13 @@
 //! that rotted would be read as if nothing were wrong with it. So a node asks once, before it opens the store, which reads the
 //! whole file. A damaged store is no loss: the log or a base copy makes it anew.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase};
 
 use super::base::{APPLIED, FACTS, STORE_FILE};
 use walferry_engine::lsn::Lsn;
+use walferry_engine::panics;
 
 /// What a look at the file gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +28,12 @@ pub fn examine(dir: &Path, cache_bytes: usize) -> Condition {
         return Condition::Absent;
     }
     // The database reports what it finds; where it trips over a damaged page instead, that is a finding as well.
-    let looked = catch_unwind(AssertUnwindSafe(|| look(&path, cache_bytes)));
+    let looked = panics::caught(|| look(&path, cache_bytes));
     match looked {
         Ok(Ok(Some(applied))) => Condition::Whole(applied),
         Ok(Ok(None)) => Condition::Damaged("a page is not what its checksum says".to_owned()),
         Ok(Err(error)) => Condition::Damaged(error.to_string()),
-        Err(_) => Condition::Damaged("its pages make no sense".to_owned()),
+        Err(text) => Condition::Damaged(format!("its pages make no sense ({text})")),
     }
 }
 

@@ -13,11 +13,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::Database;
-use walferry_engine::durable;
+use walferry_engine::{durable, panics};
 
 const WRITES_FILE: &str = "cluster.writes";
 /// The copy that is looked at.
@@ -83,15 +82,15 @@ pub(super) fn examine(path: &Path) -> io::Result<Result<(), String>> {
     }
     let trial: PathBuf = path.with_file_name(TRIAL_FILE);
     fs::copy(path, &trial)?;
-    let looked = catch_unwind(AssertUnwindSafe(|| -> Result<bool, redb::DatabaseError> {
+    let looked = panics::caught(|| -> Result<bool, redb::DatabaseError> {
         let mut database = Database::open(&trial)?;
         database.check_integrity()
-    }));
+    });
     fs::remove_file(&trial)?;
     Ok(match looked {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err("a page is not what its checksum says".to_owned()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("its pages make no sense".to_owned()),
+        Err(text) => Err(format!("its pages make no sense ({text})")),
     })
 }
