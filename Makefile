@@ -4,7 +4,9 @@ DESTDIR ?=
 CARGO_TARGET_DIR ?= target
 BINARY = $(CARGO_TARGET_DIR)/release/walferry
 
-.PHONY: all install uninstall nightly
+.PHONY: all install uninstall nightly nightly-simulator nightly-crashes nightly-power nightly-ktls nightly-soak nightly-fuzz
+# The long tests measure: one at a time.
+.NOTPARALLEL:
 
 all:
 	cargo build --release
@@ -33,19 +35,33 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/walferry.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/walferry.conf
 	rm -rf $(DESTDIR)$(PREFIX)/share/walferry $(DESTDIR)$(PREFIX)/share/doc/walferry
 
-# The long tests, an hour and a half in all; TESTING.md tells what each is for. Needs root, QEMU, a nightly toolchain and
-# cargo-fuzz; what cannot run says why.
+# The long tests, about three hours on two cores; TESTING.md tells what each is for. Needs root, QEMU, a nightly toolchain and
+# cargo-fuzz; what cannot run says why. One that fails does not keep the next from running: `make nightly-power` runs it again.
 nightly:
+	$(MAKE) --keep-going nightly-simulator nightly-crashes nightly-power nightly-ktls nightly-soak nightly-fuzz
+
+nightly-simulator:
 	cargo run --release -p sim -- --seeds 1000000 --minutes 15
 	cargo run --release -p sim -- --mutant all
+
+nightly-crashes:
 	WALFERRY_CRASH_ROUNDS=200 cargo test -p walferry --test kill -- --nocapture
 	cargo test -p walferry --test sweep -- --include-ignored
+
+nightly-power:
 	cargo build --release
 	cargo run --release -p walferry-power -- loss --on-host
 	cargo run --release -p walferry-power -- loss --on-host --filesystem ext4 --cuts 30 --flush-by dsync --bus scsi
 	cargo run --release -p walferry-power -- loss --on-host --filesystem ext4 --cuts 20 --flush-by fdatasync --members
 	cargo run --release -p walferry-power -- faults --on-host
 	cargo run --release -p walferry-power -- faults --on-host --filesystem xfs
+
+nightly-ktls:
+	cargo build --release
 	cargo run --release -p walferry-power -- ktls
+
+nightly-soak:
 	cargo run --release -- drill --soak 30min
+
+nightly-fuzz:
 	fuzz/run 300
