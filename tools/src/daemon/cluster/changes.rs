@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{MutexGuard, oneshot};
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use walferry_cluster::MemberName;
 use walferry_cluster::changing::{ChangeError, Changing, MemberChange, Next};
 use walferry_cluster::control::{Answer, Ask, Greeting};
@@ -34,24 +34,25 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The outcome of a change, for whoever asked for it.
 pub(super) type Told = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
 
-/// The one change that is under way.
-struct Turn<'a> {
-    seat: &'a Seat,
-    _alone: MutexGuard<'a, ()>,
+/// The one change that is under way, up to its last word: the end of one must not be taken for the end of the next.
+struct Turn {
+    seat: Arc<Seat>,
+    _alone: OwnedMutexGuard<()>,
 }
 
-impl<'a> Turn<'a> {
-    async fn take(seat: &'a Seat, what: String) -> Result<Turn<'a>, String> {
-        let Ok(alone) = tokio::time::timeout(TURN_TIME_MAX, seat.changing.lock()).await else {
+impl Turn {
+    async fn take(seat: &Arc<Seat>, what: String) -> Result<Arc<Turn>, String> {
+        let alone = Arc::clone(&seat.changing).lock_owned();
+        let Ok(alone) = tokio::time::timeout(TURN_TIME_MAX, alone).await else {
             let other = seat.known().changing.clone();
             return Err(format!("another change is under way: {other}; try again when it is over"));
         };
         seat.known().changing = what;
-        Ok(Turn { seat, _alone: alone })
+        Ok(Arc::new(Turn { seat: Arc::clone(seat), _alone: alone }))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.seat.known().changing.clear();
     }
@@ -84,7 +85,7 @@ fn refusal(answer: std::io::Result<Answer>, whom: &str) -> String {
 /// Takes a node in.
 pub(super) fn join(seat: Arc<Seat>, name: MemberName, peer: Option<String>) -> Told {
     Box::pin(async move {
-        let _turn = Turn::take(&seat, format!("{name} is being taken in")).await?;
+        let turn = Turn::take(&seat, format!("{name} is being taken in")).await?;
         let state = leading(&seat)?;
         let Some(peer) = peer.or_else(|| seat.known().own_peer(&name)) else {
             // The register's own reasons come first: a member is not looked for.
@@ -101,7 +102,7 @@ pub(super) fn join(seat: Arc<Seat>, name: MemberName, peer: Option<String>) -> T
             return Err(format!("{name} could not be told the register: {}", refusal(admitted, "the controller")));
         }
         let change = MemberChange::Join { name: name.clone(), id, peer: peer.clone(), kind };
-        let version = agree(&seat, change).await?;
+        let version = agree(&turn, change).await?;
         seated(&seat).await;
         tracing::info!(member = %name, %id, %peer, version, "taken in");
         Ok(match kind {
@@ -153,10 +154,10 @@ async fn greet_stranger(
 /// Does without a member.
 pub(super) fn remove(seat: Arc<Seat>, name: MemberName) -> Told {
     Box::pin(async move {
-        let _turn = Turn::take(&seat, format!("{name} is being removed")).await?;
+        let turn = Turn::take(&seat, format!("{name} is being removed")).await?;
         let state = leading(&seat)?;
         let change = MemberChange::Remove { name: name.clone(), in_reach: in_reach(&seat, &state).await };
-        let version = agree(&seat, change).await?;
+        let version = agree(&turn, change).await?;
         seated(&seat).await;
         let state = seat.state();
         let members: Vec<&str> = state.members.keys().map(MemberName::as_str).collect();
@@ -198,17 +199,18 @@ async fn in_reach(seat: &Arc<Seat>, state: &ClusterState) -> BTreeSet<MemberName
 
 /// A member that joined has caught up: from now on it counts.
 pub(super) async fn make_whole(seat: &Arc<Seat>, name: &MemberName, id: MemberId) -> Result<(), String> {
-    let _turn = Turn::take(seat, format!("{name} has caught up and is about to count")).await?;
-    let version = agree(seat, MemberChange::Whole { name: name.clone(), id }).await?;
+    let turn = Turn::take(seat, format!("{name} has caught up and is about to count")).await?;
+    let version = agree(&turn, MemberChange::Whole { name: name.clone(), id }).await?;
     tracing::info!(member = %name, version, policy = %seat.state().sync_policy(), "has caught up and counts");
     Ok(())
 }
 
 /// Makes a change; the version of the register in which it was seen.
-async fn agree(seat: &Arc<Seat>, change: MemberChange) -> Result<u64, String> {
-    let changing = Changing::begin(change, &leading(seat)?, Instant::now()).map_err(|error| error.to_string())?;
+async fn agree(turn: &Arc<Turn>, change: MemberChange) -> Result<u64, String> {
+    let state = leading(&turn.seat)?;
+    let changing = Changing::begin(change, &state, Instant::now()).map_err(|error| error.to_string())?;
     let (sender, told) = oneshot::channel();
-    tokio::spawn(drive(Arc::clone(seat), changing, sender));
+    tokio::spawn(drive(Arc::clone(turn), changing, sender));
     match told.await {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err("the register of this node is gone".to_owned()),
@@ -216,8 +218,8 @@ async fn agree(seat: &Arc<Seat>, change: MemberChange) -> Result<u64, String> {
 }
 
 /// Does what a change needs until its last word, which may come long after its outcome is told.
-async fn drive(seat: Arc<Seat>, mut changing: Changing, told: oneshot::Sender<Result<u64, ChangeError>>) {
-    let mut told = Some(told);
+async fn drive(turn: Arc<Turn>, mut changing: Changing, told: oneshot::Sender<Result<u64, ChangeError>>) {
+    let (seat, mut told) = (&turn.seat, Some(told));
     let mut watch = seat.register().watch();
     loop {
         let state = watch.borrow_and_update().clone();
@@ -230,6 +232,8 @@ async fn drive(seat: Arc<Seat>, mut changing: Changing, told: oneshot::Sender<Re
             }
             Next::Prove(terms) => {
                 let (sender, proved) = oneshot::channel();
+                // The terms of now are this register's, which the driver may not have told the node yet.
+                seat.order(Order::State(Box::new(state)));
                 seat.order(Order::Joint(terms, sender));
                 let outcome = proved.await.unwrap_or_else(|_| Err("this node stopped leading".to_owned()));
                 changing.handle_proved(outcome, Instant::now());

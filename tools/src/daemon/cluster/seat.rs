@@ -93,7 +93,7 @@ pub(super) struct Seat {
     known: Mutex<Known>,
     pub(super) peers: Peers,
     /// Held by the one change of the membership that is under way.
-    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
     events: mpsc::UnboundedSender<Event>,
     pub(super) node: Option<NodeEnd>,
 }
@@ -162,7 +162,7 @@ impl Seat {
             me,
             register: OnceLock::new(),
             known: Mutex::new(known),
-            changing: tokio::sync::Mutex::default(),
+            changing: Arc::default(),
             events,
             node,
         }
