@@ -365,6 +365,11 @@ pub(crate) fn write_zeros(
     } else if world::is_simulated() {
         return file.set_len(bytes);
     }
+    // A file system may give a part of what it has before it refuses, and the store, which cannot wait as the log can, would find
+    // none left until it is given back.
+    if free_bytes(path)? < bytes {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
     // Reserves the space in one go: few extents, and a full disk shows before anything is written.
     // SAFETY: a plain system call on our own descriptor.
     match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) } {
@@ -397,6 +402,12 @@ pub(crate) fn open_segment(path: &Path, buffered: bool) -> io::Result<File> {
         options.custom_flags(libc::O_DIRECT);
     }
     options.open(path)
+}
+
+/// What the file system of `path` has left for us.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let facts = nix::sys::statvfs::statvfs(path)?;
+    Ok(facts.blocks_available() * facts.fragment_size())
 }
 
 /// Makes the names in a directory durable.

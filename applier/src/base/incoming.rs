@@ -21,6 +21,7 @@ use walferry_cluster::member::ClusterId;
 use walferry_cluster::message::Offer;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::prepare::free_bytes;
 use walferry_engine::small_file::replace_file;
 
 use super::{BASE_DIR, BaseError, failed, remove, sync_dir};
@@ -302,12 +303,6 @@ pub(super) fn make_dir(data: &Path) -> Result<PathBuf, BaseError> {
         _ => sync_dir(data)?,
     }
     Ok(dir)
-}
-
-/// What the filesystem of `dir` has left for us.
-pub fn free_bytes(dir: &Path) -> io::Result<u64> {
-    let facts = nix::sys::statvfs::statvfs(dir)?;
-    Ok(facts.blocks_available() * facts.fragment_size())
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use walferry_applier::base::incoming::free_bytes;
 use walferry_applier::store::export::Export;
 use walferry_cluster::base_copy::{CopyPhase, CopyProgress, Pace};
 use walferry_engine::lsn::Lsn;
+use walferry_engine::prepare::free_bytes;
 use walferry_engine::ring::Ring;
 use walferry_engine::world;
 use walferry_shipper::base::file::{self, BaseFile};

@@ -67,7 +67,7 @@ mod transaction_tests;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use walferry_applier::base::incoming::free_bytes;
+use walferry_engine::prepare::free_bytes;
 
 use crate::config::{ConfigError, NodeConfig};
 
