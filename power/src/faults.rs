@@ -57,7 +57,7 @@ enum Way {
     ReadOnly,
     /// Less is left than a segment: writes are refused when those that were ready are full, and the node goes on
     Full,
-    /// Not one block is left: the store cannot go on either, and the node has to end
+    /// Not one block is left: writes are refused, or the store cannot go on either and the node ends
     FullToTheBlock,
     /// The disk answers nothing for ten seconds
     Stall,
@@ -170,17 +170,20 @@ impl Way {
             let said = machine.run("cat /mnt/fill.log; grep -m 1 NOSPACE /mnt/write.log || true")?;
             let refused = said.lines().find(|line| line.contains("NOSPACE"));
             let ended = !runs(machine, "a")?;
-            refused.iter().for_each(|line| println!("  {}", line.trim()));
+            let in_time = Instant::now() < deadline;
             let wrong = match (self, refused.is_some(), ended) {
-                (Way::FullToTheBlock, _, true) | (Way::Full, true, false) => return Ok(Vec::new()),
-                (Way::Full, _, true) => "the node ended, although there was room for its store".to_owned(),
-                _ if Instant::now() < deadline => {
+                (Way::Full, _, true) => vec!["the node ended, although there was room for its store".to_owned()],
+                (Way::FullToTheBlock, _, true) | (Way::Full, true, false) => Vec::new(),
+                _ if in_time => {
                     std::thread::sleep(POLL_INTERVAL * 10);
                     continue;
                 }
-                _ => format!("nothing came of a full disk within {FULL_TIME_MAX:?}: {}", said.trim()),
+                // The store happened to need no block of its own.
+                (Way::FullToTheBlock, true, false) => Vec::new(),
+                _ => vec![format!("nothing came of a full disk within {FULL_TIME_MAX:?}: {}", said.trim())],
             };
-            return Ok(vec![wrong]);
+            refused.iter().for_each(|line| println!("  {}", line.trim()));
+            return Ok(wrong);
         }
     }
 
