@@ -1,10 +1,6 @@
 use super::*;
-use crate::member::ClusterId;
-use crate::register::{Holding, Member};
-
-fn name(text: &str) -> MemberName {
-    text.parse().expect("a name")
-}
+use crate::register::Holding;
+use crate::testing::{led, name};
 
 /// A change, the register, and the time.
 struct Scene {
@@ -16,13 +12,8 @@ struct Scene {
 impl Scene {
     /// `a` leads `b` and `c`, and `d` joins.
     fn new(change: MemberChange) -> Scene {
-        let holding = |id| if id == 4 { Holding::Joining } else { Holding::Whole };
-        let member = |id| Member { id: MemberId(id), peer: format!("h:{id}"), kind: Kind::Data, holding: holding(id) };
-        let members = [("a", 1), ("b", 2), ("c", 3), ("d", 4)].map(|(text, id)| (name(text), member(id))).into();
-        let mut state = ClusterState::formed(ClusterId(1), members, "").expect("a policy");
+        let mut state = led("a b c d+", "");
         state.epoch = Epoch(3);
-        state.leader = Some(name("a"));
-        state.in_sync = [name("b"), name("c")].into();
         let now = Instant::now();
         let changing = Changing::begin(change, &state, now).expect("the rules allow it");
         Scene { state, changing, now }

@@ -1,13 +1,9 @@
 use super::*;
-use crate::member::ClusterId;
-use crate::register::{Member, MemberId};
+use crate::register::MemberId;
+use crate::testing::{led, name};
 
 const TIMEOUT: Duration = Duration::from_millis(400);
 const INTERVAL: Duration = Duration::from_millis(50);
-
-fn name(text: &str) -> MemberName {
-    text.parse().expect("a name")
-}
 
 /// A cluster of three, led by `a` in epoch 3, seen by its controller `b`.
 struct Scene {
@@ -20,12 +16,8 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let member = |id| Member { id: MemberId(id), peer: String::new(), kind: Kind::Data, holding: Holding::Whole };
-        let members = [("a", 1), ("b", 2), ("c", 3)].map(|(text, id)| (name(text), member(id))).into();
-        let mut state = ClusterState::formed(ClusterId(1), members, "").expect("a policy");
+        let mut state = led("a b c", "");
         state.epoch = Epoch(3);
-        state.leader = Some(name("a"));
-        state.in_sync = [name("b"), name("c")].into();
         let failover = Failover::new(name("b"), TIMEOUT, INTERVAL);
         Scene { state, failover, grant_left: TIMEOUT, promised: Epoch(3), now: Instant::now() }
     }

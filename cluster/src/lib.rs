@@ -38,6 +38,8 @@ pub mod message;
 pub mod policy;
 pub mod register;
 pub mod terms;
+#[cfg(test)]
+mod testing;
 
 pub use error::MessageError;
 pub use insync::InSync;

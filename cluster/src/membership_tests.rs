@@ -1,29 +1,8 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use super::*;
 use crate::member::ClusterId;
-
-fn name(text: &str) -> MemberName {
-    text.parse().expect("a name")
-}
-
-fn names(text: &str) -> BTreeSet<MemberName> {
-    text.split_whitespace().map(name).collect()
-}
-
-/// Members `text` (`w` is a witness), led by the first.
-fn led(text: &str, policy: &str) -> ClusterState {
-    let member = |(index, text): (usize, &str)| {
-        let kind = if text.starts_with('w') { Kind::Witness } else { Kind::Data };
-        let peer = format!("10.0.0.{index}:6401");
-        (name(text), Member { id: MemberId(index as u64 + 1), peer, kind, holding: Holding::Whole })
-    };
-    let members: BTreeMap<_, _> = text.split_whitespace().enumerate().map(member).collect();
-    let mut state = ClusterState::formed(ClusterId(7), members, policy).expect("a policy");
-    state.leader = text.split_whitespace().next().map(name);
-    state.in_sync = state.data_members().filter(|name| Some(*name) != state.leader.as_ref()).cloned().collect();
-    state
-}
+use crate::testing::{led, name, names};
 
 #[test]
 fn a_member_comes_in_two_steps_and_a_witness_in_one() {
@@ -61,7 +40,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
         ("a b c", "", "a b", "c", ""),
         ("a b c", "", "a b", "b", "waiting for c"),
         ("a b", "", "a", "b", ""),
-        ("a b w", "", "a w", "b", ""),
+        ("a b w?", "", "a w", "b", ""),
         ("a b c", "FIRST 1 (b, c)", "a b c", "b", ""),
         ("a b c", "FIRST 1 (b)", "a b c", "b", "asks for 1 replicas, and without b the leader would have 0"),
         ("a b c", "ANY 2 (a, b, c)", "a b c", "c", "asks for 2 replicas, and without c the leader would have 1"),

@@ -1,32 +1,5 @@
 use super::*;
-
-fn name(text: &str) -> MemberName {
-    text.parse().expect("a name")
-}
-
-fn names(text: &str) -> BTreeSet<MemberName> {
-    text.split_whitespace().map(name).collect()
-}
-
-/// Members from text such as `a b w?`: `?` marks a witness, `*` one that lost its log, `+` one that joins.
-fn formed(members: &str, policy: &str) -> ClusterState {
-    let member = |(index, text): (usize, &str)| {
-        let kind = if text.ends_with('?') { Kind::Witness } else { Kind::Data };
-        let member = Member {
-            id: MemberId(index as u64 + 1),
-            peer: format!("10.0.0.{index}:6401"),
-            kind,
-            holding: match text.chars().last() {
-                Some('*') => Holding::Lost,
-                Some('+') => Holding::Joining,
-                _ => Holding::Whole,
-            },
-        };
-        (name(text.trim_end_matches(['?', '*', '+'])), member)
-    };
-    let members = members.split_whitespace().enumerate().map(member).collect();
-    ClusterState::formed(ClusterId(7), members, policy).expect("a policy")
-}
+use crate::testing::{formed, name, names};
 
 #[test]
 fn without_a_policy_a_majority_of_the_data_members_confirms() {
