@@ -114,6 +114,7 @@ pub enum Next {
 
 #[derive(Clone, Debug)]
 enum Step {
+    /// The terms change, and nobody has been asked to prove them.
     Begun,
     Proving,
     Ready,
@@ -146,9 +147,10 @@ impl Changing {
     /// A change of this register, if the rules allow it.
     pub fn begin(change: MemberChange, base: &ClusterState, now: Instant) -> Result<Changing, ChangeError> {
         let terms = (base.terms(), change.apply(base)?.terms());
+        let step = if terms.0 == terms.1 { Step::Ready } else { Step::Begun };
         let reason = "other changes kept coming first".to_owned();
         let until = now + PROPOSE_TIME_MAX;
-        Ok(Changing { change, epoch: base.epoch, terms, step: Step::Begun, open: None, until, reason })
+        Ok(Changing { change, epoch: base.epoch, terms, step, open: None, until, reason })
     }
 
     /// What was released under the old terms is confirmed under the new ones, and both count from now on; or why not.
@@ -176,38 +178,26 @@ impl Changing {
     pub fn poll(&mut self, state: &ClusterState, now: Instant) -> Next {
         // Taken or not: the proposal can have no other fate any more.
         self.open.take_if(|version| state.version > *version);
-        match &self.step {
-            Step::Begun if self.is_joint() => {
+        let outcome = match &self.step {
+            Step::Begun => {
                 self.step = Step::Proving;
                 return Next::Prove(self.terms.1.clone());
             }
             Step::Proving | Step::Proposed => return Next::Wait(None),
             Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Failed(error) => {
-                let outcome = Err(error.clone());
-                self.step = Step::Settling;
-                return Next::Told(outcome);
-            }
             Step::Settling if self.open.is_some() => return Next::Wait(None),
             Step::Settling if self.is_joint() => return Next::Settle(state.version),
             Step::Settling => return Next::Over,
-            Step::Begun | Step::Ready | Step::Looking { .. } => {}
+            Step::Failed(error) => Err(error.clone()),
+            Step::Ready | Step::Looking { .. } => self.propose(state, now),
+        };
+        if let Ok(Some(next)) = outcome {
+            // Made again until its fate is known, which makes no difference if the first one arrives after all.
+            (self.step, self.open) = (Step::Proposed, Some(state.version));
+            return Next::Propose(Change { state: next });
         }
-        match self.propose(state, now) {
-            Ok(Some(next)) => {
-                // Made again until its fate is known, which makes no difference if the first one arrives after all.
-                (self.step, self.open) = (Step::Proposed, Some(state.version));
-                Next::Propose(Change { state: next })
-            }
-            Ok(None) => {
-                self.step = Step::Settling;
-                Next::Told(Ok(state.version))
-            }
-            Err(error) => {
-                self.step = Step::Settling;
-                Next::Told(Err(error))
-            }
-        }
+        self.step = Step::Settling;
+        Next::Told(outcome.map(|_| state.version))
     }
 
     fn is_joint(&self) -> bool {
