@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use walferry_engine::ring::Token;
@@ -44,7 +44,7 @@ pub struct Disk {
 }
 
 struct Write {
-    file: Rc<Inode>,
+    inode: Rc<Inode>,
     offset: u64,
     bytes: Vec<u8>,
 }
@@ -54,13 +54,13 @@ impl Write {
     fn before(&self) -> Vec<u8> {
         let mut old = vec![0; self.bytes.len()];
         // What cannot be read is zeros, as in a new file.
-        let _ = self.file.file.read_at(&mut old, self.offset);
+        let _ = self.inode.file.read_at(&mut old, self.offset);
         old
     }
 
     /// Puts these bytes of it where they belong.
     fn put(&self, from: usize, bytes: &[u8]) {
-        let written = self.file.file.write_all_at(bytes, self.offset + from as u64);
+        let written = self.inode.file.write_all_at(bytes, self.offset + from as u64);
         written.expect("the simulator's own disk takes what its nodes write");
     }
 }
@@ -83,7 +83,7 @@ pub struct Kernel {
     last_op: DiskOpNo,
     /// Completed and not flushed, with what was there before.
     volatile: Vec<Write>,
-    /// Of the two above.
+    /// Those of `disk_ops` and `volatile`.
     files: Vec<Rc<Inode>>,
     sockets: Vec<Submission>,
     pub disk: Disk,
@@ -129,13 +129,13 @@ impl Kernel {
 
     fn inode(&mut self, fd: RawFd) -> Rc<Inode> {
         // SAFETY: the node has it open as long as it submits operations on it.
-        let file =
-            File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().expect("a descriptor is left"));
-        let number = file.metadata().expect("an open file").ino();
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let number = nix::sys::stat::fstat(fd).expect("an open file").st_ino;
         if let Some(inode) = self.files.iter().find(|inode| inode.number == number) {
             return Rc::clone(inode);
         }
         self.files.retain(|inode| Rc::strong_count(inode) > 1);
+        let file = File::from(fd.try_clone_to_owned().expect("a descriptor is left"));
         let inode = Rc::new(Inode { number, file });
         self.files.push(Rc::clone(&inode));
         inode
@@ -155,7 +155,7 @@ impl Kernel {
                     let address = submission.address as *const u8;
                     // SAFETY: the node keeps the memory until the operation has completed.
                     let bytes = unsafe { std::slice::from_raw_parts(address, submission.bytes as usize) }.to_vec();
-                    let write = Write { file: self.inode(submission.fd), offset: submission.offset, bytes };
+                    let write = Write { inode: self.inode(submission.fd), offset: submission.offset, bytes };
                     let flush = if submission.linked { self.queues.next() } else { None };
                     DiskOp::Write(submission, write, flush)
                 }
@@ -230,7 +230,7 @@ impl Kernel {
         }
         match op {
             DiskOp::Write(submission, write, flush) => {
-                let (old, file) = (write.before(), Rc::clone(&write.file));
+                let (old, inode) = (write.before(), Rc::clone(&write.inode));
                 write.put(0, &write.bytes);
                 self.queues.complete(submission.token, submission.bytes as i32, 0);
                 if submission.op_flags & libc::RWF_DSYNC as u32 == 0 {
@@ -239,12 +239,12 @@ impl Kernel {
                 let flush = flush?;
                 let at = self.disk_time(now_us);
                 self.last_op += 1;
-                self.disk_ops.insert(self.last_op, DiskOp::Flush(flush, file));
+                self.disk_ops.insert(self.last_op, DiskOp::Flush(flush, inode));
                 Some((at, self.last_op))
             }
-            DiskOp::Flush(submission, file) => {
+            DiskOp::Flush(submission, inode) => {
                 // Writes of this file that had completed. Those of others wait for their own.
-                self.volatile.retain(|write| !Rc::ptr_eq(&write.file, &file));
+                self.volatile.retain(|write| !Rc::ptr_eq(&write.inode, &inode));
                 self.queues.complete(submission.token, 0, 0);
                 None
             }
@@ -261,9 +261,9 @@ impl Kernel {
                     self.queues.complete(flush.token, -libc::ECANCELED, 0);
                 }
             }
-            DiskOp::Flush(submission, file) => {
+            DiskOp::Flush(submission, inode) => {
                 // As Linux does: the pages are clean from now on, whatever of them the disk has.
-                let lost: Vec<Write> = self.volatile.extract_if(.., |write| Rc::ptr_eq(&write.file, &file)).collect();
+                let lost: Vec<Write> = self.volatile.extract_if(.., |write| Rc::ptr_eq(&write.inode, &inode)).collect();
                 lost.iter().rev().for_each(|write| self.tear(write));
                 self.queues.complete(submission.token, -libc::EIO, 0);
             }
