@@ -28,11 +28,10 @@ pub fn caught<T>(look: impl FnOnce() -> T) -> Result<T, String> {
     let before = CATCHING.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(look));
     CATCHING.set(before);
-    outcome.map_err(text_of)
+    outcome.map_err(|panic| text_of(&*panic))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what a panic leaves")]
-fn text_of(panic: Box<dyn Any + Send>) -> String {
+fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }

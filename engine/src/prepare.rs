@@ -360,15 +360,13 @@ pub(crate) fn write_zeros(
         options.custom_flags(libc::O_DIRECT);
     }
     let file = options.open(path)?;
-    if world::is_out_of_space() {
+    // Asked first: a file system may give a part of what it has before it refuses, and the store, which cannot wait as the log can,
+    // would find none left until it is given back.
+    let is_full = if world::is_simulated() { world::is_out_of_space() } else { free_bytes(path)? < bytes };
+    if is_full {
         return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     } else if world::is_simulated() {
         return file.set_len(bytes);
-    }
-    // A file system may give a part of what it has before it refuses, and the store, which cannot wait as the log can, would find
-    // none left until it is given back.
-    if free_bytes(path)? < bytes {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     }
     // Reserves the space in one go: few extents, and a full disk shows before anything is written.
     // SAFETY: a plain system call on our own descriptor.
