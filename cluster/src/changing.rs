@@ -40,6 +40,11 @@ pub enum MemberChange {
         /// The life that has caught up.
         id: MemberId,
     },
+    /// Its removal begins: it votes about the register no more.
+    Leave {
+        /// Its name.
+        name: MemberName,
+    },
     /// The members do without it.
     Remove {
         /// Its name.
@@ -56,6 +61,7 @@ impl MemberChange {
             MemberChange::Whole { name, id } => {
                 state.with_whole(name, *id).ok_or(ChangeError::NotJoining(name.clone()))?
             }
+            MemberChange::Leave { name } => state.with_leaving(name)?,
             MemberChange::Remove { name, in_reach } => state.without_member(name, in_reach)?,
         })
     }
@@ -64,6 +70,7 @@ impl MemberChange {
         match self {
             MemberChange::Join { name, id, .. } => state.knows(name, *id),
             MemberChange::Whole { name, id } => state.knows(name, *id) && state.with_whole(name, *id).is_none(),
+            MemberChange::Leave { name } => state.leaving.contains(name) || !state.members.contains_key(name),
             MemberChange::Remove { name, .. } => !state.members.contains_key(name),
         }
     }
@@ -172,6 +179,15 @@ impl Changing {
             }
         };
         self.step = Step::Looking { at: now + pause };
+    }
+
+    /// When it has something to do although nothing comes.
+    pub fn timeout(&self) -> Option<Instant> {
+        match &self.step {
+            Step::Looking { at } => Some(*at),
+            Step::Begun | Step::Ready | Step::Failed(_) => Some(self.until),
+            Step::Proving | Step::Proposed | Step::Settling => None,
+        }
     }
 
     /// What it needs, by the register as it is known here.

@@ -41,8 +41,10 @@ pub struct Greeting {
     pub id: MemberId,
     /// What it is for.
     pub kind: Kind,
-    /// It has a part in a register already.
+    /// It has a register.
     pub formed: bool,
+    /// It is a member by that register, or votes about it.
+    pub votes: bool,
     /// The cluster that its log belongs to, if it has one.
     pub cluster_id: Option<ClusterId>,
     /// The members that it was started with, as `name=address`, ascending: all must be started with the same.
@@ -105,6 +107,8 @@ pub enum Ask {
     Remove(MemberName),
     /// Tell this life of a node the register, before it becomes a member (to the controller).
     Admit(MemberId, String),
+    /// Forget a register in which you have no part, to be taken in as a new incarnation (to a node that is no member).
+    BeginAnew(MemberId),
     /// A message of the engine that holds the register, to this life of the member and no other.
     Consensus(MemberId, Box<Rpc>),
 }

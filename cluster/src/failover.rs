@@ -157,6 +157,11 @@ impl Failover {
         Failover { me, election_timeout, ask_interval, phase: Phase::Watching, version: 0, aside: None, unclean: None }
     }
 
+    /// The election timeout that the cluster agreed on.
+    pub fn set_election_timeout(&mut self, election_timeout: Duration) {
+        self.election_timeout = election_timeout;
+    }
+
     /// The leader of `epoch` asks to be replaced: it cannot go on, an operator wants another to lead, or it wants to go on itself
     /// in a later epoch, because members have promised one. They promise one in every failover, so the last of these must not
     /// outrank what the failover is for.
@@ -396,6 +401,8 @@ fn decide(
     if unclean && let Some(member) = next.members.get_mut(&leader) {
         member.holding = Holding::Whole;
     }
+    // Whoever leads stays.
+    next.leaving.remove(&leader);
     next.leader = Some(leader);
     Some(Change { state: next })
 }

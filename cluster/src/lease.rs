@@ -30,6 +30,11 @@ impl Voter {
         Voter { election_timeout, promised, granted_until: now + election_timeout }
     }
 
+    /// The election timeout that the cluster agreed on.
+    pub fn set_election_timeout(&mut self, election_timeout: Duration) {
+        self.election_timeout = election_timeout;
+    }
+
     /// Leaders of older epochs are refused.
     pub fn promised(&self) -> Epoch {
         self.promised

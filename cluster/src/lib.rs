@@ -20,9 +20,11 @@
 //!  lease.rs      for how long a leader may speak
 //!  failover.rs   how it is replaced
 //!  control.rs    what members ask each other for that
+//!  agent/        everything that a member decides: the one control plane, driven by the daemon and by the simulator
 //!  consensus/    the register, held by openraft
 //! ```
 
+pub mod agent;
 pub mod base_copy;
 pub mod changing;
 pub mod consensus;

@@ -28,13 +28,16 @@
 //! **The register itself** is openraft's: learners first, then voters by its own joint consensus, at most
 //! [`crate::register::VOTERS_MAX`]. Its voters follow the members and not the other way round.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walferry_engine::mutants;
 
 use crate::member::MemberName;
 use crate::policy::SyncPolicy;
 use crate::register::{ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, REMOVED_MAX, Removed};
+
+/// A member that is made a cluster of its own counts the register's versions on from so many later.
+const FORCED_VERSIONS: u64 = 1 << 20;
 
 /// Why the membership cannot be changed so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +77,17 @@ pub enum MembershipError {
         name: MemberName,
         /// Who would stay.
         members: String,
+        /// Who of them is silent.
+        silent: String,
+    },
+    /// The register could not follow.
+    #[error(
+        "the register's voters are {voters}, and no majority of them answers: waiting for {silent}; bring these back first, or, if \
+         they are gone for good, make the node that stays a cluster of its own with `walferry promote --force-new-cluster`"
+    )]
+    Voters {
+        /// Who votes about the register.
+        voters: String,
         /// Who of them is silent.
         silent: String,
     },
@@ -137,11 +151,12 @@ impl ClusterState {
 
     /// The state in which those of `wanted` that are members are in sync, and thereby have all that they ever confirmed; `None` when
     /// it is this one. One that joined is left out: it counts by a change of its own ([`ClusterState::with_whole`]).
-    pub fn with_in_sync(&self, wanted: &BTreeSet<MemberName>) -> Option<ClusterState> {
+    pub fn with_in_sync(&self, wanted: &BTreeMap<MemberName, MemberId>) -> Option<ClusterState> {
         let mut next = self.next();
-        let counts =
-            |name: &&MemberName| self.members.get(*name).is_some_and(|member| member.holding != Holding::Joining);
-        next.in_sync = wanted.iter().filter(counts).cloned().collect();
+        let counts = |(name, id): &(&MemberName, &MemberId)| {
+            self.members.get(*name).is_some_and(|member| member.holding != Holding::Joining && member.id == **id)
+        };
+        next.in_sync = wanted.iter().filter(counts).map(|(name, _)| name.clone()).collect();
         for name in &next.in_sync {
             if let Some(member) = next.members.get_mut(name) {
                 member.holding = Holding::Whole;
@@ -188,6 +203,7 @@ impl ClusterState {
         let mut next = self.next();
         next.members.remove(name);
         next.in_sync.remove(name);
+        next.leaving.remove(name);
         let silent: Vec<&MemberName> = next.members.keys().filter(|name| !in_reach.contains(*name)).collect();
         if next.members.len() - silent.len() < next.majority() {
             let (members, silent) = (listed(next.members.keys()), listed(silent.into_iter()));
@@ -196,6 +212,64 @@ impl ClusterState {
         next.remember(Removed { name: name.clone(), id: member.id, version: next.version });
         next.check_policy(self, name)?;
         Ok(next)
+    }
+
+    /// The state in which the removal of a member has begun: its vote about the register ends first.
+    pub fn with_leaving(&self, name: &MemberName) -> Result<ClusterState, MembershipError> {
+        if !self.members.contains_key(name) {
+            return Err(MembershipError::Unknown { name: name.clone(), members: listed(self.members.keys()) });
+        }
+        if self.leader.as_ref() == Some(name) {
+            return Err(MembershipError::Leads(name.clone()));
+        }
+        let mut next = self.next();
+        next.leaving.insert(name.clone());
+        Ok(next)
+    }
+
+    /// Whether the register can change while those `in_reach` answer: a majority of its voters has to take the change, and of
+    /// those that vote without `name` as well.
+    pub fn check_voters(
+        &self,
+        name: &MemberName,
+        voters: &BTreeSet<MemberId>,
+        in_reach: &BTreeSet<MemberName>,
+    ) -> Result<(), MembershipError> {
+        let all = self.members.iter().filter(|(_, member)| voters.contains(&member.id)).map(|(name, _)| name);
+        for voting in [all.clone().collect::<Vec<_>>(), all.filter(|voter| *voter != name).collect()] {
+            let silent: Vec<&MemberName> = voting.iter().copied().filter(|voter| !in_reach.contains(*voter)).collect();
+            if !voting.is_empty() && (voting.len() - silent.len()) * 2 <= voting.len() {
+                let (voters, silent) = (listed(voting.into_iter()), listed(silent.into_iter()));
+                return Err(MembershipError::Voters { voters, silent });
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of the cluster that this member alone is, because the others are gone for good. They are remembered as removed,
+    /// so that those that come back are refused; the version lies far enough ahead that no register of theirs reaches it.
+    pub fn forced(&self, name: &MemberName) -> ClusterState {
+        let mut next = ClusterState { version: self.version + FORCED_VERSIONS, ..self.clone() };
+        for (other, member) in std::mem::take(&mut next.members) {
+            if other == *name {
+                next.members.insert(other, Member { holding: Holding::Whole, ..member });
+            } else {
+                next.remember(Removed { name: other, id: member.id, version: next.version });
+            }
+        }
+        (next.leader, next.policy) = (None, String::new());
+        next.in_sync.clear();
+        next.leaving.clear();
+        next
+    }
+
+    /// This member begins alone as another incarnation; see [`ClusterState::forced`].
+    pub fn begin_alone(&mut self, name: &MemberName, id: MemberId) {
+        let version = self.version;
+        if let Some(member) = self.members.get_mut(name) {
+            let old = std::mem::replace(&mut member.id, id);
+            self.remember(Removed { name: name.clone(), id: old, version });
+        }
     }
 
     /// A policy of the operator's own stays as it is, so it has to be one that the members can meet.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use walferry_engine::lsn::Epoch;
@@ -136,6 +137,13 @@ pub struct ClusterState {
     /// Who was removed, oldest first.
     #[serde(default)]
     pub removed: Vec<Removed>,
+    /// Members whose removal has begun: they vote about the register no more, and a leader goes on with it.
+    #[serde(default)]
+    pub leaving: BTreeSet<MemberName>,
+    /// A leader that is silent for so long is replaced, and grants and leases last as long, in microseconds; agreed on when the
+    /// cluster was formed. 0: not agreed on.
+    #[serde(default)]
+    pub election_timeout_us: u64,
 }
 
 /// A change: the whole new state, taken only if the register still has version `state.version - 1`.
@@ -201,6 +209,16 @@ impl ClusterState {
         Ok(ClusterState { version: 1, cluster_id, members, policy, ..ClusterState::default() })
     }
 
+    /// For how long every member grants a lease: a member that used another value would break the leases' safety.
+    pub fn election_timeout(&self) -> Option<Duration> {
+        (self.election_timeout_us > 0).then(|| Duration::from_micros(self.election_timeout_us))
+    }
+
+    /// Agrees on the election timeout, while the cluster is formed.
+    pub fn set_election_timeout(&mut self, timeout: Duration) {
+        self.election_timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+    }
+
     /// True when the policy follows the number of data members.
     pub fn follows_majority(&self) -> bool {
         self.policy.is_empty()
@@ -254,9 +272,16 @@ impl ClusterState {
         self.members.len() / 2 + 1
     }
 
-    /// Which members are to vote about the register when `current` do: those stay, and others fill what is free, by name.
+    /// To whom the register is told: the incarnation and the peer address of every member.
+    pub fn told(&self) -> BTreeMap<MemberId, String> {
+        self.members.values().map(|member| (member.id, member.peer.clone())).collect()
+    }
+
+    /// Which members are to vote about the register when `current` do: those stay, and others fill what is free, by name. One
+    /// that leaves votes no more.
     pub fn voters(&self, current: &BTreeSet<MemberId>) -> BTreeSet<MemberId> {
-        let ids = || self.members.values().map(|member| member.id);
+        let stays = |(name, _): &(&MemberName, &Member)| !self.leaving.contains(*name);
+        let ids = || self.members.iter().filter(stays).map(|(_, member)| member.id);
         let stay = ids().filter(|id| current.contains(id));
         let come = ids().filter(|id| !current.contains(id));
         stay.chain(come).take(VOTERS_MAX).collect()

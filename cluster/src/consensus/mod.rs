@@ -17,6 +17,7 @@ use openraft::{BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::agent::RegisterView;
 use crate::member::MemberName;
 use crate::register::{Change, ClusterState, MemberId, Outcome};
 
@@ -98,12 +99,6 @@ pub enum RegisterError {
     /// No majority took the change in time. It may be taken yet.
     #[error("no majority of the voters took the change within {0:?}")]
     Timeout(Duration),
-}
-
-/// A step of the voters towards the members.
-enum Seating {
-    Admit(MemberId, String),
-    Change(ChangeMembers<u64, BasicNode>),
 }
 
 fn engine(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> RegisterError {
@@ -197,13 +192,6 @@ impl Register {
         since.is_some_and(|(_, index)| applied >= index)
     }
 
-    /// Those that vote about the register.
-    pub fn voters(&self) -> BTreeSet<MemberId> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
-        metrics.membership_config.membership().voter_ids().map(MemberId).collect()
-    }
-
     /// Tells when the controller changes.
     pub fn metrics(&self) -> watch::Receiver<openraft::RaftMetrics<u64, BasicNode>> {
         self.raft.metrics()
@@ -221,8 +209,7 @@ impl Register {
         }
     }
 
-    /// Lets the register be told to a node that is no voter, and waits until it has it; the controller only. Whoever is let in
-    /// and does not become a member is let go by [`Register::seat_members`].
+    /// Lets the register be told to a node that is no voter, and waits until it has it; the controller only.
     pub async fn admit(&self, id: MemberId, peer: String, timeout: Duration) -> Result<(), RegisterError> {
         let admitted = self.raft.add_learner(id.0, BasicNode::new(peer), true);
         match tokio::time::timeout(timeout, admitted).await {
@@ -231,49 +218,42 @@ impl Register {
         }
     }
 
-    /// Takes one step towards these members having the register and these of them voting; the controller only. Voters have the
-    /// register before they vote.
-    pub async fn seat_members(
+    /// Changes who votes about the register; the controller only. Those who are to vote have the register before.
+    pub async fn set_voters(&self, voters: &BTreeSet<MemberId>, timeout: Duration) -> Result<(), RegisterError> {
+        let voters = voters.iter().map(|id| id.0).collect();
+        self.change_membership(ChangeMembers::ReplaceAllVoters(voters), true, timeout).await
+    }
+
+    /// Tells the register to these no more; the controller only.
+    pub async fn forget(&self, ids: &BTreeSet<MemberId>, timeout: Duration) -> Result<(), RegisterError> {
+        let ids = ids.iter().map(|id| id.0).collect();
+        self.change_membership(ChangeMembers::RemoveNodes(ids), false, timeout).await
+    }
+
+    /// `retain`: those that vote no more are told the register still.
+    async fn change_membership(
         &self,
-        members: &BTreeMap<MemberId, String>,
-        voters: &BTreeSet<MemberId>,
+        change: ChangeMembers<u64, BasicNode>,
+        retain: bool,
         timeout: Duration,
     ) -> Result<(), RegisterError> {
-        let change = match self.next_seat(members, voters) {
-            None => return Ok(()),
-            Some(Seating::Admit(id, peer)) => return self.admit(id, peer, timeout).await,
-            Some(Seating::Change(change)) => change,
-        };
-        match tokio::time::timeout(timeout, self.raft.change_membership(change, false)).await {
+        match tokio::time::timeout(timeout, self.raft.change_membership(change, retain)).await {
             Err(_) => Err(RegisterError::Timeout(timeout)),
             Ok(changed) => changed.map(drop).map_err(engine),
         }
     }
 
-    /// True when these members have the register and these of them vote.
-    pub fn is_seated(&self, members: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> bool {
-        self.next_seat(members, voters).is_none()
-    }
-
-    fn next_seat(&self, members: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> Option<Seating> {
-        let voting = self.voters();
+    /// What this member knows of the register and of its engine; `formed` is asked for separately.
+    pub fn view(&self, formed: bool) -> RegisterView {
         let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
-        let membership = metrics.membership_config.membership();
-        let known: BTreeSet<MemberId> = membership.nodes().map(|(id, _)| MemberId(*id)).collect();
-        if let Some((id, peer)) = members.iter().find(|(id, _)| !known.contains(*id)) {
-            return Some(Seating::Admit(*id, peer.clone()));
-        }
-        if voting != *voters || membership.get_joint_config().len() > 1 {
-            return Some(Seating::Change(ChangeMembers::ReplaceAllVoters(voters.iter().map(|id| id.0).collect())));
-        }
-        let others: BTreeSet<u64> = known.iter().filter(|id| !members.contains_key(id)).map(|id| id.0).collect();
-        (!others.is_empty()).then_some(Seating::Change(ChangeMembers::RemoveNodes(others)))
-    }
-
-    /// True when this life already has the register told to it.
-    pub fn tells(&self, id: MemberId) -> bool {
-        self.raft.metrics().borrow().membership_config.membership().get_node(&id.0).is_some()
+        let (voters, told, joint) = {
+            let metrics = metrics.borrow();
+            let membership = metrics.membership_config.membership();
+            let told = membership.nodes().map(|(id, _)| MemberId(*id)).collect();
+            (membership.voter_ids().map(MemberId).collect(), told, membership.get_joint_config().len() > 1)
+        };
+        let (controller, controls) = (self.controller(), self.controls());
+        RegisterView { state: self.state(), formed, controller, controls, voters, told, joint }
     }
 
     /// Answers a message of another member. A life that was removed gets no vote, and by asking for one disturbs nobody.

@@ -148,27 +148,51 @@ impl RegisterStore {
         Ok(RegisterStore { shared: Arc::new(shared), life: 0 })
     }
 
-    /// Begins anew as `id`, because the register has done without this life since `version`: its vote and promises are no
-    /// member's any more. The store of the next life; this one writes nothing any more.
-    pub async fn begin_anew(&self, id: MemberId, version: u64) -> io::Result<RegisterStore> {
-        let mut rows = vec![Row::Fact(IDENTITY, json(&Identity { id })), Row::Fact(REMOVED, json(&version))];
-        rows.extend([PROMISED, VOTE, PURGED, MACHINE].map(Row::Forget));
+    /// Begins anew as `id`: this incarnation is no member (any more, since version `removed` of the register), and so its vote
+    /// and promises bind nobody. The store of the next incarnation; this one writes nothing any more.
+    pub async fn begin_anew(&self, id: MemberId, removed: Option<u64>) -> io::Result<RegisterStore> {
+        self.replace(id, removed, Epoch(0), Machine::default()).await
+    }
+
+    /// Begins anew as `id`, the only member of a cluster whose register begins with `state`. What was promised stays.
+    pub async fn begin_alone(&self, id: MemberId, state: ClusterState) -> io::Result<RegisterStore> {
+        self.replace(id, None, self.promised(), Machine { state, ..Machine::default() }).await
+    }
+
+    async fn replace(
+        &self,
+        id: MemberId,
+        removed: Option<u64>,
+        promised: Epoch,
+        machine: Machine,
+    ) -> io::Result<RegisterStore> {
+        let mut rows = vec![Row::Fact(IDENTITY, json(&Identity { id }))];
+        rows.push(Row::Fact(PROMISED, json(&promised)));
+        rows.push(Row::Fact(MACHINE, json(&machine)));
+        rows.push(removed.map_or(Row::Forget(REMOVED), |version| Row::Fact(REMOVED, json(&version))));
+        rows.extend([VOTE, PURGED].map(Row::Forget));
         rows.extend(self.mirror().log.keys().map(|index| Row::Remove(*index)));
+        let state = machine.state.clone();
         self.write(rows, true, |mirror| {
             *mirror = Mirror {
                 life: mirror.life + 1,
                 identity: Identity { id },
-                removed: Some(version),
-                promised: Epoch(0),
+                removed,
+                promised,
                 vote: None,
                 purged: None,
                 log: BTreeMap::new(),
-                machine: Machine::default(),
+                machine,
             };
         })
         .await?;
-        self.shared.state.send_replace(ClusterState::default());
+        self.shared.state.send_replace(state);
         Ok(RegisterStore { shared: Arc::clone(&self.shared), life: self.life + 1 })
+    }
+
+    /// The register's value as this member last knew it.
+    pub fn state(&self) -> ClusterState {
+        self.mirror().machine.state.clone()
     }
 
     /// With which version of the register an earlier life of this node ceased to be a member.
@@ -538,7 +562,7 @@ mod tests {
         )
         .await
         .expect("written");
-        let new = old.begin_anew(MemberId(8), 10).await.expect("written");
+        let new = old.begin_anew(MemberId(8), Some(10)).await.expect("written");
         assert!(old.promise(Epoch(6)).await.is_err(), "the life before writes nothing any more");
         let is_anew = |store: &RegisterStore| {
             assert_eq!((store.identity().id, store.promised(), store.removed()), (MemberId(8), Epoch(0), Some(10)));

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use tokio::sync::oneshot;
+use walferry_cluster::agent::{LogEnd, Order, Report};
 use walferry_cluster::consensus::RegisterStore;
 use walferry_cluster::register::{ClusterState, Kind, MemberId};
 use walferry_cluster::{ClusterId, MemberName, Terms};
@@ -15,7 +15,7 @@ use walferry_engine::mutants;
 use walferry_engine::ring::Ring;
 
 use super::DaemonError;
-use super::cluster::{Cluster, ClusterConfig, Command, Order, Reach, Reply, Report};
+use super::cluster::{Cluster, ClusterConfig, Command, Order as ThreadOrder, Reply, Report as ThreadReport};
 use super::node::{Node, Role, begin_epoch, refused};
 
 /// A drain that takes longer is given up, and writes go on.
@@ -29,15 +29,15 @@ const JOINT_TIME_MAX: Duration = Duration::from_secs(10);
 struct Drain {
     to: MemberName,
     until: Instant,
-    /// Taken once it was answered.
-    answer: Option<oneshot::Sender<Result<(), String>>>,
+    /// Under which number its outcome is reported; taken once it was.
+    open: Option<u64>,
 }
 
 /// Commits need other terms as well, until the register has them.
 struct Joint {
     until: Instant,
-    /// Taken once it was answered.
-    answer: Option<oneshot::Sender<Result<(), String>>>,
+    /// Under which number the proof is reported; taken once it was.
+    open: Option<u64>,
     /// The register's terms suffice from this version on.
     settled_at: Option<u64>,
 }
@@ -53,8 +53,8 @@ pub(super) struct Membership {
     pub(super) leader_address: String,
     /// The role to take once nothing is in flight.
     next: Option<Order>,
-    /// A seal to be answered once nothing moves the log any more.
-    sealing: Option<oneshot::Sender<Reach>>,
+    /// A fence to be reported once nothing moves the log any more.
+    fencing: Option<Epoch>,
     drain: Option<Drain>,
     joint: Option<Joint>,
     /// What was reported last.
@@ -70,19 +70,19 @@ impl Membership {
     /// When the node has to look at its seat although nothing came.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let drain = self.drain.as_ref().map(|drain| drain.until);
-        let joint = self.joint.as_ref().filter(|joint| joint.answer.is_some()).map(|joint| joint.until);
+        let joint = self.joint.as_ref().filter(|joint| joint.open.is_some()).map(|joint| joint.until);
         drain.into_iter().chain(joint).min().map(|until| until.saturating_duration_since(now))
     }
 
     /// The leader cannot go on.
     pub(super) fn report_unfit(&self, epoch: Epoch) {
-        self.cluster.report(Report::Unfit(epoch));
+        self.cluster.report(ThreadReport::Agent(Report::Unfit(epoch)));
     }
 
     /// An operator's command on its way.
     pub(super) fn command(&self, command: Command) -> Reply {
         let reply = Reply::default();
-        self.cluster.report(Report::Command(command, reply.clone()));
+        self.cluster.report(ThreadReport::Command(command, reply.clone()));
         reply
     }
 
@@ -133,7 +133,7 @@ impl Node {
             promised,
             leader_address: String::new(),
             next: None,
-            sealing: None,
+            fencing: None,
             drain: None,
             joint: None,
             in_sync: None,
@@ -168,9 +168,9 @@ impl Node {
         }
         self.forget_retired();
         let quiet = self.retired.is_none() && self.log.idle() && self.log.flushed() == self.log.sealed();
-        if quiet && let Some(answer) = self.seat().sealing.take() {
-            // Whoever asked may have given up.
-            let _ = answer.send(self.reach());
+        if quiet && let Some(epoch) = self.seat().fencing.take() {
+            let end = self.log_end();
+            self.report(Report::Fenced(epoch, Some(end)));
         }
         if quiet && let Some(order) = self.seat().next.take() {
             self.take_role(order)?;
@@ -181,40 +181,67 @@ impl Node {
         Ok(())
     }
 
-    fn reach(&self) -> Reach {
-        let flushed = self.log.flushed();
-        Reach { last_epoch: self.history.epoch_of_end(flushed), flushed }
+    fn report(&mut self, report: Report) {
+        self.seat().cluster.report(ThreadReport::Agent(report));
     }
 
-    fn take_order(&mut self, order: Order, ring: &mut Ring) -> Result<(), DaemonError> {
-        if self.log.stopped().is_some() && !matches!(order, Order::State(_)) {
-            // The answers to seals and drains are dropped, which says that there is none.
+    fn log_end(&self) -> LogEnd {
+        let flushed = self.log.flushed();
+        LogEnd { last_epoch: self.history.epoch_of_end(flushed), flushed }
+    }
+
+    fn take_order(&mut self, order: ThreadOrder, ring: &mut Ring) -> Result<(), DaemonError> {
+        match order {
+            ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(_) if self.log.stopped().is_some() => {}
+            ThreadOrder::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
+            ThreadOrder::BeginAnew(promised) => {
+                let seat = self.seat();
+                (seat.promised, seat.state, seat.in_sync) = (promised, ClusterState::default(), None);
+                seat.fencing = None;
+                seat.leader_address.clear();
+                self.lose_leader("this node begins anew as a member".to_owned(), ring);
+            }
+            ThreadOrder::Agent(order) => self.take_agent_order(order, ring)?,
+        }
+        Ok(())
+    }
+
+    fn take_agent_order(&mut self, order: Order, ring: &mut Ring) -> Result<(), DaemonError> {
+        if self.log.stopped().is_some() {
+            let stopped = || Err(format!("the log of {} is stopped", self.config.name));
+            match order {
+                Order::State(state) => self.take_state(*state)?,
+                Order::Fence(epoch) => self.report(Report::Fenced(epoch, None)),
+                Order::Drain(id, _) => {
+                    let outcome = stopped();
+                    self.report(Report::Drained(id, outcome));
+                }
+                Order::Joint(id, _) => {
+                    let outcome = stopped();
+                    self.report(Report::Proved(id, outcome));
+                }
+                _ => {}
+            }
             return Ok(());
         }
         match order {
-            Order::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
             Order::LeaderAddress(address) => self.seat().leader_address = address,
             Order::State(state) => self.take_state(*state)?,
-            Order::Joint(terms, answer) => self.begin_joint(terms, answer),
+            Order::Joint(id, terms) => self.begin_joint(id, terms),
             Order::Settled(version) => {
                 if let Some(joint) = &mut self.seat().joint {
                     joint.settled_at = Some(version);
                 }
             }
-            Order::BeginAnew => {
-                let seat = self.seat();
-                (seat.promised, seat.state, seat.in_sync) = (Epoch(0), ClusterState::default(), None);
-                seat.leader_address.clear();
-                self.lose_leader("this node was removed from its cluster".to_owned(), ring);
-            }
-            Order::Drain(to, answer) => {
+            Order::Drain(id, to) => {
                 let until = self.now() + DRAIN_TIME_MAX;
-                self.seat().drain = Some(Drain { to, until, answer: Some(answer) });
+                self.end_drain(Err("another switchover has begun".to_owned()));
+                self.seat().drain = Some(Drain { to, until, open: Some(id) });
             }
-            Order::Seal(epoch, answer) => {
+            Order::Fence(epoch) => {
                 let seat = self.seat();
                 seat.promised = seat.promised.max(epoch);
-                seat.sealing = Some(answer);
+                seat.fencing = Some(seat.fencing.map_or(epoch, |before| before.max(epoch)));
                 seat.next = None;
                 self.lose_leader(format!("epoch {epoch} is about to begin"), ring);
             }
@@ -231,8 +258,8 @@ impl Node {
     }
 
     fn lose_leader(&mut self, reason: String, ring: &mut Ring) {
-        self.seat().drain = None;
-        self.seat().joint = None;
+        self.end_drain(Err("it stopped leading".to_owned()));
+        self.end_joint(Err("it stopped leading".to_owned()));
         self.log.resign();
         self.pending.clear();
         self.leave_role(Role::Leaderless(reason.clone()), &reason, ring);
@@ -270,12 +297,21 @@ impl Node {
     }
 
     /// Commits need these terms as well from now on.
-    fn begin_joint(&mut self, terms: Terms, answer: oneshot::Sender<Result<(), String>>) {
+    fn begin_joint(&mut self, id: u64, terms: Terms) {
+        self.end_joint(Err("another change of the members has begun".to_owned()));
         let until = self.now() + JOINT_TIME_MAX;
-        // The answer is dropped when this node does not lead, which says so.
-        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else { return };
+        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else {
+            return self.report(Report::Proved(id, Err("it does not lead".to_owned())));
+        };
         shipper.begin_joint(terms);
-        membership.joint = Some(Joint { until, answer: Some(answer), settled_at: None });
+        membership.joint = Some(Joint { until, open: Some(id), settled_at: None });
+    }
+
+    /// Reports the outcome of the proof that is under way, if it was not yet, and forgets it.
+    fn end_joint(&mut self, outcome: Result<(), String>) {
+        if let Some(Joint { open: Some(id), .. }) = self.seat().joint.take() {
+            self.report(Report::Proved(id, outcome));
+        }
     }
 
     fn poll_joint(&mut self) {
@@ -283,23 +319,18 @@ impl Node {
         let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else { return };
         let Some(joint) = &mut membership.joint else { return };
         if shipper.joint_is_proved()
-            && let Some(answer) = joint.answer.take()
-            && answer.send(Ok(())).is_err()
+            && let Some(id) = joint.open.take()
         {
-            joint.settled_at = Some(0);
+            membership.cluster.report(ThreadReport::Agent(Report::Proved(id, Ok(()))));
         }
-        let given_up = joint.answer.is_some() && now >= joint.until;
+        let given_up = joint.open.is_some() && now >= joint.until;
         if given_up || joint.settled_at.is_some_and(|version| version <= membership.state.version) {
             let missing = shipper.sync_shortage().unwrap_or_else(|| "the replicas that stay are behind".to_owned());
             shipper.end_joint();
-            if let Some(answer) = joint.answer.take() {
-                let text = format!(
-                    "given up after {JOINT_TIME_MAX:?}, nothing was changed: those that are to confirm commits from then on have to \
-                     confirm the ones so far, and did not: {missing}"
-                );
-                let _ = answer.send(Err(text));
-            }
-            membership.joint = None;
+            self.end_joint(Err(format!(
+                "given up after {JOINT_TIME_MAX:?}, nothing was changed: those that are to confirm commits from then on have to \
+                 confirm the ones so far, and did not: {missing}"
+            )));
         }
     }
 
@@ -331,8 +362,17 @@ impl Node {
         if membership.in_sync != seen {
             membership.in_sync.clone_from(&seen);
             if let Some((epoch, members)) = seen {
-                membership.cluster.report(Report::InSync(epoch, members));
+                let id = |name: MemberName| Some((membership.state.members.get(&name)?.id, name));
+                let members = members.into_iter().filter_map(id).map(|(id, name)| (name, id)).collect();
+                membership.cluster.report(ThreadReport::Agent(Report::InSync(epoch, members)));
             }
+        }
+    }
+
+    /// Reports the outcome of the drain that is under way, if it was not yet, and lets writes go on.
+    fn end_drain(&mut self, outcome: Result<(), String>) {
+        if let Some(Drain { open: Some(id), .. }) = self.seat().drain.take() {
+            self.report(Report::Drained(id, outcome));
         }
     }
 
@@ -341,15 +381,14 @@ impl Node {
         let Some(membership) = &mut self.membership else { return };
         let Some(drain) = &mut membership.drain else { return };
         let Role::Leader(shipper) = &self.role else {
-            membership.drain = None;
-            return;
+            return self.end_drain(Err("it stopped leading".to_owned()));
         };
         let reached = shipper.flushed_at(&drain.to);
         if reached.is_some_and(|reached| reached >= end)
-            && let Some(answer) = drain.answer.take()
+            && let Some(id) = drain.open.take()
         {
             drain.until = now + ASIDE_TIME_MAX;
-            let _ = answer.send(Ok(()));
+            membership.cluster.report(ThreadReport::Agent(Report::Drained(id, Ok(()))));
         }
         if now >= drain.until {
             let text = match reached {
@@ -358,10 +397,7 @@ impl Node {
                     format!("{} is at {reached}, the leader at {end}: it did not catch up in time", drain.to)
                 }
             };
-            if let Some(answer) = drain.answer.take() {
-                let _ = answer.send(Err(text));
-            }
-            membership.drain = None;
+            self.end_drain(Err(text));
         }
     }
 }

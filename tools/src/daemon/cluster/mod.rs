@@ -1,21 +1,17 @@
-//! A member's part in its cluster, on a thread of its own: signs of life, leases, failover, and the register. It shares nothing
+//! A member's part in its cluster, on a thread of its own, which drives the member agent. It shares nothing
 //! with the node's ring thread but what stands here, so that no flush and no full queue is ever waited for.
 //!
 //! ```text
 //! ring thread (node)                     cluster thread (driver)                    other members
-//!   orders  <── lead, follow, seal ──────  Failover, Voter, Lease  <── wire ──>  the same
+//!   orders  <── lead, follow, fence ─────  Agent (walferry_cluster)  <── wire ──>  the same
 //!   reports ──> in sync, unfit, commands ─>  Register (openraft)
 //!   lease   <── until when it may speak ─
 //! ```
 
-mod changes;
 mod driver;
-mod forming;
-mod seat;
 mod wire;
 pub mod witness;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,10 +19,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use walferry_cluster::MemberName;
+use walferry_cluster::agent;
+pub use walferry_cluster::agent::Command;
 use walferry_cluster::consensus::RegisterStore;
-use walferry_cluster::register::{ClusterState, Kind};
-use walferry_cluster::{MemberName, Terms};
+use walferry_cluster::register::Kind;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
@@ -60,44 +57,13 @@ pub struct ClusterConfig {
     pub tls: Tls,
 }
 
-/// How far a node's log reaches, once nothing moves it any more.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Reach {
-    /// The epoch of its last frame.
-    pub last_epoch: Epoch,
-    /// Its durable end.
-    pub flushed: Lsn,
-}
-
 /// What the cluster thread tells the node to do.
 #[derive(Debug)]
 pub enum Order {
-    /// Lead in this epoch.
-    Lead(Epoch),
-    /// Follow this member in this epoch.
-    Follow {
-        /// Its peer address.
-        peer: String,
-        /// In which epoch.
-        epoch: Epoch,
-    },
-    /// Nobody leads; why.
-    Leaderless(String),
-    /// Take nothing from leaders of epochs before this one, and say how far the log is.
-    Seal(Epoch, oneshot::Sender<Reach>),
-    /// Take no writes until this replica has everything, then say so.
-    Drain(MemberName, oneshot::Sender<Result<(), String>>),
-    /// Let commits need these terms as well, and say when all that was before is confirmed under them, or why it is not; then
-    /// they are no longer needed.
-    Joint(Terms, oneshot::Sender<Result<(), String>>),
-    /// From this version of the register on its own terms suffice again.
-    Settled(u64),
-    /// The register moved.
-    State(Box<ClusterState>),
-    /// This life of the node is over, and with it what it promised: the next one knows no register yet.
-    BeginAnew,
-    /// Where the leader's clients are.
-    LeaderAddress(String),
+    /// What the agent says.
+    Agent(agent::Order),
+    /// This incarnation of the member is over, and the next one knows no register yet; what it has promised.
+    BeginAnew(Epoch),
     /// A replica connected.
     Connection(OwnedFd, SocketAddr),
 }
@@ -105,25 +71,10 @@ pub enum Order {
 /// What the node tells the cluster thread.
 #[derive(Debug)]
 pub enum Report {
-    /// Who keeps up, as the leader of this epoch sees it.
-    InSync(Epoch, BTreeSet<MemberName>),
-    /// The leader cannot go on.
-    Unfit(Epoch),
+    /// For the agent.
+    Agent(agent::Report),
     /// An operator's command; the answer goes to its client.
     Command(Command, Reply),
-}
-
-/// What an operator asks of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Another leader, without any loss.
-    Switchover(Option<MemberName>),
-    /// A leader, whatever is lost.
-    AllowUnclean,
-    /// A node shall be a member; its peer address if it is to be given.
-    Join(MemberName, Option<String>),
-    /// A member shall be none any more.
-    Remove(MemberName),
 }
 
 /// Where the answer to a command goes: to be looked at when the node was woken.

@@ -1,0 +1,175 @@
+//! This member's answers to the others, and the reports of its own node.
+
+use std::time::Instant;
+
+use super::voters::ADMIT_TIME_MAX;
+use super::{Agent, Asker, Over, ProposalFor, Report};
+use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
+use crate::failover::Aside;
+use crate::member::MemberName;
+
+/// Drains of other members' switchovers that are under way here, at most.
+const DRAINS_MAX: usize = 8;
+
+impl Agent {
+    /// Another member asks; the answer comes out as [`super::Output::Answer`] with this number.
+    pub fn handle_ask(&mut self, request: u64, ask: Ask, now: Instant) {
+        self.handle_ask_of(Asker::Peer(request), ask, now);
+        self.turn(now);
+    }
+
+    pub(super) fn handle_ask_of(&mut self, asker: Asker, ask: Ask, now: Instant) {
+        let for_members = !matches!(ask, Ask::Greet(_) | Ask::BeginAnew(_));
+        if for_members && !self.is_member() {
+            let text = format!("{} is not a member yet", self.config.name);
+            return self.answer(asker, Answer::Refused(text), now);
+        }
+        let answer = match ask {
+            Ask::Greet(theirs) => self.answer_greeting(theirs, now),
+            Ask::Beat(beat) => self.answer_heartbeat(beat, now),
+            Ask::Canvass => {
+                let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
+                Answer::Canvass { silent, standstill }
+            }
+            Ask::Seal(epoch) => return self.answer_fence(asker, epoch, now),
+            Ask::Change(change) if self.view.controls => return self.propose(*change, ProposalFor::Asker(asker)),
+            Ask::Change(_) => Answer::Refused(self.does_not_control()),
+            Ask::Aside(epoch, aside) => self.answer_step_down(epoch, aside),
+            Ask::AllowUnclean if self.view.controls => {
+                self.failover.allow_unclean(self.view.state.epoch);
+                Answer::Done
+            }
+            Ask::AllowUnclean => Answer::Refused(self.does_not_control()),
+            Ask::Drain(epoch, to) => return self.answer_drain(asker, epoch, to, now),
+            Ask::Join(name, peer) => return self.begin_join(asker, name, peer, now),
+            Ask::Remove(name) => return self.begin_remove(asker, name, now),
+            Ask::Admit(id, peer) => return self.answer_admit(asker, id, peer, now + ADMIT_TIME_MAX, now),
+            Ask::BeginAnew(id) => self.answer_begin_anew(id),
+            // The register's own messages go to its engine.
+            Ask::Consensus(..) => Answer::Refused("not a question for the agent".to_owned()),
+        };
+        self.answer(asker, answer, now);
+    }
+
+    fn does_not_control(&self) -> String {
+        format!("{} does not control the register", self.config.name)
+    }
+
+    pub(super) fn greeting(&self) -> Greeting {
+        let state = &self.view.state;
+        Greeting {
+            name: self.config.name.clone(),
+            id: self.kept.id,
+            kind: self.config.kind,
+            formed: self.view.formed,
+            votes: self.view.voters.contains(&self.kept.id) || self.is_member(),
+            cluster_id: if state.version > 0 { Some(state.cluster_id) } else { self.config.cluster_id },
+            members: self.config.member_texts(),
+            client_address: self.config.client_address.clone(),
+        }
+    }
+
+    fn answer_greeting(&mut self, theirs: Greeting, now: Instant) -> Answer {
+        let state = &self.view.state;
+        let own = self.config.member_texts();
+        if state.version == 0 && !theirs.formed && theirs.members != own {
+            let text = format!(
+                "{} was started with --members {}, {} with --members {}: to form a cluster give every node the same",
+                theirs.name,
+                theirs.members.join(","),
+                self.config.name,
+                own.join(",")
+            );
+            self.contacts.complain(&text);
+            return Answer::Refused(text);
+        }
+        let ours = self.greeting();
+        let foreign = state.version > 0 && !state.knows(&theirs.name, theirs.id);
+        let name_known = state.members.contains_key(&theirs.name);
+        let answer = match foreign {
+            true => Answer::Stranger(Strangeness {
+                member: ours,
+                cluster_id: state.cluster_id,
+                version: state.version,
+                removed_at: state.removed_at(theirs.id),
+                name_known,
+            }),
+            false => Answer::Greeting(ours),
+        };
+        if foreign && name_known && self.view.controls {
+            self.take_back(theirs.clone(), now);
+        }
+        self.contacts.greeted(theirs);
+        answer
+    }
+
+    fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
+        // What the register says binds as well: a member may have promised nothing in this process yet.
+        let granted = beat.epoch >= self.view.state.epoch && self.voter.handle_beat(beat.epoch, now);
+        let promised = self.voter.promised();
+        if granted {
+            self.contacts.set_blocked(String::new());
+            if self.contacts.hear_leader(beat.end, &beat.client_address) {
+                self.order(super::Order::LeaderAddress(beat.client_address));
+            }
+        }
+        Answer::Beat { granted, promised }
+    }
+
+    fn answer_step_down(&mut self, epoch: walferry_engine::lsn::Epoch, aside: Aside) -> Answer {
+        if !self.view.controls {
+            return Answer::Refused(self.does_not_control());
+        }
+        self.failover.handle_aside(&self.view.state, epoch, aside);
+        Answer::Done
+    }
+
+    fn answer_drain(&mut self, asker: Asker, epoch: walferry_engine::lsn::Epoch, to: MemberName, now: Instant) {
+        let leads = self.leads_by_register() && self.view.state.epoch == epoch;
+        let text = if !leads || self.node.is_none() {
+            format!("{} does not lead in epoch {epoch}", self.config.name)
+        } else if self.commands.drains() >= DRAINS_MAX {
+            format!("{DRAINS_MAX} switchovers are under way at {} already", self.config.name)
+        } else {
+            let id = self.next_id();
+            self.commands.begin_drain(id, asker);
+            return self.order(super::Order::Drain(id, to));
+        };
+        self.answer(asker, Answer::Refused(text), now);
+    }
+
+    /// A member wants to take this node in, and the node has a register in which it has no part: left of an attempt that was
+    /// interrupted, or of a cluster that it was removed from.
+    fn answer_begin_anew(&mut self, id: crate::register::MemberId) -> Answer {
+        let name = &self.config.name;
+        if id != self.kept.id {
+            return Answer::Refused(format!("{name} has begun anew as {}: {id} is gone", self.kept.id));
+        }
+        if self.greeting().votes {
+            return Answer::Refused(format!("{name} has a part in a cluster: start it with an empty data directory"));
+        }
+        self.end(Over::Anew);
+        Answer::Done
+    }
+
+    /// The node reports.
+    pub fn handle_report(&mut self, report: Report, now: Instant) {
+        match report {
+            Report::InSync(epoch, members) => self.want_in_sync(epoch, members),
+            Report::Unfit(epoch) => {
+                // Heartbeats end: whoever controls then may find this node unfit without being told.
+                self.drop_lease();
+                let aside = Ask::Aside(epoch, Aside::Unfit);
+                self.ask_controller(aside, self.election_timeout, super::Purpose::Nothing, now);
+            }
+            Report::Fenced(epoch, end) => self.take_fenced_node(epoch, end, now),
+            Report::Drained(id, outcome) => {
+                if let Some(asker) = self.commands.end_drain(id) {
+                    self.answer(asker, outcome.map_or_else(Answer::Refused, |()| Answer::Done), now);
+                }
+            }
+            Report::Proved(id, outcome) => self.take_proved(id, outcome, now),
+        }
+        self.turn(now);
+    }
+}

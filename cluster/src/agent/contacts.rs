@@ -1,0 +1,365 @@
+//! What a member knows of the others: who greeted, who answers, what the leader said. How a cluster is formed: its register is
+//! made once, by the first member by name, when every member was heard and none of them has one. How a member that lost its disk
+//! is taken back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Lsn;
+
+use super::{Agent, CHANGE_TIME_MAX, Output, Over, ProposalFor, Purpose};
+use crate::control::{Answer, Ask, Greeting, Strangeness};
+use crate::member::{ClusterId, MemberName};
+use crate::register::{Change, ClusterState, Holding, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
+
+/// How often members look for each other.
+const GREET_INTERVAL: Duration = Duration::from_millis(100);
+/// A cluster that has no leader for longer says why.
+const BLOCKED_TIME_MAX: Duration = Duration::from_secs(1);
+/// Greetings of nodes that are no members are kept for so many names.
+const GREETINGS_MAX: usize = 4 * MEMBERS_MAX;
+
+/// What is known of the others.
+#[derive(Debug)]
+pub(super) struct Contacts {
+    greet_at: Instant,
+    greetings: BTreeMap<MemberName, Greeting>,
+    /// When each other member answered last.
+    heard: BTreeMap<MemberName, Instant>,
+    /// The leader's end of log, and where its clients are, as last heard.
+    leader_end: Lsn,
+    leader_address: String,
+    /// What a member said to this node, which is none.
+    strangeness: Option<Strangeness>,
+    /// Why nobody leads; empty when nothing is wrong.
+    blocked: String,
+    /// What the driver was told of that.
+    blocked_told: String,
+    /// Since when, and whether it was logged.
+    blocked_since: Option<(Instant, bool)>,
+    /// What was last complained of, so that it is logged once.
+    complaint: String,
+    /// A member that lost its disk is being taken back, or was until then.
+    taking_back: bool,
+    take_back_at: Instant,
+}
+
+impl Contacts {
+    pub(super) fn new(now: Instant) -> Contacts {
+        Contacts {
+            greet_at: now,
+            greetings: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            leader_end: Lsn::ZERO,
+            leader_address: String::new(),
+            strangeness: None,
+            blocked: String::new(),
+            blocked_told: String::new(),
+            blocked_since: None,
+            complaint: String::new(),
+            taking_back: false,
+            take_back_at: now,
+        }
+    }
+
+    pub(super) fn greet_at(&self) -> Instant {
+        self.greet_at
+    }
+
+    pub(super) fn heard(&mut self, name: &MemberName, now: Instant) {
+        self.heard.insert(name.clone(), now);
+    }
+
+    pub(super) fn is_in_reach(&self, name: &MemberName, lately: Duration, now: Instant) -> bool {
+        self.heard.get(name).is_some_and(|at| now.saturating_duration_since(*at) < lately)
+    }
+
+    pub(super) fn greeted(&mut self, theirs: Greeting) {
+        if self.greetings.len() < GREETINGS_MAX || self.greetings.contains_key(&theirs.name) {
+            self.greetings.insert(theirs.name.clone(), theirs);
+        }
+    }
+
+    /// Where a node that greeted said that it is reached.
+    pub(super) fn own_peer(&self, name: &MemberName) -> Option<String> {
+        let members = self.greetings.get(name)?.members.iter();
+        let own = members.filter_map(|text| text.split_once('=')).find(|(member, _)| *member == name.as_str());
+        Some(own?.1.to_owned())
+    }
+
+    pub(super) fn leader_end(&self) -> Lsn {
+        self.leader_end
+    }
+
+    /// The leader was heard; true when its clients are somewhere else than before.
+    pub(super) fn hear_leader(&mut self, end: Lsn, client_address: &str) -> bool {
+        self.leader_end = end;
+        let moved = self.leader_address != client_address;
+        if moved {
+            client_address.clone_into(&mut self.leader_address);
+        }
+        moved
+    }
+
+    pub(super) fn blocked(&self) -> &str {
+        &self.blocked
+    }
+
+    pub(super) fn set_blocked(&mut self, text: String) {
+        self.blocked = text;
+    }
+
+    /// Logs once what keeps the cluster from being formed, and keeps it for whoever asks.
+    pub(super) fn complain(&mut self, text: &str) {
+        if self.complaint != text {
+            tracing::error!("{text}");
+            text.clone_into(&mut self.complaint);
+        }
+        text.clone_into(&mut self.blocked);
+    }
+
+    /// What the driver is to tell people, when it has changed. A failover is over in a moment; one that is not is logged once.
+    pub(super) fn tell_blocked(&mut self, now: Instant) -> Option<String> {
+        if self.blocked.is_empty() {
+            self.blocked_since = None;
+        } else {
+            let (since, logged) = self.blocked_since.unwrap_or((now, false));
+            let due = !logged && now.saturating_duration_since(since) >= BLOCKED_TIME_MAX;
+            if due {
+                tracing::warn!("{}", self.blocked);
+            }
+            self.blocked_since = Some((since, logged || due));
+        }
+        (self.blocked != self.blocked_told).then(|| {
+            self.blocked_told.clone_from(&self.blocked);
+            self.blocked.clone()
+        })
+    }
+
+    pub(super) fn end_taking_back(&mut self, again_at: Instant) {
+        (self.taking_back, self.take_back_at) = (false, again_at);
+    }
+
+    pub(super) fn is_taking_back(&self) -> bool {
+        self.taking_back
+    }
+}
+
+impl Agent {
+    /// Looks for the other members: to form a cluster, to be taken in, and to know whether a majority is in reach.
+    pub(super) fn look_around(&mut self, now: Instant) {
+        if now < self.contacts.greet_at {
+            return;
+        }
+        self.contacts.greet_at = now + GREET_INTERVAL;
+        let member = self.is_member();
+        // A member that hears no leader asks as well whether it is one still.
+        let greets = !member || self.voter.grant_left(now).is_zero();
+        let timeout = self.election_timeout;
+        for (name, peer) in self.members() {
+            if name == self.config.name {
+                continue;
+            }
+            if greets {
+                let greeting = Ask::Greet(self.greeting());
+                self.ask(&name, &peer, greeting, timeout, Purpose::Greet, now);
+            }
+            if member {
+                self.ask(&name, &peer, Ask::Canvass, timeout, Purpose::Look, now);
+            }
+        }
+        self.outputs.push_back(Output::MayElect(self.may_elect(now)));
+        let state = &self.view.state;
+        if state.version == 0 {
+            self.form(now);
+        } else if !self.view.formed && member && state.members.len() == 1 {
+            // An operator made this member a cluster of its own: its register begins with it as the only voter.
+            self.outputs.push_back(Output::Form(state.told()));
+        }
+    }
+
+    /// Whether this member may try to control the register. One that reaches no majority of the voters must not: it would come
+    /// back with a vote that topples a controller that everybody else hears (Raft's PreVote).
+    fn may_elect(&self, now: Instant) -> bool {
+        let state = &self.view.state;
+        if state.version == 0 {
+            return true;
+        }
+        let votes = |member: &Member| self.view.voters.contains(&member.id);
+        let voters = state.members.iter().filter(|(_, member)| votes(member)).map(|(name, _)| name.clone()).collect();
+        self.is_member() && self.in_reach(&voters, now) > self.view.voters.len() / 2
+    }
+
+    pub(super) fn take_look(&mut self, answer: Result<Answer, String>) {
+        if let Ok(Answer::Canvass { standstill, .. }) = answer
+            && !standstill.is_empty()
+        {
+            self.contacts.set_blocked(standstill);
+        }
+    }
+
+    /// What a member answered to a greeting.
+    pub(super) fn take_greeted(&mut self, name: MemberName, answer: Result<Answer, String>, now: Instant) {
+        match answer {
+            Ok(Answer::Greeting(theirs)) => drop(self.contacts.greetings.insert(name, theirs)),
+            Ok(Answer::Stranger(said)) => {
+                let state = &self.view.state;
+                // Only the register of its own cluster can say that an incarnation is over.
+                let removed_at = said.removed_at.filter(|_| state.version > 0 && said.cluster_id == state.cluster_id);
+                if let Some(version) = removed_at {
+                    self.removed = self.removed.or(Some((version, now)));
+                }
+                self.contacts.greetings.insert(name, said.member.clone());
+                // Any member can be asked: the first one that answered is named.
+                let news = |old: &Strangeness| (old.cluster_id, old.name_known) != (said.cluster_id, said.name_known);
+                if self.contacts.strangeness.as_ref().is_none_or(news) {
+                    self.contacts.strangeness = Some(said);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a node that is no member waits for.
+    pub(super) fn waiting_for(&self) -> String {
+        let (name, state, contacts) = (&self.config.name, &self.view.state, &self.contacts);
+        let strangeness = contacts.strangeness.as_ref();
+        if state.members.contains_key(name) || strangeness.is_some_and(|said| said.name_known) {
+            return "this node begins anew: the cluster takes it back as soon as a majority answers".to_owned();
+        }
+        if state.version > 0 {
+            return format!("this node is no member yet: `walferry join --name {name}` takes it in");
+        }
+        if let Some(version) = self.kept.removed {
+            return format!("removed from the cluster at version {version}; `walferry join --name {name}` takes it back");
+        }
+        if let Some(said) = strangeness {
+            let at = &said.member.client_address;
+            let url = if at.is_empty() { String::new() } else { format!(" --url redis://{at}") };
+            return format!(
+                "this node is no member of cluster {}: `walferry join --name {name}{url}` takes it in",
+                said.cluster_id
+            );
+        }
+        let unheard = |other: &&MemberName| *other != name && !contacts.greetings.contains_key(*other);
+        let missing: Vec<&str> = self.config.members.keys().filter(unheard).map(MemberName::as_str).collect();
+        if !missing.is_empty() {
+            return format!("waiting for {} to form the cluster: every member has to be there once", missing.join(", "));
+        }
+        if contacts.blocked.is_empty() { "the cluster is being formed".to_owned() } else { contacts.blocked.clone() }
+    }
+
+    /// Forms the cluster if this member is the one to do it and everybody is there.
+    fn form(&mut self, now: Instant) {
+        let (own, greetings) = (&self.config.name, &self.contacts.greetings);
+        let all = self.config.members.keys().all(|name| name == own || greetings.contains_key(name));
+        let first = self.config.members.keys().next() == Some(own);
+        // One that was removed waits to be taken in, and forms no other cluster.
+        if !all || self.kept.removed.is_some() {
+            return;
+        }
+        let others = || self.config.members.keys().filter(|name| *name != own).filter_map(|name| greetings.get(name));
+        if first && !self.view.formed && !others().any(|greeting| greeting.formed) {
+            let id_of = |name: &MemberName| greetings.get(name).filter(|_| name != own).map_or(self.kept.id, |it| it.id);
+            let voters = self.config.members.iter().take(VOTERS_MAX);
+            let voters = voters.map(|(name, peer)| (id_of(name), peer.clone())).collect();
+            tracing::info!(members = %self.config.member_texts().join(","), "forming the cluster");
+            self.outputs.push_back(Output::Form(voters));
+        } else if self.view.controls {
+            self.propose_first(now);
+        }
+    }
+
+    /// The register exists and is empty: its first value.
+    fn propose_first(&mut self, _now: Instant) {
+        if self.proposals.values().any(|purpose| matches!(purpose, ProposalFor::First)) {
+            return;
+        }
+        let own = self.greeting();
+        let greeting = |name: &MemberName| match *name == self.config.name {
+            true => Some(&own),
+            false => self.contacts.greetings.get(name),
+        };
+        let mut ids: Vec<ClusterId> =
+            self.config.members.keys().filter_map(|name| greeting(name)?.cluster_id).collect();
+        ids.dedup();
+        if let [one, .., other] = ids[..]
+            && one != other
+        {
+            let text = format!(
+                "the members' logs belong to different clusters, {one} and {other}: remove the data directories of one"
+            );
+            return self.contacts.complain(&text);
+        }
+        let cluster_id = ids.first().copied().unwrap_or(self.config.new_cluster_id);
+        let member = |(name, peer): (&MemberName, &String)| {
+            let greeting = greeting(name)?;
+            let (peer, holding) = (peer.clone(), Holding::Whole);
+            Some((name.clone(), Member { id: greeting.id, peer, kind: greeting.kind, holding }))
+        };
+        let members: BTreeMap<MemberName, Member> = self.config.members.iter().filter_map(member).collect();
+        match ClusterState::formed(cluster_id, members, &self.config.policy) {
+            Ok(mut state) => {
+                state.set_election_timeout(self.config.election_timeout);
+                self.propose(Change { state }, ProposalFor::First);
+            }
+            Err(error) => self.contacts.complain(&format!("sync: {error}")),
+        }
+    }
+
+    /// A node with a member's name and another id greets the controller: the member lost its disk, with its vote and promises,
+    /// or somebody gave two nodes one name. The node that is reached at the member's address is asked.
+    pub(super) fn take_back(&mut self, greeting: Greeting, now: Instant) {
+        if self.contacts.taking_back || now < self.contacts.take_back_at {
+            return;
+        }
+        let Some(member) = self.view.state.members.get(&greeting.name) else { return };
+        self.contacts.taking_back = true;
+        let (name, peer) = (greeting.name.clone(), member.peer.clone());
+        let ask = Ask::Greet(self.greeting());
+        self.ask(&name, &peer, ask, CHANGE_TIME_MAX, Purpose::TakeBack(greeting), now);
+    }
+
+    pub(super) fn take_back_verified(&mut self, greeting: Greeting, answer: Result<Answer, String>, now: Instant) {
+        let there: Option<MemberId> = match answer {
+            Ok(Answer::Greeting(there)) => Some(there.id),
+            Ok(Answer::Stranger(said)) => Some(said.member.id),
+            _ => None,
+        };
+        let name = &greeting.name;
+        let state = &self.view.state;
+        let Some(member) = state.members.get(name).filter(|member| member.id != greeting.id && self.view.controls) else {
+            return self.contacts.end_taking_back(now);
+        };
+        if there == Some(greeting.id) {
+            tracing::warn!(member = %name, old = %member.id, new = %greeting.id, "a member lost its disk and begins anew");
+            let next = state.with_new_life(name, greeting.id);
+            return self.propose(Change { state: next }, ProposalFor::TakeBack);
+        }
+        if there.is_some() {
+            let text =
+                "it is not the one that is reached at the member's peer address: give every node a name of its own";
+            tracing::warn!(member = %name, id = %greeting.id, peer = %member.peer, "a node is not taken back: {text}");
+        }
+        self.contacts.end_taking_back(now + self.election_timeout);
+    }
+
+    /// An operator makes this member a cluster of its own.
+    pub(super) fn force_new_cluster(&mut self) -> Result<String, String> {
+        let state = self.forced_state()?;
+        let (name, removed) = (&self.config.name, &state.removed);
+        let others: Vec<&str> =
+            self.view.state.members.keys().filter(|member| *member != name).map(MemberName::as_str).collect();
+        let text = format!(
+            "{name} goes on as a cluster of its own from version {}; {} removed members ({}) are refused when they come back and \
+             have to join anew; what only they held may be lost: the leader was last heard at {}",
+            state.version,
+            removed.len(),
+            others.join(", "),
+            self.contacts.leader_end
+        );
+        tracing::warn!("{text}");
+        self.end(Over::Forced(Box::new(state)));
+        Ok(text)
+    }
+}

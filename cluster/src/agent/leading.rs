@@ -1,0 +1,219 @@
+//! What a member does as leader: it holds the lease, sends heartbeats, and keeps the in-sync set in the register. And how the
+//! node is told what it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Epoch;
+use walferry_engine::mutants;
+
+use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, part};
+use crate::control::{Answer, Ask, Beat};
+use crate::failover::Aside;
+use crate::lease::Lease;
+use crate::member::MemberName;
+use crate::register::{Change, Holding, MemberId, Part};
+
+/// What the node was told last.
+#[derive(Debug)]
+pub(super) struct Role {
+    told: Option<Part>,
+    told_version: u64,
+    /// Epochs up to this began in an earlier process of this incarnation, which may have led in them.
+    lived_through: Epoch,
+}
+
+impl Role {
+    pub(super) fn new(lived_through: Epoch) -> Role {
+        Role { told: None, told_version: 0, lived_through }
+    }
+}
+
+/// A leader's state.
+#[derive(Debug)]
+pub(super) struct Leading {
+    /// The lease of the epoch in which this member leads.
+    lease: Option<(Epoch, Lease)>,
+    heartbeat_at: Instant,
+    wanted_in_sync: Option<(Epoch, BTreeMap<MemberName, MemberId>)>,
+    in_sync_changing: bool,
+    /// After a change of the in-sync set that failed.
+    in_sync_at: Instant,
+}
+
+impl Leading {
+    pub(super) fn new(now: Instant) -> Leading {
+        Leading { lease: None, heartbeat_at: now, wanted_in_sync: None, in_sync_changing: false, in_sync_at: now }
+    }
+
+    pub(super) fn heartbeat_at(&self) -> Option<Instant> {
+        self.lease.as_ref().map(|_| self.heartbeat_at)
+    }
+}
+
+impl Agent {
+    /// Tells the node what it is, when that has changed.
+    pub(super) fn tell_node(&mut self, now: Instant) {
+        if self.view.state.version != self.role.told_version {
+            self.role.told_version = self.view.state.version;
+            self.keep_lease(now);
+            self.order(Order::State(Box::new(self.view.state.clone())));
+        }
+        let part = part(self, self.role.lived_through);
+        if self.role.told.as_ref() == Some(&part) {
+            return;
+        }
+        if let Part::Lead(epoch) | Part::Follow(epoch) = part {
+            // The first heartbeat of a leader is that it was chosen.
+            self.voter.handle_beat(epoch, now);
+        }
+        match &part {
+            Part::Lead(epoch) => {
+                tracing::info!(%epoch, "chosen to lead");
+                self.leading.lease = Some((*epoch, Lease::new(self.election_timeout)));
+                self.leading.heartbeat_at = now;
+                self.order(Order::Lead(*epoch));
+            }
+            Part::Follow(epoch) => {
+                self.drop_lease();
+                let state = &self.view.state;
+                if let (Some(leader), Some(peer)) = (&state.leader, state.leader_peer()) {
+                    tracing::info!(%leader, %epoch, "following");
+                    let peer = peer.to_owned();
+                    self.order(Order::Follow { peer, epoch: *epoch });
+                }
+            }
+            Part::Wait(text) => {
+                if !self.is_member() {
+                    tracing::info!("{text}");
+                }
+                self.drop_lease();
+                self.order(Order::Leaderless(text.clone()));
+            }
+        }
+        self.role.told = Some(part);
+    }
+
+    /// The members may have changed: the lease rests on those that the register has now.
+    fn keep_lease(&mut self, now: Instant) {
+        let (members, majority) = (&self.view.state.members, self.view.state.majority());
+        if let Some((_, lease)) = &mut self.leading.lease {
+            lease.keep(|name| members.contains_key(name));
+            self.outputs.push_back(Output::Lease(lease.until(majority)));
+            // A new member may be needed for it at once.
+            self.leading.heartbeat_at = now;
+        }
+    }
+
+    /// This member leads no more, or must not: it sends no heartbeats and may not speak.
+    pub(super) fn drop_lease(&mut self) {
+        self.leading.lease = None;
+        if self.node.is_some() {
+            self.outputs.push_back(Output::Lease(None));
+        }
+    }
+
+    /// This member promised to refuse leaders of epochs before `epoch`, itself among them.
+    pub(super) fn fence_lease(&mut self, epoch: Epoch) {
+        if mutants::is_on("heartbeats-of-a-fenced-leader") {
+            self.outputs.push_back(Output::Lease(None));
+        } else if self.leading.lease.as_ref().is_some_and(|(leading, _)| *leading < epoch) {
+            // Its heartbeats would keep the others from replacing it, and nobody would lead.
+            self.drop_lease();
+        }
+    }
+
+    /// True while this member leads and may speak.
+    pub(super) fn holds_lease(&self, now: Instant) -> bool {
+        let until = self.leading.lease.as_ref().and_then(|(_, lease)| lease.until(self.view.state.majority()));
+        until.is_some_and(|until| now < until)
+    }
+
+    /// Heartbeats to every member, this one included: it is a voter like the others.
+    pub(super) fn send_heartbeats(&mut self, now: Instant) {
+        let (Some((epoch, _)), Some(node)) = (&self.leading.lease, self.node) else { return };
+        if now < self.leading.heartbeat_at || node.stuck {
+            return;
+        }
+        let epoch = *epoch;
+        self.leading.heartbeat_at = now + self.config.heartbeat_interval;
+        let beat = Beat {
+            epoch,
+            leader: self.config.name.clone(),
+            client_address: self.config.client_address.clone(),
+            end: node.end,
+        };
+        let purpose = Purpose::Heartbeat { sent_at: now, epoch };
+        self.ask_all(&Ask::Beat(beat), self.election_timeout, &purpose, now);
+    }
+
+    pub(super) fn take_heartbeat_answer(
+        &mut self,
+        member: &MemberName,
+        sent_at: Instant,
+        epoch: Epoch,
+        answer: Result<Answer, String>,
+        now: Instant,
+    ) {
+        let Ok(Answer::Beat { granted, promised }) = answer else { return };
+        let (own_promise, majority) = (self.voter.promised(), self.view.state.majority());
+        let Some((_, lease)) = self.leading.lease.as_mut().filter(|(leading, _)| *leading == epoch) else { return };
+        if own_promise > epoch || !self.view.state.members.contains_key(member) {
+            return;
+        }
+        if granted {
+            lease.handle_grant(member, sent_at);
+            let until = lease.until(majority);
+            self.outputs.push_back(Output::Lease(until));
+        } else if promised > epoch {
+            // A failover began and nobody finished it: that member follows this leader only in a later epoch.
+            let aside = Ask::Aside(epoch, Aside::For(self.config.name.clone()));
+            self.ask_controller(aside, self.election_timeout, Purpose::Nothing, now);
+        }
+    }
+
+    /// The leader's node says who keeps up.
+    pub(super) fn want_in_sync(&mut self, epoch: Epoch, members: BTreeMap<MemberName, MemberId>) {
+        self.leading.wanted_in_sync = Some((epoch, members));
+    }
+
+    /// Puts what the leader sees into the register, which releases what waits for it.
+    pub(super) fn keep_in_sync(&mut self, now: Instant) {
+        if !self.leads_by_register() {
+            return;
+        }
+        let Some((epoch, wanted)) = &self.leading.wanted_in_sync else { return };
+        let state = &self.view.state;
+        if *epoch != state.epoch {
+            return;
+        }
+        let joins = |(name, id): &(&MemberName, &MemberId)| {
+            state.members.get(*name).is_some_and(|member| member.holding == Holding::Joining && member.id == **id)
+        };
+        let joining = wanted.iter().find(joins).map(|(name, id)| (name.clone(), *id));
+        let next = state.with_in_sync(wanted);
+        if let Some((name, id)) = joining {
+            self.let_count(name, id, now);
+        }
+        if self.leading.in_sync_changing || now < self.leading.in_sync_at {
+            return;
+        }
+        let Some(next) = next else { return };
+        self.leading.in_sync_changing = true;
+        let change = Ask::Change(Box::new(Change { state: next }));
+        self.ask_controller(change, CHANGE_TIME_MAX, Purpose::InSync, now);
+    }
+
+    pub(super) fn take_in_sync_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
+        self.leading.in_sync_changing = false;
+        let pause = if matches!(answer, Ok(Answer::Change(_))) { Duration::ZERO } else { self.config.heartbeat_interval };
+        self.leading.in_sync_at = now + pause;
+    }
+
+    /// Members that answered lately, this one included.
+    pub(super) fn in_reach(&self, of: &BTreeSet<MemberName>, now: Instant) -> usize {
+        let others = of.iter().filter(|name| **name != self.config.name);
+        let heard = others.filter(|name| self.contacts.is_in_reach(name, self.election_timeout * 2, now)).count();
+        heard + usize::from(of.contains(&self.config.name))
+    }
+}

@@ -1,0 +1,496 @@
+//! The leader's part in changes of the membership: it takes nodes in, makes them count once they have caught up, and removes
+//! members. One change at a time, in bounded time. Which register may follow which, and why no commit is missed, stands in
+//! [`crate::membership`], the steps of one change in [`crate::changing`]; the node's commit rule does the proving.
+//!
+//! A removal takes two changes: first the member is marked as leaving, and stops voting about the register; then the members
+//! go on without it. A leader that finds a member leaving, and nobody at it, goes on with its removal.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::voters::ADMIT_TIME_MAX;
+use super::{Agent, Asker, CHANGE_TIME_MAX, Order, Purpose, refusal};
+use crate::changing::{ChangeError, Changing, MemberChange, Next};
+use crate::control::{Answer, Ask, Greeting};
+use crate::member::MemberName;
+use crate::register::{ClusterState, Kind, MemberId};
+
+/// How long a change waits for the one before it.
+const TURN_TIME_MAX: Duration = Duration::from_secs(5);
+/// Changes that wait, at most.
+const WAITING_MAX: usize = 16;
+/// How long a node that was removed, or has to begin anew, may take before it can be taken in.
+const ANEW_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the voters may take to follow before the outcome of a change is told.
+const SEATED_TIME_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at a node.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// A change that this member began by itself and that failed is tried again after this.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+enum Wanted {
+    Join { name: MemberName, peer: Option<String> },
+    Remove { name: MemberName },
+    Whole { name: MemberName, id: MemberId },
+}
+
+impl Wanted {
+    fn text(&self) -> String {
+        match self {
+            Wanted::Join { name, .. } => format!("{name} is being taken in"),
+            Wanted::Remove { name } => format!("{name} is being removed"),
+            Wanted::Whole { name, .. } => format!("{name} has caught up and is about to count"),
+        }
+    }
+}
+
+/// Where the change under way stands.
+#[derive(Debug)]
+enum Step {
+    /// The node that is to join is asked who it is, and the next time then.
+    Greeting { name: MemberName, peer: String, asked: bool, at: Instant, until: Instant },
+    /// The controller is asked to let the node have the register.
+    Admitting { theirs: Greeting, peer: String },
+    /// Members are asked whether they answer.
+    Reaching { name: MemberName, awaited: BTreeSet<MemberName>, answering: BTreeSet<MemberName>, until: Instant },
+    /// The register changes.
+    Changing { then: Then },
+    /// The register has the member as leaving: its vote ends first.
+    Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
+    /// The outcome is told once the voters have followed.
+    Seating { told: String, until: Instant },
+    /// The outcome was told.
+    Told,
+}
+
+/// What follows on a change of the register.
+#[derive(Clone, Debug)]
+enum Then {
+    Joined { theirs: Greeting, peer: String },
+    Left { name: MemberName, in_reach: BTreeSet<MemberName> },
+    Removed { name: MemberName },
+    Counts { name: MemberName },
+}
+
+/// The one change that is under way, up to its last word: the end of one must not be taken for the end of the next.
+#[derive(Debug)]
+struct Turn {
+    asker: Option<Asker>,
+    text: String,
+    step: Step,
+    /// The change on its way into the register, until its last word.
+    changing: Option<Changing>,
+    /// The number under which the node proves the terms.
+    proof: u64,
+}
+
+/// Changes of the members under this leader.
+#[derive(Debug)]
+pub(super) struct MemberChanges {
+    turn: Option<Turn>,
+    waiting: VecDeque<(Option<Asker>, Wanted, Instant)>,
+    /// When this member may begin a change by itself.
+    own_at: Instant,
+}
+
+impl MemberChanges {
+    pub(super) fn new(now: Instant) -> MemberChanges {
+        MemberChanges { turn: None, waiting: VecDeque::new(), own_at: now }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        let step = self.turn.as_ref().and_then(|turn| match &turn.step {
+            Step::Greeting { asked: false, at, .. } => Some(*at),
+            Step::Reaching { until, .. } | Step::Leaving { until, .. } | Step::Seating { until, .. } => Some(*until),
+            _ => None,
+        });
+        let changing = self.turn.as_ref().and_then(|turn| turn.changing.as_ref()?.timeout());
+        let waiting = self.waiting.front().map(|(.., until)| *until);
+        step.into_iter().chain(changing).chain(waiting).min()
+    }
+}
+
+impl Agent {
+    /// An operator wants a node taken in.
+    pub(super) fn begin_join(&mut self, asker: Asker, name: MemberName, peer: Option<String>, now: Instant) {
+        self.want(Some(asker), Wanted::Join { name, peer }, now);
+    }
+
+    /// An operator wants a member removed.
+    pub(super) fn begin_remove(&mut self, asker: Asker, name: MemberName, now: Instant) {
+        self.want(Some(asker), Wanted::Remove { name }, now);
+    }
+
+    /// A member that joined keeps up, as this incarnation: from now on its confirmations count.
+    pub(super) fn let_count(&mut self, name: MemberName, id: MemberId, now: Instant) {
+        if self.changes.turn.is_none() && self.changes.waiting.is_empty() && now >= self.changes.own_at {
+            self.want(None, Wanted::Whole { name, id }, now);
+        }
+    }
+
+    fn want(&mut self, asker: Option<Asker>, wanted: Wanted, now: Instant) {
+        if self.changes.waiting.len() >= WAITING_MAX {
+            let text = format!("{WAITING_MAX} changes of the members are waiting; try again when they are over");
+            return self.tell(asker, Err(text), now);
+        }
+        self.changes.waiting.push_back((asker, wanted, now + TURN_TIME_MAX));
+    }
+
+    fn tell(&mut self, asker: Option<Asker>, outcome: Result<String, String>, now: Instant) {
+        match (asker, outcome) {
+            (Some(asker), outcome) => self.answer(asker, outcome.map_or_else(Answer::Refused, Answer::Told), now),
+            (None, Ok(_)) => {}
+            (None, Err(text)) => {
+                tracing::warn!("the members did not change yet: {text}");
+                self.changes.own_at = now + RETRY_PAUSE;
+            }
+        }
+    }
+
+    /// The register, if this member leads by it and may speak.
+    fn leading(&self, now: Instant) -> Result<&ClusterState, String> {
+        let name = &self.config.name;
+        if !self.leads_by_register() {
+            return Err(format!("{name} does not lead any more: try again"));
+        }
+        if !self.holds_lease(now) {
+            return Err(format!("{name} leads without a lease: a majority of the members has to answer"));
+        }
+        Ok(&self.view.state)
+    }
+
+    /// Carries on with the change that is under way, and begins the next one.
+    pub(super) fn turn_changes(&mut self, now: Instant) {
+        self.poll_changing(now);
+        self.poll_step(now);
+        while self.changes.turn.is_none() {
+            let Some((asker, wanted, _)) = self.changes.waiting.pop_front() else { break };
+            self.begin_change(asker, wanted, now);
+        }
+        let other = self.changes.turn.as_ref().map(|turn| turn.text.clone()).unwrap_or_default();
+        while self.changes.waiting.front().is_some_and(|(.., until)| now >= *until) {
+            let Some((asker, ..)) = self.changes.waiting.pop_front() else { break };
+            self.tell(asker, Err(format!("another change is under way: {other}; try again when it is over")), now);
+        }
+        self.go_on_removing(now);
+    }
+
+    /// A leader before this one began to remove a member, and did not finish.
+    fn go_on_removing(&mut self, now: Instant) {
+        let Some(name) = self.view.state.leaving.first().cloned() else { return };
+        let idle = self.changes.turn.is_none() && self.changes.waiting.is_empty();
+        if idle && now >= self.changes.own_at && self.leading(now).is_ok() {
+            self.want(None, Wanted::Remove { name }, now);
+        }
+    }
+
+    fn begin_change(&mut self, asker: Option<Asker>, wanted: Wanted, now: Instant) {
+        let text = wanted.text();
+        let step = match self.first_step(wanted, now) {
+            Ok(step) => step,
+            Err(error) => return self.tell(asker, Err(error), now),
+        };
+        let (step, changing) = step;
+        let proof = self.next_id();
+        self.changes.turn = Some(Turn { asker, text, step, changing, proof });
+        if let Some(Turn { step: Step::Reaching { .. }, .. }) = &self.changes.turn {
+            self.ask_all(&Ask::Canvass, self.election_timeout * 2, &Purpose::InReach, now);
+        }
+        self.poll_changing(now);
+        self.poll_step(now);
+    }
+
+    fn first_step(&self, wanted: Wanted, now: Instant) -> Result<(Step, Option<Changing>), String> {
+        let state = self.leading(now)?;
+        match wanted {
+            Wanted::Join { name, peer } => {
+                let Some(peer) = peer.or_else(|| self.contacts.own_peer(&name)) else {
+                    // The register's own reasons come first: a member is not looked for.
+                    state.with_member(&name, MemberId(0), "", Kind::Data).map_err(|error| error.to_string())?;
+                    return Err(format!(
+                        "{name} is not known to the leader: start it with --members that name it and one member at least, or tell \
+                         its peer address with --peer"
+                    ));
+                };
+                state.with_member(&name, MemberId(0), &peer, Kind::Data).map_err(|error| error.to_string())?;
+                Ok((Step::Greeting { name, peer, asked: false, at: now, until: now + ANEW_TIME_MAX }, None))
+            }
+            Wanted::Remove { name } => {
+                // What cannot be, whoever answers, is said at once.
+                let all = state.members.keys().cloned().collect();
+                state.without_member(&name, &all).map_err(|error| error.to_string())?;
+                let awaited = state.members.keys().cloned().collect();
+                let until = now + self.election_timeout * 2;
+                Ok((Step::Reaching { name, awaited, answering: BTreeSet::new(), until }, None))
+            }
+            Wanted::Whole { name, id } => {
+                let change = MemberChange::Whole { name: name.clone(), id };
+                let changing = Changing::begin(change, state, now).map_err(|error| error.to_string())?;
+                Ok((Step::Changing { then: Then::Counts { name } }, Some(changing)))
+            }
+        }
+    }
+
+    /// Does what the step waits for, when its time has come.
+    fn poll_step(&mut self, now: Instant) {
+        let Some(turn) = &mut self.changes.turn else { return };
+        match &mut turn.step {
+            Step::Greeting { name, peer, asked, at, .. } if !*asked && now >= *at => {
+                *asked = true;
+                let (name, peer) = (name.clone(), peer.clone());
+                let ask = Ask::Greet(self.greeting());
+                self.ask(&name, &peer, ask, self.election_timeout * 4, Purpose::Members, now);
+            }
+            Step::Reaching { name, awaited, answering, until } if awaited.is_empty() || now >= *until => {
+                let (name, in_reach) = (name.clone(), answering.clone());
+                self.begin_leaving(name, in_reach, now);
+            }
+            Step::Leaving { name, in_reach, until } if turn.changing.is_none() => {
+                let (name, in_reach, late) = (name.clone(), in_reach.clone(), now >= *until);
+                let Some(id) = self.view.state.members.get(&name).map(|member| member.id) else {
+                    return self.finish(Err(format!("{name} is a member no more")), now);
+                };
+                if !self.view.voters.contains(&id) && !self.view.joint {
+                    let change = MemberChange::Remove { name: name.clone(), in_reach };
+                    self.begin_changing(change, Then::Removed { name }, now);
+                } else if late {
+                    let text = format!(
+                        "{name} is marked as leaving, and the register's voters could not change in time: the leader goes on with it \
+                         once a majority of them answers"
+                    );
+                    self.finish(Err(text), now);
+                }
+            }
+            Step::Seating { told, until } if self.view.is_seated() || now >= *until => {
+                let told = told.clone();
+                self.finish(Ok(told), now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The members of whom it is known who answers: the change may begin.
+    fn begin_leaving(&mut self, name: MemberName, in_reach: BTreeSet<MemberName>, now: Instant) {
+        let checked = self.leading(now).and_then(|state| {
+            state.without_member(&name, &in_reach).map_err(|error| error.to_string())?;
+            state.check_voters(&name, &self.view.voters, &in_reach).map_err(|error| error.to_string())
+        });
+        if let Err(text) = checked {
+            return self.finish(Err(text), now);
+        }
+        let then = Then::Left { name: name.clone(), in_reach };
+        self.begin_changing(MemberChange::Leave { name }, then, now);
+    }
+
+    fn begin_changing(&mut self, change: MemberChange, then: Then, now: Instant) {
+        let begun = self.leading(now).and_then(|state| {
+            Changing::begin(change, state, now).map_err(|error| error.to_string())
+        });
+        match begun {
+            Err(text) => self.finish(Err(text), now),
+            Ok(changing) => {
+                let proof = self.next_id();
+                if let Some(turn) = &mut self.changes.turn {
+                    (turn.step, turn.changing, turn.proof) = (Step::Changing { then }, Some(changing), proof);
+                }
+                self.poll_changing(now);
+            }
+        }
+    }
+
+    /// Tells the outcome; the turn ends once its change of the register has had its last word as well.
+    fn finish(&mut self, outcome: Result<String, String>, now: Instant) {
+        let Some(turn) = &mut self.changes.turn else { return };
+        turn.step = Step::Told;
+        let asker = turn.asker.take();
+        if turn.changing.is_none() {
+            self.changes.turn = None;
+        }
+        self.tell(asker, outcome, now);
+    }
+
+    fn poll_changing(&mut self, now: Instant) {
+        while let Some(turn) = &mut self.changes.turn {
+            let Some(changing) = &mut turn.changing else { return };
+            let proof = turn.proof;
+            match changing.poll(&self.view.state, now) {
+                Next::Wait(_) => return,
+                Next::Prove(terms) => {
+                    // The terms of now are this register's, which the node may not have been told yet.
+                    self.order(Order::State(Box::new(self.view.state.clone())));
+                    self.order(Order::Joint(proof, terms));
+                    return;
+                }
+                Next::Propose(change) => {
+                    let ask = Ask::Change(Box::new(change));
+                    self.ask_controller(ask, CHANGE_TIME_MAX, Purpose::Members, now);
+                }
+                Next::Told(outcome) => self.changed(outcome, now),
+                Next::Settle(version) => {
+                    self.order(Order::Settled(version));
+                    self.end_changing();
+                }
+                Next::Over => self.end_changing(),
+            }
+        }
+    }
+
+    fn end_changing(&mut self) {
+        if let Some(turn) = &mut self.changes.turn {
+            turn.changing = None;
+            if matches!(turn.step, Step::Told) {
+                self.changes.turn = None;
+            }
+        }
+    }
+
+    fn changed(&mut self, outcome: Result<u64, ChangeError>, now: Instant) {
+        let Some(Turn { step: Step::Changing { then }, .. }) = &self.changes.turn else { return };
+        let then = then.clone();
+        let version = match outcome {
+            Ok(version) => version,
+            Err(error) => return self.finish(Err(error.to_string()), now),
+        };
+        let step = match then {
+            Then::Joined { theirs, peer } => {
+                let Greeting { name, id, kind, .. } = theirs;
+                tracing::info!(member = %name, %id, %peer, version, "taken in");
+                let told = match kind {
+                    Kind::Witness => format!("{name} is a member, a witness (version {version})"),
+                    Kind::Data => format!("{name} is a member (version {version}); it counts once it has caught up"),
+                };
+                Step::Seating { told, until: now + SEATED_TIME_MAX }
+            }
+            Then::Left { name, in_reach } => {
+                tracing::info!(member = %name, version, "leaving: its vote about the register ends first");
+                Step::Leaving { name, in_reach, until: now + SEATED_TIME_MAX }
+            }
+            Then::Removed { name } => {
+                let state = &self.view.state;
+                let members: Vec<&str> = state.members.keys().map(MemberName::as_str).collect();
+                tracing::info!(member = %name, version, "removed");
+                let confirms = match state.sync_policy().to_string() {
+                    policy if policy.is_empty() => "no replica confirms commits any more".to_owned(),
+                    policy => format!("commits at remote levels wait for {policy}"),
+                };
+                let told = format!("{name} is removed (version {version}); members are {}; {confirms}", members.join(", "));
+                Step::Seating { told, until: now + SEATED_TIME_MAX }
+            }
+            Then::Counts { name } => {
+                let policy = self.view.state.sync_policy();
+                tracing::info!(member = %name, version, %policy, "has caught up and counts");
+                return self.finish(Ok(format!("{name} counts")), now);
+            }
+        };
+        if let Some(turn) = &mut self.changes.turn {
+            turn.step = step;
+        }
+    }
+
+    pub(super) fn take_proved(&mut self, proof: u64, outcome: Result<(), String>, now: Instant) {
+        if let Some(Turn { changing: Some(changing), proof: of, .. }) = &mut self.changes.turn
+            && *of == proof
+        {
+            changing.handle_proved(outcome, now);
+        }
+    }
+
+    /// A member answered whether it is there.
+    pub(super) fn take_in_reach(&mut self, from: MemberName, answers: bool, now: Instant) {
+        if let Some(Turn { step: Step::Reaching { awaited, answering, .. }, .. }) = &mut self.changes.turn {
+            awaited.remove(&from);
+            if answers {
+                answering.insert(from);
+            }
+            self.poll_step(now);
+        }
+    }
+
+    /// The answer to what the step asked for.
+    pub(super) fn take_members_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
+        let Some(turn) = &mut self.changes.turn else { return };
+        if let Some(changing) = turn.changing.as_mut().filter(|_| matches!(turn.step, Step::Changing { .. } | Step::Told)) {
+            let outcome = match answer {
+                Ok(Answer::Change(_)) => Ok(()),
+                other => Err(refusal(other, "the controller")),
+            };
+            return changing.handle_answer(outcome, now);
+        }
+        match &turn.step {
+            Step::Greeting { name, peer, until, .. } => {
+                let (name, peer, until) = (name.clone(), peer.clone(), *until);
+                self.take_newcomer(name, peer, until, answer, now);
+            }
+            Step::Admitting { theirs, peer } => {
+                let (theirs, peer) = (theirs.clone(), peer.clone());
+                if !matches!(answer, Ok(Answer::Done)) {
+                    let text = format!("{} could not be told the register: {}", theirs.name, refusal(answer, "the controller"));
+                    return self.finish(Err(text), now);
+                }
+                let Greeting { name, id, kind, .. } = theirs.clone();
+                let change = MemberChange::Join { name, id, peer: peer.clone(), kind };
+                self.begin_changing(change, Then::Joined { theirs, peer }, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Who is there, if it can be taken in.
+    fn take_newcomer(
+        &mut self,
+        name: MemberName,
+        peer: String,
+        until: Instant,
+        answer: Result<Answer, String>,
+        now: Instant,
+    ) {
+        let again = |agent: &mut Agent| {
+            if let Some(turn) = &mut agent.changes.turn {
+                let at = now + LOOK_INTERVAL;
+                turn.step = Step::Greeting { name: name.clone(), peer: peer.clone(), asked: false, at, until };
+            }
+        };
+        let theirs = match answer {
+            Ok(Answer::Greeting(theirs)) => theirs,
+            Ok(Answer::Stranger(said)) => said.member,
+            // It may have ended its incarnation a moment ago, and its connections with it.
+            _ if now < until => return again(self),
+            other => return self.finish(Err(format!("{name} is not reached at {peer}: {}", refusal(other, "it says"))), now),
+        };
+        if theirs.name != name {
+            return self.finish(Err(format!("the node at {peer} is {}, not {name}", theirs.name)), now);
+        }
+        let state = &self.view.state;
+        if let Some(other) = theirs.cluster_id.filter(|id| *id != state.cluster_id) {
+            let text = format!(
+                "the log of {name} belongs to cluster {other}, the members' to {}: start it with an empty data directory",
+                state.cluster_id
+            );
+            return self.finish(Err(text), now);
+        }
+        // A removed incarnation is not taken in again, and a register in which it has no part is not built upon: the node begins
+        // anew first. It does so by itself when it hears that it was removed.
+        let removed = state.removed_at(theirs.id).is_some();
+        if !removed && (!theirs.formed || self.view.told.contains(&theirs.id)) {
+            let admit = Ask::Admit(theirs.id, peer.clone());
+            if let Some(turn) = &mut self.changes.turn {
+                turn.step = Step::Admitting { theirs, peer };
+            }
+            return self.ask_controller(admit, ADMIT_TIME_MAX + CHANGE_TIME_MAX, Purpose::Members, now);
+        }
+        if theirs.votes && !removed {
+            let text = format!("{name} at {peer} has a part in another cluster: start it with an empty data directory");
+            return self.finish(Err(text), now);
+        }
+        if now >= until {
+            let text = format!("{name} at {peer} did not begin anew within {ANEW_TIME_MAX:?}: start it again, then try again");
+            return self.finish(Err(text), now);
+        }
+        if !removed {
+            self.ask(&name, &peer, Ask::BeginAnew(theirs.id), self.election_timeout, Purpose::Nothing, now);
+        }
+        again(self);
+    }
+}

@@ -1,0 +1,203 @@
+//! Fencing and the replacement of a leader: this member's answers to fence requests, and the controller's failover.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::Epoch;
+use walferry_engine::mutants;
+
+use super::{Agent, Asker, LogEnd, Order, Output, ProposalFor, Purpose};
+use crate::control::{Answer, Ask};
+use crate::failover::{Effect, Outlook, Sealed};
+use crate::member::MemberName;
+use crate::register::{Change, Kind};
+
+/// Fence requests that wait, at most; a further one is refused.
+const FENCING_MAX: usize = 64;
+
+/// Fence requests on their way: promised on disk first, then obeyed by the node, then answered.
+#[derive(Debug, Default)]
+pub(super) struct Fencing {
+    /// Wait for the disk.
+    promising: Vec<(Asker, Epoch)>,
+    /// Wait for the node.
+    obeying: Vec<(Asker, Epoch)>,
+    /// Members that this controller has asked, for which epoch.
+    asked: BTreeMap<MemberName, Epoch>,
+    silence_said: bool,
+}
+
+impl Agent {
+    /// A controller wants this member to refuse older leaders.
+    pub(super) fn answer_fence(&mut self, asker: Asker, epoch: Epoch, now: Instant) {
+        let current = self.view.state.epoch;
+        let name = &self.config.name;
+        if epoch <= current {
+            let text = format!("{name}: epoch {current} has begun already, {epoch} is over");
+            return self.answer(asker, Answer::Refused(text), now);
+        }
+        if self.fencing.promising.len() + self.fencing.obeying.len() >= FENCING_MAX {
+            let text = format!("{name} has {FENCING_MAX} fence requests to answer");
+            return self.answer(asker, Answer::Refused(text), now);
+        }
+        self.fencing.promising.push((asker, epoch));
+        if mutants::is_on("forget-the-seal") {
+            return self.handle_promised(epoch, Ok(()), now);
+        }
+        // The promise is durable before anything rests on it.
+        self.outputs.push_back(Output::Promise(epoch));
+    }
+
+    /// A promise is durable, or could not be made so.
+    pub fn handle_promised(&mut self, epoch: Epoch, outcome: Result<(), String>, now: Instant) {
+        let (done, waiting) = std::mem::take(&mut self.fencing.promising).into_iter().partition(|(_, of)| *of <= epoch);
+        self.fencing.promising = waiting;
+        let done: Vec<(Asker, Epoch)> = done;
+        if let Err(error) = outcome {
+            for (asker, _) in done {
+                let text = format!("{} cannot promise: {error}", self.config.name);
+                self.answer(asker, Answer::Refused(text), now);
+            }
+            return;
+        }
+        self.voter.promise(epoch);
+        self.fence_lease(epoch);
+        if self.node.is_some() {
+            self.fencing.obeying.extend(done);
+            self.order(Order::Fence(epoch));
+        } else {
+            for (asker, _) in done {
+                self.answer_fenced(asker, LogEnd::default(), now);
+            }
+        }
+        self.turn(now);
+    }
+
+    /// The node takes nothing from older leaders any more.
+    pub(super) fn take_fenced_node(&mut self, epoch: Epoch, end: Option<LogEnd>, now: Instant) {
+        let (done, waiting) = std::mem::take(&mut self.fencing.obeying).into_iter().partition(|(_, of)| *of <= epoch);
+        self.fencing.obeying = waiting;
+        let done: Vec<(Asker, Epoch)> = done;
+        for (asker, _) in done {
+            match end {
+                Some(end) => self.answer_fenced(asker, end, now),
+                None => {
+                    let text = format!("the log of {} is stopped", self.config.name);
+                    self.answer(asker, Answer::Refused(text), now);
+                }
+            }
+        }
+    }
+
+    fn answer_fenced(&mut self, asker: Asker, end: LogEnd, now: Instant) {
+        let grant_left_us = self.voter.grant_left(now).as_micros() as u64;
+        let (id, promised) = (self.kept.id, self.voter.promised());
+        let LogEnd { last_epoch, flushed } = end;
+        self.answer(asker, Answer::Sealed { id, promised, last_epoch, flushed, grant_left_us }, now);
+    }
+
+    /// The controller's part.
+    pub(super) fn replace_leader(&mut self, now: Instant) {
+        if self.view.state.version == 0 {
+            return;
+        }
+        let controls = self.view.controls && self.is_member();
+        let (grant_left, promised) = (self.voter.grant_left(now), self.voter.promised());
+        self.fencing.silence_said &= grant_left.is_zero();
+        let outlook = Outlook { state: &self.view.state, controls, grant_left, promised, now };
+        for effect in self.failover.poll(&outlook) {
+            match effect {
+                Effect::Canvass => self.pre_vote(now),
+                Effect::Seal(epoch) => self.fence_all(epoch, now),
+                Effect::Propose(change) => self.propose_leader(change),
+            }
+        }
+        let members = self.view.state.members.keys().cloned().collect();
+        if controls {
+            let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
+            self.contacts.set_blocked(blocked.unwrap_or_default());
+        } else if grant_left.is_zero() && self.in_reach(&members, now) < self.view.state.majority() {
+            let text = self.out_of_reach(now);
+            self.contacts.set_blocked(text);
+        }
+        if let Some(text) = self.contacts.tell_blocked(now) {
+            self.outputs.push_back(Output::Blocked(text));
+        }
+    }
+
+    fn propose_leader(&mut self, change: Change) {
+        let (epoch, leader) = (change.state.epoch, change.state.leader.as_ref().map(MemberName::as_str));
+        tracing::info!(%epoch, ?leader, "proposing a new leader");
+        self.propose(change, ProposalFor::Failover);
+    }
+
+    fn pre_vote(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.fencing.silence_said, true) {
+            let leader = self.view.state.leader.as_ref().map_or("nobody", MemberName::as_str);
+            tracing::info!(leader, "the leader is silent, asking the others");
+        }
+        self.ask_all(&Ask::Canvass, self.election_timeout, &Purpose::PreVote, now);
+    }
+
+    pub(super) fn take_pre_vote(&mut self, member: &MemberName, answer: Result<Answer, String>) {
+        if let Ok(Answer::Canvass { silent, .. }) = answer {
+            self.failover.handle_canvass(member, silent);
+        }
+    }
+
+    fn fence_all(&mut self, epoch: Epoch, now: Instant) {
+        for (member, peer) in self.members() {
+            if self.fencing.asked.get(&member) == Some(&epoch) {
+                continue;
+            }
+            self.fencing.asked.insert(member.clone(), epoch);
+            self.ask(&member, &peer, Ask::Seal(epoch), self.election_timeout * 4, Purpose::Fence, now);
+        }
+    }
+
+    pub(super) fn take_fenced(&mut self, member: &MemberName, answer: Result<Answer, String>, now: Instant) {
+        self.fencing.asked.remove(member);
+        match answer {
+            Ok(Answer::Sealed { id, promised, last_epoch, flushed, grant_left_us }) => {
+                tracing::info!(%member, %promised, %last_epoch, %flushed, "fenced");
+                let granted_until = now + Duration::from_micros(grant_left_us);
+                let sealed = Sealed { id, promised, last_epoch, flushed, granted_until };
+                self.failover.handle_sealed(&self.view.state, member, sealed);
+            }
+            Ok(Answer::Refused(text)) => tracing::warn!(%member, "not fenced: {text}"),
+            _ => {}
+        }
+    }
+
+    /// True when this member has not heard the leader for the election timeout.
+    pub(super) fn hears_no_leader(&self, now: Instant) -> bool {
+        self.view.state.leader.is_none() || self.voter.grant_left(now).is_zero()
+    }
+
+    /// What a member says that reaches too few others.
+    fn out_of_reach(&self, now: Instant) -> String {
+        let state = &self.view.state;
+        let heard = |name: &MemberName| self.contacts.is_in_reach(name, self.election_timeout * 2, now);
+        let silent = state.members.keys().filter(|name| **name != self.config.name && !heard(name));
+        let silent: Vec<&str> = silent.map(MemberName::as_str).collect();
+        let leader = state.leader.as_ref().map_or("nobody", MemberName::as_str);
+        format!(
+            "the leader, {leader}, is silent, and without a majority of {} members nobody replaces it: waiting for {}; if these are \
+             gone for good, `walferry promote --force-new-cluster` makes this node a cluster of its own",
+            state.majority(),
+            silent.join(", ")
+        )
+    }
+
+    /// What this member becomes when its operator says that the others are gone for good; the state of its own cluster.
+    pub(super) fn forced_state(&self) -> Result<crate::register::ClusterState, String> {
+        let (name, state) = (&self.config.name, &self.view.state);
+        if self.config.kind == Kind::Witness {
+            return Err(format!("{name} is a witness: it has no log to go on with"));
+        }
+        if !self.is_member() {
+            return Err(format!("{name} is no member: it knows of no cluster that it could go on with"));
+        }
+        Ok(state.forced(name))
+    }
+}
