@@ -114,7 +114,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     scene.prove();
     scene.proposal();
     scene.changing.handle_answer(Ok(()), scene.now);
-    scene.state = scene.state.with_in_sync(&[name("b")].into()).expect("another set");
+    scene.state = scene.state.with_in_sync(&[(name("b"), MemberId(2))].into()).expect("another set");
     assert_eq!(scene.proposal().in_sync, [name("b"), name("d")].into());
     // So it does when a member loses its disk: the loss may as well have come after the change.
     scene.changing.handle_answer(Ok(()), scene.now);

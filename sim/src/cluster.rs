@@ -14,15 +14,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use walferry::simulated::Member;
+use walferry_cluster::agent::{AskId, RegisterView, SeatStep};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::level::CommitLevel;
-use walferry_cluster::register::{Change, ClusterState, Holding, Kind as MemberKind, Member as Seat, MemberId};
+use walferry_cluster::register::{ClusterState, MemberId, Outcome};
 use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::{TaskNo, World, enter};
 
 use crate::clients::{Client, Told, p99_us};
-use crate::control::{Asked, Control, Kept, Purpose, name_of};
+use crate::control::{Control, Kept, Proposal, Setting, name_of};
 use crate::faults::{Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
 use crate::network::{Network, peer_address};
@@ -39,7 +40,6 @@ const CONTROL_INTERVAL_US: u64 = 10_000;
 const TURN_US_MAX: u64 = 100_000;
 /// The register's own election: a controller that a majority does not hear is replaced after so long.
 const CONTROLLER_TIME_US: u64 = 250_000;
-const ASK_TIME_US: u64 = 1_600_000;
 /// Background work that sleeps looks so often whether it was woken.
 const LOOK_INTERVAL_US: u64 = 1_000;
 const CHANGE_TIME_US: u64 = 1_000_000;
@@ -62,6 +62,8 @@ enum Event {
     Disk(NodeNo, u64, DiskOpNo),
     Network,
     Control(NodeNo, u64),
+    /// The node has reported something to its agent.
+    Reports(NodeNo, u64),
     Packet {
         from: NodeNo,
         to: NodeNo,
@@ -70,21 +72,41 @@ enum Event {
     },
     AskTimeout(u64),
     Controller,
-    Propose {
-        from: NodeNo,
-        life: u64,
-        change: Box<Change>,
-        purpose: Purpose,
-    },
-    ChangeDone {
+    Promised {
         node: NodeNo,
         life: u64,
-        purpose: Purpose,
-        answer: Result<(), String>,
+        id: MemberId,
+        epoch: Epoch,
+    },
+    Propose {
+        node: NodeNo,
+        life: u64,
+        id: MemberId,
+        proposal: Proposal,
+    },
+    Proposed {
+        node: NodeNo,
+        life: u64,
+        id: MemberId,
+        number: u64,
+        outcome: Result<Outcome, String>,
+    },
+    Seat {
+        node: NodeNo,
+        life: u64,
+        id: MemberId,
+        step: SeatStep,
+    },
+    Seated {
+        node: NodeNo,
+        life: u64,
+        id: MemberId,
+        outcome: Result<(), String>,
     },
     Learn {
         node: NodeNo,
-        state: Box<ClusterState>,
+        id: MemberId,
+        view: Box<RegisterView>,
     },
     Client(usize, u64),
     Input(NodeNo, u64, u64, Vec<u8>),
@@ -191,11 +213,14 @@ pub struct Cluster {
     nodes: Vec<Node>,
     clients: Vec<Client>,
     told: Told,
-    /// The register, as a majority holds it.
+    /// What members are started with.
+    setting: Setting,
+    /// The register, as a majority holds it, and who votes about it.
     register: ClusterState,
+    engine: register::Engine,
     controller: Option<NodeNo>,
     controller_lost_us: Option<u64>,
-    asks: BTreeMap<u64, (NodeNo, u64, Asked)>,
+    asks: BTreeMap<u64, (NodeNo, u64, MemberId, AskId)>,
     last_ask: u64,
     last_session: u64,
     network_at: Option<u64>,
@@ -248,12 +273,11 @@ impl Cluster {
         for node in 0..plan.nodes + plan.spares {
             let id = MemberId(rng.u64(1..));
             if node < plan.nodes {
-                let (peer, kind, holding) = (peer_address(node), MemberKind::Data, Holding::Whole);
-                members.insert(name_of(node), Seat { id, peer, kind, holding });
+                members.insert(name_of(node), peer_address(node));
             }
             nodes.push(Node {
                 process: None,
-                kept: Kept { id, promised: Epoch(0), state: ClusterState::default() },
+                kept: Kept::new(id, Epoch(0), None),
                 // Relative, so that no message names another directory in another run.
                 dir: PathBuf::from(name_of(node).as_str()),
                 disk: plan.disk,
@@ -271,7 +295,13 @@ impl Cluster {
             });
         }
         let cluster_id = ClusterId(u128::from(rng.u64(1..)));
-        let register = ClusterState::formed(cluster_id, members, plan.policy).expect("a policy of the plan");
+        let setting = Setting {
+            members,
+            cluster_id,
+            policy: plan.policy.to_owned(),
+            election_timeout: ELECTION_TIMEOUT,
+            heartbeat_interval: HEARTBEAT_INTERVAL,
+        };
         let clients = plan
             .clients
             .iter()
@@ -287,7 +317,9 @@ impl Cluster {
             nodes,
             clients,
             told: Told::default(),
-            register,
+            setting,
+            register: ClusterState::default(),
+            engine: register::Engine::default(),
             controller: None,
             controller_lost_us: None,
             asks: BTreeMap::new(),
@@ -407,12 +439,16 @@ impl Cluster {
             Event::Disk(node, life, op) => self.disk_done(node, life, op),
             Event::Network => self.turn_network(),
             Event::Control(node, life) => self.turn_control(node, life),
+            Event::Reports(node, life) => self.take_reports(node, life),
             Event::Packet { from, to, request, body } => self.packet(from, to, request, body),
             Event::AskTimeout(request) => self.answered(request, None),
             Event::Controller => self.choose_controller(),
-            Event::Propose { from, life, change, purpose } => self.propose(from, life, *change, purpose),
-            Event::ChangeDone { node, life, purpose, answer } => self.change_done(node, life, purpose, answer),
-            Event::Learn { node, state } => self.learn(node, &state),
+            Event::Promised { node, life, id, epoch } => self.promised(node, life, id, epoch),
+            Event::Propose { node, life, id, proposal } => self.propose(node, life, id, proposal),
+            Event::Proposed { node, life, id, number, outcome } => self.proposed(node, life, id, number, outcome),
+            Event::Seat { node, life, id, step } => self.seat(node, life, id, step),
+            Event::Seated { node, life, id, outcome } => self.seated(node, life, id, outcome),
+            Event::Learn { node, id, view } => self.learn(node, id, *view),
             Event::Client(client, turn) => self.client_turn(client, turn),
             Event::Input(node, life, session, bytes) => self.input(node, life, session, &bytes),
             Event::Reply(client, session, node, epoch, bytes) => {

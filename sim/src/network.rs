@@ -1,6 +1,6 @@
 //! The network between simulated nodes. A connection is two pairs of real sockets, one at each node, with the simulator between
 //! them: what a node writes waits here until it is delivered, so that a full socket, a broken connection and a silent one look
-//! to the node as they do in production. Signs of life and questions of the cluster's threads travel as packets.
+//! to the node as they do in production. Heartbeats and questions of the cluster's threads travel as packets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -26,7 +26,8 @@ pub fn socket_address(node: NodeNo, port: u16) -> SocketAddr {
     format!("{PEER_NET}{}:{port}", node + 1).parse().expect("an address")
 }
 
-fn node_of(address: &str) -> Option<NodeNo> {
+/// Which node is reached there.
+pub fn node_of(address: &str) -> Option<NodeNo> {
     let number: NodeNo = address.strip_prefix(PEER_NET)?.split_once(':')?.0.parse().ok()?;
     number.checked_sub(1)
 }

@@ -38,7 +38,7 @@ pub mod hostile {
 pub mod simulated {
     pub use crate::config::NodeConfig;
     pub use crate::daemon::DaemonError;
-    pub use crate::daemon::simulated::{Control, Member, Order, Reach, Report};
+    pub use crate::daemon::simulated::{Control, Member, Order, Report};
 }
 
 /// Runs the subcommand that the command line names, and turns its end into an exit code.

@@ -3,13 +3,13 @@
 
 use walferry::simulated::{Member, NodeConfig};
 use walferry_cluster::level::CommitLevel;
-use walferry_cluster::register::{ClusterState, MemberId};
+use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
 
 use super::{
-    Broken, Checked, Cluster, ELECTION_TIMEOUT, Event, HEARTBEAT_INTERVAL, LOOK_INTERVAL_US, Process, RESTART_US,
+    Broken, Checked, Cluster, Event, LOOK_INTERVAL_US, Process, RESTART_US,
     SCRUB_US_MAX, SEGMENT_BYTES, TURN_US_MAX,
 };
 use crate::control::{Control, Kept, name_of};
@@ -71,13 +71,11 @@ impl Cluster {
         known.durable = member.flushed();
         (known.checkpoint, known.copies, known.committed) = (member.store().durable_applied(), 0, Lsn::ZERO);
         let kept = known.kept.clone();
-        let control = Control::new(node, kept, end, member.epoch(), ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, world::now());
+        let control = Control::new(node, kept, end, member.epoch(), &self.setting, world::now());
         let kernel = Kernel::new(queues, known.disk, self.rng.u64(..));
         known.process = Some(Process { member, kernel, control });
         self.network.borrow_mut().set_up(node, true);
-        if self.register.version > 0 && self.controller.is_some() {
-            self.tell_register(node);
-        }
+        self.tell_register();
         self.schedule_turn(node, self.now_us);
         self.after(1, Event::Control(node, life));
         Ok(())
@@ -104,7 +102,7 @@ impl Cluster {
         let id = MemberId(self.rng.u64(1..));
         let lost = &mut self.nodes[node];
         std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
-        lost.kept = Kept { id, promised: Epoch(0), state: ClusterState::default() };
+        lost.kept = Kept::new(id, Epoch(0), None);
         (lost.durable, lost.epoch, lost.rotten) = (Lsn::ZERO, Epoch(0), None);
     }
 
@@ -287,6 +285,11 @@ impl Cluster {
                 name_of(node),
                 known.committed
             )));
+        }
+        if let Some(process) = &self.nodes[node].process
+            && process.control.has_reports()
+        {
+            self.after(5, Event::Reports(node, self.nodes[node].life));
         }
         for (session, bytes) in turned.replied {
             self.send_reply(node, session, epoch, bytes);

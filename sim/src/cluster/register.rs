@@ -1,20 +1,32 @@
 //! The cluster's threads: packets between them, who controls the register, and what becomes of proposals. The register is one
-//! value that whoever controls it may change while a majority hears it; openraft has its own suite.
+//! value that whoever controls it may change while a majority of its voters hears it; openraft has its own suite. Who votes is
+//! modelled as openraft has it: incarnations, changed by a majority of those before and of those after.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use walferry_cluster::agent::{Output, RegisterView, SeatStep};
 use walferry_cluster::control::Answer;
-use walferry_cluster::register::{Change, ClusterState, Holding};
+use walferry_cluster::register::{Change, Holding, MemberId, Outcome};
+use walferry_engine::lsn::Epoch;
 use walferry_engine::world;
 
-use super::{ASK_TIME_US, Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event, RESTART_US};
-use crate::control::{Control, Purpose, Wish, name_of, node_of};
+use super::{Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event};
+use crate::control::{Control, Proposal, name_of, node_of};
 use crate::world::NodeNo;
 
 /// A proposal takes no less.
 const PROPOSE_US_MIN: u64 = 500;
+/// A promise is on the disk within this.
+const PROMISE_US: std::ops::Range<u64> = 100..4_000;
 
-/// Whether only the controller makes such proposals.
-fn is_controllers(purpose: Purpose) -> bool {
-    matches!(purpose, Purpose::Failover | Purpose::TakeBack)
+/// The engine that holds the register.
+#[derive(Debug, Default)]
+pub struct Engine {
+    pub voters: BTreeSet<MemberId>,
+    /// Where those are that are told the register.
+    pub told: BTreeMap<MemberId, String>,
+    /// A step of the voters is under way; more of them wait.
+    pub joint: bool,
 }
 
 impl Cluster {
@@ -26,43 +38,80 @@ impl Cluster {
             return self.at(self.nodes[node].paused_until, Event::Control(node, life));
         }
         self.after(CONTROL_INTERVAL_US, Event::Control(node, life));
-        self.move_control(node, |control, wishes| control.turn(world::now(), wishes));
+        self.move_control(node, |control| control.turn(world::now()));
+    }
+
+    /// The node reported something, and nothing else brings the agent to look at it.
+    pub(super) fn take_reports(&mut self, node: NodeNo, life: u64) {
+        if self.nodes[node].life != life || self.is_paused(node) {
+            return;
+        }
+        self.move_control(node, |control| control.turn(world::now()));
     }
 
     /// Does something with a member's part, and what comes of it.
-    pub(super) fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control, &mut Vec<Wish>)) {
+    pub(super) fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control)) {
         self.world.be(node);
         let life = self.nodes[node].life;
         let Some(process) = &mut self.nodes[node].process else { return };
-        let mut wishes = Vec::new();
-        act(&mut process.control, &mut wishes);
-        let answers = process.control.take_answers(world::now());
+        act(&mut process.control);
         self.schedule_turn(node, self.now_us + 2);
-        for (request, to, answer) in answers {
-            if matches!(answer, Answer::Sealed { .. }) {
-                self.maybe_kill_sealed(node);
-            }
-            self.send_packet(node, to, request, Body::Answer(answer));
+        while let Some(process) = &mut self.nodes[node].process {
+            let Some(output) = process.control.poll_output() else { break };
+            let id = process.control.kept.id;
+            self.carry_out(node, life, id, output);
         }
-        for wish in wishes {
-            match wish {
-                Wish::Ask { to, ask, asked } => {
-                    self.last_ask += 1;
-                    let request = self.last_ask;
-                    self.asks.insert(request, (node, life, asked));
-                    self.after(ASK_TIME_US, Event::AskTimeout(request));
-                    self.send_packet(node, to, request, Body::Ask(ask));
-                }
-                Wish::Propose(purpose, change) => {
-                    // The controller's disks, and whoever else's it needs.
-                    let mut delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
-                    if !is_controllers(purpose) {
-                        delay += self.network.borrow_mut().delay_us();
-                    }
-                    let change = Box::new(change);
-                    self.after(delay, Event::Propose { from: node, life, change, purpose });
+    }
+
+    fn carry_out(&mut self, node: NodeNo, life: u64, id: MemberId, output: Output) {
+        match output {
+            Output::Ask { id: number, peer, ask, timeout, .. } => {
+                self.last_ask += 1;
+                let request = self.last_ask;
+                self.asks.insert(request, (node, life, id, number));
+                let timeout = self.world.true_us(node, timeout);
+                self.after(timeout, Event::AskTimeout(request));
+                if let Some(to) = crate::network::node_of(&peer).filter(|to| *to < self.nodes.len()) {
+                    self.send_packet(node, to, request, Body::Ask(*ask));
                 }
             }
+            Output::Answer(request, answer) => {
+                let Some(process) = &mut self.nodes[node].process else { return };
+                let Some(to) = process.control.asker(request) else { return };
+                if matches!(*answer, Answer::Sealed { .. }) {
+                    self.maybe_kill_sealed(node);
+                }
+                self.send_packet(node, to, request, Body::Answer(*answer));
+            }
+            Output::Promise(epoch) => {
+                let delay = self.rng.u64(PROMISE_US);
+                self.after(delay, Event::Promised { node, life, id, epoch });
+            }
+            Output::Propose(number, change) => {
+                // The controller's disk, and whoever else's it needs.
+                let delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
+                let proposal = Proposal { id: number, change };
+                self.after(delay, Event::Propose { node, life, id, proposal });
+            }
+            Output::Form(voters) => {
+                if self.engine.voters.is_empty() {
+                    self.engine.voters = voters.keys().copied().collect();
+                    self.engine.told = voters;
+                }
+            }
+            Output::Seat(step) => {
+                let delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
+                self.after(delay, Event::Seat { node, life, id, step });
+            }
+            Output::Over(over) => {
+                let next = MemberId(self.rng.u64(1..));
+                self.trace.note(self.now_us, &format!("{} ends as {id}: {over:?}", name_of(node)));
+                self.move_control(node, |control| control.begin_anew(over, next, world::now()));
+            }
+            Output::Reply(_, outcome) => {
+                self.trace.note(self.now_us, &format!("operator at {}: {outcome:?}", name_of(node)));
+            }
+            Output::Order(_) | Output::Lease(_) | Output::MayElect(_) | Output::Blocked(_) => {}
         }
     }
 
@@ -81,44 +130,56 @@ impl Cluster {
             return;
         }
         match body {
-            Body::Ask(ask) => {
-                let mut answer = None;
-                self.move_control(to, |control, _| answer = control.answer(request, from, ask, world::now()));
-                if let Some(answer) = answer {
-                    self.send_packet(to, from, request, Body::Answer(answer));
-                }
-            }
+            Body::Ask(ask) => self.move_control(to, |control| control.ask(request, from, ask, world::now())),
             Body::Answer(answer) => self.answered(request, Some(answer)),
         }
     }
 
     pub(super) fn answered(&mut self, request: u64, answer: Option<Answer>) {
-        let Some((node, life, asked)) = self.asks.remove(&request) else { return };
-        if self.nodes[node].life == life {
-            self.move_control(node, |control, wishes| {
-                control.handle_answer(asked, answer, world::now(), wishes);
-                control.turn(world::now(), wishes);
-            });
+        let Some((node, life, id, number)) = self.asks.remove(&request) else { return };
+        let answer = answer.ok_or_else(|| "no answer".to_owned());
+        self.tell(node, life, id, |control| control.answered(number, answer, world::now()));
+    }
+
+    /// Tells an incarnation of a member something, if it is still there.
+    fn tell(&mut self, node: NodeNo, life: u64, id: MemberId, act: impl FnOnce(&mut Control)) {
+        let there = self.nodes[node].process.as_ref().is_some_and(|process| process.control.kept.id == id);
+        if there && self.nodes[node].life == life {
+            self.move_control(node, act);
         }
+    }
+
+    pub(super) fn promised(&mut self, node: NodeNo, life: u64, id: MemberId, epoch: Epoch) {
+        if self.is_paused(node) {
+            return self.at(self.nodes[node].paused_until, Event::Promised { node, life, id, epoch });
+        }
+        self.tell(node, life, id, |control| control.promised(epoch, world::now()));
     }
 
     pub(super) fn is_up(&self, node: NodeNo) -> bool {
         self.nodes[node].process.is_some() && !self.is_paused(node)
     }
 
-    /// Whether the register has this life of the node among its members.
-    pub(super) fn is_member(&self, node: NodeNo) -> bool {
-        self.register.knows(&name_of(node), self.nodes[node].kept.id)
+    /// Which incarnation of the member is there, or was last.
+    pub(super) fn incarnation(&self, node: NodeNo) -> MemberId {
+        let known = &self.nodes[node];
+        known.process.as_ref().map_or(known.kept.id, |process| process.control.kept.id)
     }
 
-    /// Those whose lives the register has.
+    /// Whether the register has this incarnation of the node among its members.
+    pub(super) fn is_member(&self, node: NodeNo) -> bool {
+        self.register.knows(&name_of(node), self.incarnation(node))
+    }
+
+    /// Those whose incarnations the register has.
     pub(super) fn members(&self) -> impl Iterator<Item = NodeNo> {
         (0..self.nodes.len()).filter(|node| self.is_member(*node))
     }
 
-    /// No member misses anything that it confirmed, and none is still catching up with its first log.
+    /// No member misses anything that it confirmed, none is still catching up with its first log, and none is leaving.
     pub(super) fn all_are_whole(&self) -> bool {
-        self.register.members.values().all(|seat| seat.holding == Holding::Whole)
+        let whole = self.register.members.values().all(|member| member.holding == Holding::Whole);
+        whole && self.register.leaving.is_empty()
     }
 
     fn hear_each_other(&self, node: NodeNo, other: NodeNo) -> bool {
@@ -126,126 +187,159 @@ impl Cluster {
         network.passes(node, other) && network.passes(other, node)
     }
 
-    /// Whether this member and a majority hear each other.
-    fn reaches_majority(&self, node: NodeNo) -> bool {
-        let heard = |other: &NodeNo| self.is_member(*other) && self.is_up(*other) && self.hear_each_other(node, *other);
-        let heard = (0..self.nodes.len()).filter(heard).count();
-        self.is_member(node) && self.is_up(node) && heard * 2 > self.register.members.len()
+    /// Whether this voter and a majority of these voters hear each other.
+    fn reaches_majority(&self, node: NodeNo, voters: &BTreeSet<MemberId>) -> bool {
+        let heard = |other: &NodeNo| {
+            voters.contains(&self.incarnation(*other)) && self.is_up(*other) && self.hear_each_other(node, *other)
+        };
+        let count = (0..self.nodes.len()).filter(heard).count();
+        heard(&node) && count * 2 > voters.len()
     }
 
     pub(super) fn choose_controller(&mut self) {
         self.after(50_000, Event::Controller);
-        let holds = self.controller.is_some_and(|node| self.reaches_majority(node));
+        let voters = self.engine.voters.clone();
+        let holds = self.controller.is_some_and(|node| self.reaches_majority(node, &voters));
         if holds {
             self.controller_lost_us = None;
             // Whoever missed it hears it now.
-            for node in 0..self.nodes.len() {
-                self.tell_register(node);
-            }
-            return self.look_for_new_lives();
+            return self.tell_register();
         }
         let lost = *self.controller_lost_us.get_or_insert(self.now_us);
         let first = self.controller.is_none();
         if !first && self.now_us < lost + CONTROLLER_TIME_US {
             return;
         }
-        let able: Vec<NodeNo> = (0..self.nodes.len()).filter(|node| self.reaches_majority(*node)).collect();
+        let tries = |node: &NodeNo| {
+            let process = self.nodes[*node].process.as_ref();
+            process.is_some_and(|process| process.control.may_elect) && self.reaches_majority(*node, &voters)
+        };
+        let able: Vec<NodeNo> = (0..self.nodes.len()).filter(tries).collect();
         let Some(&chosen) = (!able.is_empty()).then(|| &able[self.rng.usize(0..able.len())]) else { return };
         self.controller = Some(chosen);
         self.controller_lost_us = None;
+        self.tell_register();
+    }
+
+    /// The controller's word on the register and on itself, to those it gets through to.
+    pub(super) fn tell_register(&mut self) {
+        let Some(controller) = self.controller else { return };
         for node in 0..self.nodes.len() {
-            self.tell_register(node);
+            if !self.engine.told.contains_key(&self.incarnation(node)) {
+                continue;
+            }
+            let delay = self.network.borrow_mut().packet(controller, node);
+            if let Some(delay) = delay {
+                let view = RegisterView {
+                    state: self.register.clone(),
+                    formed: true,
+                    controller: Some(self.incarnation(controller)),
+                    controls: controller == node,
+                    voters: self.engine.voters.clone(),
+                    told: self.engine.told.keys().copied().collect(),
+                    joint: self.engine.joint,
+                };
+                let id = self.incarnation(node);
+                self.after(delay, Event::Learn { node, id, view: Box::new(view) });
+            }
         }
     }
 
-    /// A member that is there again without what it was: its disk is new.
-    fn look_for_new_lives(&mut self) {
-        let Some(controller) = self.controller else { return };
-        let is_new = |node: &NodeNo| {
-            let known = self.register.members.contains_key(&name_of(*node)) && !self.is_member(*node);
-            known && self.is_up(*node) && self.hear_each_other(controller, *node)
-        };
-        let Some(node) = (0..self.nodes.len()).find(is_new) else { return };
-        let id = self.nodes[node].kept.id;
-        self.move_control(controller, |control, wishes| control.take_back(&name_of(node), id, wishes));
-    }
-
-    /// The controller's word on the register and on itself, if it gets through.
-    pub(super) fn tell_register(&mut self, node: NodeNo) {
-        let Some(controller) = self.controller else { return };
-        let delay = self.network.borrow_mut().packet(controller, node);
-        if let Some(delay) = delay {
-            let state = Box::new(self.register.clone());
-            self.after(delay, Event::Learn { node, state });
-        }
-    }
-
-    pub(super) fn learn(&mut self, node: NodeNo, state: &ClusterState) {
+    pub(super) fn learn(&mut self, node: NodeNo, id: MemberId, mut view: RegisterView) {
         if self.is_paused(node) {
             return;
         }
-        let controls = self.controller == Some(node);
-        let mut removed = false;
-        self.move_control(node, |control, wishes| {
-            let news = state.version > control.kept.state.version || control.controls != controls;
-            control.learn(state);
-            control.controls = controls;
-            removed = control.is_removed();
-            if news && !removed {
-                control.turn(world::now(), wishes);
-            }
-        });
-        if removed {
-            self.lose_disk(node);
-            self.after(RESTART_US, Event::Start(node));
-        }
+        view.controls &= self.controller == Some(node);
+        let life = self.nodes[node].life;
+        self.tell(node, life, id, |control| control.learn(view, world::now()));
     }
 
-    pub(super) fn propose(&mut self, from: NodeNo, life: u64, change: Change, purpose: Purpose) {
-        let able = self.controller.filter(|node| self.reaches_majority(*node));
-        let able = able.filter(|node| *node == from || !is_controllers(purpose) && self.hear_each_other(from, *node));
-        let (delay, answer) = match able {
-            Some(_) => {
-                let before = self.register.epoch;
-                let outcome = self.register.apply(change);
-                self.trace.note(
-                    self.now_us,
-                    &format!(
-                        "register: {purpose:?} {outcome:?} version {} epoch {} leader {:?} in sync {:?} members {}",
-                        self.register.version,
-                        self.register.epoch,
-                        self.register.leader,
-                        self.register.in_sync,
-                        self.members_text()
-                    ),
-                );
-                if self.register.epoch > before {
-                    self.trace.failovers += 1;
-                    let leader = self.register.leader.as_ref().map_or(usize::MAX, node_of);
-                    self.leaders.push((self.register.epoch, leader));
+    pub(super) fn propose(&mut self, node: NodeNo, life: u64, id: MemberId, proposal: Proposal) {
+        let able = self.controller == Some(node) && self.incarnation(node) == id && self.nodes[node].life == life;
+        let voters = self.engine.voters.clone();
+        if !able || !self.reaches_majority(node, &voters) {
+            let outcome = Err("no majority of the voters took it".to_owned());
+            return self.after(CHANGE_TIME_US, Event::Proposed { node, life, id, number: proposal.id, outcome });
+        }
+        let outcome = self.change_register(*proposal.change);
+        let delay = self.network.borrow_mut().delay_us();
+        self.after(delay, Event::Proposed { node, life, id, number: proposal.id, outcome: Ok(outcome) });
+    }
+
+    fn change_register(&mut self, change: Change) -> Outcome {
+        let before = self.register.epoch;
+        let outcome = self.register.apply(change);
+        let text = format!(
+            "register: {outcome:?} version {} epoch {} leader {:?} in sync {:?} members {}",
+            self.register.version,
+            self.register.epoch,
+            self.register.leader,
+            self.register.in_sync,
+            self.members_text()
+        );
+        self.trace.note(self.now_us, &text);
+        if self.register.epoch > before {
+            self.trace.failovers += 1;
+            let leader = self.register.leader.as_ref().map_or(usize::MAX, node_of);
+            self.leaders.push((self.register.epoch, leader));
+        }
+        self.tell_register();
+        outcome
+    }
+
+    pub(super) fn proposed(
+        &mut self,
+        node: NodeNo,
+        life: u64,
+        id: MemberId,
+        number: u64,
+        outcome: Result<Outcome, String>,
+    ) {
+        self.tell(node, life, id, |control| control.proposed(number, outcome, world::now()));
+    }
+
+    /// A step of the voters: it takes a majority of those that vote, and of those that are to vote.
+    pub(super) fn seat(&mut self, node: NodeNo, life: u64, id: MemberId, step: SeatStep) {
+        let voters = self.engine.voters.clone();
+        let able = self.controller == Some(node) && self.incarnation(node) == id && self.reaches_majority(node, &voters);
+        let outcome = if !able { Err("no majority of the voters took it".to_owned()) } else { self.take_step(node, step) };
+        let delay = self.network.borrow_mut().delay_us();
+        self.after(delay, Event::Seated { node, life, id, outcome });
+    }
+
+    fn take_step(&mut self, controller: NodeNo, step: SeatStep) -> Result<(), String> {
+        match step {
+            SeatStep::Admit(id, peer) => {
+                let there = crate::network::node_of(&peer).filter(|node| *node < self.nodes.len());
+                let there = there.filter(|node| self.incarnation(*node) == id && self.is_up(*node));
+                self.engine.told.insert(id, peer);
+                if !there.is_some_and(|node| self.hear_each_other(controller, node)) {
+                    return Err("it does not take the register".to_owned());
                 }
-                for node in 0..self.nodes.len() {
-                    self.tell_register(node);
-                }
-                (self.network.borrow_mut().delay_us(), Ok(()))
             }
-            None => (CHANGE_TIME_US, Err("nobody controls".to_owned())),
-        };
-        self.after(delay, Event::ChangeDone { node: from, life, purpose, answer });
+            SeatStep::Voters(voters) => {
+                // One that is about to stop voting may change the voters as well: it needs the others.
+                let others = (0..self.nodes.len()).filter(|node| voters.contains(&self.incarnation(*node)));
+                let others = others.filter(|node| self.is_up(*node) && self.hear_each_other(controller, *node)).count();
+                if others * 2 <= voters.len() {
+                    self.engine.joint = true;
+                    return Err("no majority of those that are to vote took it".to_owned());
+                }
+                (self.engine.voters, self.engine.joint) = (voters, false);
+            }
+            SeatStep::Forget(ids) => self.engine.told.retain(|id, _| !ids.contains(id)),
+        }
+        self.tell_register();
+        Ok(())
+    }
+
+    pub(super) fn seated(&mut self, node: NodeNo, life: u64, id: MemberId, outcome: Result<(), String>) {
+        self.tell(node, life, id, |control| control.seated(outcome, world::now()));
     }
 
     /// `a whole, b lost`.
     pub(super) fn members_text(&self) -> String {
         let members = self.register.members.iter();
-        members.map(|(name, seat)| format!("{name} {}", seat.holding)).collect::<Vec<_>>().join(", ")
-    }
-
-    pub(super) fn change_done(&mut self, node: NodeNo, life: u64, purpose: Purpose, answer: Result<(), String>) {
-        if self.nodes[node].life == life {
-            self.move_control(node, |control, wishes| {
-                control.proposed(purpose, answer, world::now());
-                control.turn(world::now(), wishes);
-            });
-        }
+        members.map(|(name, member)| format!("{name} {}", member.holding)).collect::<Vec<_>>().join(", ")
     }
 }

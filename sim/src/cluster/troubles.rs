@@ -1,11 +1,10 @@
 //! What goes wrong, when its time has come.
 
-use walferry_cluster::changing::MemberChange;
-use walferry_cluster::register::Kind;
+use walferry_cluster::agent::Command;
 use walferry_engine::world;
 
 use super::{CRASH_LOOK_US_MAX, CRASH_LOOKS, Checked, Cluster, Event, Variation};
-use crate::control::{Control, Wish, name_of, node_of};
+use crate::control::{name_of, node_of};
 use crate::faults::Fault;
 use crate::kernel::Disk;
 use crate::network::peer_address;
@@ -53,7 +52,7 @@ impl Cluster {
                     self.after(long, Event::Start(node));
                 }
             }
-            Fault::Switchover => self.ask_leader(|control, _| control.switch_over(name_of(node))),
+            Fault::Switchover => self.command(other, Command::Switchover(Some(name_of(node)))),
             Fault::ChangeMembers => self.change_members(node),
             Fault::Reset => self.network.borrow_mut().reset(node, other),
             Fault::SlowDisk => {
@@ -129,29 +128,28 @@ impl Cluster {
         self.is_member(node) && led && all_are_there && majority && well && !alone
     }
 
-    /// The leader by the register is asked for something, if it is there.
-    fn ask_leader(&mut self, act: impl FnOnce(&mut Control, &mut Vec<Wish>)) {
-        let Some(leader) = self.register.leader.as_ref().map(node_of) else { return };
-        if self.is_up(leader) {
-            self.move_control(leader, act);
+    /// An operator's command to one of the nodes, if it is there.
+    fn command(&mut self, node: NodeNo, command: Command) {
+        if self.is_up(node) {
+            self.move_control(node, |control| control.command(command, world::now()));
         }
     }
 
     /// The operator does without a member, or takes a node in.
     fn change_members(&mut self, node: NodeNo) {
         let name = name_of(node);
-        let change = if self.is_member(node) {
-            if self.register.members.len() <= MEMBERS_MIN {
-                return;
-            }
-            let in_reach = (0..self.nodes.len()).filter(|node| self.is_up(*node)).map(name_of).collect();
-            MemberChange::Remove { name, in_reach }
-        } else if self.is_up(node) {
-            MemberChange::Join { name, id: self.nodes[node].kept.id, peer: peer_address(node), kind: Kind::Data }
+        let command = if !self.is_member(node) {
+            Command::Join(name, Some(peer_address(node)))
+        } else if self.register.members.len() > MEMBERS_MIN {
+            Command::Remove(name)
         } else {
             return;
         };
-        self.ask_leader(|control, _| control.change_members(change, world::now()));
+        let members: Vec<NodeNo> = self.members().filter(|member| self.is_up(*member)).collect();
+        if !members.is_empty() {
+            let at = members[self.rng.usize(0..members.len())];
+            self.command(at, command);
+        }
     }
 
     /// Half of all crashes come while a write is under way, however short a time that is.

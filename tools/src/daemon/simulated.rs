@@ -20,7 +20,7 @@ use walferry_shipper::lend::Holding;
 
 use super::DaemonError;
 use super::cluster::Cluster;
-pub use super::cluster::{Control, Order, Reach, Report};
+pub use super::cluster::{Control, Order, Report};
 use super::host::SessionId;
 use super::node::{Node, Role};
 use super::session::{Session, SessionSettings};

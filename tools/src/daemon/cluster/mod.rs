@@ -160,6 +160,11 @@ impl Control {
         self.reports.try_recv().ok()
     }
 
+    /// Whether the node has reported something.
+    pub fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
     /// Until when the node may speak as a leader.
     pub fn set_lease(&self, until: Option<Instant>) {
         self.node.shared.lease.set(until);
