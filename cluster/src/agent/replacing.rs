@@ -41,8 +41,8 @@ impl Agent {
             return self.answer(asker, Answer::Refused(text), now);
         }
         self.fencing.promising.push((asker, epoch));
-        if mutants::is_on("forget-the-seal") {
-            return self.handle_promised(epoch, Ok(()), now);
+        if epoch <= self.kept.promised || mutants::is_on("forget-the-seal") {
+            return self.obey_promise(epoch, Ok(()), now);
         }
         // The promise is durable before anything rests on it.
         self.outputs.push_back(Output::Promise(epoch));
@@ -50,6 +50,11 @@ impl Agent {
 
     /// A promise is durable, or could not be made so.
     pub fn handle_promised(&mut self, epoch: Epoch, outcome: Result<(), String>, now: Instant) {
+        self.obey_promise(epoch, outcome, now);
+        self.turn(now);
+    }
+
+    fn obey_promise(&mut self, epoch: Epoch, outcome: Result<(), String>, now: Instant) {
         let (done, waiting) = std::mem::take(&mut self.fencing.promising).into_iter().partition(|(_, of)| *of <= epoch);
         self.fencing.promising = waiting;
         let done: Vec<(Asker, Epoch)> = done;
@@ -60,7 +65,18 @@ impl Agent {
             }
             return;
         }
+        // Meanwhile a leader of that epoch may have been chosen, whom the node follows: there is nothing to stop any more.
+        let current = self.view.state.epoch;
+        let (late, done): (Vec<_>, Vec<_>) = done.into_iter().partition(|(_, of)| *of <= current);
+        for (asker, of) in late {
+            let text = format!("{}: epoch {current} has begun already, {of} is over", self.config.name);
+            self.answer(asker, Answer::Refused(text), now);
+        }
+        self.kept.promised = self.kept.promised.max(epoch);
         self.voter.promise(epoch);
+        if done.is_empty() {
+            return;
+        }
         self.fence_lease(epoch);
         if self.node.is_some() {
             self.fencing.obeying.extend(done);
@@ -70,7 +86,6 @@ impl Agent {
                 self.answer_fenced(asker, LogEnd::default(), now);
             }
         }
-        self.turn(now);
     }
 
     /// The node takes nothing from older leaders any more.
