@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use walferry::simulated::{Control as NodeEnd, Order, Report};
-use walferry_cluster::agent::{Agent, AgentConfig, AskId, Command, Kept as AgentKept, NodeFacts, Output, Over, RegisterView};
+use walferry_cluster::agent::{
+    Agent, AgentConfig, AskId, Command, Kept as AgentKept, NodeFacts, Output, Over, RegisterView,
+};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::register::{Change, ClusterState, Kind, MemberId, Outcome};
 use walferry_cluster::{ClusterId, MemberName};

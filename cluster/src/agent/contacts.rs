@@ -231,7 +231,9 @@ impl Agent {
             return format!("this node is no member yet: `walferry join --name {name}` takes it in");
         }
         if let Some(version) = self.kept.removed {
-            return format!("removed from the cluster at version {version}; `walferry join --name {name}` takes it back");
+            return format!(
+                "removed from the cluster at version {version}; `walferry join --name {name}` takes it back"
+            );
         }
         if let Some(said) = strangeness {
             let at = &said.member.client_address;
@@ -244,7 +246,10 @@ impl Agent {
         let unheard = |other: &&MemberName| *other != name && !contacts.greetings.contains_key(*other);
         let missing: Vec<&str> = self.config.members.keys().filter(unheard).map(MemberName::as_str).collect();
         if !missing.is_empty() {
-            return format!("waiting for {} to form the cluster: every member has to be there once", missing.join(", "));
+            return format!(
+                "waiting for {} to form the cluster: every member has to be there once",
+                missing.join(", ")
+            );
         }
         if contacts.blocked.is_empty() { "the cluster is being formed".to_owned() } else { contacts.blocked.clone() }
     }
@@ -260,7 +265,8 @@ impl Agent {
         }
         let others = || self.config.members.keys().filter(|name| *name != own).filter_map(|name| greetings.get(name));
         if first && !self.view.formed && !others().any(|greeting| greeting.formed) {
-            let id_of = |name: &MemberName| greetings.get(name).filter(|_| name != own).map_or(self.kept.id, |it| it.id);
+            let id_of =
+                |name: &MemberName| greetings.get(name).filter(|_| name != own).map_or(self.kept.id, |it| it.id);
             let voters = self.config.members.iter().take(VOTERS_MAX);
             let voters = voters.map(|(name, peer)| (id_of(name), peer.clone())).collect();
             tracing::info!(members = %self.config.member_texts().join(","), "forming the cluster");
@@ -328,7 +334,8 @@ impl Agent {
         };
         let name = &greeting.name;
         let state = &self.view.state;
-        let Some(member) = state.members.get(name).filter(|member| member.id != greeting.id && self.view.controls) else {
+        let Some(member) = state.members.get(name).filter(|member| member.id != greeting.id && self.view.controls)
+        else {
             return self.contacts.end_taking_back(now);
         };
         if there == Some(greeting.id) {

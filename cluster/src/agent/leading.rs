@@ -206,7 +206,8 @@ impl Agent {
 
     pub(super) fn take_in_sync_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
         self.leading.in_sync_changing = false;
-        let pause = if matches!(answer, Ok(Answer::Change(_))) { Duration::ZERO } else { self.config.heartbeat_interval };
+        let pause =
+            if matches!(answer, Ok(Answer::Change(_))) { Duration::ZERO } else { self.config.heartbeat_interval };
         self.leading.in_sync_at = now + pause;
     }
 

@@ -285,9 +285,8 @@ impl Agent {
     }
 
     fn begin_changing(&mut self, change: MemberChange, then: Then, now: Instant) {
-        let begun = self.leading(now).and_then(|state| {
-            Changing::begin(change, state, now).map_err(|error| error.to_string())
-        });
+        let begun =
+            self.leading(now).and_then(|state| Changing::begin(change, state, now).map_err(|error| error.to_string()));
         match begun {
             Err(text) => self.finish(Err(text), now),
             Ok(changing) => {
@@ -375,7 +374,8 @@ impl Agent {
                     policy if policy.is_empty() => "no replica confirms commits any more".to_owned(),
                     policy => format!("commits at remote levels wait for {policy}"),
                 };
-                let told = format!("{name} is removed (version {version}); members are {}; {confirms}", members.join(", "));
+                let told =
+                    format!("{name} is removed (version {version}); members are {}; {confirms}", members.join(", "));
                 Step::Seating { told, until: now + SEATED_TIME_MAX }
             }
             Then::Counts { name } => {
@@ -411,7 +411,9 @@ impl Agent {
     /// The answer to what the step asked for.
     pub(super) fn take_members_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
         let Some(turn) = &mut self.changes.turn else { return };
-        if let Some(changing) = turn.changing.as_mut().filter(|_| matches!(turn.step, Step::Changing { .. } | Step::Told)) {
+        if let Some(changing) =
+            turn.changing.as_mut().filter(|_| matches!(turn.step, Step::Changing { .. } | Step::Told))
+        {
             let outcome = match answer {
                 Ok(Answer::Change(_)) => Ok(()),
                 other => Err(refusal(other, "the controller")),
@@ -426,7 +428,11 @@ impl Agent {
             Step::Admitting { theirs, peer } => {
                 let (theirs, peer) = (theirs.clone(), peer.clone());
                 if !matches!(answer, Ok(Answer::Done)) {
-                    let text = format!("{} could not be told the register: {}", theirs.name, refusal(answer, "the controller"));
+                    let text = format!(
+                        "{} could not be told the register: {}",
+                        theirs.name,
+                        refusal(answer, "the controller")
+                    );
                     return self.finish(Err(text), now);
                 }
                 let Greeting { name, id, kind, .. } = theirs.clone();
@@ -457,7 +463,9 @@ impl Agent {
             Ok(Answer::Stranger(said)) => said.member,
             // It may have ended its incarnation a moment ago, and its connections with it.
             _ if now < until => return again(self),
-            other => return self.finish(Err(format!("{name} is not reached at {peer}: {}", refusal(other, "it says"))), now),
+            other => {
+                return self.finish(Err(format!("{name} is not reached at {peer}: {}", refusal(other, "it says"))), now);
+            }
         };
         if theirs.name != name {
             return self.finish(Err(format!("the node at {peer} is {}, not {name}", theirs.name)), now);
@@ -485,7 +493,8 @@ impl Agent {
             return self.finish(Err(text), now);
         }
         if now >= until {
-            let text = format!("{name} at {peer} did not begin anew within {ANEW_TIME_MAX:?}: start it again, then try again");
+            let text =
+                format!("{name} at {peer} did not begin anew within {ANEW_TIME_MAX:?}: start it again, then try again");
             return self.finish(Err(text), now);
         }
         if !removed {

@@ -451,7 +451,8 @@ impl Agent {
 
     /// The cluster's election timeout binds every lease and every grant, whatever this member was configured with.
     fn learn_timeout(&mut self) {
-        let Some(timeout) = self.view.state.election_timeout().filter(|timeout| *timeout != self.election_timeout) else {
+        let Some(timeout) = self.view.state.election_timeout().filter(|timeout| *timeout != self.election_timeout)
+        else {
             return;
         };
         self.election_timeout = timeout;

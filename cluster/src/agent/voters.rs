@@ -62,7 +62,9 @@ impl Agent {
         if !self.view.controls || full {
             let name = &self.config.name;
             let text = match full {
-                true => format!("{name} tells the register to {ADMITTED_MAX} nodes that are no members, which is its bound"),
+                true => {
+                    format!("{name} tells the register to {ADMITTED_MAX} nodes that are no members, which is its bound")
+                }
                 false => format!("{name} does not control the register"),
             };
             return self.answer(asker, Answer::Refused(text), now);

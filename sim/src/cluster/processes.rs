@@ -9,8 +9,7 @@ use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
 
 use super::{
-    Broken, Checked, Cluster, Event, LOOK_INTERVAL_US, Process, RESTART_US,
-    SCRUB_US_MAX, SEGMENT_BYTES, TURN_US_MAX,
+    Broken, Checked, Cluster, Event, LOOK_INTERVAL_US, Process, RESTART_US, SCRUB_US_MAX, SEGMENT_BYTES, TURN_US_MAX,
 };
 use crate::control::{Control, Kept, name_of};
 use crate::kernel::{DiskOpNo, Kernel};

@@ -301,8 +301,10 @@ impl Cluster {
     /// A step of the voters: it takes a majority of those that vote, and of those that are to vote.
     pub(super) fn seat(&mut self, node: NodeNo, life: u64, id: MemberId, step: SeatStep) {
         let voters = self.engine.voters.clone();
-        let able = self.controller == Some(node) && self.incarnation(node) == id && self.reaches_majority(node, &voters);
-        let outcome = if !able { Err("no majority of the voters took it".to_owned()) } else { self.take_step(node, step) };
+        let able =
+            self.controller == Some(node) && self.incarnation(node) == id && self.reaches_majority(node, &voters);
+        let outcome =
+            if !able { Err("no majority of the voters took it".to_owned()) } else { self.take_step(node, step) };
         let delay = self.network.borrow_mut().delay_us();
         self.after(delay, Event::Seated { node, life, id, outcome });
     }

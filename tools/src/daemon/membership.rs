@@ -1,7 +1,7 @@
 //! The node as a member of a cluster: does what the cluster thread orders, and reports to it. The only place where a running
 //! node changes its role. An order is followed once nothing of the role before is in flight.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ pub(super) struct Membership {
     drain: Option<Drain>,
     joint: Option<Joint>,
     /// What was reported last.
-    in_sync: Option<(Epoch, BTreeSet<MemberName>)>,
+    in_sync: Option<(Epoch, BTreeMap<MemberName, MemberId>)>,
 }
 
 impl Membership {
@@ -358,12 +358,12 @@ impl Node {
     /// Tells the cluster who keeps up, when that has changed.
     fn report_in_sync(&mut self) {
         let (Role::Leader(shipper), Some(membership)) = (&self.role, &mut self.membership) else { return };
-        let seen = Some((self.history.last_epoch(), shipper.observed_in_sync()));
+        let id = |name: MemberName| Some((membership.state.members.get(&name)?.id, name));
+        let members = shipper.observed_in_sync().into_iter().filter_map(id).map(|(id, name)| (name, id)).collect();
+        let seen = Some((self.history.last_epoch(), members));
         if membership.in_sync != seen {
             membership.in_sync.clone_from(&seen);
             if let Some((epoch, members)) = seen {
-                let id = |name: MemberName| Some((membership.state.members.get(&name)?.id, name));
-                let members = members.into_iter().filter_map(id).map(|(id, name)| (name, id)).collect();
                 membership.cluster.report(ThreadReport::Agent(Report::InSync(epoch, members)));
             }
         }

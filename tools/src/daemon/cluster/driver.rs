@@ -120,7 +120,9 @@ async fn run(
         let next = match over {
             Over::Removed(version) => {
                 let name = &config.name;
-                tracing::warn!("removed from the cluster at version {version}; `walferry join --name {name}` takes it back");
+                tracing::warn!(
+                    "removed from the cluster at version {version}; `walferry join --name {name}` takes it back"
+                );
                 store.begin_anew(id, Some(version)).await
             }
             Over::Anew => store.begin_anew(id, store.removed()).await,
