@@ -35,7 +35,7 @@ use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mark::MarkFile;
 use crate::mutants;
-use crate::prepare::Preparer;
+use crate::prepare::{NoSegment, Preparer};
 use crate::retain::Needs;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
@@ -183,7 +183,7 @@ pub struct Log {
     ledger: Ledger,
     mark: MarkFile,
     stopped: Option<String>,
-    space_error: Option<String>,
+    space_error: Option<NoSegment>,
     /// Last, so that the directory stays ours until everything else is gone.
     lock: Option<DirLock>,
 }
@@ -362,7 +362,7 @@ impl Log {
 
     /// Why no segment can be prepared at the moment. Appends go on until the ready ones are full.
     pub fn space_error(&self) -> Option<&str> {
-        self.space_error.as_deref()
+        self.space_error.as_ref().map(|failed| failed.text.as_str())
     }
 
     /// True when no write is in flight and nothing waits for one.
@@ -414,8 +414,20 @@ impl Log {
         READY_SEGMENTS_MAX.min(READY_BYTES_MAX / self.config.segment_bytes).max(READY_SEGMENTS_MIN)
     }
 
-    /// The log needs segment `number` and it is not ready: keeps more of them ready from now on.
+    /// The log takes nothing more. Its owner looks at [`Log::stopped`] once a turn, and ends a leadership that rests on it.
+    fn stop(&mut self, text: String) {
+        self.stopped = Some(text);
+        // The next append has to look.
+        self.open.bytes_limit = 0;
+        self.flights.give_up_short_writes();
+    }
+
+    /// The log needs segment `number` and it is not ready: keeps more of them ready from now on. Without hope for one (anything but
+    /// a full disk) the log stops: a leader that can never write again must not keep others from leading.
     fn wait_for_segment(&mut self, number: SegmentNo) {
+        if let Some(failed) = self.space_error.as_ref().filter(|failed| !failed.for_want_of_space) {
+            return self.stop(failed.text.clone());
+        }
         if number > self.waited_for && self.space_error.is_none() {
             self.waited_for = number;
             self.ready_segments = (self.ready_segments * 2).min(self.ready_segments_max());

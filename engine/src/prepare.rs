@@ -57,8 +57,17 @@ struct Plan {
     /// Prepared and not yet taken by the log; at most RECYCLED_SEGMENTS_MAX and what is wanted.
     ready: VecDeque<(SegmentNo, File)>,
     /// Why the last attempt failed.
-    space_error: Option<String>,
+    space_error: Option<NoSegment>,
     stop: bool,
+}
+
+/// Why the last attempt to prepare a segment failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoSegment {
+    /// What was attempted, where, and what the system said.
+    pub text: String,
+    /// The disk or a quota is full: there may be space again.
+    pub for_want_of_space: bool,
 }
 
 #[derive(Debug)]
@@ -126,7 +135,7 @@ impl Preparer {
 
     /// Moves what became ready into `segments`, in order, and updates the reason why nothing does.
     /// Costs one atomic load when nothing changed.
-    pub fn take(&self, segments: &mut VecDeque<(SegmentNo, File)>, space_error: &mut Option<String>) {
+    pub fn take(&self, segments: &mut VecDeque<(SegmentNo, File)>, space_error: &mut Option<NoSegment>) {
         if self.shared.news.load(Ordering::Relaxed) && self.shared.news.swap(false, Ordering::Acquire) {
             let mut plan = self.shared.plan();
             segments.append(&mut plan.ready);
@@ -272,9 +281,12 @@ impl Work {
         if plan.stop {
             return;
         }
-        if plan.space_error.as_ref() != Some(&text) {
-            tracing::error!("{text}; appends will be refused when no segment is left");
-            plan.space_error = Some(text);
+        let for_want_of_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let failed = NoSegment { text, for_want_of_space };
+        if plan.space_error.as_ref() != Some(&failed) {
+            let then = if for_want_of_space { "appends will be refused" } else { "the log will stop" };
+            tracing::error!("{}; {then} when no segment is left", failed.text);
+            plan.space_error = Some(failed);
         }
         self.announce(plan);
     }

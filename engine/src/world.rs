@@ -5,10 +5,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::lsn::Lsn;
+#[cfg(feature = "simulation")]
+use crate::mutants;
 
 /// What a step of background work says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,13 +180,29 @@ pub fn is_simulated() -> bool {
     return false;
 }
 
-/// The monotonic clock.
+/// The clock by which leases, grants, timeouts and the age of a replica's state are measured: it never goes back, and it goes on
+/// while the machine is suspended (CLOCK_BOOTTIME). `Instant::now` reads CLOCK_MONOTONIC, which stands still meanwhile: a leader
+/// whose machine was suspended would hold its lease for as long after it as it was suspended. Instants of the two clocks must not
+/// be compared. No clock sees that the hypervisor stopped the processors of a virtual machine and its clocks with them
+/// (ARCHITECTURE.md, "What no clock sees").
 pub fn now() -> Instant {
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
-        return world.now();
+        let now = world.now();
+        if mutants::is_on("monotonic-lease-clock") {
+            return now.checked_sub(world.suspended()).expect("a node is suspended for less time than has passed");
+        }
+        return now;
     }
-    Instant::now()
+    static ORIGIN: OnceLock<(Instant, Duration)> = OnceLock::new();
+    let (origin, at) = *ORIGIN.get_or_init(|| (Instant::now(), since_boot()));
+    origin + since_boot().saturating_sub(at)
+}
+
+/// CLOCK_BOOTTIME: 30 ns by the vDSO, as CLOCK_MONOTONIC.
+fn since_boot() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.expect("Linux has CLOCK_BOOTTIME since 2.6.39, io_uring since 5.1").into()
 }
 
 /// The wall clock.
@@ -285,8 +304,12 @@ pub mod simulated {
 
     /// What a simulation gives the nodes that run on its thread.
     pub trait World {
-        /// The clock of the node that runs now.
+        /// The clock of the node that runs now; it goes on while the node's machine is suspended.
         fn now(&self) -> Instant;
+        /// How long its machine was suspended so far: by so much its monotonic clock is behind `now`.
+        fn suspended(&self) -> Duration {
+            Duration::ZERO
+        }
         /// Its wall clock.
         fn wall_clock(&self) -> SystemTime;
         /// A number by chance.

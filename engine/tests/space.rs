@@ -72,3 +72,25 @@ fn a_full_disk_refuses_appends_until_there_is_space() {
     node.flush();
     node.close();
 }
+
+#[test]
+fn a_log_that_can_get_no_segment_stops() {
+    let dir = directory();
+    let mut node = Node::leader(LogConfig { buffered: true, ..config(dir.path()) });
+    // What is open goes on; no name can be made durable in the directory any more.
+    std::fs::rename(dir.path().join("log"), dir.path().join("elsewhere")).expect("renamed");
+    let record = vec![4; 2 << 20];
+    let stopped = loop {
+        match node.log.append(&record) {
+            Ok(_) => {}
+            Err(AppendError::Busy) => {
+                node.turn().expect("the disk works");
+                node.take_all();
+            }
+            Err(AppendError::Stopped(text)) => break text,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(stopped.contains("cannot prepare segment"), "{stopped}");
+    assert_eq!(node.log.stopped(), Some(stopped.as_str()));
+}

@@ -10,7 +10,7 @@ use crate::world;
 
 impl Log {
     /// Frames sealed from now on carry `epoch`; the caller has made the epoch history that says so durable.
-    /// A half received frame is forgotten.
+    /// A half received frame is forgotten. When the durable mark cannot be flushed the log stops.
     pub fn lead(&mut self, epoch: Epoch) {
         assert!(self.leading.is_none_or(|leading| leading < epoch), "an epoch never goes back");
         self.seal_open();
@@ -18,7 +18,7 @@ impl Log {
         self.leading = Some(epoch);
         // Before the first frame of the epoch: recovery believes its headers only with this.
         if let Err(error) = self.mark.lead(epoch) {
-            self.stopped = Some(error.to_string());
+            self.stop(error.to_string());
         }
     }
 
@@ -96,9 +96,10 @@ impl Log {
         }
         if self.segment_file(number).is_none() {
             self.wait_for_segment(number);
-            return Err(match &self.space_error {
-                Some(text) => AppendError::NoSpace(text.clone()),
-                None => AppendError::Busy,
+            return Err(match (&self.stopped, &self.space_error) {
+                (Some(text), _) => AppendError::Stopped(text.clone()),
+                (None, Some(failed)) => AppendError::NoSpace(failed.text.clone()),
+                (None, None) => AppendError::Busy,
             });
         }
         let end = number.next().start(self.config.segment_bytes);

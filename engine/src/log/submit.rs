@@ -17,6 +17,7 @@ use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
 use crate::mutants;
 use crate::ring::{Completion, Owner, Ring, Token};
+use crate::world;
 
 /// When more than FRAME_TARGET_BYTES for each free write wait, one write takes this much (a replica that catches up).
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -60,6 +61,11 @@ pub(super) struct Flights {
 impl Flights {
     pub(super) fn new() -> Flights {
         Flights { slots: [Flight::default(); Commit::WINDOW], short: 0, outstanding: 0 }
+    }
+
+    /// Writes that were written short are not submitted again.
+    pub(super) fn give_up_short_writes(&mut self) {
+        self.short = 0;
     }
 
     /// Completions that are still to come, and writes to submit again.
@@ -285,9 +291,7 @@ impl Log {
         let path = self.segment_path(self.segment_of(lsn));
         let offset = lsn.offset(self.config.segment_bytes);
         let failure = LogFailure { what, path, offset, lsn, source };
-        self.stopped = Some(failure.to_string());
-        self.open.bytes_limit = 0;
-        self.flights.short = 0;
+        self.stop(failure.to_string());
         failure
     }
 
@@ -310,11 +314,11 @@ impl Log {
     /// Makes everything appended durable, waits for the writes in flight, and closes the log. The last to use the
     /// ring: completions of other owners are dropped. An error when something appended is not durable.
     pub fn shutdown(mut self, ring: &mut Ring) -> Result<(), LogError> {
-        let deadline = Instant::now() + SHUTDOWN_WAIT_MAX;
+        let deadline = world::now() + SHUTDOWN_WAIT_MAX;
         self.config.commit_delay = Duration::ZERO;
         let mut completions = Vec::new();
         loop {
-            let now = Instant::now();
+            let now = world::now();
             self.poll(ring, now);
             let stuck = self.stopped.is_some() || self.space_error.is_some();
             if self.flights.outstanding() == 0 && (stuck || self.idle()) || now >= deadline {
@@ -327,7 +331,7 @@ impl Log {
             })?;
             ring.completions(&mut completions);
             for completion in completions.drain(..).filter(|c| c.token.owner() == Owner::Log) {
-                if let Err(failure) = self.handle_completion(&completion, Instant::now()) {
+                if let Err(failure) = self.handle_completion(&completion, world::now()) {
                     tracing::error!("{failure}");
                 }
             }

@@ -239,7 +239,7 @@ fn show(label: &str, progress: &CopyProgress) {
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {bytes} of {total_bytes} {msg}");
         ProgressBar::new(0).with_prefix(label.to_owned()).with_style(style.expect("a template"))
     });
-    let mut told = Instant::now();
+    let mut told = world::now();
     while !progress.is_over() {
         let (done, total) = progress.bytes();
         match &bar {
@@ -253,8 +253,8 @@ fn show(label: &str, progress: &CopyProgress) {
                 bar.set_position(done);
                 bar.set_message(phase);
             }
-            None if told.elapsed() >= TELL_INTERVAL => {
-                told = Instant::now();
+            None if world::now() - told >= TELL_INTERVAL => {
+                told = world::now();
                 tracing::info!("{label}: {}", amounts(progress));
             }
             None => {}

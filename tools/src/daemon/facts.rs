@@ -170,7 +170,6 @@ impl Host for Node {
         let write = self.log.last_write();
         let micros = |duration: std::time::Duration| duration.as_micros() as u64;
         Evidence {
-            epoch: self.history.epoch_at(lsn),
             replicas: replicas
                 .into_iter()
                 .map(|(name, level)| ReplicaEvidence { name: name.to_string(), level })
@@ -186,7 +185,7 @@ impl Host for Node {
             epoch: self.history.last_epoch(),
             following: self.following(),
             port: self.client_address.port(),
-            uptime_s: self.started.elapsed().as_secs(),
+            uptime_s: (world::now() - self.started).as_secs(),
             clients: self.clients,
             commands: self.commands,
             repairs: self.repaired,

@@ -88,7 +88,7 @@ pub enum Stage {
 }
 
 /// One row of `REPLICATION`, as in `pg_stat_replication`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicationRow {
     /// The replica's name.
     pub name: String,
@@ -126,8 +126,6 @@ pub struct ReplicaEvidence {
 /// The evidence behind an acknowledgement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// The epoch that the commit belongs to.
-    pub epoch: Epoch,
     /// Every connected replica that has confirmed the commit at some level.
     pub replicas: Vec<ReplicaEvidence>,
     /// Named durations of the commit's stages, microseconds, in the order of the path.

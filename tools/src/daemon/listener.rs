@@ -3,10 +3,11 @@
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
+use walferry_engine::world;
 
 /// The kernel closes the sockets of a ring a moment after its process is gone. A node that is started again at once waits this
 /// long for its address.
@@ -24,11 +25,11 @@ pub struct Listener {
 impl Listener {
     /// Binds `address`; completions of this listener carry `id` (and `Owner::Accept`).
     pub fn bind(address: SocketAddr, id: u64) -> std::io::Result<Listener> {
-        let (begun, mut said) = (Instant::now(), false);
+        let (begun, mut said) = (world::now(), false);
         loop {
             // The standard library sets SO_REUSEADDR and a backlog of 4096 or so: what a server wants.
             match TcpListener::bind(address) {
-                Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_WAIT_MAX => {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && world::now() - begun < ADDRESS_WAIT_MAX => {
                     if !std::mem::replace(&mut said, true) {
                         tracing::info!(%address, "the address is taken, waiting for it for {ADDRESS_WAIT_MAX:?}");
                     }

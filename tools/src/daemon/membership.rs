@@ -13,6 +13,7 @@ use walferry_cluster::{ClusterId, MemberName, Terms};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::ring::Ring;
+use walferry_engine::world;
 
 use super::DaemonError;
 use super::cluster::{Cluster, ClusterConfig, Command, Order as ThreadOrder, Reply, Report as ThreadReport};
@@ -140,12 +141,13 @@ impl Node {
         });
     }
 
-    /// True unless this node leads without a lease: then it may acknowledge nothing, at no level.
+    /// True unless this node leads without a lease: then it may acknowledge nothing, at no level. By the clock of this moment:
+    /// a turn takes time, and the machine may have been suspended within it.
     pub(super) fn may_speak(&self) -> bool {
-        self.may_speak_at(self.now())
+        self.may_speak_at(world::now())
     }
 
-    /// The same at another moment than that of this turn.
+    /// The same at another moment.
     pub(super) fn may_speak_at(&self, now: Instant) -> bool {
         match (&self.role, &self.membership) {
             (Role::Leader(_), Some(membership)) => {
@@ -167,6 +169,15 @@ impl Node {
             self.take_order(order, ring)?;
         }
         self.forget_retired();
+        if self.log.stopped().is_some() {
+            // It may have stopped after the order came, which is answered as one that comes now.
+            if let Some(epoch) = self.seat().fencing.take() {
+                self.report(Report::Fenced(epoch, None));
+            }
+            if let Some(Order::Lead(epoch)) = self.seat().next.take() {
+                self.seat().report_unfit(epoch);
+            }
+        }
         let quiet = self.retired.is_none() && self.log.idle() && self.log.flushed() == self.log.sealed();
         if quiet && let Some(epoch) = self.seat().fencing.take() {
             let end = self.log_end();
@@ -220,6 +231,7 @@ impl Node {
                     let outcome = stopped();
                     self.report(Report::Proved(id, outcome));
                 }
+                Order::Lead(epoch) => self.seat().report_unfit(epoch),
                 _ => {}
             }
             return Ok(());
@@ -345,6 +357,7 @@ impl Node {
                 let text =
                     format!("epoch {epoch} cannot begin here: the log knows epoch {}", self.history.last_epoch());
                 self.role = Role::Leaderless(text);
+                self.seat().report_unfit(epoch);
             }
             Order::Follow { peer, epoch, .. } => {
                 let promised = self.seat().promised.max(epoch);

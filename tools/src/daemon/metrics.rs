@@ -4,9 +4,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 
 use super::metrics_text::{Snapshot, render};
 
@@ -72,10 +73,10 @@ impl Metrics {
 /// Reads what a scraper still sends, within the bounds of size and time: whoever sends a byte now and then holds up the others no
 /// longer than that.
 fn skip_rest(stream: &mut TcpStream) -> std::io::Result<()> {
-    let deadline = Instant::now() + Duration::from_millis(SCRAPE_MS_MAX);
+    let deadline = world::now() + Duration::from_millis(SCRAPE_MS_MAX);
     let (mut chunk, mut bytes) = ([0; 1024], 0);
     while bytes < REST_BYTES_MAX {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(world::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
@@ -122,14 +123,14 @@ enum Request {
 }
 
 fn read_request(stream: &mut TcpStream) -> std::io::Result<Request> {
-    let deadline = Instant::now() + Duration::from_millis(SCRAPE_MS_MAX);
+    let deadline = world::now() + Duration::from_millis(SCRAPE_MS_MAX);
     let mut bytes = Vec::new();
     let mut chunk = [0; 1024];
     loop {
         if let Some(request) = parse(&bytes) {
             return Ok(request);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(world::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }

@@ -298,7 +298,8 @@ impl Node {
             Some(leader) => self.follow(leader, Epoch(0))?,
             None => self.lead()?,
         };
-        Ok(())
+        // Nobody waits for this node yet: it is better started again than up without a log.
+        self.log.stopped().map_or(Ok(()), |reason| Err(refused(reason)))
     }
 
     /// The shipper of a new leadership; its epoch is persisted already.
@@ -388,12 +389,23 @@ impl Node {
         // What was received only in part is nobody's; what is whole is the new leader's log.
         self.log.receive_reset();
         let epoch = self.history.last_epoch().next();
-        begin_epoch(&mut self.history, &self.log, &self.config, epoch).map_err(|error| error.to_string())?;
-        let leader = self.lead().map_err(|error| error.to_string())?;
+        let begun = begin_epoch(&mut self.history, &self.log, &self.config, epoch).and_then(|()| self.lead());
+        let leader = match begun {
+            Ok(leader) => leader,
+            Err(error) => {
+                // The link is closed, and what the disk has of the new epoch is not known: only a start finds out.
+                let text = format!("the promotion failed, start this node again: {error}");
+                self.failure = Some(text.clone());
+                return Err(text);
+            }
+        };
         if let Role::Replica(follower) = std::mem::replace(&mut self.role, leader) {
             self.retired = Some(follower);
         }
-        Ok(self.history.last_epoch())
+        match self.log.stopped() {
+            Some(reason) => Err(format!("the promotion failed, start this node again: {reason}")),
+            None => Ok(epoch),
+        }
     }
 
     /// The configuration.
@@ -501,7 +513,7 @@ impl Node {
             self.waterfall.reached(Step::Submitted, self.log.written(), now);
         }
         // By the clock of this moment: every stamp that the shipper knows was made before it.
-        let alone = self.membership.is_none() || self.may_speak_at(world::now());
+        let alone = self.may_speak();
         if let Role::Leader(shipper) = &mut self.role {
             shipper.vouch(alone);
             shipper.feed_from(self.readable_from);
@@ -547,6 +559,10 @@ impl Node {
             let text =
                 format!("epoch {epoch} has begun elsewhere: start this node with --follow and its leader's address");
             self.failure = Some(text);
+        }
+        // Looked at each turn, whatever stopped the log: a leader that takes nothing keeps others from leading.
+        if self.failure.is_none() && !matches!(self.role, Role::SteppedDown(_)) {
+            self.failure = self.log.stopped().map(str::to_owned);
         }
         if let Some(reason) = self.failure.take() {
             self.step_down(reason, ring);
@@ -700,7 +716,7 @@ impl Node {
         let Role::Leader(shipper) = &self.role else { return };
         let start = self.history.last_start();
         if shipper.waits() && start > Lsn::ZERO && self.log.end() == start {
-            // Without room for it now, the next turn tries again; a log that has stopped is noticed elsewhere.
+            // Without room for it now, the next turn tries again; a log that has stopped is noticed at the end of this one.
             let _ = self.log.append(&[]);
         }
     }

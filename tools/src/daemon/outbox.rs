@@ -53,7 +53,7 @@ struct Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
     /// The end of its record.
-    pub lsn: Lsn,
+    pub position: Position,
     /// The level at which it was acknowledged.
     pub level: CommitLevel,
     /// From execution to release.
@@ -114,7 +114,8 @@ impl Outbox {
             Some((CommitLevel::Off, lsn)) if self.parts.is_empty() => {
                 self.ready += bytes;
                 let held_for = Duration::ZERO;
-                self.acknowledged = Some(Acknowledged { lsn, level: CommitLevel::Off, held_for, confirmed: true });
+                let position = Position::at(lsn, host.history());
+                self.acknowledged = Some(Acknowledged { position, level: CommitLevel::Off, held_for, confirmed: true });
                 return;
             }
             Some((CommitLevel::Off, _)) => {}
@@ -183,7 +184,7 @@ impl Outbox {
                     return;
                 }
                 if released >= lsn {
-                    self.acknowledge(&part, true, host.now());
+                    self.acknowledge(&part, true, host);
                 }
             }
             // `expire` may have changed the length.
@@ -191,10 +192,12 @@ impl Outbox {
         }
     }
 
-    fn acknowledge(&mut self, part: &Part, confirmed: bool, now: Instant) {
+    fn acknowledge(&mut self, part: &Part, confirmed: bool, host: &dyn Host) {
         if let Hold::Commit(level, lsn) = part.hold {
-            let held_for = now.saturating_duration_since(part.at);
-            self.acknowledged = Some(Acknowledged { lsn, level, held_for, confirmed });
+            let held_for = host.now().saturating_duration_since(part.at);
+            // A reply that outlives its leadership is abandoned: the epoch at `lsn` is the one that wrote the record.
+            let position = Position::at(lsn, host.history());
+            self.acknowledged = Some(Acknowledged { position, level, held_for, confirmed });
         }
     }
 
@@ -217,7 +220,7 @@ impl Outbox {
         }
         let by = host.unconfirmed_by(lsn, level);
         self.replace(format_args!("UNCERTAIN committed locally at {lsn}, not confirmed by {by} at level {level}"));
-        self.acknowledge(&part, false, now);
+        self.acknowledge(&part, false, host);
         true
     }
 

@@ -9,7 +9,7 @@ use super::client_list::{ClientAnswer, ClientReply};
 use super::command::stream::ReadRequest;
 use super::host::{Host, Stage, Wait};
 use super::outbox::Hold;
-use super::reading::{Missing, Verdict};
+use super::reading::{Missing, Position, Verdict, lost};
 use super::reply::Reply;
 use super::session::Client;
 
@@ -25,8 +25,8 @@ enum What {
     Room,
     Readable(Wait),
     Applied(Lsn),
-    Replicas { lsn: Lsn, wanted: usize },
-    Durable { lsn: Lsn, local: bool, wanted: usize },
+    Replicas { commit: Position, wanted: usize },
+    Durable { commit: Position, local: bool, wanted: usize },
     Streams(ReadRequest),
     Cluster(super::cluster::Reply),
     Clients(ClientReply),
@@ -57,14 +57,14 @@ impl Parked {
         Parked { what: What::Applied(lsn), deadline: deadline(timeout, host) }
     }
 
-    /// WAIT: `wanted` replicas that have applied `lsn`.
-    pub fn for_replicas(lsn: Lsn, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Replicas { lsn, wanted }, deadline: deadline(timeout, host) }
+    /// WAIT: `wanted` replicas that have applied `commit`.
+    pub fn for_replicas(commit: Position, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked { what: What::Replicas { commit, wanted }, deadline: deadline(timeout, host) }
     }
 
     /// WAITAOF: durable here if `local`, and on `wanted` replicas.
-    pub fn for_durable(lsn: Lsn, local: bool, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Durable { lsn, local, wanted }, deadline: deadline(timeout, host) }
+    pub fn for_durable(commit: Position, local: bool, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
+        Parked { what: What::Durable { commit, local, wanted }, deadline: deadline(timeout, host) }
     }
 
     /// XREAD BLOCK.
@@ -103,6 +103,13 @@ impl Parked {
     /// The reply, once there is one: `Ok(Some(hold))`; `Ok(None)` when the session only goes on; `Err(self)`: wait on.
     pub fn poll(self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
         let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
+        // A failover may take the commit back while it is waited for: what replicas have at its LSN then is another one.
+        if let What::Replicas { commit, .. } | What::Durable { commit, .. } = &self.what
+            && let Some(error) = lost(*commit, host.history())
+        {
+            reply.error(error);
+            return Ok(Some(Hold::Nothing));
+        }
         match &self.what {
             What::Room | What::Readable(_) => return Ok(None),
             What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
@@ -110,16 +117,16 @@ impl Parked {
                 let applied = host.applied();
                 reply.error(format_args!("TIMEOUT {lsn} is not applied here in time: applied is {applied}"));
             }
-            What::Replicas { lsn, wanted } => {
-                let replicas = host.replicas_at(Stage::Applied, *lsn);
+            What::Replicas { commit, wanted } => {
+                let replicas = host.replicas_at(Stage::Applied, commit.lsn);
                 if replicas < *wanted && !over {
                     return Err(self);
                 }
                 reply.count(replicas);
             }
-            What::Durable { lsn, local, wanted } => {
-                let here = host.flushed() >= *lsn;
-                let replicas = host.replicas_at(Stage::Flushed, *lsn);
+            What::Durable { commit, local, wanted } => {
+                let here = host.flushed() >= commit.lsn;
+                let replicas = host.replicas_at(Stage::Flushed, commit.lsn);
                 if (replicas < *wanted || (*local && !here)) && !over {
                     return Err(self);
                 }

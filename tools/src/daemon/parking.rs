@@ -55,7 +55,7 @@ impl Parking {
                 Wait::Applied(lsn) => news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Floor(lsn) => news.turned || news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Fresh => news.turned || news.fresh || news.applied.is_some(),
-                Wait::Acknowledged => news.acknowledged,
+                Wait::Acknowledged => news.turned || news.acknowledged,
                 Wait::Streams(_) => news.applied.is_some(),
                 Wait::Cluster => true,
                 // `clients` resumes it itself.

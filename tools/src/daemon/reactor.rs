@@ -8,11 +8,12 @@
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use walferry_engine::ring::{Completion, Owner, RING_ENTRIES_MAX, Ring};
 use walferry_engine::waker::WakeSource;
+use walferry_engine::world;
 
 use super::DaemonError;
 use super::client_limits::ClientLimits;
@@ -166,7 +167,7 @@ impl Reactor {
             signals,
             notifier,
             completions: Vec::new(),
-            deadlines_checked: Instant::now(),
+            deadlines_checked: world::now(),
         })
     }
 
@@ -202,7 +203,7 @@ impl Reactor {
         self.announce()?;
         let mut ready = Vec::new();
         loop {
-            let timeout = self.node.timeout(Instant::now()).map_or(TURN_MAX, |timeout| timeout.min(TURN_MAX));
+            let timeout = self.node.timeout(world::now()).map_or(TURN_MAX, |timeout| timeout.min(TURN_MAX));
             self.ring.submit_and_wait(Some(timeout)).map_err(DaemonError::Ring)?;
             if self.turn(&mut ready)? {
                 break;
@@ -219,8 +220,8 @@ impl Reactor {
 
     /// One turn of the loop; true when the node is asked to end.
     fn turn(&mut self, ready: &mut Vec<super::host::SessionId>) -> Result<bool, DaemonError> {
-        let now = Instant::now();
-        self.node.set_now(now, SystemTime::now());
+        let now = world::now();
+        self.node.set_now(now, world::wall_clock());
         let mut ending = false;
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
@@ -329,8 +330,8 @@ impl Reactor {
     /// Answers what is still held and sends it, for a bounded time.
     fn drain(&mut self, ready: &mut Vec<super::host::SessionId>) -> Result<(), DaemonError> {
         self.notifier.stopping();
-        let deadline = Instant::now() + DRAIN_MAX;
-        while !self.clients.drained() && Instant::now() < deadline {
+        let deadline = world::now() + DRAIN_MAX;
+        while !self.clients.drained() && world::now() < deadline {
             self.ring.submit_and_wait(Some(TURN_MAX)).map_err(DaemonError::Ring)?;
             self.turn(ready)?;
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use walferry_applier::base::fetch::{FetchConfig, FetchError, Fetching};
@@ -306,7 +306,7 @@ fn fetch_store(
     count.add(&repaired);
     let mut floor = Lsn::ZERO;
     let mut said = vec![String::from("was not asked"); repairer.sources.len()];
-    let mut moved = Instant::now();
+    let mut moved = world::now();
     for index in (0..repairer.sources.len()).cycle() {
         let source = &repairer.sources[index];
         let fetch = FetchConfig {
@@ -331,7 +331,7 @@ fn fetch_store(
             }
             let now = fetching.progress().bytes();
             if now != seen {
-                (seen, moved) = (now, Instant::now());
+                (seen, moved) = (now, world::now());
             }
             tell(&format!("takes a base copy from {}, for its store is damaged", source.name));
             std::thread::sleep(LOOK_INTERVAL);
@@ -361,7 +361,7 @@ fn fetch_store(
         }
         let named = repairer.sources.iter().zip(&said).map(|(source, said)| format!("{}: {said}", source.name));
         let report = named.collect::<Vec<_>>().join("; ");
-        if moved.elapsed() >= REPAIR_WAIT_MAX {
+        if world::now() - moved >= REPAIR_WAIT_MAX {
             return Err(format!("nobody gave a base copy: {report}"));
         }
         tell(&format!("waits for a base copy in the place of its damaged store: {report}"));

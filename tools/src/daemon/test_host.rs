@@ -247,7 +247,7 @@ impl Host for TestHost {
     }
     fn evidence(&self, _: Lsn) -> Evidence {
         let replica = ReplicaEvidence { name: "b".to_owned(), level: CommitLevel::RemoteApply };
-        Evidence { epoch: Epoch(7), replicas: vec![replica], stages_us: vec![("flush", 120)] }
+        Evidence { replicas: vec![replica], stages_us: vec![("flush", 120)] }
     }
     fn facts(&self) -> NodeFacts {
         self.facts.clone()

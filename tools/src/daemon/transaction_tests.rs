@@ -1,6 +1,9 @@
 //! MULTI, EXEC and WATCH over a session: one record, all or nothing, and never over a value that changed.
 
-use super::host::Refusal;
+use walferry_engine::epoch::EpochHistory;
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::host::{Refusal, ReplicationRow};
 use super::session::SessionSettings;
 use super::test_host::{TestClient, TestHost};
 
@@ -146,4 +149,41 @@ fn watch_makes_exec_depend_on_the_newest_version() {
     client.ask(&mut host, "MULTI");
     client.ask(&mut host, "INCR a");
     assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+}
+
+#[test]
+fn watch_of_an_lsn_that_a_later_epoch_reused_fails_exec() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "SET a 1");
+    assert_eq!(client.ask(&mut host, "WATCH a"), "+OK\r\n");
+    // The commit was cut off in a failover, and the next leader's change of the key ends at the same LSN.
+    host.history = EpochHistory::from_entries(&[(Epoch(7), Lsn::ZERO), (Epoch(8), Lsn(1))]).expect("ascending");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "SET a 2");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*-1\r\n");
+    assert_eq!(client.ask(&mut host, "GET a"), "$1\r\n1\r\n");
+    // What an older epoch wrote is still what it was after another epoch began behind it.
+    assert_eq!(client.ask(&mut host, "WATCH a"), "+OK\r\n");
+    let end = host.last_commit().advance(4096);
+    let entries = [(Epoch(7), Lsn::ZERO), (Epoch(8), Lsn(1)), (Epoch(9), end)];
+    host.history = EpochHistory::from_entries(&entries).expect("ascending");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "SET a 3");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n+OK\r\n");
+}
+
+#[test]
+fn wait_and_commitinfo_of_a_commit_cut_off_are_refused() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "SET a 1");
+    assert!(client.ask(&mut host, "COMMITINFO").contains("$5\r\nepoch\r\n:7\r\n"));
+    assert_eq!(client.send(&mut host, b"WAIT 1 0\r\n"), "", "no replica has it: the session waits");
+    let cut_off = EpochHistory::from_entries(&[(Epoch(7), Lsn::ZERO), (Epoch(8), Lsn(1))]).expect("ascending");
+    host.history = cut_off;
+    // A replica confirms what stands at the same LSN now.
+    let end = host.last_commit().advance(4096);
+    host.rows = vec![ReplicationRow { name: "b".to_owned(), applied: end, flushed: end, ..ReplicationRow::default() }];
+    assert!(client.resume(&mut host).starts_with("-LOST "));
+    assert!(client.ask(&mut host, "COMMITINFO").starts_with("-LOST "));
+    assert!(client.ask(&mut host, "WAITAOF 1 0 0").starts_with("-LOST "));
 }

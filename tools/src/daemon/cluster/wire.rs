@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
 use walferry_cluster::message::{ENVELOPE_BYTES, TLS_FIRST_BYTES};
+use walferry_engine::world;
 use walferry_tls::{Accepted, Gate, PeerTls, Quota};
 
 use crate::daemon::tls::Tls;
@@ -84,12 +85,12 @@ impl Line {
         let (mut reading, writing) = stream.into_split();
         let (outbox, inbox) = mpsc::channel(WAITING_MAX);
         let waiting = Waiting::default();
-        let heard = Arc::new(Mutex::new(Instant::now()));
+        let heard = Arc::new(Mutex::new(world::now()));
         let (answered, heard_now) = (Arc::clone(&waiting), Arc::clone(&heard));
         tokio::spawn(async move {
             let writer = tokio::spawn(write_all(writing, inbox));
             while let Ok(packet) = read_packet::<Answer>(&mut reading).await {
-                *heard_now.lock().expect("nobody panics with it") = Instant::now();
+                *heard_now.lock().expect("nobody panics with it") = world::now();
                 let asked = answered.lock().expect("nobody panics with it").remove(&packet.number);
                 if let Some(asked) = asked {
                     // Who asked may have given up.
@@ -199,7 +200,7 @@ impl Peer {
     /// long before the old one has sent its bytes once more.
     fn hang_up_if_silent(&self, timeout: Duration) {
         if let Ok(mut line) = self.line.try_lock() {
-            line.take_if(|line| line.heard.lock().expect("nobody panics with it").elapsed() >= timeout);
+            line.take_if(|line| world::now() - *line.heard.lock().expect("nobody panics with it") >= timeout);
         }
     }
 }
@@ -271,7 +272,7 @@ impl Door {
 /// Accepts what other nodes connect for. Its connections end with it.
 pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     let mut connections = tokio::task::JoinSet::new();
-    let quota = Arc::new(Mutex::new(Quota::new(Instant::now())));
+    let quota = Arc::new(Mutex::new(Quota::new(world::now())));
     loop {
         while connections.try_join_next().is_some() {}
         match door.accept().await {
@@ -283,7 +284,7 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
                 connections.spawn(async move {
                     let Err(error) = serve_one(stream, address, answering).await else { return };
                     let speaks_tls = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
-                    if speaks_tls && quota.lock().expect("nobody panics with it").take(Instant::now()) {
+                    if speaks_tls && quota.lock().expect("nobody panics with it").take(world::now()) {
                         tracing::warn!(%address, "a peer is not answered: {error}");
                     } else {
                         tracing::debug!(%address, "a connection of a peer ended: {error}");

@@ -10,7 +10,7 @@ use walferry_engine::lsn::Lsn;
 use crate::daemon::cluster::Command;
 use crate::daemon::host::{Host, ReplicationRow};
 use crate::daemon::parked::Parked;
-use crate::daemon::reading::lost;
+use crate::daemon::reading::{Position, lost};
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
@@ -45,7 +45,7 @@ fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
 }
 
 /// The session's last commit, which `command` waits for; replicas have none, and a failover may have taken it back.
-fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply) -> Option<Lsn> {
+fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply) -> Option<Position> {
     if host.facts().following.is_some() {
         reply.error(format_args!("ERR {command} cannot be used with replica instances."));
         return None;
@@ -55,7 +55,7 @@ fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply
             reply.error(error);
             None
         }
-        None => Some(client.last_commit.lsn),
+        None => Some(client.last_commit),
     }
 }
 
@@ -166,12 +166,18 @@ pub fn commitinfo(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply:
         reply.null();
         return Outcome::DONE;
     };
-    let evidence = host.evidence(acknowledged.lsn);
+    // Where the commit was, another epoch may have written since: what replicas confirm there is no evidence of it.
+    if let Some(error) = lost(acknowledged.position, host.history()) {
+        reply.error(error);
+        return Outcome::DONE;
+    }
+    let Position { epoch, lsn } = acknowledged.position;
+    let evidence = host.evidence(lsn);
     reply.map(6);
     reply.bulk(b"epoch");
-    reply.integer(evidence.epoch.0 as i64);
+    reply.integer(epoch.0 as i64);
     reply.bulk(b"lsn");
-    reply.text(acknowledged.lsn);
+    reply.text(lsn);
     reply.bulk(b"level");
     reply.text(acknowledged.level);
     reply.bulk(b"confirmed");

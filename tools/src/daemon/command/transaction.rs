@@ -1,10 +1,11 @@
 //! MULTI EXEC DISCARD WATCH UNWATCH. A transaction is executed in one go against one view and becomes one record: all of it is
 //! in the log, or nothing. As with redis-server, a command that fails when it is executed does not undo the others.
 
-use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 use crate::daemon::host::{Host, Refusal};
 use crate::daemon::outbox::Hold;
+use crate::daemon::reading::Position;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::{Args, COMMAND_BYTES_MAX};
 use crate::daemon::session::Client;
@@ -23,7 +24,12 @@ pub const WATCHED_KEYS_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Watched {
     key: Vec<u8>,
-    version: Lsn,
+    version: Position,
+}
+
+/// The commit that changed the key last. With its epoch: after a failover another commit may end at the same LSN.
+fn version(view: &View<'_>, key: &[u8], host: &dyn Host) -> Result<Position, CommandError> {
+    Ok(Position::at(view.version(key)?, host.history()))
 }
 
 /// What was queued since MULTI.
@@ -136,7 +142,7 @@ pub fn watch(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
             reply.error(format_args!("ERR a session watches at most {WATCHED_KEYS_MAX} keys"));
             return Outcome::DONE;
         }
-        match view.version(key) {
+        match version(&view, key, host) {
             Ok(version) => client.watched.push(Watched { key: key.to_vec(), version }),
             Err(error) => {
                 reply.error(error);
@@ -158,7 +164,9 @@ pub fn unwatch(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut 
 fn is_unchanged(watched: &[Watched], host: &dyn Host) -> Result<bool, CommandError> {
     let view = View::pending(host);
     for watched in watched {
-        if view.version(&watched.key)? != watched.version {
+        let now = version(&view, &watched.key, host)?;
+        let same_epoch = now.epoch == watched.version.epoch || mutants::is_on("watch-by-lsn");
+        if !same_epoch || now.lsn != watched.version.lsn {
             return Ok(false);
         }
     }
