@@ -1,1 +1,581 @@
-//! Tests of the agent.
+//! Whole clusters of agents, with messages that arrive at once, nodes that obey at once, and an engine that holds the register as
+//! openraft does: a change takes a majority of the voters, which are incarnations. Time jumps to whatever is due next.
+
+use super::*;
+use crate::register::{MEMBERS_MAX, Outcome};
+use crate::testing::name;
+
+const TIMEOUT: Duration = Duration::from_millis(400);
+/// A controller that is gone is replaced after this.
+const ELECTION: Duration = Duration::from_millis(200);
+
+struct Site {
+    agent: Option<Agent>,
+    kept: Kept,
+    view: RegisterView,
+    may_elect: bool,
+    last_epoch: Epoch,
+    flushed: Lsn,
+    leads: Option<Epoch>,
+    heartbeats: usize,
+}
+
+/// One cluster.
+struct Net {
+    now: Instant,
+    sites: BTreeMap<MemberName, Site>,
+    config: BTreeMap<MemberName, String>,
+    state: ClusterState,
+    voters: BTreeSet<MemberId>,
+    told: BTreeSet<MemberId>,
+    controller: Option<MemberName>,
+    vacant_since: Option<Instant>,
+    asked: BTreeMap<u64, (MemberName, AskId)>,
+    replies: BTreeMap<u64, Result<String, String>>,
+    last: u64,
+    /// Fence requests to these get lost.
+    deaf: BTreeSet<MemberName>,
+}
+
+fn peer(member: &MemberName) -> String {
+    format!("{member}:6401")
+}
+
+impl Net {
+    /// `formed` form the cluster; the `others` are there and no members.
+    fn new(formed: &str, others: &str) -> Net {
+        let config = formed.split_whitespace().map(|text| (name(text), peer(&name(text)))).collect();
+        let mut net = Net {
+            now: Instant::now(),
+            sites: BTreeMap::new(),
+            config,
+            state: ClusterState::default(),
+            voters: BTreeSet::new(),
+            told: BTreeSet::new(),
+            controller: None,
+            vacant_since: None,
+            asked: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            last: 0,
+            deaf: BTreeSet::new(),
+        };
+        for text in formed.split_whitespace().chain(others.split_whitespace()) {
+            net.wipe(text);
+            net.start(text);
+        }
+        assert!(net.run_until(20, |net| net.leader().is_some()), "formed and led");
+        net
+    }
+
+    fn id(&mut self) -> MemberId {
+        self.last += 1;
+        MemberId(self.last)
+    }
+
+    fn wipe(&mut self, member: &str) {
+        let kept = Kept { id: self.id(), promised: Epoch(0), removed: None };
+        let site = Site {
+            agent: None,
+            kept,
+            view: RegisterView::default(),
+            may_elect: false,
+            last_epoch: Epoch(0),
+            flushed: Lsn::ZERO,
+            leads: None,
+            heartbeats: 0,
+        };
+        self.sites.insert(name(member), site);
+    }
+
+    fn start(&mut self, member: &str) {
+        let member = name(member);
+        let mut members = self.config.clone();
+        members.insert(member.clone(), peer(&member));
+        let now = self.now;
+        let site = self.sites.get_mut(&member).expect("a site");
+        let config = AgentConfig {
+            name: member.clone(),
+            kind: Kind::Data,
+            members,
+            client_address: format!("{member}:6379"),
+            cluster_id: None,
+            new_cluster_id: ClusterId(7),
+            election_timeout: TIMEOUT,
+            heartbeat_interval: TIMEOUT / 4,
+            policy: String::new(),
+            history_epoch: site.last_epoch,
+        };
+        site.leads = None;
+        site.view.controls = false;
+        site.agent = Some(Agent::new(config, site.kept.clone(), site.view.clone(), true, now));
+    }
+
+    fn kill(&mut self, member: &str) {
+        let site = self.sites.get_mut(&name(member)).expect("a site");
+        (site.agent, site.leads) = (None, None);
+        self.controller.take_if(|controller| *controller == name(member));
+    }
+
+    fn site(&self, member: &MemberName) -> &Site {
+        &self.sites[member]
+    }
+
+    fn is_up(&self, member: &MemberName) -> bool {
+        self.sites.get(member).is_some_and(|site| site.agent.is_some())
+    }
+
+    /// Voters that are there: only the incarnation that votes.
+    fn voting(&self, voters: &BTreeSet<MemberId>) -> usize {
+        self.sites.values().filter(|site| site.agent.is_some() && voters.contains(&site.kept.id)).count()
+    }
+
+    fn has_majority(&self, voters: &BTreeSet<MemberId>) -> bool {
+        self.voting(voters) * 2 > voters.len()
+    }
+
+    fn leader(&self) -> Option<MemberName> {
+        let leads = |(_, site): &(&MemberName, &Site)| site.leads == Some(self.state.epoch) && site.agent.is_some();
+        let found = self.sites.iter().find(leads)?;
+        let holds = found.1.agent.as_ref().is_some_and(|agent| agent.holds_lease(self.now));
+        (self.state.leader.as_ref() == Some(found.0) && holds).then(|| found.0.clone())
+    }
+
+    fn with(&mut self, member: &MemberName, act: impl FnOnce(&mut Agent, Instant)) {
+        let now = self.now;
+        if let Some(agent) = self.sites.get_mut(member).and_then(|site| site.agent.as_mut()) {
+            act(agent, now);
+        }
+    }
+
+    fn tell_register(&mut self) {
+        let controller = self.controller.clone();
+        let controller_id = controller.as_ref().map(|member| self.site(member).kept.id);
+        let names: Vec<MemberName> = self.sites.keys().cloned().collect();
+        for member in names {
+            if !self.is_up(&member) || !self.told.contains(&self.site(&member).kept.id) {
+                continue;
+            }
+            let view = RegisterView {
+                state: self.state.clone(),
+                formed: true,
+                controller: controller_id,
+                controls: controller.as_ref() == Some(&member),
+                voters: self.voters.clone(),
+                told: self.told.clone(),
+                joint: false,
+            };
+            self.sites.get_mut(&member).expect("a site").view = view.clone();
+            self.with(&member, |agent, now| agent.handle_register(view, now));
+        }
+    }
+
+    fn elect(&mut self) {
+        let voters = self.voters.clone();
+        let able = |net: &Net, member: &MemberName| {
+            net.is_up(member) && net.voters.contains(&net.site(member).kept.id) && net.has_majority(&voters)
+        };
+        if self.controller.as_ref().is_some_and(|member| able(self, member)) {
+            self.vacant_since = None;
+            return;
+        }
+        if self.controller.take().is_some() {
+            self.tell_register();
+        }
+        let since = *self.vacant_since.get_or_insert(self.now);
+        if self.now < since + ELECTION {
+            return;
+        }
+        let names: Vec<MemberName> = self.sites.keys().cloned().collect();
+        self.controller = names.into_iter().find(|member| self.site(member).may_elect && able(self, member));
+        if self.controller.is_some() {
+            self.tell_register();
+        }
+    }
+
+    /// Carries out everything until nobody has anything to say, then lets time pass.
+    fn step(&mut self) {
+        self.elect();
+        let names: Vec<MemberName> = self.sites.keys().cloned().collect();
+        let mut busy = true;
+        while std::mem::take(&mut busy) {
+            for member in &names {
+                while let Some(output) = self.sites.get_mut(member).and_then(|site| site.agent.as_mut()?.poll_output()) {
+                    busy = true;
+                    self.carry_out(member, output);
+                }
+            }
+        }
+        for member in &names {
+            self.report_in_sync(member);
+        }
+        let due = self.sites.values().filter_map(|site| Some(site.agent.as_ref()?.poll_timeout(self.now))).min();
+        self.now = due.unwrap_or(self.now).clamp(self.now + Duration::from_millis(1), self.now + Duration::from_millis(50));
+        for member in &names {
+            self.with(member, |agent, now| agent.handle_timeout(now));
+        }
+    }
+
+    fn report_in_sync(&mut self, member: &MemberName) {
+        let Some(epoch) = self.site(member).leads else { return };
+        let others = self.sites.iter().filter(|(other, site)| *other != member && site.agent.is_some());
+        let in_sync = others.filter(|(other, site)| self.state.knows(other, site.kept.id) && site.last_epoch == epoch);
+        let in_sync = in_sync.map(|(other, site)| (other.clone(), site.kept.id)).collect();
+        self.with(member, |agent, now| agent.handle_report(Report::InSync(epoch, in_sync), now));
+    }
+
+    fn carry_out(&mut self, member: &MemberName, output: Output) {
+        match output {
+            Output::Ask { id, to, ask, .. } => {
+                if matches!(*ask, Ask::Beat(_)) {
+                    self.sites.get_mut(member).expect("a site").heartbeats += 1;
+                }
+                let lost = !self.is_up(&to) || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(_));
+                if lost {
+                    return self.with(member, |agent, now| agent.handle_answer(id, Err("no answer".to_owned()), now));
+                }
+                self.last += 1;
+                let request = self.last;
+                self.asked.insert(request, (member.clone(), id));
+                self.with(&to, |agent, now| agent.handle_ask(request, *ask, now));
+            }
+            Output::Answer(request, answer) => {
+                if let Some((asker, id)) = self.asked.remove(&request) {
+                    self.with(&asker, |agent, now| agent.handle_answer(id, Ok(*answer), now));
+                }
+            }
+            Output::Promise(epoch) => {
+                self.sites.get_mut(member).expect("a site").kept.promised = epoch;
+                self.with(member, |agent, now| agent.handle_promised(epoch, Ok(()), now));
+            }
+            Output::Propose(id, change) => {
+                let able = self.controller.as_ref() == Some(member) && self.has_majority(&self.voters);
+                let outcome = if able { Ok(self.state.apply(*change)) } else { Err("no majority".to_owned()) };
+                if outcome == Ok(Outcome::Taken) {
+                    self.tell_register();
+                }
+                self.with(member, |agent, now| agent.handle_proposed(id, outcome, now));
+            }
+            Output::Form(voters) => {
+                if self.voters.is_empty() || self.site(member).view.state.members.len() == 1 && !self.site(member).view.formed {
+                    self.voters = voters.keys().copied().collect();
+                    self.told = self.voters.clone();
+                    self.state = self.site(member).view.state.clone();
+                }
+            }
+            Output::Seat(step) => {
+                let outcome = self.seat(member, step);
+                self.with(member, |agent, now| agent.handle_seated(outcome, now));
+            }
+            Output::MayElect(may) => self.sites.get_mut(member).expect("a site").may_elect = may,
+            Output::Order(order) => self.obey(member, order),
+            Output::Lease(_) | Output::Blocked(_) => {}
+            Output::Reply(command, outcome) => drop(self.replies.insert(command, outcome)),
+            Output::Over(over) => self.begin_anew(member, over),
+        }
+    }
+
+    fn seat(&mut self, member: &MemberName, step: SeatStep) -> Result<(), String> {
+        if self.controller.as_ref() != Some(member) || !self.has_majority(&self.voters) {
+            return Err("no majority".to_owned());
+        }
+        match step {
+            SeatStep::Admit(id, _) => drop(self.told.insert(id)),
+            SeatStep::Voters(voters) if !self.has_majority(&voters) => return Err("no majority of the new".to_owned()),
+            SeatStep::Voters(voters) => self.voters = voters,
+            SeatStep::Forget(ids) => self.told.retain(|id| !ids.contains(id)),
+        }
+        self.tell_register();
+        Ok(())
+    }
+
+    fn obey(&mut self, member: &MemberName, order: Order) {
+        let site = self.sites.get_mut(member).expect("a site");
+        let report = match order {
+            Order::Lead(epoch) => {
+                (site.leads, site.last_epoch) = (Some(epoch), epoch);
+                site.flushed = Lsn(site.flushed.0 + 10);
+                return;
+            }
+            Order::Follow { epoch, .. } => {
+                site.leads = None;
+                let leader = self.state.leader.clone().filter(|leader| self.is_up(leader));
+                if let Some(end) = leader.map(|leader| self.site(&leader).flushed) {
+                    let site = self.sites.get_mut(member).expect("a site");
+                    (site.last_epoch, site.flushed) = (epoch, end);
+                }
+                return;
+            }
+            Order::Leaderless(_) => return site.leads = None,
+            Order::Fence(epoch) => {
+                site.leads = None;
+                Report::Fenced(epoch, Some(LogEnd { last_epoch: site.last_epoch, flushed: site.flushed }))
+            }
+            Order::Drain(id, _) => Report::Drained(id, Ok(())),
+            Order::Joint(id, _) => Report::Proved(id, Ok(())),
+            Order::Settled(_) | Order::State(_) | Order::LeaderAddress(_) => return,
+        };
+        self.with(member, |agent, now| agent.handle_report(report, now));
+    }
+
+    fn begin_anew(&mut self, member: &MemberName, over: Over) {
+        let id = self.id();
+        let site = self.sites.get_mut(member).expect("a site");
+        site.view = RegisterView::default();
+        site.kept = match over {
+            Over::Removed(version) => Kept { id, promised: Epoch(0), removed: Some(version) },
+            Over::Anew => Kept { id, promised: Epoch(0), removed: site.kept.removed },
+            Over::Forced(mut state) => {
+                state.begin_alone(member, id);
+                site.view.state = *state;
+                Kept { id, promised: site.kept.promised, removed: None }
+            }
+        };
+        self.start(member.as_str());
+    }
+
+    fn run_until(&mut self, seconds: u64, done: impl Fn(&Net) -> bool) -> bool {
+        let end = self.now + Duration::from_secs(seconds);
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.step();
+        }
+        done(self)
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// An operator's command at a member, and its outcome.
+    fn command(&mut self, at: &str, command: Command) -> Result<String, String> {
+        self.last += 1;
+        let id = self.last;
+        self.with(&name(at), |agent, now| agent.handle_command(id, command, now));
+        assert!(self.run_until(70, |net| net.replies.contains_key(&id)), "a command is answered");
+        self.replies.remove(&id).expect("just seen")
+    }
+
+    fn join(&mut self, member: &str) -> Result<String, String> {
+        let at = self.leader().expect("a leader").to_string();
+        self.command(&at, Command::Join(name(member), Some(peer(&name(member)))))
+    }
+
+    fn remove(&mut self, member: &str) -> Result<String, String> {
+        let at = self.leader().expect("a leader").to_string();
+        self.command(&at, Command::Remove(name(member)))
+    }
+
+    fn members(&self) -> String {
+        self.state.members.keys().map(MemberName::as_str).collect::<Vec<_>>().join(" ")
+    }
+
+    /// It leads again after all members were started again at once, and its register can change.
+    fn survives_a_restart(&mut self, history: &str) {
+        let members: Vec<String> = self.state.members.keys().map(ToString::to_string).collect();
+        for member in &members {
+            self.kill(member);
+            self.start(member);
+        }
+        let epoch = self.state.epoch;
+        let led = self.run_until(20, |net| net.state.epoch > epoch && net.leader().is_some());
+        assert!(led, "{history}: nobody leads after a restart of {members:?}; voters {:?}", self.voters);
+        let seated = self.run_until(20, |net| net.voting(&net.voters) == net.voters.len());
+        assert!(seated, "{history}: a vote was thrown away: {:?}", self.voters);
+    }
+}
+
+#[test]
+fn members_form_a_cluster_and_one_leads() {
+    for members in ["a", "a b", "a b c", "a b c d e"] {
+        let mut net = Net::new(members, "");
+        assert_eq!(net.members(), members);
+        net.survives_a_restart(members);
+    }
+}
+
+/// Every sequence of three joins, removals and restarts from one, two and three members, and what is left can go on.
+#[test]
+fn every_short_sequence_of_changes_leaves_a_cluster_that_leads() {
+    for formed in ["a", "a b", "a b c"] {
+        let others = ["a", "b", "c", "d"].into_iter().filter(|member| !formed.contains(member));
+        let others = others.collect::<Vec<_>>().join(" ");
+        for sequence in 0..8_usize.pow(3) {
+            let mut net = Net::new(formed, &others);
+            let mut history = format!("formed {formed}");
+            for step in 0..3 {
+                let choice = sequence / 8_usize.pow(step) % 8;
+                change(&mut net, choice, &mut history);
+            }
+            net.survives_a_restart(&history);
+        }
+    }
+}
+
+/// Long random sequences among five nodes.
+#[test]
+fn long_sequences_of_changes_leave_a_cluster_that_leads() {
+    for seed in 1..40_u64 {
+        let mut net = Net::new("a b c", "d e");
+        let mut history = format!("seed {seed}");
+        let mut random = seed;
+        for _ in 0..12 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            change(&mut net, (random >> 33) as usize % 10, &mut history);
+        }
+        net.survives_a_restart(&history);
+    }
+}
+
+/// Joins the node, or removes it if it is a member and another leads; the odd choices restart a member before.
+fn change(net: &mut Net, choice: usize, history: &mut String) {
+    let member = ["a", "b", "c", "d", "e"][choice / 2];
+    if !net.sites.contains_key(&name(member)) {
+        return;
+    }
+    if choice % 2 == 1 {
+        net.kill(member);
+        net.start(member);
+        history.push_str(&format!(", restart {member}"));
+    }
+    let led = net.run_until(20, |net| net.leader().is_some() && net.state.leaving.is_empty());
+    assert!(led, "{history}: nobody leads; members {}, voters {:?}", net.members(), net.voters);
+    let leader = net.leader().expect("just seen");
+    let outcome = if !net.state.members.contains_key(&name(member)) {
+        history.push_str(&format!(", join {member}"));
+        net.join(member)
+    } else if leader != name(member) {
+        history.push_str(&format!(", remove {member}"));
+        net.remove(member)
+    } else {
+        return;
+    };
+    assert!(outcome.is_ok(), "{history}: {outcome:?}");
+    net.run(Duration::from_secs(1));
+}
+
+#[test]
+fn removed_member_stops_voting_before_it_is_removed() {
+    let mut net = Net::new("a b", "");
+    let leader = net.leader().expect("a leader").to_string();
+    let other = if leader == "a" { "b" } else { "a" };
+    net.remove(other).expect("removed");
+    assert_eq!(net.members(), leader);
+    let id = net.site(&name(&leader)).kept.id;
+    assert_eq!(net.voters, [id].into(), "nobody's vote is needed who began anew");
+    net.join(other).expect("taken back");
+    net.survives_a_restart("two, one, two");
+}
+
+#[test]
+fn dead_voter_of_two_cannot_be_removed_and_the_error_names_the_way_out() {
+    let mut net = Net::new("a b", "");
+    let leader = net.leader().expect("a leader").to_string();
+    let other = if leader == "a" { "b" } else { "a" };
+    net.kill(other);
+    let refused = net.remove(other).expect_err("half of two is no majority");
+    assert!(refused.contains("--force-new-cluster"), "{refused}");
+    net.start(other);
+    assert!(net.run_until(20, |net| net.leader().is_some()), "nothing was changed");
+}
+
+#[test]
+fn interrupted_join_goes_on_under_the_next_leader() {
+    let mut net = Net::new("a b c", "d");
+    // The node was told the register, and nothing else happened: the leader died.
+    let id = net.site(&name("d")).kept.id;
+    net.told.insert(id);
+    net.tell_register();
+    net.told.remove(&id);
+    let leader = net.leader().expect("a leader").to_string();
+    net.kill(&leader);
+    let epoch = net.state.epoch;
+    assert!(net.run_until(20, |net| net.state.epoch > epoch && net.leader().is_some()));
+    net.join("d").expect("it is empty, and knows this cluster only");
+    assert!(net.site(&name("d")).kept.id != id, "it began anew");
+    net.start(&leader);
+    net.survives_a_restart("an interrupted join");
+}
+
+#[test]
+fn node_with_a_part_in_another_cluster_is_not_taken_in() {
+    let mut net = Net::new("a b c", "");
+    // No two incarnations have one id.
+    let mut other = Net::new("y z", "");
+    other.last = 1 << 32;
+    other.wipe("x");
+    other.start("x");
+    other.join("x").expect("a member there");
+    let site = other.sites.remove(&name("x")).expect("a site");
+    net.sites.insert(name("x"), Site { agent: None, ..site });
+    net.start("x");
+    let refused = net.join("x").expect_err("it votes elsewhere");
+    assert!(refused.contains("empty data directory"), "{refused}");
+    assert!(net.sites[&name("x")].view.state.version > 0, "it forgot nothing");
+}
+
+#[test]
+fn fenced_leader_sends_no_heartbeats_and_is_replaced() {
+    let mut net = Net::new("a b c", "");
+    let leader = net.leader().expect("a leader");
+    // A controller fenced the leader and died of it: the others never heard.
+    let epoch = net.state.epoch.next();
+    net.with(&leader, |agent, now| agent.handle_ask(0, Ask::Seal(epoch), now));
+    net.step();
+    let heartbeats = net.site(&leader).heartbeats;
+    assert!(net.run_until(10, |net| net.state.epoch >= epoch && net.leader().is_some()), "a majority is well");
+    let others = net.site(&leader).heartbeats - heartbeats;
+    let leads_again = net.leader() == Some(leader);
+    assert!(leads_again || others == 0, "{others} heartbeats of a fenced leader");
+}
+
+#[test]
+fn survivor_becomes_a_cluster_of_one_and_refuses_those_that_come_back() {
+    let mut net = Net::new("a b c", "");
+    let alive = net.command("a", Command::ForceNewCluster).expect_err("all are well");
+    assert!(alive.contains("leader"), "{alive}");
+    let epoch = net.state.epoch;
+    net.kill("b");
+    net.kill("c");
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.leader(), None, "one of three");
+    let told = net.command("a", Command::ForceNewCluster).expect("the operator's word");
+    assert!(told.contains("b, c"), "{told}");
+    assert!(net.run_until(20, |net| net.leader() == Some(name("a"))), "it leads alone");
+    assert!(net.state.epoch > epoch);
+    net.start("b");
+    net.run(Duration::from_secs(2));
+    assert!(net.site(&name("b")).kept.removed.is_some(), "it was told that it is a member no more");
+    net.join("b").expect("it may join anew");
+    net.survives_a_restart("a cluster of one that grew");
+}
+
+#[test]
+fn agreed_election_timeout_binds_a_member_that_is_configured_otherwise() {
+    let mut net = Net::new("a b c", "");
+    assert_eq!(net.state.election_timeout(), Some(TIMEOUT));
+    let site = &net.sites[&name("b")];
+    let mut config = site.agent.as_ref().expect("up").config.clone();
+    config.election_timeout = TIMEOUT / 4;
+    let agent = Agent::new(config, site.kept.clone(), site.view.clone(), true, net.now);
+    assert_eq!(agent.voter.grant_left(net.now), TIMEOUT, "an earlier grant may last as long as all agreed on");
+    net.sites.get_mut(&name("b")).expect("a site").agent = Some(agent);
+    net.run(Duration::from_secs(2));
+    assert!(net.leader().is_some());
+}
+
+#[test]
+fn members_are_bounded() {
+    let mut net = Net::new("a", "");
+    for number in 1..=MEMBERS_MAX {
+        let member = format!("m{number}");
+        net.wipe(&member);
+        net.start(&member);
+        let outcome = net.join(&member);
+        assert_eq!(outcome.is_ok(), number < MEMBERS_MAX, "{outcome:?}");
+    }
+}

@@ -101,7 +101,7 @@ impl Agent {
     fn begin_command(&mut self, id: u64, command: Command, now: Instant) -> Result<(), String> {
         match command {
             Command::ForceNewCluster => {
-                let text = self.force_new_cluster()?;
+                let text = self.force_new_cluster(now)?;
                 // The last words of this incarnation: they go out before its end.
                 let end = self.outputs.pop_back();
                 self.outputs.push_back(Output::Reply(id, Ok(text)));

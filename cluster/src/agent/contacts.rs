@@ -185,6 +185,10 @@ impl Agent {
         if state.version == 0 {
             return true;
         }
+        if self.view.voters.is_empty() {
+            // Alone, it is about to form the register of its own cluster.
+            return self.is_member() && state.members.len() == 1;
+        }
         let votes = |member: &Member| self.view.voters.contains(&member.id);
         let voters = state.members.iter().filter(|(_, member)| votes(member)).map(|(name, _)| name.clone()).collect();
         self.is_member() && self.in_reach(&voters, now) > self.view.voters.len() / 2
@@ -352,8 +356,8 @@ impl Agent {
     }
 
     /// An operator makes this member a cluster of its own.
-    pub(super) fn force_new_cluster(&mut self) -> Result<String, String> {
-        let state = self.forced_state()?;
+    pub(super) fn force_new_cluster(&mut self, now: Instant) -> Result<String, String> {
+        let state = self.forced_state(now)?;
         let (name, removed) = (&self.config.name, &state.removed);
         let others: Vec<&str> =
             self.view.state.members.keys().filter(|member| *member != name).map(MemberName::as_str).collect();

@@ -205,8 +205,12 @@ impl Agent {
     }
 
     /// What this member becomes when its operator says that the others are gone for good; the state of its own cluster.
-    pub(super) fn forced_state(&self) -> Result<crate::register::ClusterState, String> {
+    pub(super) fn forced_state(&self, now: Instant) -> Result<crate::register::ClusterState, String> {
         let (name, state) = (&self.config.name, &self.view.state);
+        if !self.hears_no_leader(now) {
+            let leader = state.leader.as_ref().map_or("nobody", MemberName::as_str);
+            return Err(format!("the leader, {leader}, is there: remove members with `walferry remove`"));
+        }
         if self.config.kind == Kind::Witness {
             return Err(format!("{name} is a witness: it has no log to go on with"));
         }

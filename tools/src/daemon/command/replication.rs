@@ -306,13 +306,17 @@ pub fn remove(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: 
     ask_cluster(Command::Remove(name), client, host, reply)
 }
 
-/// PROMOTE: the new epoch. PROMOTE UNCLEAN: a leader for a cluster that waits for one, whatever is lost.
+/// PROMOTE: the new epoch. PROMOTE UNCLEAN: a leader for a cluster that waits for one, whatever is lost. PROMOTE
+/// FORCE-NEW-CLUSTER: this member goes on as a cluster of its own, because the others are gone for good.
 pub fn promote(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     if args.len() == 2 && args[1].eq_ignore_ascii_case(b"unclean") {
         return ask_cluster(Command::AllowUnclean, client, host, reply);
     }
+    if args.len() == 2 && args[1].eq_ignore_ascii_case(b"force-new-cluster") {
+        return ask_cluster(Command::ForceNewCluster, client, host, reply);
+    }
     if args.len() > 1 {
-        reply.error("ERR PROMOTE takes nothing or UNCLEAN");
+        reply.error("ERR PROMOTE takes nothing, UNCLEAN or FORCE-NEW-CLUSTER");
         return Outcome::DONE;
     }
     match host.promote() {
