@@ -15,6 +15,7 @@ use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
 };
+use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::UnverifiedFrame;
 use walferry_engine::log::{Log, ReceiveError};
@@ -63,6 +64,8 @@ pub struct FollowerConfig {
     pub meta: Meta,
     /// The node's name, and its slot's.
     pub name: MemberName,
+    /// Its incarnation as a member of a cluster; 0 for none.
+    pub member: MemberId,
     /// A leader that is silent for so long is dead.
     pub peer_timeout: Duration,
     /// A sign of life goes out at least this often.
@@ -519,6 +522,7 @@ impl Follower {
             flushed: log.flushed(),
             segment_bytes: self.config.meta.segment_bytes,
             crc: log.crc_at_end(),
+            member: self.config.member,
             history: entries[newest..].to_vec(),
         };
         self.receiver.reset();

@@ -24,12 +24,15 @@ pub struct InSync {
     members: BTreeSet<MemberName>,
     /// The members that the register has; `None` for a leader without a cluster, whose own word is enough.
     confirmed: Option<BTreeSet<MemberName>>,
+    /// Members that left while the register may still come to hold them: a proposal with them is under way, or its fate is not
+    /// known.
+    unsettled: BTreeSet<MemberName>,
 }
 
 impl InSync {
     /// An empty set; a replica leaves when it lags for longer than `lag_time_max`.
     pub fn new(lag_time_max: Duration) -> InSync {
-        InSync { lag_time_max, members: BTreeSet::new(), confirmed: None }
+        InSync { lag_time_max, members: BTreeSet::new(), confirmed: None, unsettled: BTreeSet::new() }
     }
 
     /// A leader starts: the replica was known to the one before, which may have counted it in. It stays a member until
@@ -44,10 +47,14 @@ impl InSync {
         let member = self.members.contains(name);
         if member && lag > self.lag_time_max {
             self.members.remove(name);
+            if self.confirmed.is_some() {
+                self.unsettled.insert(name.clone());
+            }
             return Some(Change::Left);
         }
         if !member && may_join && lag <= self.lag_time_max {
             self.members.insert(name.clone());
+            self.unsettled.remove(name);
             return Some(Change::Joined);
         }
         None
@@ -56,6 +63,7 @@ impl InSync {
     /// The replica is no longer known.
     pub fn forget(&mut self, name: &MemberName) {
         self.members.remove(name);
+        self.unsettled.remove(name);
     }
 
     /// The register has these members. Until it follows what was observed here, a replica counts as a member when either says
@@ -64,10 +72,16 @@ impl InSync {
         self.confirmed = Some(members.clone());
     }
 
-    /// True for replicas that commits under `ALL` wait for.
+    /// The register follows what was observed, and every proposal with other members has met its fate.
+    pub fn settle(&mut self) {
+        self.unsettled.clear();
+    }
+
+    /// True for replicas that commits under `ALL` wait for: every set that the register holds, or may come to hold.
     pub fn contains(&self, name: &MemberName) -> bool {
         let confirmed = self.confirmed.as_ref().filter(|_| !mutants::is_on("shrink-at-once"));
-        self.members.contains(name) || confirmed.is_some_and(|confirmed| confirmed.contains(name))
+        let held = confirmed.is_some_and(|confirmed| confirmed.contains(name) || self.unsettled.contains(name));
+        self.members.contains(name) || held
     }
 
     /// The members as observed here, by name.

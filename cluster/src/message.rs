@@ -12,19 +12,20 @@
 //!             6  zeros            2
 //!
 //! 1 Hello     0  magic            4   "WFPR"; stays in front in every later protocol version
-//!             4  protocol         2   2
+//!             4  protocol         2   3
 //!             6  name length      1   1-63
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16   0: none yet, takes the leader's
 //!            24  flushed lsn      8   end of the replica's durable log, always the end of a frame
 //!            32  segment bytes    8   the replica's segment size; must be the leader's
 //!            40  crc              4   of the frame that ends at the flushed lsn, 0 for an empty log
-//!            44  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
-//!            48  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
+//!            44  member           8   the replica's incarnation as a member of a cluster; 0: it is none
+//!            52  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
+//!            56  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
 //!             .  name                 the replica's, and the name of its slot
 //!             .  address              where clients reach the replica, `HOST:PORT`; may be empty
 //! 2 Welcome   0  magic            4   "WFPR"
-//!             4  protocol         2   2
+//!             4  protocol         2   3
 //!             6  name length      1
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16
@@ -137,6 +138,7 @@ use walferry_engine::limits::FRAME_BYTES_MAX;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
+use crate::register::MemberId;
 
 mod codec;
 #[cfg(test)]
@@ -145,7 +147,7 @@ mod tests;
 pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, read_message};
 
 /// The version of this protocol; both sides must have the same.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// Bytes in front of every message.
 pub const ENVELOPE_BYTES: usize = 8;
 /// Epochs that a handshake carries; of a longer history the newest.
@@ -160,7 +162,7 @@ pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
 pub const LEND_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 /// Bytes of a message with its envelope, frames' and chunks' raw bytes aside: a receive buffer of this size suffices.
 pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
-    + HANDSHAKE_FIXED_BYTES
+    + HELLO_FIXED_BYTES
     + EPOCHS_PER_MESSAGE_MAX * EPOCH_BYTES
     + MEMBER_NAME_BYTES_MAX
     + ADDRESS_BYTES_MAX;
@@ -169,7 +171,8 @@ pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
 /// Bytes of a Heartbeat with its envelope.
 pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
-const HANDSHAKE_FIXED_BYTES: usize = 48;
+const HELLO_FIXED_BYTES: usize = 56;
+const WELCOME_FIXED_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
 const HEARTBEAT_BODY_BYTES: usize = 48;
 const ACK_BODY_BYTES: usize = 56;
@@ -183,7 +186,7 @@ const WANT_FIXED_BYTES: usize = 56;
 const LEND_BODY_BYTES: usize = 16;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= 128 << 10);
-const _: () = assert!(OFFER_FIXED_BYTES <= HANDSHAKE_FIXED_BYTES + ADDRESS_BYTES_MAX);
+const _: () = assert!(OFFER_FIXED_BYTES <= HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX);
 const _: () = assert!(REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// The replica's first message.
@@ -203,6 +206,9 @@ pub struct Hello {
     pub segment_bytes: u64,
     /// The crc of the frame that ends at `flushed`; 0 for an empty log.
     pub crc: u32,
+    /// Its incarnation as a member of a cluster: what it acknowledges on this connection is confirmed by that one alone. 0 for
+    /// a replica that is no member of any.
+    pub member: MemberId,
     /// The replica's epoch history, ascending; at most the newest EPOCHS_PER_MESSAGE_MAX.
     pub history: Vec<(Epoch, Lsn)>,
 }

@@ -3,6 +3,7 @@
 
 use walferry_cluster::member::{ClusterId, MemberName};
 use walferry_cluster::message::{Fetch, Hello, PROTOCOL_VERSION, Refuse, RefuseCode};
+use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
@@ -40,6 +41,7 @@ pub fn judge_fetch(fetch: &Fetch, leader: &Leader<'_>) -> Result<(), Refuse> {
         flushed,
         segment_bytes: fetch.segment_bytes,
         crc: 0,
+        member: MemberId(0),
         history: Vec::new(),
     };
     judge(&hello, &Leader { log_start: Lsn::ZERO, ..*leader }).map(|_| ())
@@ -136,6 +138,7 @@ mod tests {
             flushed: Lsn(flushed),
             segment_bytes: 1 << 26,
             crc: 0,
+            member: MemberId(0),
             history: entries(history),
         };
         let all = &[(1, 0), (3, 100), (4, 200)][..];

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Ack;
+use walferry_cluster::register::MemberId;
 use walferry_engine::mutants;
 
 use crate::commit_rule::Standing;
@@ -15,6 +16,8 @@ use crate::status::{Durations, SentBytes};
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) name: MemberName,
+    /// The incarnation that `progress` is of; 0 outside of a cluster.
+    pub(crate) id: MemberId,
     pub(crate) progress: Progress,
     pub(crate) link: Option<LinkNo>,
     pub(crate) address: String,
@@ -34,9 +37,10 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(name: MemberName, progress: Progress, now: Instant) -> Replica {
+    pub(crate) fn new(name: MemberName, id: MemberId, progress: Progress, now: Instant) -> Replica {
         Replica {
             name,
+            id,
             progress,
             link: None,
             address: String::new(),

@@ -18,10 +18,12 @@ use walferry_cluster::insync::{Change, InSync};
 use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{Ack, Fetch, Hello, Message, Offer, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::register::MemberId;
 use walferry_cluster::terms::Terms;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Ring};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
@@ -134,8 +136,8 @@ pub struct Shipper {
     feeds_from: Lsn,
     superseded: Option<Epoch>,
     traces: Traces,
-    /// The members of the leader's cluster; `None` for a leader that takes every replica as one.
-    members: Option<BTreeSet<MemberName>>,
+    /// The members of the leader's cluster and their incarnations; `None` for a leader that takes every replica as one.
+    members: Option<BTreeMap<MemberName, MemberId>>,
 }
 
 impl Shipper {
@@ -148,7 +150,7 @@ impl Shipper {
         let mut in_sync = InSync::new(config.replica_lag_time_max);
         let mut replicas = BTreeMap::new();
         for (name, restart) in slots.iter() {
-            let mut replica = Replica::new(name.clone(), Progress::remembered(restart), now);
+            let mut replica = Replica::new(name.clone(), MemberId(0), Progress::remembered(restart), now);
             if !slots.is_lost(name) {
                 in_sync.presume(name);
                 replica.in_sync = true;
@@ -203,27 +205,45 @@ impl Shipper {
 
     /// What the register says: who is a member, who of them is in sync, and on which terms commits are confirmed. At the start
     /// of a leadership and whenever it has moved. Slots of others hold no log; their connections end with the next turn.
-    pub fn follow_register(&mut self, members: BTreeSet<MemberName>, in_sync: &BTreeSet<MemberName>, terms: Terms) {
+    pub fn follow_register(
+        &mut self,
+        members: BTreeMap<MemberName, MemberId>,
+        in_sync: &BTreeSet<MemberName>,
+        terms: Terms,
+    ) {
         if self.members.is_none() {
             // Slots tell who was in sync with an earlier leadership; the register knows better.
             self.in_sync = InSync::new(self.config.replica_lag_time_max);
             in_sync.iter().for_each(|name| self.in_sync.presume(name));
         }
-        for name in &members {
+        for (name, id) in &members {
             let known = self.replicas.entry(name.clone());
-            known.or_insert_with(|| Replica::new(name.clone(), Progress::default(), self.turned));
+            let replica = known.or_insert_with(|| Replica::new(name.clone(), *id, Progress::default(), self.turned));
+            if replica.id == *id || mutants::is_on("complete-without-proof") {
+                continue;
+            }
+            // What another incarnation confirmed proves nothing of this one, whose disk may be empty.
+            // Nor does what a slot remembers of an earlier leadership.
+            replica.progress = Progress::default();
+            if replica.id != MemberId(0) {
+                self.in_sync.forget(name);
+            }
+            if replica.link.is_none() {
+                replica.id = *id;
+            }
         }
-        self.replicas.retain(|name, replica| members.contains(name) || replica.link.is_some());
+        self.replicas.retain(|name, replica| members.contains_key(name) || replica.link.is_some());
         for replica in self.replicas.values_mut() {
-            replica.member = members.contains(&replica.name);
+            let id = members.get(&replica.name);
+            replica.member = id.is_some_and(|id| *id == replica.id || mutants::is_on("complete-without-proof"));
         }
         let others: Vec<MemberName> = self.slots.iter().map(|(name, _)| name.clone()).collect();
-        for name in others.iter().filter(|name| !members.contains(*name)) {
+        for name in others.iter().filter(|name| !members.contains_key(*name)) {
             tracing::info!(slot = %name, "a slot is dropped: its replica is no member");
             self.slots.forget(name);
             self.in_sync.forget(name);
         }
-        self.bases.keep_only(|name| members.contains(name), no_member);
+        self.bases.keep_only(|name| members.contains_key(name), no_member);
         self.in_sync.confirm(in_sync);
         self.rule.set_terms(terms);
         self.members = Some(members);
@@ -424,12 +444,14 @@ impl Shipper {
         history: &EpochHistory,
         now: Instant,
     ) -> Result<(), Refuse> {
-        if self.members.as_ref().is_some_and(|members| !members.contains(&fetch.name)) {
+        if self.members.as_ref().is_some_and(|members| !members.contains_key(&fetch.name)) {
             return Err(no_member(&fetch.name));
         }
         judge_fetch(&fetch, &self.as_leader(log, history))?;
         let known = self.replicas.entry(fetch.name.clone());
-        let replica = known.or_insert_with(|| Replica::new(fetch.name.clone(), Progress::default(), now));
+        // A fetch confirms nothing.
+        let id = self.members.as_ref().and_then(|members| members.get(&fetch.name)).copied().unwrap_or(MemberId(0));
+        let replica = known.or_insert_with(|| Replica::new(fetch.name.clone(), id, Progress::default(), now));
         replica.member = true;
         tracing::info!(replica = %fetch.name, address = %link.address, "a replica asks for a base copy");
         let offer = Offer {
@@ -488,9 +510,12 @@ impl Shipper {
         history: &EpochHistory,
         now: Instant,
     ) -> Result<(), Refuse> {
-        let member = self.members.as_ref().is_none_or(|members| members.contains(&hello.name));
-        if !member {
-            return Err(no_member(&hello.name));
+        match self.members.as_ref().map(|members| members.get(&hello.name)) {
+            Some(None) => return Err(no_member(&hello.name)),
+            Some(Some(id)) if *id != hello.member && !mutants::is_on("complete-without-proof") => {
+                return Err(other_incarnation(&hello.name, *id, hello.member));
+            }
+            _ => {}
         }
         let start = judge(hello, &self.as_leader(log, history))?;
         chain::check(log, hello, start)?;
@@ -499,8 +524,9 @@ impl Shipper {
             return Err(Refuse { code: RefuseCode::Full, text });
         }
         let replica = self.replicas.entry(hello.name.clone());
-        let replica = replica.or_insert_with(|| Replica::new(hello.name.clone(), Progress::default(), now));
-        replica.member = true;
+        let replica =
+            replica.or_insert_with(|| Replica::new(hello.name.clone(), hello.member, Progress::default(), now));
+        (replica.member, replica.id) = (true, hello.member);
         if let Some(mut old) = replica.link.and_then(|number| self.links.remove(&number)) {
             let text = format!("another connection of {} took this one's place", hello.name);
             let refuse = Refuse { code: RefuseCode::Replaced, text };
@@ -600,17 +626,20 @@ impl Shipper {
 
     fn observe(&mut self, now: Instant) {
         let mut needed = self.view.sealed;
-        for replica in self.replicas.values_mut() {
+        let names: Vec<MemberName> = self.replicas.keys().cloned().collect();
+        for name in names {
+            let replica = &self.replicas[&name];
             needed = needed.min(replica.progress.applied());
             let age = self.timeline.age(replica.progress.flushed(), now);
             let lag = age.max(replica.silence(now));
-            let may_join = replica.standing().streaming && replica.progress.flushed() >= self.view.committed;
+            let may_join = replica.standing().streaming && self.has_everything(replica);
             match self.in_sync.observe(&replica.name, lag, may_join) {
                 Some(Change::Joined) => tracing::info!(replica = %replica.name, "joined the in-sync set"),
                 Some(Change::Left) => tracing::warn!(replica = %replica.name, ?lag, "left the in-sync set"),
                 None => {}
             }
-            let in_sync = self.in_sync.contains(&replica.name);
+            let in_sync = self.in_sync.contains(&name);
+            let replica = self.replicas.get_mut(&name).expect("just seen");
             self.moved |= in_sync != replica.in_sync;
             replica.in_sync = in_sync;
         }
@@ -620,6 +649,15 @@ impl Shipper {
             self.rule.update(&standings, self.view.flushed);
             self.shortage = self.rule.shortage(&standings);
         }
+    }
+
+    /// Whether the replica has confirmed, in this leadership, everything that any commit rests on (Kafka's rule: up to the high
+    /// watermark, and beyond where the epoch begins). At first nothing is committed, so that alone would let in whoever was sent
+    /// everything and has none of it.
+    fn has_everything(&self, replica: &Replica) -> bool {
+        let (flushed, epoch_start) = (replica.progress.flushed(), self.config.epoch_start);
+        let in_epoch = flushed > epoch_start || flushed == epoch_start && self.view.sealed == epoch_start;
+        flushed >= self.view.committed && (in_epoch || mutants::is_on("join-without-proof"))
     }
 
     fn keep_slots(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
@@ -719,6 +757,12 @@ impl Shipper {
 /// It has had its time to say what it is.
 fn is_mute(link: &Link, now: Instant) -> bool {
     matches!(link.phase, Phase::Probe(None)) && now.saturating_duration_since(link.since) > HANDSHAKE_TIME_MAX
+}
+
+fn other_incarnation(name: &MemberName, known: MemberId, theirs: MemberId) -> Refuse {
+    let text =
+        format!("the leader knows {name} as {known}, this one is {theirs}: it begins anew, and is taken back soon");
+    Refuse { code: RefuseCode::NotMember, text }
 }
 
 fn no_member(name: &MemberName) -> Refuse {

@@ -192,7 +192,7 @@ impl Control {
         };
         self.asked.clear();
         self.node.set_lease(None);
-        self.node.order(Order::BeginAnew(self.kept.promised));
+        self.node.order(Order::BeginAnew(self.kept.id, self.kept.promised));
         self.agent = Agent::new(self.config.clone(), self.kept.for_agent(), self.kept.view.clone(), true, now);
     }
 }

@@ -199,7 +199,8 @@ impl Net {
         let mut busy = true;
         while std::mem::take(&mut busy) {
             for member in &names {
-                while let Some(output) = self.sites.get_mut(member).and_then(|site| site.agent.as_mut()?.poll_output()) {
+                while let Some(output) = self.sites.get_mut(member).and_then(|site| site.agent.as_mut()?.poll_output())
+                {
                     busy = true;
                     self.carry_out(member, output);
                 }
@@ -209,7 +210,8 @@ impl Net {
             self.report_in_sync(member);
         }
         let due = self.sites.values().filter_map(|site| Some(site.agent.as_ref()?.poll_timeout(self.now))).min();
-        self.now = due.unwrap_or(self.now).clamp(self.now + Duration::from_millis(1), self.now + Duration::from_millis(50));
+        self.now =
+            due.unwrap_or(self.now).clamp(self.now + Duration::from_millis(1), self.now + Duration::from_millis(50));
         for member in &names {
             self.with(member, |agent, now| agent.handle_timeout(now));
         }
@@ -220,7 +222,7 @@ impl Net {
         let others = self.sites.iter().filter(|(other, site)| *other != member && site.agent.is_some());
         let in_sync = others.filter(|(other, site)| self.state.knows(other, site.kept.id) && site.last_epoch == epoch);
         let in_sync = in_sync.map(|(other, site)| (other.clone(), site.kept.id)).collect();
-        self.with(member, |agent, now| agent.handle_report(Report::InSync(epoch, in_sync), now));
+        self.with(member, |agent, now| agent.handle_report(Report::InSync(epoch, 1, in_sync), now));
     }
 
     fn carry_out(&mut self, member: &MemberName, output: Output) {
@@ -256,7 +258,9 @@ impl Net {
                 self.with(member, |agent, now| agent.handle_proposed(id, outcome, now));
             }
             Output::Form(voters) => {
-                if self.voters.is_empty() || self.site(member).view.state.members.len() == 1 && !self.site(member).view.formed {
+                if self.voters.is_empty()
+                    || self.site(member).view.state.members.len() == 1 && !self.site(member).view.formed
+                {
                     self.voters = voters.keys().copied().collect();
                     self.told = self.voters.clone();
                     self.state = self.site(member).view.state.clone();
@@ -312,7 +316,7 @@ impl Net {
             }
             Order::Drain(id, _) => Report::Drained(id, Ok(())),
             Order::Joint(id, _) => Report::Proved(id, Ok(())),
-            Order::Settled(_) | Order::State(_) | Order::LeaderAddress(_) => return,
+            Order::Settled(_) | Order::InSyncSettled(_) | Order::State(_) | Order::LeaderAddress(_) => return,
         };
         self.with(member, |agent, now| agent.handle_report(report, now));
     }

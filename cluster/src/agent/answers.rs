@@ -155,7 +155,7 @@ impl Agent {
     /// The node reports.
     pub fn handle_report(&mut self, report: Report, now: Instant) {
         match report {
-            Report::InSync(epoch, members) => self.want_in_sync(epoch, members),
+            Report::InSync(epoch, number, members) => self.want_in_sync(epoch, number, members),
             Report::Unfit(epoch) => {
                 // Heartbeats end: whoever controls then may find this node unfit without being told.
                 self.drop_lease();

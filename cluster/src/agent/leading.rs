@@ -29,21 +29,42 @@ impl Role {
     }
 }
 
+/// The in-sync set that the leader's node reported.
+#[derive(Debug)]
+struct Wanted {
+    epoch: Epoch,
+    number: u64,
+    members: BTreeMap<MemberName, MemberId>,
+}
+
 /// A leader's state.
 #[derive(Debug)]
 pub(super) struct Leading {
     /// The lease of the epoch in which this member leads.
     lease: Option<(Epoch, Lease)>,
     heartbeat_at: Instant,
-    wanted_in_sync: Option<(Epoch, BTreeMap<MemberName, MemberId>)>,
+    wanted_in_sync: Option<Wanted>,
     in_sync_changing: bool,
+    /// A proposal of the in-sync set followed on this version; true once it was answered. Until the register is past the
+    /// version, the proposal may be taken.
+    in_sync_open: Option<(u64, bool)>,
+    /// The report of which the node was told that the register has it.
+    in_sync_settled: Option<(Epoch, u64)>,
     /// After a change of the in-sync set that failed.
     in_sync_at: Instant,
 }
 
 impl Leading {
     pub(super) fn new(now: Instant) -> Leading {
-        Leading { lease: None, heartbeat_at: now, wanted_in_sync: None, in_sync_changing: false, in_sync_at: now }
+        Leading {
+            lease: None,
+            heartbeat_at: now,
+            wanted_in_sync: None,
+            in_sync_changing: false,
+            in_sync_open: None,
+            in_sync_settled: None,
+            in_sync_at: now,
+        }
     }
 
     pub(super) fn heartbeat_at(&self) -> Option<Instant> {
@@ -173,8 +194,8 @@ impl Agent {
     }
 
     /// The leader's node says who keeps up.
-    pub(super) fn want_in_sync(&mut self, epoch: Epoch, members: BTreeMap<MemberName, MemberId>) {
-        self.leading.wanted_in_sync = Some((epoch, members));
+    pub(super) fn want_in_sync(&mut self, epoch: Epoch, number: u64, members: BTreeMap<MemberName, MemberId>) {
+        self.leading.wanted_in_sync = Some(Wanted { epoch, number, members });
     }
 
     /// Puts what the leader sees into the register, which releases what waits for it.
@@ -182,8 +203,8 @@ impl Agent {
         if !self.leads_by_register() {
             return;
         }
-        let Some((epoch, wanted)) = &self.leading.wanted_in_sync else { return };
-        let state = &self.view.state;
+        let Some(Wanted { epoch, number, members: wanted }) = &self.leading.wanted_in_sync else { return };
+        let (state, report) = (&self.view.state, (*epoch, *number));
         if *epoch != state.epoch {
             return;
         }
@@ -198,17 +219,37 @@ impl Agent {
         if self.leading.in_sync_changing || now < self.leading.in_sync_at {
             return;
         }
-        let Some(next) = next else { return };
+        let version = self.view.state.version;
+        self.leading.in_sync_open.take_if(|(open, _)| version > *open);
+        let next = match (next, self.leading.in_sync_open) {
+            // It was taken, or another change was: the register is about to tell.
+            (_, Some((_, true))) => return,
+            (Some(next), _) => next,
+            // Whether the last proposal is taken is not known. A register that stays as it is and counts one version more ends that.
+            (None, Some(_)) => self.view.state.next(),
+            (None, None) => return self.settle_in_sync(report),
+        };
         self.leading.in_sync_changing = true;
+        self.leading.in_sync_open = Some((version, false));
         let change = Ask::Change(Box::new(Change { state: next }));
         self.ask_controller(change, CHANGE_TIME_MAX, Purpose::InSync, now);
     }
 
+    /// The node is told once that the register has what it reported. A change of the members may bring a member in as well.
+    fn settle_in_sync(&mut self, report: (Epoch, u64)) {
+        if self.leading.in_sync_settled != Some(report) && self.changes.is_idle() {
+            self.leading.in_sync_settled = Some(report);
+            self.order(Order::InSyncSettled(report.1));
+        }
+    }
+
     pub(super) fn take_in_sync_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
         self.leading.in_sync_changing = false;
-        let pause =
-            if matches!(answer, Ok(Answer::Change(_))) { Duration::ZERO } else { self.config.heartbeat_interval };
-        self.leading.in_sync_at = now + pause;
+        let known = matches!(answer, Ok(Answer::Change(_)));
+        if let Some((_, answered)) = &mut self.leading.in_sync_open {
+            *answered = known;
+        }
+        self.leading.in_sync_at = now + if known { Duration::ZERO } else { self.config.heartbeat_interval };
     }
 
     /// Members that answered lately, this one included.

@@ -100,6 +100,11 @@ impl MemberChanges {
         MemberChanges { turn: None, waiting: VecDeque::new(), own_at: now }
     }
 
+    /// No change is under way, and none waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.turn.is_none() && self.waiting.is_empty()
+    }
+
     pub(super) fn timeout(&self) -> Option<Instant> {
         let step = self.turn.as_ref().and_then(|turn| match &turn.step {
             Step::Greeting { asked: false, at, .. } => Some(*at),
@@ -125,7 +130,7 @@ impl Agent {
 
     /// A member that joined keeps up, as this incarnation: from now on its confirmations count.
     pub(super) fn let_count(&mut self, name: MemberName, id: MemberId, now: Instant) {
-        if self.changes.turn.is_none() && self.changes.waiting.is_empty() && now >= self.changes.own_at {
+        if self.changes.is_idle() && now >= self.changes.own_at {
             self.want(None, Wanted::Whole { name, id }, now);
         }
     }
@@ -180,8 +185,7 @@ impl Agent {
     /// A leader before this one began to remove a member, and did not finish.
     fn go_on_removing(&mut self, now: Instant) {
         let Some(name) = self.view.state.leaving.first().cloned() else { return };
-        let idle = self.changes.turn.is_none() && self.changes.waiting.is_empty();
-        if idle && now >= self.changes.own_at && self.leading(now).is_ok() {
+        if self.changes.is_idle() && now >= self.changes.own_at && self.leading(now).is_ok() {
             self.want(None, Wanted::Remove { name }, now);
         }
     }
@@ -464,7 +468,8 @@ impl Agent {
             // It may have ended its incarnation a moment ago, and its connections with it.
             _ if now < until => return again(self),
             other => {
-                return self.finish(Err(format!("{name} is not reached at {peer}: {}", refusal(other, "it says"))), now);
+                return self
+                    .finish(Err(format!("{name} is not reached at {peer}: {}", refusal(other, "it says"))), now);
             }
         };
         if theirs.name != name {

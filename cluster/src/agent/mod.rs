@@ -156,6 +156,8 @@ pub enum Order {
     Joint(u64, Terms),
     /// From this version of the register on its own terms suffice again.
     Settled(u64),
+    /// The register has the in-sync set of the report with this number, and nothing that was proposed before can change it.
+    InSyncSettled(u64),
     /// The register moved.
     State(Box<ClusterState>),
     /// Where the leader's clients are.
@@ -165,8 +167,9 @@ pub enum Order {
 /// What the node reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// Who keeps up, as the leader of this epoch sees it, each by the incarnation that proved it.
-    InSync(Epoch, BTreeMap<MemberName, MemberId>),
+    /// Who keeps up, as the leader of this epoch sees it, each by the incarnation that proved it; the report's number in this
+    /// epoch.
+    InSync(Epoch, u64, BTreeMap<MemberName, MemberId>),
     /// The leader of this epoch cannot go on.
     Unfit(Epoch),
     /// The node takes nothing from leaders of epochs before this one; how far its log is. `None`: its log is stopped.

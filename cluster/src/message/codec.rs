@@ -8,14 +8,15 @@ use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
-    EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, Fetch, HANDSHAKE_FIXED_BYTES, HEARTBEAT_BODY_BYTES, Heartbeat, Hello,
+    EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, Fetch, HEARTBEAT_BODY_BYTES, HELLO_FIXED_BYTES, Heartbeat, Hello,
     LEND_BODY_BYTES, LEND_BYTES_MAX, Lend, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES,
     PREPARING_BODY_BYTES, PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode,
-    TRACED_BODY_BYTES, Traced, WANT_FIXED_BYTES, Want, Welcome,
+    TRACED_BODY_BYTES, Traced, WANT_FIXED_BYTES, WELCOME_FIXED_BYTES, Want, Welcome,
 };
 use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::{MessageError, ReadError};
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
+use crate::register::MemberId;
 
 const MAGIC: [u8; 4] = *b"WFPR";
 const CHUNK_BODY_BYTES: usize = 16;
@@ -79,7 +80,8 @@ impl Kind {
     const fn body_bytes(self) -> (usize, usize) {
         const HANDSHAKE_MAX: usize = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
         match self {
-            Kind::Hello | Kind::Welcome => (HANDSHAKE_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::Hello => (HELLO_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::Welcome => (WELCOME_FIXED_BYTES + 1, HANDSHAKE_MAX),
             Kind::Refuse => (REFUSE_FIXED_BYTES, REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX),
             Kind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
             Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
@@ -188,6 +190,7 @@ impl Message {
                 put_handshake(out, hello.protocol, &hello.name, address, hello.cluster_id);
                 put_u64s(out, &[hello.flushed.0, hello.segment_bytes]);
                 out.extend_from_slice(&hello.crc.to_le_bytes());
+                put_u64s(out, &[hello.member.0]);
                 put_history(out, &hello.history);
                 out.extend_from_slice(hello.name.as_str().as_bytes());
                 out.extend_from_slice(address.as_bytes());
@@ -414,6 +417,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
             flushed,
             segment_bytes: 0,
             crc: 0,
+            member: MemberId(0),
             history,
         });
     }
@@ -421,11 +425,12 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     let id = u128::from_le_bytes(body.number()?);
     let cluster_id = (id != 0).then_some(ClusterId(id));
     let (flushed, segment_bytes, crc) = (body.lsn()?, body.u64()?, body.u32()?);
+    let member = MemberId(body.u64()?);
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     let client_address = body.address(address_bytes)?;
     body.end()?;
-    Ok(Hello { protocol, cluster_id, name, client_address, flushed, segment_bytes, crc, history })
+    Ok(Hello { protocol, cluster_id, name, client_address, flushed, segment_bytes, crc, member, history })
 }
 
 fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {

@@ -1,12 +1,13 @@
 //! What the node asks its shipper between turns: what is released, who confirmed what, how far everybody is. Changes
 //! nothing but the policy.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Traced;
+use walferry_cluster::register::MemberId;
 use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -84,12 +85,16 @@ impl Shipper {
     }
 
     /// The replicas that keep up, as observed here: what the register is to be told.
-    pub fn observed_in_sync(&self) -> BTreeSet<MemberName> {
-        self.in_sync
-            .members()
-            .filter(|name| self.members.as_ref().is_none_or(|all| all.contains(*name)))
-            .cloned()
-            .collect()
+    /// The replicas that keep up, as observed here, each with the incarnation that does: what the register is to be told.
+    pub fn observed_in_sync(&self) -> BTreeMap<MemberName, MemberId> {
+        let id = |name: &MemberName| Some((name.clone(), self.replicas.get(name).filter(|replica| replica.member)?.id));
+        self.in_sync.members().filter_map(id).collect()
+    }
+
+    /// The register has what was observed, and no proposal can bring back a replica that left meanwhile.
+    pub fn settle_in_sync(&mut self) {
+        self.in_sync.settle();
+        self.moved = true;
     }
 
     /// How far a replica's log is durable, as far as known.

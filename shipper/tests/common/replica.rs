@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use walferry_cluster::message::*;
+use walferry_cluster::register::MemberId;
 use walferry_engine::frame::{Frame, UnverifiedFrame};
 use walferry_engine::limits::FRAME_HEADER_BYTES;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -54,6 +55,7 @@ pub fn hello(name: &str, log: &[u8], history: &[(u64, u64)]) -> Hello {
         flushed: Lsn(log.len() as u64),
         segment_bytes: SEGMENT_BYTES,
         crc: last_crc(log),
+        member: MemberId(0),
         history: history.iter().map(|&(epoch, lsn)| (Epoch(epoch), Lsn(lsn))).collect(),
     }
 }

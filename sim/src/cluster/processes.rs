@@ -47,9 +47,9 @@ impl Cluster {
         }
         self.world.be(node);
         let config = self.config(node);
-        let promised = self.nodes[node].kept.promised;
+        let kept = (self.nodes[node].kept.id, self.nodes[node].kept.promised);
         self.gather_lenders();
-        let opened = Member::open(config, socket_address(node, 6400), promised);
+        let opened = Member::open(config, socket_address(node, 6400), kept);
         let (member, queues, end) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.does_not_start(node, &error.to_string()),

@@ -48,6 +48,8 @@ pub(super) struct Membership {
     cluster: Cluster,
     /// The register as last heard.
     pub(super) state: ClusterState,
+    /// The incarnation of this member.
+    id: MemberId,
     /// Leaders of older epochs are refused.
     promised: Epoch,
     /// Where the leader's clients are.
@@ -58,11 +60,16 @@ pub(super) struct Membership {
     fencing: Option<Epoch>,
     drain: Option<Drain>,
     joint: Option<Joint>,
-    /// What was reported last.
-    in_sync: Option<(Epoch, BTreeMap<MemberName, MemberId>)>,
+    /// The in-sync set that was reported last, in which epoch, and the report's number; 0 before the first.
+    in_sync: (Epoch, u64, BTreeMap<MemberName, MemberId>),
 }
 
 impl Membership {
+    /// The incarnation of this member.
+    pub(super) fn id(&self) -> MemberId {
+        self.id
+    }
+
     /// True while writes have to wait for a switchover.
     pub(super) fn is_draining(&self) -> bool {
         self.drain.is_some()
@@ -119,25 +126,26 @@ impl Node {
             history_epoch: self.history.last_epoch(),
             tls: self.tls.clone(),
         };
-        let promised = store.promised();
+        let (id, promised) = (store.identity().id, store.promised());
         let cluster = Cluster::start(config, store, listener, self.waker.clone())?;
-        self.sit_down(cluster, promised);
+        self.sit_down(cluster, id, promised);
         Ok(())
     }
 
     /// From now on whoever holds the other end of `cluster` says what this node is.
-    pub(super) fn sit_down(&mut self, cluster: Cluster, promised: Epoch) {
+    pub(super) fn sit_down(&mut self, cluster: Cluster, id: MemberId, promised: Epoch) {
         self.role = Role::Leaderless("the node is starting".to_owned());
         self.membership = Some(Membership {
             cluster,
             state: ClusterState::default(),
+            id,
             promised,
             leader_address: String::new(),
             next: None,
             fencing: None,
             drain: None,
             joint: None,
-            in_sync: None,
+            in_sync: Default::default(),
         });
     }
 
@@ -203,11 +211,12 @@ impl Node {
 
     fn take_order(&mut self, order: ThreadOrder, ring: &mut Ring) -> Result<(), DaemonError> {
         match order {
-            ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(_) if self.log.stopped().is_some() => {}
+            ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(..) if self.log.stopped().is_some() => {}
             ThreadOrder::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
-            ThreadOrder::BeginAnew(promised) => {
+            ThreadOrder::BeginAnew(id, promised) => {
                 let seat = self.seat();
-                (seat.promised, seat.state, seat.in_sync) = (promised, ClusterState::default(), None);
+                (seat.promised, seat.id, seat.state) = (promised, id, ClusterState::default());
+                seat.in_sync = Default::default();
                 seat.fencing = None;
                 seat.leader_address.clear();
                 self.lose_leader("this node begins anew as a member".to_owned(), ring);
@@ -240,6 +249,7 @@ impl Node {
             Order::LeaderAddress(address) => self.seat().leader_address = address,
             Order::State(state) => self.take_state(*state)?,
             Order::Joint(id, terms) => self.begin_joint(id, terms),
+            Order::InSyncSettled(number) => self.settle_in_sync(number),
             Order::Settled(version) => {
                 if let Some(joint) = &mut self.seat().joint {
                     joint.settled_at = Some(version);
@@ -304,7 +314,8 @@ impl Node {
         let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &self.membership) else { return };
         let state = &membership.state;
         let own = state.leader.as_ref();
-        let members = state.data_members().filter(|name| Some(*name) != own).cloned().collect();
+        let replicas = state.data_members().filter(|name| Some(*name) != own);
+        let members = replicas.map(|name| (name.clone(), state.members[name].id)).collect();
         shipper.follow_register(members, &state.in_sync, state.terms());
     }
 
@@ -371,14 +382,24 @@ impl Node {
     /// Tells the cluster who keeps up, when that has changed.
     fn report_in_sync(&mut self) {
         let (Role::Leader(shipper), Some(membership)) = (&self.role, &mut self.membership) else { return };
-        let id = |name: MemberName| Some((membership.state.members.get(&name)?.id, name));
-        let members = shipper.observed_in_sync().into_iter().filter_map(id).map(|(id, name)| (name, id)).collect();
-        let seen = Some((self.history.last_epoch(), members));
-        if membership.in_sync != seen {
-            membership.in_sync.clone_from(&seen);
-            if let Some((epoch, members)) = seen {
-                membership.cluster.report(ThreadReport::Agent(Report::InSync(epoch, members)));
-            }
+        let (epoch, members) = (self.history.last_epoch(), shipper.observed_in_sync());
+        let (before, number, reported) = &mut membership.in_sync;
+        if *before != epoch || *reported != members || *number == 0 {
+            (*before, *number) = (epoch, *number + 1);
+            reported.clone_from(&members);
+            let report = Report::InSync(epoch, *number, members);
+            membership.cluster.report(ThreadReport::Agent(report));
+        }
+    }
+
+    /// The register has the in-sync set of a report, and no proposal can change it any more.
+    fn settle_in_sync(&mut self, number: u64) {
+        let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &self.membership) else { return };
+        let (epoch, newest, reported) = &membership.in_sync;
+        // What was observed since is another report, which will be settled by itself.
+        let current = *epoch == self.history.last_epoch() && *newest == number;
+        if current && *reported == shipper.observed_in_sync() {
+            shipper.settle_in_sync();
         }
     }
 

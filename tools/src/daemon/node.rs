@@ -16,6 +16,7 @@ use walferry_applier::replay;
 use walferry_applier::store::{STORE_DIR, Store, StoreConfig};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
+use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{Log, LogConfig, LogError};
@@ -353,6 +354,7 @@ impl Node {
             client_address: self.public_address(),
             meta: self.meta.clone(),
             name: self.member_name()?,
+            member: self.membership.as_ref().map_or(MemberId(0), Membership::id),
             peer_timeout: self.config.peer_timeout,
             heartbeat_interval: self.config.heartbeat_interval,
             promised,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use walferry_cluster::ClusterId;
 use walferry_cluster::level::CommitLevel;
+use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::ring::simulated::Queues;
 use walferry_engine::ring::{Completion, Owner, Ring};
@@ -60,11 +61,11 @@ impl Member {
         self.node.describe()
     }
 
-    /// Opens the node's data and gives it a seat; `promised` is what its seat promised in earlier lives.
+    /// Opens the node's data and gives it a seat; `id` is the incarnation of the member, which has promised to refuse leaders of epochs before `promised`.
     pub fn open(
         config: NodeConfig,
         client_address: SocketAddr,
-        promised: Epoch,
+        (id, promised): (MemberId, Epoch),
     ) -> Result<(Member, Queues, Control), DaemonError> {
         let (mut ring, queues) = Ring::simulated()?;
         let (waker, _) = WakeSource::new().map_err(DaemonError::Signals)?;
@@ -77,7 +78,7 @@ impl Member {
             read_wait_timeout: config.read_wait_timeout,
         };
         let take_role = |node: &mut Node| {
-            node.sit_down(cluster, promised);
+            node.sit_down(cluster, id, promised);
             Ok(())
         };
         let tls = Tls::open(&config.tls)?;

@@ -135,7 +135,7 @@ async fn run(
         if let Some(node) = &node {
             node.shared.lease.set(None);
             node.block("");
-            node.order(Order::BeginAnew(store.promised()));
+            node.order(Order::BeginAnew(store.identity().id, store.promised()));
         }
     }
 }

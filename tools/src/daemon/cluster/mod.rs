@@ -23,7 +23,7 @@ use walferry_cluster::MemberName;
 use walferry_cluster::agent;
 pub use walferry_cluster::agent::Command;
 use walferry_cluster::consensus::RegisterStore;
-use walferry_cluster::register::Kind;
+use walferry_cluster::register::{Kind, MemberId};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
@@ -62,8 +62,8 @@ pub struct ClusterConfig {
 pub enum Order {
     /// What the agent says.
     Agent(agent::Order),
-    /// This incarnation of the member is over, and the next one knows no register yet; what it has promised.
-    BeginAnew(Epoch),
+    /// This incarnation of the member is over, and the next one knows no register yet; its id, and what it has promised.
+    BeginAnew(MemberId, Epoch),
     /// A replica connected.
     Connection(OwnedFd, SocketAddr),
 }
