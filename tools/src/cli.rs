@@ -12,6 +12,7 @@ use walferry_engine::meta::Meta;
 
 use crate::client::Credentials;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
+use crate::role::Becoming;
 use crate::{
     daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, promote, status,
     switchover,
@@ -87,7 +88,7 @@ Exit codes:
 enum Command {
     /// Run a node: a leader, or a replica with --follow
     #[command(after_help = START_EXAMPLES, args_override_self = true)]
-    Start(NodeArgs),
+    Start(StartArgs),
     /// Vote in a cluster without holding data
     #[command(after_help = daemon::cluster::witness::EXAMPLES)]
     Witness(daemon::cluster::witness::WitnessArgs),
@@ -144,6 +145,7 @@ Examples:
   walferry start --config /etc/walferry/a.toml
   walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
   walferry start --data ./a --name a --commit-level remote_flush --sync 'ANY 1 (b, c)'
+  walferry start --data ./b --name b --become leader         in spite of what ./b was; the refusal without it tells the price
 
 Every flag is also a key of walferry.toml, with _ for -; a flag wins over the file.
 SIGTERM or SIGINT writes what is open and stops the node; exit code 0.";
@@ -157,6 +159,17 @@ Examples:
 disk can do. Of the flags only data, name, segment-bytes, write-depth, sync-method and buffered matter here.
 
 Exit codes: 0 initialised; 1 it was already, the directory holds something else, or its disk cannot be used; 2 wrong usage.";
+
+/// `walferry start`.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Take this role although the data directory is another's: leader, replica (with --follow) or member (with --members). Give it
+    /// once, by hand; the error that asks for it tells what may be lost
+    #[arg(long = "become", value_name = "ROLE")]
+    becoming: Option<Becoming>,
+}
 
 /// How a node is to run: a file, and flags that win over it.
 #[derive(Debug, Args)]
@@ -246,6 +259,7 @@ impl Failure {
             Failure::Usage(_)
             | Failure::Config(_)
             | Failure::Node(daemon::DaemonError::Config(_) | daemon::DaemonError::Users(_)) => ExitCode::from(2),
+            Failure::Node(daemon::DaemonError::Role(error)) if error.is_usage() => ExitCode::from(2),
             Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
         }
     }
@@ -262,7 +276,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     cli.identity.assume()?;
     match cli.command {
         Command::Start(args) => {
-            let config = args.node_config()?;
+            let config = NodeConfig { becoming: args.becoming, ..args.node.node_config()? };
             logging::start(&config.log_filter)?;
             Ok(daemon::run(config)?)
         }

@@ -11,6 +11,7 @@ use walferry_cluster::{CommitLevel, MemberName, SyncPolicy};
 use walferry_engine::limits::{FRAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, WRITE_DEPTH_MAX};
 use walferry_engine::log::SyncMethod;
 
+use crate::role::{Becoming, Role};
 use crate::units::{ByteSize, HostPort, Span};
 
 mod members;
@@ -152,6 +153,8 @@ pub struct NodeConfig {
     pub peer_listen: HostPort,
     /// The leader's peer address, if this node is a replica.
     pub follow: Option<HostPort>,
+    /// The role to take in spite of what the data directory is: a flag of one start, and no key.
+    pub becoming: Option<Becoming>,
     /// All members of its cluster, this node included; none for a node that knows no election.
     pub members: Option<MemberList>,
     /// Nodes to ask for what the log lost, beside the members and the leader.
@@ -247,6 +250,7 @@ impl NodeConfig {
             listen: all.listen.expect(given),
             peer_listen: all.peer_listen.expect(given),
             follow: all.follow,
+            becoming: None,
             members: all.members.map(|checked| checked.value),
             repair_from: all.repair_from.map(|checked| checked.value).unwrap_or_default(),
             redirect: all.redirect.expect(given).value,
@@ -287,6 +291,15 @@ impl NodeConfig {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// What the data directory is to be.
+    pub fn role(&self) -> Role {
+        match (&self.members, &self.follow) {
+            (Some(_), _) => Role::Member,
+            (None, Some(leader)) => Role::Replica { leader: leader.to_string() },
+            (None, None) => Role::Leader { promoted_from: None },
+        }
     }
 
     /// Bounds, and values that must go together.

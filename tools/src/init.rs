@@ -61,6 +61,27 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
     Ok(meta)
 }
 
+/// Makes the data directory unless it is there: the last directory of the path and no other. What else is missing may be a volume
+/// that is not mounted, and on the disk below it an empty node would begin where there was one with data.
+pub fn make_directory(dir: &Path) -> Result<(), DaemonError> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let missing = parent.and_then(|parent| parent.ancestors().filter(|above| !above.exists()).last());
+    if let Some(missing) = missing.filter(|missing| !missing.as_os_str().is_empty()) {
+        return Err(DaemonError::Refused(format!(
+            "--data {}: there is no {}: mount the volume that belongs there, or make the directory; only the last directory of the \
+             path is made by itself",
+            dir.display(),
+            missing.display()
+        )));
+    }
+    match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(DaemonError::Refused(format!("--data {}: cannot create it: {error}", dir.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn refused(error: impl std::fmt::Display) -> DaemonError {
     DaemonError::Refused(error.to_string())
 }
@@ -74,11 +95,7 @@ fn create(config: &NodeConfig) -> Result<(Meta, Option<ProbeReport>), DaemonErro
     let failed = |what: &str, error: io::Error| {
         DaemonError::Refused(format!("--data {}: cannot {what}: {error}", dir.display()))
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(dir)
-        .map_err(|error| failed("create it", error))?;
+    make_directory(dir)?;
     if let Some(found) = foreign_entry(dir).map_err(|error| failed("read it", error))? {
         return Err(DaemonError::Refused(format!(
             "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
@@ -153,7 +170,7 @@ mod tests {
     #[test]
     fn a_directory_is_initialised_once_and_then_opened() {
         let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("new/data");
+        let dir = root.path().join("data");
         let config = config(&dir, Settings::default());
         let meta = open_or_init(&config).unwrap();
         assert_eq!((meta.name.as_str(), meta.sync_method, meta.write_depth), ("a", SyncMethod::Fdatasync, 2));
@@ -161,6 +178,15 @@ mod tests {
         assert_eq!(open_or_init(&config).unwrap(), meta);
         let error = run(&config).unwrap_err().to_string();
         assert!(error.contains("is initialised already"), "{error}");
+    }
+
+    #[test]
+    fn data_directory_below_a_missing_one_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let missing = root.path().join("volume");
+        let error = open_or_init(&config(&missing.join("nodes/a"), Settings::default())).unwrap_err().to_string();
+        assert!(error.contains(&format!("there is no {}:", missing.display())) && error.contains("mount"), "{error}");
+        assert!(!missing.exists());
     }
 
     #[test]

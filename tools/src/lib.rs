@@ -18,6 +18,7 @@ mod logging;
 mod members;
 mod nodes;
 mod promote;
+mod role;
 mod status;
 mod switchover;
 mod units;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use redb::Database;
 use walferry_engine::{durable, panics};
 
-const WRITES_FILE: &str = "cluster.writes";
+pub(super) const WRITES_FILE: &str = "cluster.writes";
 /// The copy that is looked at.
 const TRIAL_FILE: &str = "cluster.trial";
 /// A register is a few kilobytes; a database beyond this is not one.

@@ -282,9 +282,13 @@ impl Register {
     }
 }
 
+/// What a member's identity, vote and promises stand in, in its data directory: the register's database, and the number of its
+/// writes.
+pub const REGISTER_FILES: [&str; 2] = ["cluster.redb", guard::WRITES_FILE];
+
 /// The file of the register in a data directory.
 pub fn register_path(dir: &Path) -> std::path::PathBuf {
-    dir.join("cluster.redb")
+    dir.join(REGISTER_FILES[0])
 }
 
 /// The name of the member with this id, as the register has it.

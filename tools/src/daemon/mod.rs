@@ -116,7 +116,10 @@ pub enum DaemonError {
     /// The users' file is not one, or everybody can read it.
     #[error(transparent)]
     Users(#[from] users::UsersError),
-    /// The data directory belongs to another role or cluster.
+    /// The data directory is another's than the flags say, or cannot say whose.
+    #[error(transparent)]
+    Role(#[from] crate::role::RoleError),
+    /// The data directory belongs to another cluster or node.
     #[error("{0}")]
     Refused(String),
     /// The same as `source`, with what to do about it: the data directory's disk is full.

@@ -44,6 +44,7 @@ use super::tls::Tls;
 use super::users::Users;
 use super::waterfall::{LEVELS, ReplicaReached, Step, Waterfall};
 use crate::config::{NodeConfig, OnSyncLoss};
+use crate::role;
 
 /// What the node is for its cluster.
 pub(super) enum Role {
@@ -229,9 +230,13 @@ impl Node {
         ring: &mut Ring,
         waker: Waker,
     ) -> Result<Node, DaemonError> {
+        // Before the directory is made: one that is a witness's has no description, and is not to get one.
+        let (wanted, becoming) = (config.role(), config.becoming);
+        role::check(&config.data, &wanted, becoming)?;
         crate::init::open_or_init(&config)?;
         // The lock comes before anything else of the directory is touched.
         let lock = DirLock::take(&config.data).map_err(LogError::from)?;
+        role::take(&config.data, &wanted, becoming)?;
         let Opened { meta, mut history, log, store, recovery, repaired } =
             open_data(&config, lock, (lends_at, &tls), ring, &waker)?;
         let leader = config.follow.is_none() && config.members.is_none();
@@ -381,7 +386,9 @@ impl Node {
         }
         if follower.cluster_id() == 0 {
             return Err(
-                "this node has never met a leader: it has no data to lead with; start it without --follow".to_owned()
+                "this node has never met a leader: it has no data to lead with; to begin a cluster with it, start it \
+                 without --follow and with --become leader"
+                    .to_owned(),
             );
         }
         if !follower.close() {
@@ -391,7 +398,11 @@ impl Node {
         // What was received only in part is nobody's; what is whole is the new leader's log.
         self.log.receive_reset();
         let epoch = self.history.last_epoch().next();
-        let begun = begin_epoch(&mut self.history, &self.log, &self.config, epoch).and_then(|()| self.lead());
+        let promoted = role::Role::Leader { promoted_from: Some(follower.leader().to_owned()) };
+        // Its flags are a replica's still: a start with them is refused from now on.
+        let begun = promoted.save(&self.config.data).map_err(DaemonError::from);
+        let begun = begun.and_then(|()| begin_epoch(&mut self.history, &self.log, &self.config, epoch));
+        let begun = begun.and_then(|()| self.lead());
         let leader = match begun {
             Ok(leader) => leader,
             Err(error) => {

@@ -41,6 +41,7 @@ use super::node::refused;
 use super::notify::Notifier;
 use super::tls::Tls;
 use crate::config::NodeConfig;
+use crate::role::ROLE_FILE;
 
 /// Nodes that cannot be reached are waited for so long; then the node stops, and the service manager starts it again.
 const REPAIR_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -89,7 +90,7 @@ pub(super) fn sources(config: &NodeConfig) -> Vec<Source> {
 
 /// Restores small files of which one of the two copies is damaged.
 pub(super) fn mend_small_files(data: &Path) -> Result<(), DaemonError> {
-    for name in [META_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE] {
+    for name in [META_FILE, ROLE_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE] {
         let path = data.join(name);
         small_file::mend(&path).map_err(|error| refused(format_args!("cannot mend {}: {error}", path.display())))?;
     }

@@ -11,13 +11,17 @@ use walferry_cluster::consensus::RegisterStore;
 use walferry_cluster::register::{Kind, MemberId};
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Epoch;
+use walferry_engine::small_file;
 
 use super::{ClusterConfig, driver};
 use crate::cli::Failure;
 use crate::config::{Checked, ConfigError, MemberList, Settings, TlsConfig, check_timeouts};
+use crate::daemon::DaemonError;
 use crate::daemon::signals::Signals;
 use crate::daemon::tls::Tls;
+use crate::init::make_directory;
 use crate::logging;
+use crate::role::{self, ROLE_FILE, Role};
 use crate::units::{HostPort, Span};
 
 /// Examples for the help text.
@@ -112,9 +116,11 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let heartbeat_interval = given("heartbeat_interval", settings.heartbeat_interval)?.0;
     check_timeouts(election_timeout, heartbeat_interval)?;
     let listen = given("peer_listen", settings.peer_listen)?;
-    let failed = |error: std::io::Error| Failure::failed(format_args!("data = {}: {error}", data.display()));
-    std::fs::create_dir_all(&data).map_err(failed)?;
+    role::check(&data, &Role::Witness, None).map_err(DaemonError::from)?;
+    make_directory(&data)?;
     let _lock = DirLock::take(&data).map_err(Failure::failed)?;
+    small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
+    role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
     let store = RegisterStore::open(&data, MemberId(rand::rng().random())).map_err(Failure::failed)?;
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
     let listener = listener

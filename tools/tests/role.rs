@@ -1,0 +1,149 @@
+//! A data directory knows what it is: a start whose flags contradict it is refused, with the ways out, and changes nothing.
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use common::{Client, Node, Reply, directory, until};
+
+/// Runs the binary to its end: its exit code, and what it says.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    let output = command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs");
+    let Output { status, stdout, stderr } = output;
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+fn refused(arguments: &[&str], code: i32, says: &[&str]) {
+    let (found, text) = run(arguments);
+    assert_eq!(found, Some(code), "{arguments:?}: {text}");
+    assert!(says.iter().all(|word| text.contains(word)), "{arguments:?} should say {says:?}: {text}");
+}
+
+/// A start of node `name` that has to be refused as wrong usage.
+fn start_refused(root: &Path, name: &str, flags: &[&str], says: &[&str]) {
+    let data = root.join(name).display().to_string();
+    let common = ["start", "--data", &data, "--name", name, "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"];
+    refused(&[&common[..], flags].concat(), 2, says);
+}
+
+fn set(client: &mut Client, key: &str, value: &str) {
+    assert_eq!(client.command(&["SET", key, value]), Reply::Simple("OK".to_owned()));
+}
+
+fn get(node: &Node, key: &str) -> Reply {
+    node.client().command(&["GET", key])
+}
+
+fn value(text: &str) -> Reply {
+    Reply::Bulk(text.to_owned())
+}
+
+#[test]
+fn member_without_its_members_flag_is_refused() {
+    let root = directory();
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let members = format!("a={address}");
+    let peer = address.to_string();
+    let as_member = ["--members", &members, "--peer-listen", &peer];
+    let node = Node::start(root.path(), "a", &as_member);
+    until("it leads", || matches!(node.client().command(&["SET", "k", "v"]), Reply::Simple(_)));
+    node.kill_and_free();
+    let says = ["it is a member's, of cluster", "--members as before", "--become leader", "lost"];
+    start_refused(root.path(), "a", &[], &says);
+    start_refused(root.path(), "a", &["--follow", "127.0.0.1:9"], &["--members as before", "--become replica"]);
+    start_refused(root.path(), "a", &["--become", "replica"], &["--become replica: give --follow"]);
+    let node = Node::start(root.path(), "a", &as_member);
+    until("it leads", || matches!(node.client().command(&["SET", "k", "w"]), Reply::Simple(_)));
+    node.kill_and_free();
+    // The operator's word: it leaves the cluster, with all that it has.
+    let alone = Node::start(root.path(), "a", &["--become", "leader"]);
+    assert_eq!(get(&alone, "k"), value("w"));
+    assert!(!alone.data.join("cluster.redb").exists());
+    set(&mut alone.client(), "k", "x");
+    alone.kill();
+    // From now on that is what it is.
+    assert_eq!(get(&Node::start(root.path(), "a", &[]), "k"), value("x"));
+}
+
+#[test]
+fn replica_without_its_follow_flag_is_refused() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
+    set(&mut leader.client(), "k", "v");
+    until("the replica has it", || get(&replica, "k") == value("v"));
+    replica.kill();
+    let says = ["it is a replica's, of the leader at", &follow, "--follow", "--become leader", "lost"];
+    start_refused(root.path(), "b", &[], &says);
+    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
+    until("it goes on as a replica", || get(&replica, "k") == value("v"));
+    replica.kill();
+    let second = Node::start(root.path(), "b", &["--become", "leader"]);
+    assert_eq!(get(&second, "k"), value("v"));
+    set(&mut second.client(), "k", "w");
+}
+
+#[test]
+fn promoted_replica_with_its_old_flags_is_refused() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
+    set(&mut leader.client(), "k", "v");
+    until("the replica has it", || get(&replica, "k") == value("v"));
+    leader.kill();
+    assert!(matches!(replica.client().command(&["PROMOTE"]), Reply::Integer(_)));
+    set(&mut replica.client(), "k", "w");
+    replica.kill();
+    let says = ["promoted from being a replica of", "Leave out --follow", "--become replica"];
+    start_refused(root.path(), "b", &["--follow", &follow], &says);
+    let promoted = Node::start(root.path(), "b", &[]);
+    assert_eq!(get(&promoted, "k"), value("w"));
+    // A leader comes back as the replica of another without more ado, and is one from then on.
+    let follow = promoted.peer_listen.to_string();
+    let again = Node::start(root.path(), "a", &["--follow", &follow]);
+    until("the old leader follows", || get(&again, "k") == value("w"));
+    again.kill();
+    start_refused(root.path(), "a", &[], &["it is a replica's", "--become leader"]);
+}
+
+#[test]
+fn witness_and_node_never_take_each_others_directory() {
+    let root = directory();
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let members = format!("w={address},x=127.0.0.1:9");
+    let data = root.path().join("w").display().to_string();
+    let as_witness = ["witness", "--data", &data, "--name", "w", "--members", &members];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    command.args(as_witness).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut witness = command.spawn().expect("the binary starts");
+    until("its register is there", || root.path().join("w/cluster.redb").exists());
+    witness.kill().and_then(|()| witness.wait()).expect("a child can be killed");
+    for flags in [&[][..], &["--members", &members], &["--follow", "127.0.0.1:9"], &["--become", "leader"]] {
+        start_refused(root.path(), "w", flags, &["it is a witness's", "walferry witness"]);
+    }
+    assert!(!root.path().join("w/meta").exists(), "nothing was begun there");
+    let node = Node::start(root.path(), "n", &[]);
+    node.kill();
+    let data = root.path().join("n").display().to_string();
+    let members = format!("n={address}");
+    let as_witness = ["witness", "--data", &data, "--name", "n", "--members", &members];
+    refused(&as_witness, 2, &["it is a stand-alone leader's", "walferry start"]);
+    Node::start(root.path(), "n", &[]);
+}
+
+#[test]
+fn data_below_a_missing_directory_is_refused() {
+    let root = directory();
+    let data = root.path().join("volume/nodes/a").display().to_string();
+    let missing = root.path().join("volume").display().to_string();
+    let says = [missing.as_str(), "mount"];
+    refused(&["start", "--data", &data, "--name", "a"], 1, &says);
+    refused(&["init", "--data", &data, "--name", "a"], 1, &says);
+    refused(&["witness", "--data", &data, "--name", "a", "--members", "a=127.0.0.1:9"], 1, &says);
+    assert!(!root.path().join("volume").exists());
+}
