@@ -248,7 +248,8 @@ impl Load {
                     let Ok(mut client) = Client::connect(addresses[at]) else { continue };
                     // A node that is stopped answers nothing; the next connection goes to another.
                     client.give_up_after(Duration::from_millis(500));
-                    let _ = client.try_command(&["COMMITLEVEL", level]);
+                    // A reply that comes too late would be taken for the next command's: this connection is given up.
+                    let Ok(Reply::Simple(_)) = client.try_command(&["COMMITLEVEL", level]) else { continue };
                     loop {
                         number += 1;
                         let key = format!("{writer}:{number}");
