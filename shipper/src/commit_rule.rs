@@ -83,20 +83,34 @@ pub struct CommitRule {
     epoch_start: Lsn,
     /// Up to where the joint terms have it durable.
     proved: Lsn,
+    /// Fewer replicas than `min_in_sync` are in sync: nothing more is confirmed at remote levels.
+    short: bool,
 }
 
 impl CommitRule {
     /// A rule under `policy` for the epoch that begins at `epoch_start`. It knows no replicas yet, and takes each at its word.
     pub fn new(policy: SyncPolicy, epoch_start: Lsn) -> CommitRule {
         let terms = Terms::of_any(policy);
-        let mut rule = CommitRule { terms, joint: None, held: Default::default(), epoch_start, proved: Lsn::ZERO };
-        rule.update(&[], Lsn::ZERO);
+        let mut rule =
+            CommitRule { terms, joint: None, held: Default::default(), epoch_start, proved: Lsn::ZERO, short: false };
+        // Where replicas have to confirm, nothing is confirmed before the first look at them: an in-sync set that is not known yet is
+        // not an empty one.
+        if !rule.waits() {
+            rule.update(&[], Lsn::ZERO);
+        }
         rule
     }
 
     /// Other terms from now on; `update` follows. What was released stays so.
     pub fn set_terms(&mut self, terms: Terms) {
         self.terms = terms;
+    }
+
+    /// Whether fewer replicas than `min_in_sync` are in sync. It is checked here, at the release, as well as when a commit begins:
+    /// the last replica may leave in between. True when it changed; `update` follows.
+    pub fn set_short(&mut self, short: bool) -> bool {
+        let short = short && !mutants::is_on("min-in-sync-at-admission");
+        std::mem::replace(&mut self.short, short) != short
     }
 
     /// `terms` are to follow: from now on commits need them as well. The log ends at `mark`; `update` follows.
@@ -129,7 +143,7 @@ impl CommitRule {
 
     /// Replicas moved, came, went, or joined or left the in-sync set; `local` is durable here.
     pub fn update(&mut self, replicas: &[Standing<'_>], local: Lsn) {
-        let floor = self.floor();
+        let (floor, short) = (self.floor(), self.short && self.waits());
         for (held, level) in self.held.iter_mut().zip(REMOTE_LEVELS) {
             // What was confirmed while this confirmation held is kept before it is replaced.
             held.released = held.released.max(reach(held.confirmed, local, floor));
@@ -140,6 +154,9 @@ impl CommitRule {
                 self.proved = joint;
             }
             held.confirmed = joint.map_or(confirmed, |joint| joint.min(confirmed));
+            if short {
+                held.confirmed = Lsn::ZERO;
+            }
             if mutants::is_on("ack-without-replicas") {
                 held.confirmed = Lsn::MAX;
             }
@@ -262,6 +279,20 @@ mod tests {
         assert!(!rule.joint_is_proved(Lsn(50)), "nor is a change proved with it");
         rule.update(&standings(&[replica("a", true, [60; 3])]), Lsn(60));
         assert!(rule.joint_is_proved(Lsn(60)));
+    }
+
+    #[test]
+    fn commits_while_min_in_sync_is_missed_are_not_released() {
+        let mut rule = CommitRule::new("ALL".parse().expect("a policy"), Lsn::ZERO);
+        rule.update(&standings(&[replica("a", true, [50; 3])]), Lsn(60));
+        assert_eq!(rule.released(RemoteFlush, Lsn(60)), Lsn(50));
+        // The only replica leaves: nobody is left to confirm, which ALL alone takes for enough.
+        assert!(rule.set_short(true));
+        rule.update(&[], Lsn(90));
+        assert_eq!(rule.released(RemoteFlush, Lsn(90)), Lsn(50), "what was answered stays, nothing is added");
+        assert!(!rule.set_short(true) && rule.set_short(false));
+        rule.update(&standings(&[replica("a", true, [80; 3])]), Lsn(90));
+        assert_eq!(rule.released(RemoteFlush, Lsn(90)), Lsn(80));
     }
 
     #[test]

@@ -644,6 +644,8 @@ impl Shipper {
             replica.in_sync = in_sync;
         }
         self.timeline.forget_before(needed);
+        let short = self.in_sync.shortage(self.config.min_in_sync).is_some();
+        self.moved |= self.rule.set_short(short);
         if std::mem::take(&mut self.moved) {
             let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
             self.rule.update(&standings, self.view.flushed);
