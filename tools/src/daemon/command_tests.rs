@@ -340,6 +340,17 @@ fn the_leader_tells_of_its_replicas() {
 }
 
 #[test]
+fn info_shows_connected_replicas_only() {
+    let (mut host, mut client) = (TestHost::new(), TestClient::new());
+    host.rows.push(ReplicationRow { name: "a".to_owned(), address: String::new(), ..row() });
+    host.rows.push(row());
+    let info = client.ask(&mut host, "INFO replication");
+    assert!(info.contains("connected_slaves:1\r\n") && info.contains("slave0:ip=127.0.0.1,"), "{info}");
+    assert!(!info.contains("slave1:") && !info.contains("name=a"), "{info}");
+    assert!(client.ask(&mut host, "REPLICATION").contains("\r\na\r\n"), "it is shown where its state is told");
+}
+
+#[test]
 fn a_replica_tells_of_its_leader_and_can_be_promoted() {
     let (mut host, mut client) = (TestHost::new(), TestClient::new());
     let following = Following { host: "10.0.0.1".to_owned(), port: 7000, connected: true, ..Following::default() };

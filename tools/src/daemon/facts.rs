@@ -134,11 +134,12 @@ impl Host for Node {
 
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
         let Role::Leader(shipper) = &self.role else { return 0 };
-        let reached = |replica: &ReplicaStatus| match stage {
-            Stage::Flushed => replica.flushed,
-            Stage::Applied => replica.applied,
+        let level = match stage {
+            Stage::Flushed => CommitLevel::RemoteFlush,
+            Stage::Applied => CommitLevel::RemoteApply,
         };
-        shipper.replicas().iter().filter(|replica| reached(replica) >= lsn).count()
+        // As redis-server: a replica that is not connected does not count, whatever it confirmed once.
+        shipper.count_at(level, lsn)
     }
 
     fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::daemon::host::{Following, Host, InfoSection, NodeFacts};
+use crate::daemon::host::{Following, Host, InfoSection, NodeFacts, ReplicationRow};
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
@@ -52,7 +52,7 @@ pub fn role(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply
     let facts = host.facts();
     match &facts.following {
         None => {
-            let rows = host.replication();
+            let rows = connected(host);
             reply.array(4);
             reply.bulk(b"master");
             reply.integer(facts.flushed.0 as i64);
@@ -170,9 +170,14 @@ fn sections(host: &dyn Host) -> Vec<InfoSection> {
     sections
 }
 
+/// The replicas that have a connection: what clients of redis-server expect. REPLICATION and DESCRIBE show the others too.
+fn connected(host: &dyn Host) -> Vec<ReplicationRow> {
+    host.replication().into_iter().filter(|row| !row.address.is_empty()).collect()
+}
+
 fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
     let line = |key: &str, value: &dyn std::fmt::Display| (key.to_owned(), value.to_string());
-    let rows = host.replication();
+    let rows = connected(host);
     let mut lines = match &facts.following {
         None => vec![line("role", &"master")],
         Some(leader) => following(leader, facts),
