@@ -21,6 +21,7 @@ use walferry_engine::frame::UnverifiedFrame;
 use walferry_engine::log::{Log, ReceiveError};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
+use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace};
@@ -676,22 +677,34 @@ impl Follower {
             LinkError::Misfit("the leader's epoch history does not ascend: its data directory is damaged".to_owned())
         })?;
         let start = welcome.start;
+        if start < store.applied() && !mutants::is_on("settle-after-the-check") {
+            // A checkpoint on its way may hold what is about to be cut off: it is decided by what the file holds in the end.
+            store.settle().map_err(FollowError::from)?;
+        }
         if start < store.durable_applied() {
             return Err(LinkError::Beyond { fork: start, stored: store.durable_applied() }.into());
         }
-        let before = history.clone();
+        let cuts = start < log.sealed();
+        let last_epoch = history.epoch_at(Lsn(log.sealed().0.saturating_sub(1)));
+        if cuts {
+            // Kept durably before the new history makes them frames of no log: a crash in between keeps them once more.
+            let lost = log.put_aside(start, last_epoch).map_err(FollowError::from)?;
+            tracing::warn!(leader = %welcome.name, file = %lost.path.display(), "{lost}");
+            self.lost_commits += lost.records;
+        }
         if merged != *history {
             merged.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
             *history = merged;
         }
-        if start < log.sealed() {
-            let lost = log.put_aside(start, before.epoch_at(Lsn(log.sealed().0 - 1))).map_err(FollowError::from)?;
-            tracing::warn!(leader = %welcome.name, file = %lost.path.display(), "{lost}");
-            self.lost_commits += lost.records;
-            log.truncate(start, history).map_err(FollowError::from)?;
-            self.freshness.handle_rollback();
+        if !mutants::is_on("no-apply-limit") {
+            // What an earlier leader had made durable beyond here says nothing of this one's log.
             self.leader_flushed = self.leader_flushed.min(start);
             self.committed = self.committed.min(start);
+            self.leader_end = start;
+        }
+        if cuts {
+            log.truncate(start, history).map_err(FollowError::from)?;
+            self.freshness.handle_rollback();
             if store.applied() > start {
                 store.rollback().map_err(FollowError::from)?;
             }

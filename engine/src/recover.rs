@@ -194,6 +194,26 @@ pub fn recover(
     find_end(&mut DirBytes::open(log_dir, segment_bytes)?, known, history)
 }
 
+/// The checksum of the frame that ends at `at`, as the log's files have it: what a state of that position rests on. `None` where
+/// no chain of valid frames leads there; whether that is damage, recovery tells.
+pub fn crc_before(
+    log_dir: &Path,
+    segment_bytes: u64,
+    at: Lsn,
+    origin: Option<Origin>,
+    history: &EpochHistory,
+) -> Result<Option<u32>, RecoverError> {
+    let mut bytes = DirBytes::open(log_dir, segment_bytes)?;
+    let first = Lsn(at.0.saturating_sub(1)).segment(segment_bytes).start(segment_bytes);
+    let begin = origin.filter(|origin| (first..=at).contains(&origin.lsn));
+    let (mut end, mut crc) = begin.map_or((first, None), |origin| (origin.lsn, Some(origin.crc)));
+    while end < at {
+        let Ok(header) = next_frame(&mut bytes, end, crc, history)? else { return Ok(None) };
+        (end, crc) = (header.end(), Some(header.crc));
+    }
+    Ok(crc.filter(|_| end == at))
+}
+
 /// Follows the chain to its end.
 pub fn find_end(
     bytes: &mut impl LogBytes,

@@ -4,7 +4,7 @@
 //! ```text
 //! keys     hash 8 (big-endian) | key                             -> version 8 | kind 1 | string, or entries 8, last id 16
 //! entries  hash 8 | key length 4 | key | id 16 (big-endian)      -> fields
-//! facts    "applied", "applied_at_us", "keys"                    -> number
+//! facts    "applied", "applied_at_us", "epoch", "crc"             -> number, those of the last frame
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
 use walferry_engine::durable::believe_flush_of;
-use walferry_engine::lsn::Lsn;
+use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::whole::make_whole;
 
 use super::StoreError;
@@ -26,8 +26,10 @@ use crate::view::{StreamMeta, Value};
 pub(super) const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
 pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
-pub(super) const APPLIED: &str = "applied";
-pub(super) const APPLIED_AT_US: &str = "applied_at_us";
+const APPLIED: &str = "applied";
+const APPLIED_AT_US: &str = "applied_at_us";
+const EPOCH: &str = "epoch";
+const CRC: &str = "crc";
 
 /// The file in the store's directory.
 pub const STORE_FILE: &str = "store.redb";
@@ -40,6 +42,37 @@ const KIND_STREAM: u8 = 2;
 /// Keys with their hashes.
 pub type HashedKeys = Vec<(u64, Vec<u8>)>;
 
+/// Where in which log a state of the store is: the end of the last frame in it, and what tells that frame from one that another
+/// epoch wrote at the same place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Frames up to here are in the store.
+    pub applied: Lsn,
+    /// When the leader sealed the last of them, microseconds since the Unix epoch; 0 before the first.
+    pub at_us: u64,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its checksum.
+    pub crc: u32,
+}
+
+impl Position {
+    pub(super) fn read(facts: &impl ReadableTable<&'static str, u64>) -> Result<Position, redb::Error> {
+        let fact = |name| facts.get(name).map(|found| found.map_or(0, |value| value.value()));
+        // A checksum that is not one fits no frame, and so the store is made anew.
+        let crc = u32::try_from(fact(CRC)?).unwrap_or_default();
+        Ok(Position { applied: Lsn(fact(APPLIED)?), at_us: fact(APPLIED_AT_US)?, epoch: Epoch(fact(EPOCH)?), crc })
+    }
+
+    pub(super) fn write(self, facts: &mut Table<'_, &'static str, u64>) -> Result<(), redb::Error> {
+        facts.insert(APPLIED, self.applied.0)?;
+        facts.insert(APPLIED_AT_US, self.at_us)?;
+        facts.insert(EPOCH, self.epoch.0)?;
+        facts.insert(CRC, u64::from(self.crc))?;
+        Ok(())
+    }
+}
+
 /// The file, and the snapshot that is read.
 pub struct Base {
     database: Arc<Database>,
@@ -50,8 +83,7 @@ pub struct Base {
 struct Snapshot {
     keys: ReadOnlyTable<&'static [u8], &'static [u8]>,
     entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    applied: Lsn,
-    applied_at_us: u64,
+    position: Position,
 }
 
 fn key_name(hash: u64, key: &[u8]) -> Vec<u8> {
@@ -126,13 +158,8 @@ impl Base {
     }
 
     /// What the file holds.
-    pub fn applied(&self) -> Lsn {
-        self.snapshot.applied
-    }
-
-    /// When the leader sealed the last frame in it, microseconds since the Unix epoch.
-    pub fn applied_at_us(&self) -> u64 {
-        self.snapshot.applied_at_us
+    pub fn position(&self) -> Position {
+        self.snapshot.position
     }
 
     /// From now on the newest checkpoint is read.
@@ -211,24 +238,21 @@ impl Snapshot {
     fn take(database: &Database) -> Result<Snapshot, redb::Error> {
         let transaction = database.begin_read()?;
         let facts = transaction.open_table(FACTS)?;
-        let fact = |name| facts.get(name).map(|found| found.map_or(0, |value| value.value()));
         Ok(Snapshot {
             keys: transaction.open_table(KEYS)?,
             entries: transaction.open_table(ENTRIES)?,
-            applied: Lsn(fact(APPLIED)?),
-            applied_at_us: fact(APPLIED_AT_US)?,
+            position: Position::read(&facts)?,
         })
     }
 }
 
-/// Writes the changes of `overlay` and the LSN up to which they go, in one transaction: after a crash the file holds all of it or
+/// Writes the changes of `overlay` and the position up to which they go, in one transaction: after a crash the file holds all of it or
 /// nothing. `path` is the database's.
 pub fn write_checkpoint(
     path: &Path,
     database: &Database,
     overlay: &Overlay,
-    applied: Lsn,
-    applied_at_us: u64,
+    position: Position,
 ) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
@@ -244,8 +268,7 @@ pub fn write_checkpoint(
             write_slot(&mut keys, &mut entries, slot)?;
         }
         let mut facts = transaction.open_table(FACTS)?;
-        facts.insert(APPLIED, applied.0)?;
-        facts.insert(APPLIED_AT_US, applied_at_us)?;
+        position.write(&mut facts)?;
     }
     transaction.commit()?;
     // The log before a checkpoint is thrown away.

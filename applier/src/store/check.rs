@@ -6,8 +6,7 @@ use std::path::Path;
 
 use redb::{Database, ReadableDatabase};
 
-use super::base::{APPLIED, FACTS, STORE_FILE};
-use walferry_engine::lsn::Lsn;
+use super::base::{FACTS, Position, STORE_FILE};
 use walferry_engine::panics;
 
 /// What a look at the file gave.
@@ -16,7 +15,7 @@ pub enum Condition {
     /// There is none yet.
     Absent,
     /// Every page of it is what was written; it holds the log up to here.
-    Whole(Lsn),
+    Whole(Position),
     /// It is not to be read; why.
     Damaged(String),
 }
@@ -37,17 +36,17 @@ pub fn examine(dir: &Path, cache_bytes: usize) -> Condition {
     }
 }
 
-fn look(path: &Path, cache_bytes: usize) -> Result<Option<Lsn>, redb::Error> {
+fn look(path: &Path, cache_bytes: usize) -> Result<Option<Position>, redb::Error> {
     let mut database = Database::builder().set_cache_size(cache_bytes).open(path)?;
     if !database.check_integrity()? {
         return Ok(None);
     }
     let reading = database.begin_read()?;
     let applied = match reading.open_table(FACTS) {
-        Ok(facts) => facts.get(APPLIED)?.map_or(0, |value| value.value()),
+        Ok(facts) => Position::read(&facts)?,
         // A store that was made and never written to.
-        Err(redb::TableError::TableDoesNotExist(_)) => 0,
+        Err(redb::TableError::TableDoesNotExist(_)) => Position::default(),
         Err(error) => return Err(error.into()),
     };
-    Ok(Some(Lsn(applied)))
+    Ok(Some(applied))
 }

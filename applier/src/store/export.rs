@@ -13,7 +13,7 @@ use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTabl
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Lsn;
 
-use super::base::{APPLIED, APPLIED_AT_US, ENTRIES, FACTS, KEYS};
+use super::base::{ENTRIES, FACTS, KEYS, Position};
 use super::{Store, StoreError};
 
 /// Rows that are written at once.
@@ -25,8 +25,7 @@ const CACHE_BYTES: usize = 16 << 20;
 pub struct Export {
     transaction: ReadTransaction,
     source: PathBuf,
-    applied: Lsn,
-    applied_at_us: u64,
+    position: Position,
 }
 
 /// Why no copy was written.
@@ -44,23 +43,22 @@ impl Store {
     /// The newest checkpoint as it stands, however many follow.
     pub fn export(&self) -> Result<Export, StoreError> {
         let source = self.base.path().to_owned();
-        let take = || -> Result<(ReadTransaction, u64, u64), redb::Error> {
+        let take = || -> Result<(ReadTransaction, Position), redb::Error> {
             let transaction = self.base.database().begin_read()?;
             let facts = transaction.open_table(FACTS)?;
-            let fact = |name| facts.get(name).map(|found| found.map_or(0, |value| value.value()));
-            let (applied, applied_at_us) = (fact(APPLIED)?, fact(APPLIED_AT_US)?);
+            let position = Position::read(&facts)?;
             drop(facts);
-            Ok((transaction, applied, applied_at_us))
+            Ok((transaction, position))
         };
-        let (transaction, applied, applied_at_us) = take().map_err(StoreError::at(&source))?;
-        Ok(Export { transaction, source, applied: Lsn(applied), applied_at_us })
+        let (transaction, position) = take().map_err(StoreError::at(&source))?;
+        Ok(Export { transaction, source, position })
     }
 }
 
 impl Export {
     /// What it holds: everything before this.
     pub fn applied(&self) -> Lsn {
-        self.applied
+        self.position.applied
     }
 
     /// About the size of the new file: that of the old one, which has room to spare.
@@ -100,8 +98,7 @@ impl Export {
         transaction.set_quick_repair(true);
         {
             let mut facts = transaction.open_table(FACTS)?;
-            facts.insert(APPLIED, self.applied.0)?;
-            facts.insert(APPLIED_AT_US, self.applied_at_us)?;
+            self.position.write(&mut facts)?;
         }
         transaction.commit()?;
         believe_flush_of(path).map_err(redb::Error::Io)

@@ -25,8 +25,8 @@ use walferry_engine::world::{self, Inbox, Pace, Task};
 
 use crate::record::{RecordError, StreamId, effects};
 use crate::view::{Value, View};
-pub use base::STORE_FILE;
 use base::{Base, write_checkpoint};
+pub use base::{Position, STORE_FILE};
 use overlay::{Overlay, Slot, State, hash_of};
 
 /// The directory of the store in the data directory.
@@ -90,16 +90,14 @@ impl StoreError {
 /// An overlay on its way into the file.
 struct Frozen {
     overlay: Arc<Overlay>,
-    applied: Lsn,
-    applied_at_us: u64,
+    position: Position,
     /// Handed to the thread; until then it waits for the commit LSN.
     writing: bool,
 }
 
 struct Job {
     overlay: Arc<Overlay>,
-    applied: Lsn,
-    applied_at_us: u64,
+    position: Position,
 }
 
 /// The store of one node. Used by one thread; checkpoints are written on another.
@@ -109,9 +107,8 @@ pub struct Store {
     active: Overlay,
     frozen: Option<Frozen>,
     base: Base,
-    /// Frames up to here are in the store; `durable_applied <= applied`.
-    applied: Lsn,
-    applied_at_us: u64,
+    /// The state that readers see; `durable_applied <= applied`.
+    position: Position,
     jobs: Option<Sender<Job>>,
     results: Receiver<Result<(), redb::Error>>,
     task: Option<Task>,
@@ -139,7 +136,7 @@ impl Store {
                 Inbox::Empty => return Pace::Asleep,
                 Inbox::Closed => return Pace::Over,
             };
-            let outcome = write_checkpoint(&path, &database, &job.overlay, job.applied, job.applied_at_us);
+            let outcome = write_checkpoint(&path, &database, &job.overlay, job.position);
             // The overlay is large: it is freed here, not on the ring thread.
             drop(job);
             if done.send(outcome).is_err() {
@@ -155,8 +152,7 @@ impl Store {
             config: StoreConfig { checkpoint_bytes: config.checkpoint_bytes.max(checkpoint_bytes_min), ..config },
             active: Overlay::default(),
             frozen: None,
-            applied: base.applied(),
-            applied_at_us: base.applied_at_us(),
+            position: base.position(),
             base,
             jobs: Some(jobs),
             results,
@@ -170,17 +166,22 @@ impl Store {
 
     /// End of the last frame that was applied.
     pub fn applied(&self) -> Lsn {
-        self.applied
+        self.position.applied
     }
 
     /// When the leader sealed that frame, microseconds since the Unix epoch; 0 before the first.
     pub fn applied_at_us(&self) -> u64 {
-        self.applied_at_us
+        self.position.at_us
     }
 
     /// What the file holds: the log before it is not needed for a restart.
     pub fn durable_applied(&self) -> Lsn {
-        self.base.applied()
+        self.base.position().applied
+    }
+
+    /// The same, with what tells it from the state of another log.
+    pub fn durable_position(&self) -> Position {
+        self.base.position()
     }
 
     /// Checkpoints written since the start.
@@ -200,7 +201,7 @@ impl Store {
 
     /// Applies the frame that starts where the last one ended.
     pub fn apply(&mut self, frame: &Frame<'_>) -> Result<(), StoreError> {
-        debug_assert!(frame.header().lsn >= self.applied, "a frame is applied once");
+        debug_assert!(frame.header().lsn >= self.position.applied, "a frame is applied once");
         for (lsn, record) in frame.records() {
             for effect in effects(record) {
                 let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
@@ -210,8 +211,9 @@ impl Store {
                 })?;
             }
         }
-        self.applied = frame.header().end();
-        self.applied_at_us = frame.header().sealed_at_us;
+        let header = frame.header();
+        let (applied, at_us) = (header.end(), header.sealed_at_us);
+        self.position = Position { applied, at_us, epoch: header.epoch, crc: header.crc };
         Ok(())
     }
 
@@ -220,28 +222,27 @@ impl Store {
         if let Ok(outcome) = self.results.try_recv() {
             self.finish(outcome)?;
         }
-        let asked = self.asked_for > self.base.applied() && self.applied >= self.asked_for;
+        let asked = self.asked_for > self.durable_applied() && self.applied() >= self.asked_for;
         if self.frozen.is_none() && (asked || self.active.bytes() >= self.config.checkpoint_bytes) {
             self.freeze();
         }
-        let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.base.applied();
+        let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.durable_applied();
         let Some(frozen) = self.frozen.as_mut().filter(|frozen| !frozen.writing) else { return Ok(()) };
-        if frozen.applied > committed && !mutants::is_on("checkpoint-beyond-commits") {
+        if frozen.position.applied > committed && !mutants::is_on("checkpoint-beyond-commits") {
             if !beyond {
                 return Ok(());
             }
             if !self.warned_beyond {
                 self.warned_beyond = true;
                 tracing::warn!(
-                    applied = %frozen.applied, %committed,
+                    applied = %frozen.position.applied, %committed,
                     "the sync set has not confirmed for too long: a checkpoint goes beyond the commit LSN. Should another node be \
                      promoted now, this one needs a base copy"
                 );
             }
         }
         frozen.writing = true;
-        let job =
-            Job { overlay: Arc::clone(&frozen.overlay), applied: frozen.applied, applied_at_us: frozen.applied_at_us };
+        let job = Job { overlay: Arc::clone(&frozen.overlay), position: frozen.position };
         if let Some(jobs) = &self.jobs {
             // The thread ends only after the sender is gone.
             let _ = jobs.send(job);
@@ -263,8 +264,7 @@ impl Store {
 
     fn freeze(&mut self) {
         let overlay = Arc::new(std::mem::take(&mut self.active));
-        self.frozen =
-            Some(Frozen { overlay, applied: self.applied, applied_at_us: self.applied_at_us, writing: false });
+        self.frozen = Some(Frozen { overlay, position: self.position, writing: false });
     }
 
     fn finish(&mut self, outcome: Result<(), redb::Error>) -> Result<(), StoreError> {
@@ -281,14 +281,13 @@ impl Store {
         self.frozen = None;
         self.active.clear();
         if !mutants::is_on("keep-what-was-applied") {
-            self.applied = self.base.applied();
+            self.position = self.base.position();
         }
-        self.applied_at_us = self.base.applied_at_us();
         Ok(())
     }
 
-    /// Waits for the checkpoint that is being written, if one is.
-    fn settle(&mut self) -> Result<(), StoreError> {
+    /// Waits for the checkpoint that is being written, if one is. Whoever decides by what the file holds waits for it before.
+    pub fn settle(&mut self) -> Result<(), StoreError> {
         if self.frozen.as_ref().is_some_and(|frozen| frozen.writing)
             && let Ok(outcome) = self.task.as_ref().expect("there until dropped").receive(&self.results)
         {

@@ -600,9 +600,9 @@ impl Node {
     /// Applies what became durable here; on a replica no further than what its leader calls durable. True when there is more.
     fn apply(&mut self) -> Result<bool, DaemonError> {
         let limit = match &self.role {
-            Role::Leader(_) | Role::SteppedDown(_) => Lsn::MAX,
+            Role::Leader(_) => Lsn::MAX,
             Role::Replica(follower) => follower.apply_limit(),
-            Role::Leaderless(_) => self.heard.flushed,
+            Role::Leaderless(_) | Role::SteppedDown(_) => self.heard.flushed,
         };
         let more = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;
         self.pending.forget(self.store.applied());

@@ -17,7 +17,7 @@ use walferry_applier::base::install;
 use walferry_applier::repair::plan::Source;
 use walferry_applier::repair::{Repaired, Repairer};
 use walferry_applier::store::check::{Condition, examine};
-use walferry_applier::store::{STORE_DIR, STORE_FILE};
+use walferry_applier::store::{Position, STORE_DIR, STORE_FILE};
 use walferry_cluster::ClusterId;
 use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
 use walferry_engine::lock::DirLock;
@@ -27,7 +27,7 @@ use walferry_engine::mark::Mark;
 use walferry_engine::mend::set_aside;
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::origin::{ORIGIN_FILE, Origin};
-use walferry_engine::recover::{Known, Recovery, recover};
+use walferry_engine::recover::{Known, Recovery, crc_before, recover};
 use walferry_engine::ring::Ring;
 use walferry_engine::segment::{list_segments, run_start};
 use walferry_engine::small_file;
@@ -243,11 +243,17 @@ pub(super) fn settle_store(
     if took > EXAMINED_TIME_TOLD_MIN {
         tracing::info!(bytes, "the store was read whole, in {took:.1?}");
     }
+    let foreign = match &condition {
+        Condition::Whole(position) => foreign_to_log(config, meta, history, position)?,
+        Condition::Absent | Condition::Damaged(_) => None,
+    };
     let reason = match condition {
-        Condition::Whole(applied) if applied >= start => return Ok(false),
+        Condition::Whole(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
         Condition::Absent if start == Lsn::ZERO => return Ok(false),
         Condition::Absent => format!("it is missing, and the log begins at {start} only"),
-        Condition::Whole(applied) => format!("it is of {applied}, and the log begins at {start} only"),
+        Condition::Whole(Position { applied, .. }) => {
+            foreign.unwrap_or_else(|| format!("it is of {applied}, and the log begins at {start} only"))
+        }
         Condition::Damaged(reason) => reason,
     };
     let path = dir.join(STORE_FILE);
@@ -265,6 +271,26 @@ pub(super) fn settle_store(
     }
     count.stores += 1;
     Ok(start > Lsn::ZERO)
+}
+
+/// Why the store's state is not one of this log: it holds a frame that a truncation cut off.
+fn foreign_to_log(
+    config: &NodeConfig,
+    meta: &Meta,
+    history: &EpochHistory,
+    position: &Position,
+) -> Result<Option<String>, DaemonError> {
+    let Position { applied, epoch, crc, .. } = *position;
+    let log_dir = config.data.join(LOG_DIR);
+    if applied == Lsn::ZERO || !log_dir.exists() {
+        return Ok(None);
+    }
+    let origin = Origin::load(&config.data)?;
+    let found = crc_before(&log_dir, meta.segment_bytes, applied, origin, history).map_err(refused)?;
+    let is_other = |found: &u32| *found != crc;
+    Ok(found.filter(is_other).map(|found| {
+        format!("it is of {applied} with a frame of epoch {epoch} (crc {crc:08x}), where the log has another (crc {found:08x})")
+    }))
 }
 
 fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> {
