@@ -347,3 +347,18 @@ fn a_checkpoint_that_a_read_only_filesystem_took_does_not_count() {
     assert_eq!(store.durable_applied(), Lsn::ZERO, "the log before it is kept");
     mounts::make_writable(dir.path()).expect("writable again");
 }
+
+#[test]
+fn checkpoint_remembers_the_frame_that_it_ends_with() {
+    let (dir, mut log) = (temporary(), TestLog::default());
+    let mut record = Vec::new();
+    Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
+    log.seal(&[record]);
+    let mut store = open(dir.path());
+    log.replay(&mut store);
+    store.close(log.end).expect("a checkpoint");
+    let (lsn, bytes) = log.frames.last().expect("a frame");
+    let header = *Frame::read(bytes, *lsn).expect("a sealed frame").header();
+    let position = open(dir.path()).durable_position();
+    assert_eq!((position.applied, position.epoch, position.crc), (header.end(), header.epoch, header.crc));
+}

@@ -235,3 +235,27 @@ fn a_client_that_goes_away_in_the_middle_disturbs_nobody() {
     drop(half);
     assert_eq!(node.client().command(&["SET", "still", "here"]), ok());
 }
+
+/// A checkpoint that a truncation should have undone: the store is of one log, and the files beside it are of another that is as
+/// long.
+#[test]
+fn store_of_another_log_is_made_anew() {
+    let root = directory();
+    let write = |name: &str, value: &str| {
+        let node = Node::start(root.path(), name, &[]);
+        let mut client = node.client();
+        for number in 0..20 {
+            assert_eq!(client.command(&["SET", &format!("key:{number}"), value]), ok());
+        }
+        node.stop();
+    };
+    write("a", "kept");
+    write("b", "gone");
+    let store = |name: &str| root.path().join(name).join("store/store.redb");
+    std::fs::copy(store("b"), store("a")).expect("the other store");
+    let node = Node::start(root.path(), "a", &[]);
+    assert_eq!(node.client().command(&["GET", "key:7"]), Reply::Bulk("kept".into()), "the log says it");
+    node.kill();
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("its log");
+    assert!(log.contains("the store is made anew from the log"), "{log}");
+}
