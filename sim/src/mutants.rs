@@ -92,11 +92,6 @@ pub const ALL: &[Mutant] = &[
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
     mutant("ack-without-replicas", "the commit rule releases remote levels with the local flush", CUT_OFF_AND_KILLED),
     tuned("count-what-is-received", "a replica counts as having flushed what it has only received", POWER, slow_disks),
-    mutant(
-        "count-older-epochs",
-        "replicas confirm what older epochs left without a frame of this one",
-        &[Fault::KillSealed],
-    ),
     tuned(
         "shrink-at-once",
         "commits stop waiting for a replica before the register has it out of the in-sync set",

@@ -178,9 +178,9 @@ fn split(logs: &[String], since: SystemTime) -> Option<Split> {
     };
     let led = moments(" leading epoch=").min()?;
     // The seals that this leader came from; an attempt before it that led nowhere is part of the detection.
-    let sealed = moments(" sealed member=").filter(|us| *us <= led).min()?;
-    let detection = Duration::from_micros(sealed);
-    Some(Split { detection, election: Duration::from_micros(led - sealed) })
+    let fenced = moments(" fenced member=").filter(|us| *us <= led).min()?;
+    let detection = Duration::from_micros(fenced);
+    Some(Split { detection, election: Duration::from_micros(led - fenced) })
 }
 
 /// The time of day of a log line such as `2026-01-02T03:04:05.678901Z  INFO ...`, microseconds.
@@ -209,8 +209,8 @@ mod tests {
     #[test]
     fn an_outage_is_split_at_the_first_seal_and_at_the_first_that_leads() {
         let since = UNIX_EPOCH + Duration::from_secs(10);
-        let a = "1970-01-01T00:00:09.900000Z INFO leading epoch=1\n1970-01-01T00:00:10.400000Z INFO sealed member=a\n";
-        let b = "1970-01-01T00:00:10.405000Z INFO sealed member=b\n1970-01-01T00:00:10.420000Z INFO node: leading epoch=2\n";
+        let a = "1970-01-01T00:00:09.900000Z INFO leading epoch=1\n1970-01-01T00:00:10.400000Z INFO fenced member=a\n";
+        let b = "1970-01-01T00:00:10.405000Z INFO fenced member=b\n1970-01-01T00:00:10.420000Z INFO node: leading epoch=2\n";
         let split = split(&[a.to_owned(), b.to_owned()], since).expect("a new leader");
         assert_eq!((split.detection.as_millis(), split.election.as_millis()), (400, 20));
         assert!(super::split(&[a.to_owned()], since).is_none(), "nobody led");
