@@ -204,7 +204,7 @@ fn fields_that_contradict_each_other_are_refused() {
     beat[ENVELOPE_BYTES..ENVELOPE_BYTES + 8].fill(0);
     assert!(matches!(decode(&beat), Err(MessageError::Field { field: "order of positions", .. })));
     let mut welcome = encoded(&sample(|message| matches!(message, Message::Welcome(_))));
-    let first_epoch = ENVELOPE_BYTES + HELLO_FIXED_BYTES;
+    let first_epoch = ENVELOPE_BYTES + WELCOME_FIXED_BYTES;
     welcome[first_epoch] = 200;
     assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "epoch history", .. })));
 }
