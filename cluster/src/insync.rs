@@ -89,10 +89,15 @@ impl InSync {
         self.members.iter()
     }
 
+    /// How many replicas are in sync, as observed here and in the register: what `min_in_sync` asks for.
+    pub fn count(&self) -> usize {
+        let confirmed = |name: &&MemberName| self.confirmed.as_ref().is_none_or(|members| members.contains(*name));
+        self.members.iter().filter(confirmed).count()
+    }
+
     /// Why commits at a remote level are refused while at least `min_in_sync` replicas have to be in sync.
     pub fn shortage(&self, min_in_sync: usize) -> Option<String> {
-        let confirmed = |name: &&MemberName| self.confirmed.as_ref().is_none_or(|members| members.contains(*name));
-        let (have, need) = (self.members.iter().filter(confirmed).count(), min_in_sync);
+        let (have, need) = (self.count(), min_in_sync);
         (have < need).then(|| format!("{have} replicas are in sync, min_in_sync asks for {need}"))
     }
 }

@@ -626,40 +626,28 @@ impl Shipper {
 
     fn observe(&mut self, now: Instant) {
         let mut needed = self.view.sealed;
-        let names: Vec<MemberName> = self.replicas.keys().cloned().collect();
-        for name in names {
-            let replica = &self.replicas[&name];
+        for replica in self.replicas.values_mut() {
             needed = needed.min(replica.progress.applied());
             let age = self.timeline.age(replica.progress.flushed(), now);
             let lag = age.max(replica.silence(now));
-            let may_join = replica.standing().streaming && self.has_everything(replica);
+            let may_join =
+                replica.standing().streaming && has_everything(&replica.progress, self.view, self.config.epoch_start);
             match self.in_sync.observe(&replica.name, lag, may_join) {
                 Some(Change::Joined) => tracing::info!(replica = %replica.name, "joined the in-sync set"),
                 Some(Change::Left) => tracing::warn!(replica = %replica.name, ?lag, "left the in-sync set"),
                 None => {}
             }
-            let in_sync = self.in_sync.contains(&name);
-            let replica = self.replicas.get_mut(&name).expect("just seen");
+            let in_sync = self.in_sync.contains(&replica.name);
             self.moved |= in_sync != replica.in_sync;
             replica.in_sync = in_sync;
         }
         self.timeline.forget_before(needed);
-        let short = self.in_sync.shortage(self.config.min_in_sync).is_some();
-        self.moved |= self.rule.set_short(short);
+        self.moved |= self.rule.set_short(self.in_sync.count() < self.config.min_in_sync);
         if std::mem::take(&mut self.moved) {
             let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
             self.rule.update(&standings, self.view.flushed);
             self.shortage = self.rule.shortage(&standings);
         }
-    }
-
-    /// Whether the replica has confirmed, in this leadership, everything that any commit rests on (Kafka's rule: up to the high
-    /// watermark, and beyond where the epoch begins). At first nothing is committed, so that alone would let in whoever was sent
-    /// everything and has none of it.
-    fn has_everything(&self, replica: &Replica) -> bool {
-        let (flushed, epoch_start) = (replica.progress.flushed(), self.config.epoch_start);
-        let in_epoch = flushed > epoch_start || flushed == epoch_start && self.view.sealed == epoch_start;
-        flushed >= self.view.committed && (in_epoch || mutants::is_on("join-without-proof"))
     }
 
     fn keep_slots(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
@@ -759,6 +747,15 @@ impl Shipper {
 /// It has had its time to say what it is.
 fn is_mute(link: &Link, now: Instant) -> bool {
     matches!(link.phase, Phase::Probe(None)) && now.saturating_duration_since(link.since) > HANDSHAKE_TIME_MAX
+}
+
+/// Whether a replica has confirmed, in this leadership, everything that any commit rests on (Kafka's rule: up to the high
+/// watermark, and beyond where the epoch begins). At first nothing is committed, so that alone would let in whoever was sent
+/// everything and has none of it.
+fn has_everything(progress: &Progress, view: View, epoch_start: Lsn) -> bool {
+    let flushed = progress.flushed();
+    let in_epoch = flushed > epoch_start || flushed == epoch_start && view.sealed == epoch_start;
+    flushed >= view.committed && (in_epoch || mutants::is_on("join-without-proof"))
 }
 
 fn other_incarnation(name: &MemberName, known: MemberId, theirs: MemberId) -> Refuse {

@@ -41,6 +41,16 @@ fn value(text: &str) -> Reply {
     Reply::Bulk(text.to_owned())
 }
 
+/// A leader, its peer address, and a replica that has what was written to it.
+fn pair(root: &Path) -> (Node, String, Node) {
+    let leader = Node::start(root, "a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let replica = Node::start(root, "b", &["--follow", &follow]);
+    set(&mut leader.client(), "k", "v");
+    until("the replica has it", || get(&replica, "k") == value("v"));
+    (leader, follow, replica)
+}
+
 #[test]
 fn member_without_its_members_flag_is_refused() {
     let root = directory();
@@ -71,11 +81,7 @@ fn member_without_its_members_flag_is_refused() {
 #[test]
 fn replica_without_its_follow_flag_is_refused() {
     let root = directory();
-    let leader = Node::start(root.path(), "a", &[]);
-    let follow = leader.peer_listen.to_string();
-    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
-    set(&mut leader.client(), "k", "v");
-    until("the replica has it", || get(&replica, "k") == value("v"));
+    let (_leader, follow, replica) = pair(root.path());
     replica.kill();
     let says = ["it is a replica's, of the leader at", &follow, "--follow", "--become leader", "lost"];
     start_refused(root.path(), "b", &[], &says);
@@ -90,11 +96,7 @@ fn replica_without_its_follow_flag_is_refused() {
 #[test]
 fn promoted_replica_with_its_old_flags_is_refused() {
     let root = directory();
-    let leader = Node::start(root.path(), "a", &[]);
-    let follow = leader.peer_listen.to_string();
-    let replica = Node::start(root.path(), "b", &["--follow", &follow]);
-    set(&mut leader.client(), "k", "v");
-    until("the replica has it", || get(&replica, "k") == value("v"));
+    let (leader, follow, replica) = pair(root.path());
     leader.kill();
     assert!(matches!(replica.client().command(&["PROMOTE"]), Reply::Integer(_)));
     set(&mut replica.client(), "k", "w");

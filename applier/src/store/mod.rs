@@ -179,11 +179,6 @@ impl Store {
         self.base.position().applied
     }
 
-    /// The same, with what tells it from the state of another log.
-    pub fn durable_position(&self) -> Position {
-        self.base.position()
-    }
-
     /// Checkpoints written since the start.
     pub fn checkpoints(&self) -> u64 {
         self.checkpoints

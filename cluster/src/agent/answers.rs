@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
+use walferry_engine::lsn::Epoch;
+
 use super::voters::ADMIT_TIME_MAX;
-use super::{Agent, Asker, Over, ProposalFor, Report};
+use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
 use crate::failover::Aside;
 use crate::member::MemberName;
+use crate::register::MemberId;
 
 /// Drains of other members' switchovers that are under way here, at most.
 const DRAINS_MAX: usize = 8;
@@ -110,13 +113,13 @@ impl Agent {
         if granted {
             self.contacts.set_blocked(String::new());
             if self.contacts.hear_leader(beat.end, &beat.client_address) {
-                self.order(super::Order::LeaderAddress(beat.client_address));
+                self.order(Order::LeaderAddress(beat.client_address));
             }
         }
         Answer::Beat { granted, promised }
     }
 
-    fn answer_step_down(&mut self, epoch: walferry_engine::lsn::Epoch, aside: Aside) -> Answer {
+    fn answer_step_down(&mut self, epoch: Epoch, aside: Aside) -> Answer {
         if !self.view.controls {
             return Answer::Refused(self.does_not_control());
         }
@@ -124,7 +127,7 @@ impl Agent {
         Answer::Done
     }
 
-    fn answer_drain(&mut self, asker: Asker, epoch: walferry_engine::lsn::Epoch, to: MemberName, now: Instant) {
+    fn answer_drain(&mut self, asker: Asker, epoch: Epoch, to: MemberName, now: Instant) {
         let leads = self.leads_by_register() && self.view.state.epoch == epoch;
         let text = if !leads || self.node.is_none() {
             format!("{} does not lead in epoch {epoch}", self.config.name)
@@ -133,14 +136,14 @@ impl Agent {
         } else {
             let id = self.next_id();
             self.commands.begin_drain(id, asker);
-            return self.order(super::Order::Drain(id, to));
+            return self.order(Order::Drain(id, to));
         };
         self.answer(asker, Answer::Refused(text), now);
     }
 
     /// A member wants to take this node in, and the node has a register in which it has no part: left of an attempt that was
     /// interrupted, or of a cluster that it was removed from.
-    fn answer_begin_anew(&mut self, id: crate::register::MemberId) -> Answer {
+    fn answer_begin_anew(&mut self, id: MemberId) -> Answer {
         let name = &self.config.name;
         if id != self.kept.id {
             return Answer::Refused(format!("{name} has begun anew as {}: {id} is gone", self.kept.id));
@@ -160,7 +163,7 @@ impl Agent {
                 // Heartbeats end: whoever controls then may find this node unfit without being told.
                 self.drop_lease();
                 let aside = Ask::Aside(epoch, Aside::Unfit);
-                self.ask_controller(aside, self.election_timeout, super::Purpose::Nothing, now);
+                self.ask_controller(aside, self.election_timeout, Purpose::Nothing, now);
             }
             Report::Fenced(epoch, end) => self.take_fenced_node(epoch, end, now),
             Report::Drained(id, outcome) => {

@@ -171,7 +171,7 @@ impl Agent {
         self.outputs.push_back(Output::MayElect(self.may_elect(now)));
         let state = &self.view.state;
         if state.version == 0 {
-            self.form(now);
+            self.form();
         } else if !self.view.formed && member && state.members.len() == 1 {
             // An operator made this member a cluster of its own: its register begins with it as the only voter.
             self.outputs.push_back(Output::Form(state.told()));
@@ -190,8 +190,8 @@ impl Agent {
             return self.is_member() && state.members.len() == 1;
         }
         let votes = |member: &Member| self.view.voters.contains(&member.id);
-        let voters = state.members.iter().filter(|(_, member)| votes(member)).map(|(name, _)| name.clone()).collect();
-        self.is_member() && self.in_reach(&voters, now) > self.view.voters.len() / 2
+        let voters = state.members.iter().filter(|(_, member)| votes(member)).map(|(name, _)| name);
+        self.is_member() && self.in_reach(voters, now) > self.view.voters.len() / 2
     }
 
     pub(super) fn take_look(&mut self, answer: Result<Answer, String>) {
@@ -259,7 +259,7 @@ impl Agent {
     }
 
     /// Forms the cluster if this member is the one to do it and everybody is there.
-    fn form(&mut self, now: Instant) {
+    fn form(&mut self) {
         let (own, greetings) = (&self.config.name, &self.contacts.greetings);
         let all = self.config.members.keys().all(|name| name == own || greetings.contains_key(name));
         let first = self.config.members.keys().next() == Some(own);
@@ -276,12 +276,12 @@ impl Agent {
             tracing::info!(members = %self.config.member_texts().join(","), "forming the cluster");
             self.outputs.push_back(Output::Form(voters));
         } else if self.view.controls {
-            self.propose_first(now);
+            self.propose_first();
         }
     }
 
     /// The register exists and is empty: its first value.
-    fn propose_first(&mut self, _now: Instant) {
+    fn propose_first(&mut self) {
         if self.proposals.values().any(|purpose| matches!(purpose, ProposalFor::First)) {
             return;
         }

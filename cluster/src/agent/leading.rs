@@ -1,7 +1,7 @@
 //! What a member does as leader: it holds the lease, sends heartbeats, and keeps the in-sync set in the register. And how the
 //! node is told what it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Epoch;
@@ -205,20 +205,19 @@ impl Agent {
         }
         let Some(Wanted { epoch, number, members: wanted }) = &self.leading.wanted_in_sync else { return };
         let (state, report) = (&self.view.state, (*epoch, *number));
-        if *epoch != state.epoch {
+        if report.0 != state.epoch {
             return;
         }
         let joins = |(name, id): &(&MemberName, &MemberId)| {
             state.members.get(*name).is_some_and(|member| member.holding == Holding::Joining && member.id == **id)
         };
         let joining = wanted.iter().find(joins).map(|(name, id)| (name.clone(), *id));
-        let next = state.with_in_sync(wanted);
+        let idle = !self.leading.in_sync_changing && now >= self.leading.in_sync_at;
+        let next = idle.then(|| state.with_in_sync(wanted));
         if let Some((name, id)) = joining {
             self.let_count(name, id, now);
         }
-        if self.leading.in_sync_changing || now < self.leading.in_sync_at {
-            return;
-        }
+        let Some(next) = next else { return };
         let version = self.view.state.version;
         self.leading.in_sync_open.take_if(|(open, _)| version > *open);
         let next = match (next, self.leading.in_sync_open) {
@@ -252,10 +251,9 @@ impl Agent {
         self.leading.in_sync_at = now + if known { Duration::ZERO } else { self.config.heartbeat_interval };
     }
 
-    /// Members that answered lately, this one included.
-    pub(super) fn in_reach(&self, of: &BTreeSet<MemberName>, now: Instant) -> usize {
-        let others = of.iter().filter(|name| **name != self.config.name);
-        let heard = others.filter(|name| self.contacts.is_in_reach(name, self.election_timeout * 2, now)).count();
-        heard + usize::from(of.contains(&self.config.name))
+    /// How many of these members answered lately; this one counts as one that did.
+    pub(super) fn in_reach<'a>(&self, of: impl Iterator<Item = &'a MemberName>, now: Instant) -> usize {
+        let lately = self.election_timeout * 2;
+        of.filter(|name| **name == self.config.name || self.contacts.is_in_reach(name, lately, now)).count()
     }
 }

@@ -192,11 +192,10 @@ impl Agent {
 
     fn begin_change(&mut self, asker: Option<Asker>, wanted: Wanted, now: Instant) {
         let text = wanted.text();
-        let step = match self.first_step(wanted, now) {
-            Ok(step) => step,
+        let (step, changing) = match self.first_step(wanted, now) {
+            Ok(first) => first,
             Err(error) => return self.tell(asker, Err(error), now),
         };
-        let (step, changing) = step;
         let proof = self.next_id();
         self.changes.turn = Some(Turn { asker, text, step, changing, proof });
         if let Some(Turn { step: Step::Reaching { .. }, .. }) = &self.changes.turn {

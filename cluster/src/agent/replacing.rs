@@ -10,7 +10,7 @@ use super::{Agent, Asker, LogEnd, Order, Output, ProposalFor, Purpose};
 use crate::control::{Answer, Ask};
 use crate::failover::{Effect, Outlook, Sealed};
 use crate::member::MemberName;
-use crate::register::{Change, Kind};
+use crate::register::{Change, ClusterState, Kind};
 
 /// Fence requests that wait, at most; a further one is refused.
 const FENCING_MAX: usize = 64;
@@ -127,11 +127,12 @@ impl Agent {
                 Effect::Propose(change) => self.propose_leader(change),
             }
         }
-        let members = self.view.state.members.keys().cloned().collect();
         if controls {
             let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
             self.contacts.set_blocked(blocked.unwrap_or_default());
-        } else if grant_left.is_zero() && self.in_reach(&members, now) < self.view.state.majority() {
+        } else if grant_left.is_zero()
+            && self.in_reach(self.view.state.members.keys(), now) < self.view.state.majority()
+        {
             let text = self.out_of_reach(now);
             self.contacts.set_blocked(text);
         }
@@ -205,7 +206,7 @@ impl Agent {
     }
 
     /// What this member becomes when its operator says that the others are gone for good; the state of its own cluster.
-    pub(super) fn forced_state(&self, now: Instant) -> Result<crate::register::ClusterState, String> {
+    pub(super) fn forced_state(&self, now: Instant) -> Result<ClusterState, String> {
         let (name, state) = (&self.config.name, &self.view.state);
         if !self.hears_no_leader(now) {
             let leader = state.leader.as_ref().map_or("nobody", MemberName::as_str);

@@ -84,7 +84,6 @@ impl Shipper {
         !self.moved && self.rule.joint_is_proved(self.view.flushed)
     }
 
-    /// The replicas that keep up, as observed here: what the register is to be told.
     /// The replicas that keep up, as observed here, each with the incarnation that does: what the register is to be told.
     pub fn observed_in_sync(&self) -> BTreeMap<MemberName, MemberId> {
         let id = |name: &MemberName| Some((name.clone(), self.replicas.get(name).filter(|replica| replica.member)?.id));

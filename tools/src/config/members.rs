@@ -29,9 +29,9 @@ impl MemberList {
         self.0.get(name)
     }
 
-    /// Each as `NAME=HOST:PORT`.
-    pub fn texts(&self) -> Vec<String> {
-        self.0.iter().map(|(name, peer)| format!("{name}={peer}")).collect()
+    /// The peer address of each, as text.
+    pub fn peers(&self) -> BTreeMap<MemberName, String> {
+        self.0.iter().map(|(name, peer)| (name.clone(), peer.to_string())).collect()
     }
 }
 
@@ -81,6 +81,7 @@ impl FromStr for MemberList {
 
 impl fmt::Display for MemberList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.texts().join(","))
+        let texts: Vec<String> = self.0.iter().map(|(name, peer)| format!("{name}={peer}")).collect();
+        f.write_str(&texts.join(","))
     }
 }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use walferry_cluster::agent::{LogEnd, Order, Report};
+use walferry_cluster::agent::{AgentConfig, LogEnd, Order, Report};
 use walferry_cluster::consensus::RegisterStore;
 use walferry_cluster::register::{ClusterState, Kind, MemberId};
 use walferry_cluster::{ClusterId, MemberName, Terms};
@@ -114,18 +114,19 @@ impl Node {
         let members = self.config.members.clone().expect("a member knows the members");
         let new_id = MemberId(rand::rng().random());
         let store = RegisterStore::open(&self.config.data, new_id).map_err(refused)?;
-        let config = ClusterConfig {
+        let agent = AgentConfig {
             name: self.member_name()?,
             kind: Kind::Data,
-            members,
+            members: members.peers(),
             client_address: self.public_address(),
             cluster_id: (self.meta.cluster_id != 0).then_some(ClusterId(self.meta.cluster_id)),
+            new_cluster_id: ClusterId(rand::rng().random()),
             election_timeout: self.config.election_timeout,
             heartbeat_interval: self.config.heartbeat_interval,
             policy: self.config.sync.to_string(),
             history_epoch: self.history.last_epoch(),
-            tls: self.tls.clone(),
         };
+        let config = ClusterConfig { agent, tls: self.tls.clone() };
         let (id, promised) = (store.identity().id, store.promised());
         let cluster = Cluster::start(config, store, listener, self.waker.clone())?;
         self.sit_down(cluster, id, promised);

@@ -177,7 +177,7 @@ fn split(logs: &[String], since: SystemTime) -> Option<Split> {
         lines.filter(move |line| line.contains(what)).filter_map(moment)
     };
     let led = moments(" leading epoch=").min()?;
-    // The seals that this leader came from; an attempt before it that led nowhere is part of the detection.
+    // The fences that this leader came from; an attempt before it that led nowhere is part of the detection.
     let fenced = moments(" fenced member=").filter(|us| *us <= led).min()?;
     let detection = Duration::from_micros(fenced);
     Some(Split { detection, election: Duration::from_micros(led - fenced) })

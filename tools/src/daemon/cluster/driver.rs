@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
-use walferry_cluster::agent::{Agent, AgentConfig, AskId, CHANGE_TIME_MAX, Kept, NodeFacts, Output, Over, SeatStep};
+use walferry_cluster::agent::{Agent, AskId, CHANGE_TIME_MAX, Kept, NodeFacts, Output, Over, SeatStep};
 use walferry_cluster::consensus::{Carrier, Register, RegisterStore, Rpc, RpcReply};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::register::{MemberId, Outcome};
@@ -103,7 +103,7 @@ async fn run(
     let door = Door::open(listener, &config.tls).map_err(|error| format!("cannot listen to peers: {error}"))?;
     let (door, peers) = (Arc::new(door), Peers::new(config.tls.peer()));
     loop {
-        let election_timeout = store.state().election_timeout().unwrap_or(config.election_timeout);
+        let election_timeout = store.state().election_timeout().unwrap_or(config.agent.election_timeout);
         let register = Register::open(store.clone(), election_timeout, Arc::new(peers.clone())).await;
         let register = register.map_err(|error| error.to_string())?;
         let (events, inbox) = mpsc::unbounded_channel();
@@ -119,7 +119,7 @@ async fn run(
         let id = MemberId(rand::rng().random());
         let next = match over {
             Over::Removed(version) => {
-                let name = &config.name;
+                let name = &config.agent.name;
                 tracing::warn!(
                     "removed from the cluster at version {version}; `walferry join --name {name}` takes it back"
                 );
@@ -127,7 +127,7 @@ async fn run(
             }
             Over::Anew => store.begin_anew(id, store.removed()).await,
             Over::Forced(mut state) => {
-                state.begin_alone(&config.name, id);
+                state.begin_alone(&config.agent.name, id);
                 store.begin_alone(id, *state).await
             }
         };
@@ -184,6 +184,16 @@ enum Event {
     Promised(Epoch, Result<(), String>),
     Proposed(u64, Result<Outcome, String>),
     Seated(Result<(), String>),
+}
+
+/// Why the driver turns.
+enum Woken {
+    Event(Event),
+    Report(Report),
+    /// The register or its engine moved.
+    Register,
+    /// Something is due.
+    Time,
 }
 
 /// What answers the connections of other nodes: the register's engine its own messages, the agent everything else.
@@ -243,7 +253,7 @@ impl Driver {
     ) -> Driver {
         let formed = register.is_formed().await;
         let kept = Kept { id: store.identity().id, promised: store.promised(), removed: store.removed() };
-        let agent = Agent::new(config.agent(), kept, register.view(formed), node.is_some(), world::now());
+        let agent = Agent::new(config.agent.clone(), kept, register.view(formed), node.is_some(), world::now());
         let (asked, commands) = (BTreeMap::new(), BTreeMap::new());
         Driver { agent, store, register, formed, peers, node, events, asked, commands, last: 0 }
     }
@@ -260,22 +270,21 @@ impl Driver {
                 return Some(over);
             }
             let wait = self.agent.poll_timeout(world::now()).saturating_duration_since(world::now());
-            let facts = self.node.as_ref().map(NodeEnd::facts);
-            tokio::select! {
-                event = inbox.recv() => {
-                    self.agent.set_node(facts.unwrap_or_default());
-                    self.take_event(event?);
-                }
-                report = reports.recv() => {
-                    self.agent.set_node(facts.unwrap_or_default());
-                    self.take_report(report?);
-                }
-                _ = state.changed() => self.look_at_register().await,
-                _ = metrics.changed() => self.look_at_register().await,
-                () = tokio::time::sleep(wait) => {
-                    self.agent.set_node(self.node.as_ref().map(NodeEnd::facts).unwrap_or_default());
-                    self.agent.handle_timeout(world::now());
-                }
+            let woken = tokio::select! {
+                event = inbox.recv() => Woken::Event(event?),
+                report = reports.recv() => Woken::Report(report?),
+                _ = state.changed() => Woken::Register,
+                _ = metrics.changed() => Woken::Register,
+                () = tokio::time::sleep(wait) => Woken::Time,
+            };
+            if let Some(node) = &self.node {
+                self.agent.set_node(node.facts());
+            }
+            match woken {
+                Woken::Event(event) => self.take_event(event),
+                Woken::Report(report) => self.take_report(report),
+                Woken::Register => self.look_at_register().await,
+                Woken::Time => self.agent.handle_timeout(world::now()),
             }
         }
     }
@@ -407,21 +416,4 @@ async fn seat(register: &Register, step: SeatStep) -> Result<(), String> {
         SeatStep::Forget(ids) => register.forget(&ids, SEAT_TIME_MAX).await,
     };
     outcome.map_err(|error| error.to_string())
-}
-
-impl ClusterConfig {
-    fn agent(&self) -> AgentConfig {
-        AgentConfig {
-            name: self.name.clone(),
-            kind: self.kind,
-            members: self.members.iter().map(|(name, peer)| (name.clone(), peer.to_string())).collect(),
-            client_address: self.client_address.clone(),
-            cluster_id: self.cluster_id,
-            new_cluster_id: walferry_cluster::ClusterId(rand::rng().random()),
-            election_timeout: self.election_timeout,
-            heartbeat_interval: self.heartbeat_interval,
-            policy: self.policy.clone(),
-            history_epoch: self.history_epoch,
-        }
-    }
 }

@@ -19,40 +19,22 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use walferry_cluster::MemberName;
-use walferry_cluster::agent;
 pub use walferry_cluster::agent::Command;
+use walferry_cluster::agent::{self, AgentConfig};
 use walferry_cluster::consensus::RegisterStore;
-use walferry_cluster::register::{Kind, MemberId};
+use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
 use super::DaemonError;
 use super::tls::Tls;
-use crate::config::MemberList;
 
 /// How a member takes part.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// Its name.
-    pub name: MemberName,
-    /// Data or witness.
-    pub kind: Kind,
-    /// All members, as every one of them was started with.
-    pub members: MemberList,
-    /// Where clients reach it; empty for a witness.
-    pub client_address: String,
-    /// The cluster that its log belongs to, if it has one.
-    pub cluster_id: Option<walferry_cluster::ClusterId>,
-    /// A leader that is silent for so long is replaced.
-    pub election_timeout: Duration,
-    /// How often a leader gives a sign of life.
-    pub heartbeat_interval: Duration,
-    /// The sync policy of a cluster that is formed; empty for a majority.
-    pub policy: String,
-    /// The newest epoch that the node's log knew when the process started.
-    pub history_epoch: Epoch,
+    /// What its agent goes by.
+    pub agent: AgentConfig,
     /// How its links are protected.
     pub tls: Tls,
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use nix::sys::signal::Signal;
 use rand::RngExt;
-use walferry_cluster::MemberName;
+use walferry_cluster::agent::AgentConfig;
 use walferry_cluster::consensus::RegisterStore;
 use walferry_cluster::register::{Kind, MemberId};
+use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Epoch;
 use walferry_engine::small_file;
@@ -125,18 +126,19 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
     let listener = listener
         .map_err(|error| Failure::failed(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
-    let config = ClusterConfig {
+    let agent = AgentConfig {
         name: name.clone(),
         kind: Kind::Witness,
-        members: members.clone(),
+        members: members.peers(),
         client_address: String::new(),
         cluster_id: None,
+        new_cluster_id: ClusterId(rand::rng().random()),
         election_timeout,
         heartbeat_interval,
         policy: String::new(),
         history_epoch: Epoch(0),
-        tls: tls.clone(),
     };
+    let config = ClusterConfig { agent, tls: tls.clone() };
     let mut signals = Signals::block(0).map_err(Failure::failed)?;
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
     let thread = driver::spawn(config, store, listener, None, inbox)?;
