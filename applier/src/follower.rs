@@ -33,6 +33,7 @@ use crate::base::fetch::{FetchConfig, FetchError, Fetching};
 use crate::base::incoming::{Facts, Incoming};
 use crate::freshness::Freshness;
 use crate::receiver::{ProtocolError, Receiver, Step};
+use crate::rewind::{Outcome, Rewind};
 use crate::store::{Store, StoreError};
 
 const OP_RECEIVE: u64 = 0;
@@ -449,7 +450,12 @@ impl Follower {
 
     /// The last that is done with the old log: what of it the copy does not hold is put aside. Then the copy is declared ready: from
     /// here on only `base::install` may touch log and store.
-    pub fn give_way_to_base(&mut self, log: &Log, store: &Store, history: &EpochHistory) -> Result<(), FollowError> {
+    pub fn give_way_to_base(
+        &mut self,
+        log: &Log,
+        store: &mut Store,
+        history: &EpochHistory,
+    ) -> Result<(), FollowError> {
         let Phase::Fetched(facts) = &self.phase else { unreachable!("`has_base` was asked first") };
         let end = log.sealed();
         let fork = facts.history.fork_with(history, end);
@@ -459,7 +465,9 @@ impl Follower {
             tracing::warn!(file = %lost.path.display(), "{lost}");
             self.lost_commits += lost.records;
             if from > fork {
-                let kept = crate::base::install::keep_store(&self.config.dir, store.durable_applied())?;
+                // A checkpoint that ends later would change the file that is kept, and what it is called after.
+                store.settle()?;
+                let kept = crate::base::install::keep_store(&self.config.dir, store.durable_position())?;
                 tracing::warn!(
                     file = %kept.display(),
                     "commits from {fork} to {from} are lost as well and their log was recycled: the store that held them is kept"
@@ -677,39 +685,28 @@ impl Follower {
             LinkError::Misfit("the leader's epoch history does not ascend: its data directory is damaged".to_owned())
         })?;
         let start = welcome.start;
-        if start < store.applied() && !mutants::is_on("settle-after-the-check") {
-            // A checkpoint on its way may hold what is about to be cut off: it is decided by what the file holds in the end.
-            store.settle().map_err(FollowError::from)?;
+        let ended = log.sealed();
+        let rewind = Rewind {
+            leader: welcome.name.as_str(),
+            dir: &self.config.dir,
+            start,
+            leads: &merged,
+            log,
+            store,
+            history,
+            lost_commits: &mut self.lost_commits,
+        };
+        if let Outcome::Beyond(stored) = rewind.run()? {
+            return Err(LinkError::Beyond { fork: start, stored }.into());
         }
-        if start < store.durable_applied() {
-            return Err(LinkError::Beyond { fork: start, stored: store.durable_applied() }.into());
-        }
-        let cuts = start < log.sealed();
-        let last_epoch = history.epoch_at(Lsn(log.sealed().0.saturating_sub(1)));
-        if cuts {
-            // Kept durably before the new history makes them frames of no log: a crash in between keeps them once more.
-            let lost = log.put_aside(start, last_epoch).map_err(FollowError::from)?;
-            tracing::warn!(leader = %welcome.name, file = %lost.path.display(), "{lost}");
-            self.lost_commits += lost.records;
-        }
-        if merged != *history {
-            merged.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
-            *history = merged;
+        if start < ended {
+            self.freshness.handle_rollback();
         }
         if !mutants::is_on("no-apply-limit") {
             // What an earlier leader had made durable beyond here says nothing of this one's log.
             self.leader_flushed = self.leader_flushed.min(start);
             self.committed = self.committed.min(start);
             self.leader_end = start;
-        }
-        if cuts {
-            log.truncate(start, history).map_err(FollowError::from)?;
-            self.freshness.handle_rollback();
-            if store.applied() > start {
-                store.rollback().map_err(FollowError::from)?;
-            }
-        } else {
-            log.follow(history);
         }
         if let Some(link) = self.leader_at {
             self.client_address = reachable(&welcome.client_address, link);

@@ -14,5 +14,6 @@ pub mod receiver;
 pub mod record;
 pub mod repair;
 pub mod replay;
+mod rewind;
 pub mod store;
 pub mod view;

@@ -194,24 +194,64 @@ pub fn recover(
     find_end(&mut DirBytes::open(log_dir, segment_bytes)?, known, history)
 }
 
-/// The checksum of the frame that ends at `at`, as the log's files have it: what a state of that position rests on. `None` where
-/// no chain of valid frames leads there; whether that is damage, recovery tells.
-pub fn crc_before(
-    log_dir: &Path,
-    segment_bytes: u64,
-    at: Lsn,
+/// What a state of the log is compared by: two logs that both reach an LSN hold the same up to there only if the frames that
+/// end there are the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastFrame {
+    /// Where it ends.
+    pub end: Lsn,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its checksum, which depends on all frames before it.
+    pub crc: u32,
+}
+
+/// Whether a state is one of this log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lineage {
+    /// The log holds this frame.
+    Same,
+    /// The log's files do not lead up to the frame's end, in an epoch that fits: recovery finds out whether they are damaged.
+    Unknown,
+    /// The log holds something else there; what.
+    Other(String),
+}
+
+/// Compares `last`, the end of a state that claims to be one of this log, with the epoch history and the frames.
+pub fn lineage_of(
+    bytes: &mut impl LogBytes,
+    last: LastFrame,
     origin: Option<Origin>,
     history: &EpochHistory,
-) -> Result<Option<u32>, RecoverError> {
-    let mut bytes = DirBytes::open(log_dir, segment_bytes)?;
-    let first = Lsn(at.0.saturating_sub(1)).segment(segment_bytes).start(segment_bytes);
-    let begin = origin.filter(|origin| (first..=at).contains(&origin.lsn));
-    let (mut end, mut crc) = begin.map_or((first, None), |origin| (origin.lsn, Some(origin.crc)));
-    while end < at {
-        let Ok(header) = next_frame(&mut bytes, end, crc, history)? else { return Ok(None) };
-        (end, crc) = (header.end(), Some(header.crc));
+) -> Result<Lineage, RecoverError> {
+    let LastFrame { end: at, epoch, crc } = last;
+    let known = history.epoch_of_end(at);
+    if known != epoch {
+        return Ok(Lineage::Other(format!(
+            "its last frame is of epoch {epoch}, the log before {at} is of epoch {known}"
+        )));
     }
-    Ok(crc.filter(|_| end == at))
+    if at == Lsn::ZERO {
+        return Ok(Lineage::Same);
+    }
+    let segment_bytes = bytes.segment_bytes();
+    let first = Lsn(at.0 - 1).segment(segment_bytes).start(segment_bytes);
+    let begin = origin.filter(|origin| (first..=at).contains(&origin.lsn));
+    let (mut end, mut found) = begin.map_or((first, None), |origin| (origin.lsn, Some(origin.crc)));
+    while end < at {
+        let Ok(header) = next_frame(bytes, end, found, history)? else { return Ok(Lineage::Unknown) };
+        (end, found) = (header.end(), Some(header.crc));
+    }
+    if end > at {
+        return Ok(Lineage::Other(format!("no frame of the log ends at {at}")));
+    }
+    Ok(match found {
+        Some(found) if found == crc => Lineage::Same,
+        Some(found) => {
+            Lineage::Other(format!("its last frame has the checksum {crc:08x}, the log's before {at} has {found:08x}"))
+        }
+        None => Lineage::Unknown,
+    })
 }
 
 /// Follows the chain to its end.

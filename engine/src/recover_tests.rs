@@ -372,6 +372,53 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
     }
 }
 
+/// A state that ends with the frame before `starts[index]`.
+fn state_before(log: &Writer, index: usize) -> LastFrame {
+    let frame = UnverifiedFrame::parse(&log.bytes[log.starts[index].0 as usize..], log.starts[index]);
+    LastFrame { end: log.starts[index], epoch: log.epoch, crc: frame.expect("a frame").claimed().previous_crc }
+}
+
+#[test]
+fn state_of_the_log_is_told_from_one_of_another_log() {
+    let log = ten();
+    let ours = history(&[(1, 0)]);
+    let lineage = |memory: &mut Memory, last, origin, history: &EpochHistory| {
+        lineage_of(memory, last, origin, history).expect("memory can be read")
+    };
+    let of = |last| lineage(&mut log.memory(), last, None, &ours);
+    let nothing = LastFrame { end: Lsn::ZERO, epoch: Epoch(0), crc: 0 };
+    assert_eq!(of(nothing), Lineage::Same);
+    for index in 1..log.starts.len() {
+        let last = state_before(&log, index);
+        assert_eq!(of(last), Lineage::Same, "before frame {index}");
+        let others = [
+            LastFrame { crc: last.crc ^ 1, ..last },
+            LastFrame { epoch: Epoch(2), ..last },
+            LastFrame { end: last.end.advance(512), ..last },
+        ];
+        for other in others {
+            assert!(matches!(of(other), Lineage::Other(_)), "{other:?}: {:?}", of(other));
+        }
+        // The same frames, but a later leader's log goes on from an earlier place with its own.
+        let cut = history(&[(1, 0), (2, last.end.0 - 4096)]);
+        assert!(matches!(lineage(&mut log.memory(), last, None, &cut), Lineage::Other(_)));
+        // Damage on the way there proves nothing.
+        let mut damaged = log.memory();
+        damaged.bytes[log.starts[index - 1].0 as usize + 70] ^= 1;
+        assert_eq!(lineage(&mut damaged, last, None, &ours), Lineage::Unknown);
+        // The log begins there, with a snapshot.
+        let mut memory = log.memory();
+        memory.bytes[..last.end.0 as usize].fill(0);
+        let origin = Some(Origin { lsn: last.end, crc: last.crc });
+        assert_eq!(lineage(&mut memory, last, origin, &ours), Lineage::Same);
+        let origin = Some(Origin { lsn: last.end, crc: last.crc ^ 1 });
+        assert!(matches!(lineage(&mut memory, last, origin, &ours), Lineage::Other(_)));
+    }
+    assert_eq!(of(LastFrame { end: log.end(), epoch: Epoch(1), crc: log.crc }), Lineage::Same);
+    // The files end before it, in its own epoch: whether they lost something, recovery says.
+    assert_eq!(of(LastFrame { end: log.end().advance(4096), epoch: Epoch(1), crc: 1 }), Lineage::Unknown);
+}
+
 /// A log of ten frames over which `repair` is tried, and the same with damage.
 fn ten() -> Writer {
     let mut log = Writer::new(1);

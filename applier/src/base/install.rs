@@ -18,7 +18,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use walferry_engine::log::{LOG_DIR, LOST_DIR};
-use walferry_engine::lsn::Lsn;
 use walferry_engine::mark::MARK_FILE;
 use walferry_engine::meta::Meta;
 use walferry_engine::origin::Origin;
@@ -26,7 +25,7 @@ use walferry_engine::segment::list_segments;
 
 use super::incoming::{Facts, INCOMING_FILE, READY_FILE, STATE_FILE, load};
 use super::{BASE_DIR, BaseError, failed, remove, sync_dir};
-use crate::store::{STORE_DIR, STORE_FILE};
+use crate::store::{Position, STORE_DIR, STORE_FILE};
 
 /// One step; see the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +86,10 @@ fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), BaseError> {
 
 /// Keeps the store's file beside the frames that truncations cut off, because a part of what it holds is nowhere else. It is a
 /// second name of the same file, which the copy then replaces.
-pub fn keep_store(data: &Path, applied: Lsn) -> Result<PathBuf, BaseError> {
+pub fn keep_store(data: &Path, at: Position) -> Result<PathBuf, BaseError> {
     let (dir, store) = (data.join(LOST_DIR), data.join(STORE_DIR).join(STORE_FILE));
-    let kept = dir.join(format!("store-{:016X}.redb", applied.0));
+    // Named by its last frame as well: another state of the same LSN may be there from an earlier time.
+    let kept = dir.join(format!("store-{:016X}-{:08x}.redb", at.applied.0, at.crc));
     match fs::hard_link(&store, &kept) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         outcome => outcome.map_err(failed("keep", &store))?,
@@ -130,7 +130,7 @@ mod tests {
     use walferry_cluster::member::ClusterId;
     use walferry_engine::epoch::EpochHistory;
     use walferry_engine::log::SyncMethod;
-    use walferry_engine::lsn::{Epoch, SegmentNo};
+    use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
 
     use super::super::incoming::{Incoming, make_dir};
     use super::*;

@@ -16,6 +16,8 @@ impl Log {
         self.seal_open();
         self.receive_reset();
         self.leading = Some(epoch);
+        // An earlier leader may have told more than came here: of this leadership's frames nothing is committed yet.
+        self.committed = self.committed.min(self.sealed());
         // Before the first frame of the epoch: recovery believes its headers only with this.
         if let Err(error) = self.mark.lead(epoch) {
             self.stop(error.to_string());

@@ -41,19 +41,23 @@ impl fmt::Display for Lost {
     }
 }
 
-/// The file for lost frames while it is written.
+/// The name of the file while it is written; one that a crash left is written over.
+const PARTIAL_FILE: &str = "partial";
+
+/// The file for lost frames while it is written. It gets its name when it is durable, so that what has a name is whole. The name
+/// ends with the checksum of the last frame: an LSN and an epoch may be lost twice, each time with other frames.
 struct LostFile {
     dir: PathBuf,
     path: PathBuf,
     file: File,
     records: u64,
+    crc: u32,
 }
 
 impl LostFile {
-    /// For the frames from `from` to `to`.
-    fn make(data: &Path, from: Lsn, to: Lsn, epoch: Epoch) -> Result<LostFile, LogError> {
+    fn make(data: &Path) -> Result<LostFile, LogError> {
         let dir = data.join(LOST_DIR);
-        let path = dir.join(format!("epoch-{epoch}-{:016X}-{:016X}.frames", from.0, to.0));
+        let path = dir.join(PARTIAL_FILE);
         match fs::create_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(error)),
             _ => sync_dir(data).map_err(failed("flush", data))?,
@@ -61,7 +65,7 @@ impl LostFile {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o640).open(&path);
         let file = file.map_err(failed("make", &path))?;
-        Ok(LostFile { dir, path, file, records: 0 })
+        Ok(LostFile { dir, path, file, records: 0, crc: 0 })
     }
 
     /// The next frame, padding and all.
@@ -70,16 +74,19 @@ impl LostFile {
         if !header.filler {
             self.records += u64::from(header.record_count);
         }
+        self.crc = header.crc;
         let padding = vec![0; header.span_bytes() - frame.wire().len()];
         let written = self.file.write_all(frame.wire()).and_then(|()| self.file.write_all(&padding));
         written.map_err(failed("write", &self.path))
     }
 
-    /// They are durable.
-    fn finish(self, from: Lsn, to: Lsn) -> Result<Lost, LogError> {
+    /// They are the frames from `from` to `to`, and durable.
+    fn finish(self, from: Lsn, to: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
         self.file.sync_all().map_err(failed("flush", &self.path))?;
+        let path = self.dir.join(format!("epoch-{epoch}-{:016X}-{:016X}-{:08x}.frames", from.0, to.0, self.crc));
+        fs::rename(&self.path, &path).map_err(failed("rename", &self.path))?;
         sync_dir(&self.dir).map_err(failed("flush", &self.dir))?;
-        Ok(Lost { records: self.records, from, to, path: self.path })
+        Ok(Lost { records: self.records, from, to, path })
     }
 }
 
@@ -90,12 +97,12 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError
 
 /// As [`Log::put_aside`], for the log of a data directory that nobody has open; all of it is in its segments.
 pub fn keep_lost(data: &Path, segment_bytes: u64, from: Lsn, to: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
-    let mut file = LostFile::make(data, from, to, epoch)?;
+    let mut file = LostFile::make(data)?;
     let mut reader = LogReader::open(&data.join(LOG_DIR), segment_bytes, from, to)?;
     while let Some(frame) = reader.next_frame()? {
         file.put(&frame)?;
     }
-    file.finish(from, to)
+    file.finish(from, to, epoch)
 }
 
 impl Log {
@@ -103,7 +110,7 @@ impl Log {
     /// the frame at `from`; its name says which epoch and positions it holds.
     pub fn put_aside(&self, from: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
         let to = self.sealed();
-        let mut file = LostFile::make(&self.config.dir, from, to, epoch)?;
+        let mut file = LostFile::make(&self.config.dir)?;
         let mut at = from;
         while at < to {
             let span = self.read_span(at)?;
@@ -112,7 +119,7 @@ impl Log {
             file.put(&frame)?;
             at = frame.header().end();
         }
-        file.finish(from, to)
+        file.finish(from, to, epoch)
     }
 
     /// The frame at `at` with its padding.

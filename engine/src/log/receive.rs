@@ -141,6 +141,7 @@ impl Log {
         self.mark.lower(to, history.last_epoch())?;
         self.reopen_segments(self.segment_of(to))?;
         self.commit.truncate(to);
+        self.committed = self.committed.min(to);
         if forgets_memory {
             self.buffer.reset(to);
         }

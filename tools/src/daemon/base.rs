@@ -184,7 +184,7 @@ impl Node {
             return Ok(());
         }
         let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        follower.give_way_to_base(&self.log, &self.store, &self.history).map_err(refused)?;
+        follower.give_way_to_base(&self.log, &mut self.store, &self.history).map_err(refused)?;
         self.lost_commits += follower.take_lost_commits();
         let (leader, promised) = (follower.leader().to_owned(), follower.promised());
         self.base_copies.taken += 1;

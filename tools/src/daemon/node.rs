@@ -184,7 +184,28 @@ pub(super) fn open_data(
         tracing::info!(base = %facts.base, bytes = facts.bytes, "a base copy was put in the place of log and store");
     }
     repair::mend_small_files(&config.data)?;
-    let mut repaired = RepairCount::default();
+    let (mut lock, mut repaired) = (lock, RepairCount::default());
+    loop {
+        let mut opened = open_repaired(config, lock, (lends_at, tls), repaired, ring, waker)?;
+        repaired = opened.repaired;
+        let position = opened.store.durable_position();
+        // What other nodes gave back of the log may be another one than the store was made from: the store was compared before.
+        if repaired.ranges == 0 || repair::foreign_to_log(config, &opened.meta, &opened.history, &position)?.is_none() {
+            return Ok(opened);
+        }
+        lock = opened.log.retire(ring)?;
+    }
+}
+
+/// Opens log and store, once the store is known to fit what is there of the log, and the log to be whole.
+fn open_repaired(
+    config: &NodeConfig,
+    lock: DirLock,
+    (lends_at, tls): (Option<&TcpListener>, &Tls),
+    mut repaired: RepairCount,
+    ring: &mut Ring,
+    waker: &Waker,
+) -> Result<Opened, DaemonError> {
     let settle = || -> Result<(Meta, EpochHistory), DaemonError> {
         Ok((crate::init::open_or_init(config)?, EpochHistory::load(&config.data).map_err(refused)?))
     };
@@ -602,6 +623,7 @@ impl Node {
         let limit = match &self.role {
             Role::Leader(_) => Lsn::MAX,
             Role::Replica(follower) => follower.apply_limit(),
+            Role::SteppedDown(_) if mutants::is_on("no-apply-limit") => Lsn::MAX,
             Role::Leaderless(_) | Role::SteppedDown(_) => self.heard.flushed,
         };
         let more = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;

@@ -27,9 +27,9 @@ use walferry_engine::mark::Mark;
 use walferry_engine::mend::set_aside;
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::origin::{ORIGIN_FILE, Origin};
-use walferry_engine::recover::{Known, Recovery, crc_before, recover};
+use walferry_engine::recover::{Known, LastFrame, Lineage, Recovery, lineage_of, recover};
 use walferry_engine::ring::Ring;
-use walferry_engine::segment::{list_segments, run_start};
+use walferry_engine::segment::{DirBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
@@ -274,23 +274,24 @@ pub(super) fn settle_store(
 }
 
 /// Why the store's state is not one of this log: it holds a frame that a truncation cut off.
-fn foreign_to_log(
+pub(super) fn foreign_to_log(
     config: &NodeConfig,
     meta: &Meta,
     history: &EpochHistory,
     position: &Position,
 ) -> Result<Option<String>, DaemonError> {
-    let Position { applied, epoch, crc, .. } = *position;
     let log_dir = config.data.join(LOG_DIR);
-    if applied == Lsn::ZERO || !log_dir.exists() {
+    if !log_dir.exists() {
         return Ok(None);
     }
+    let last = LastFrame { end: position.applied, epoch: position.epoch, crc: position.crc };
     let origin = Origin::load(&config.data)?;
-    let found = crc_before(&log_dir, meta.segment_bytes, applied, origin, history).map_err(refused)?;
-    let is_other = |found: &u32| *found != crc;
-    Ok(found.filter(is_other).map(|found| {
-        format!("it is of {applied} with a frame of epoch {epoch} (crc {crc:08x}), where the log has another (crc {found:08x})")
-    }))
+    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes).map_err(refused)?;
+    let lineage = lineage_of(&mut bytes, last, origin, history).map_err(refused)?;
+    Ok(match lineage {
+        Lineage::Same | Lineage::Unknown => None,
+        Lineage::Other(what) => Some(format!("it is not of this log: {what}")),
+    })
 }
 
 fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> {

@@ -10,7 +10,7 @@ use walferry_engine::lsn::Lsn;
 use super::{DumpArgs, print_frame};
 use crate::cli::{Failure, say};
 
-/// The position of the first frame, which the file's name tells: `epoch-3-FROM-TO.frames`, hexadecimal.
+/// The position of the first frame, which the file's name tells: `epoch-3-FROM-TO-CRC.frames`, hexadecimal.
 fn start_of(path: &Path) -> Option<Lsn> {
     let mut parts = path.file_stem()?.to_str()?.strip_prefix("epoch-")?.split('-');
     let from = parts.nth(1)?;
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_file_tells_where_it_begins() {
         let start = |name: &str| start_of(Path::new(name));
-        assert_eq!(start("lost/epoch-3-0000000000001000-0000000000003000.frames"), Some(Lsn(0x1000)));
+        assert_eq!(start("lost/epoch-3-0000000000001000-0000000000003000-0badcafe.frames"), Some(Lsn(0x1000)));
         for other in ["notes.txt", "epoch-3.frames", "epoch-3-x-y.frames", ".frames"] {
             assert_eq!(start(other), None, "{other}");
         }
