@@ -117,6 +117,11 @@ enum LinkError {
     /// Our store holds what the leader's log does not: only a copy of the leader's helps.
     #[error("the leader's log parts from ours at {fork}, but our store holds {stored} already: it needs a base copy")]
     Beyond { fork: Lsn, stored: Lsn },
+    /// Whether the store's file holds what the leader's log does not is known once it has ended.
+    #[error(
+        "the leader's log parts from ours at {fork}, and a checkpoint is being written that may go further: waits for its end"
+    )]
+    Checkpoint { fork: Lsn },
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }
@@ -696,8 +701,10 @@ impl Follower {
             history,
             lost_commits: &mut self.lost_commits,
         };
-        if let Outcome::Beyond(stored) = rewind.run()? {
-            return Err(LinkError::Beyond { fork: start, stored }.into());
+        match rewind.run()? {
+            Outcome::Done => {}
+            Outcome::Beyond(stored) => return Err(LinkError::Beyond { fork: start, stored }.into()),
+            Outcome::Writing => return Err(LinkError::Checkpoint { fork: start }.into()),
         }
         if start < ended {
             self.freshness.handle_rollback();
@@ -789,8 +796,10 @@ impl Follower {
             LinkError::Fetch(FetchError::Refused { .. } | FetchError::Misfit(_) | FetchError::Keep(_)) => {
                 self.backoff = BACKOFF_MAX;
             }
-            // The leader is about to be one, or there is another in a moment.
-            LinkError::Superseded(_) => self.backoff = self.backoff.min(BACKOFF_PASSING_MAX),
+            // The leader is about to be one, or there is another in a moment; a checkpoint ends soon.
+            LinkError::Superseded(_) | LinkError::Checkpoint { .. } => {
+                self.backoff = self.backoff.min(BACKOFF_PASSING_MAX)
+            }
             LinkError::Refused {
                 code: RefuseCode::NotLeader | RefuseCode::NotMember | RefuseCode::Stopping, ..
             } => {

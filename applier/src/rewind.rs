@@ -3,7 +3,7 @@
 //!
 //! | step | what | a crash after it |
 //! |---|---|---|
-//! | Settle | waits for the checkpoint that is being written, then looks whether the store's file holds what is to be cut | nothing was changed |
+//! | Settle | looks whether the store's file holds what is to be cut; not before a checkpoint that is being written has ended | nothing was changed |
 //! | Keep | copies the frames that are to be cut into `lost/`, durably, and counts them | the next welcome keeps them again, under the same name |
 //! | History | makes the leader's epoch history durable: the frames are of no epoch of this log any more | recovery ends the log at the cut |
 //! | Log | lowers the durable mark and forgets the frames | the same |
@@ -57,6 +57,8 @@ pub(crate) enum Outcome {
     Done,
     /// Nothing was changed: the store's file holds everything up to here, which the leader's log does not.
     Beyond(Lsn),
+    /// Nothing was changed: a checkpoint is being written that may hold what is to be cut. The ring thread does not wait for it.
+    Writing,
 }
 
 impl Rewind<'_> {
@@ -70,8 +72,8 @@ impl Rewind<'_> {
         for step in steps {
             match step {
                 Step::Settle => {
-                    if let Some(stored) = self.settle()? {
-                        return Ok(Outcome::Beyond(stored));
+                    if let Some(obstacle) = self.settle()? {
+                        return Ok(obstacle);
                     }
                 }
                 Step::Keep => self.keep()?,
@@ -90,14 +92,16 @@ impl Rewind<'_> {
         self.start < self.log.sealed()
     }
 
-    /// What the store's file holds, where the leader's log does not hold that: more, or the same LSN of another epoch.
-    fn settle(&mut self) -> Result<Option<Lsn>, FollowError> {
-        if self.start < self.store.applied() && !mutants::is_on("settle-after-the-check") {
-            self.store.settle()?;
+    /// What keeps the log from being cut: the store's file holds what the leader's log does not, which is more, or the same LSN
+    /// of another epoch; or it may in a moment.
+    fn settle(&mut self) -> Result<Option<Outcome>, FollowError> {
+        let cuts_applied = self.start < self.store.applied();
+        if cuts_applied && self.store.is_writing()? && !mutants::is_on("settle-after-the-check") {
+            return Ok(Some(Outcome::Writing));
         }
         let stored = self.store.durable_position();
         let fits = self.leads.epoch_of_end(stored.applied) == stored.epoch;
-        Ok((self.start < stored.applied || !fits).then_some(stored.applied))
+        Ok((self.start < stored.applied || !fits).then_some(Outcome::Beyond(stored.applied)))
     }
 
     fn keep(&mut self) -> Result<(), FollowError> {

@@ -214,9 +214,7 @@ impl Store {
 
     /// Moves checkpoints along; once a turn. `committed` is the commit LSN as this node knows it.
     pub fn poll_checkpoint(&mut self, committed: Lsn) -> Result<(), StoreError> {
-        if let Ok(outcome) = self.results.try_recv() {
-            self.finish(outcome)?;
-        }
+        self.is_writing()?;
         let asked = self.asked_for > self.durable_applied() && self.applied() >= self.asked_for;
         if self.frozen.is_none() && (asked || self.active.bytes() >= self.config.checkpoint_bytes) {
             self.freeze();
@@ -279,6 +277,14 @@ impl Store {
             self.position = self.base.position();
         }
         Ok(())
+    }
+
+    /// True while a checkpoint is being written: what the file holds may change without further notice.
+    pub fn is_writing(&mut self) -> Result<bool, StoreError> {
+        if let Ok(outcome) = self.results.try_recv() {
+            self.finish(outcome)?;
+        }
+        Ok(self.frozen.as_ref().is_some_and(|frozen| frozen.writing))
     }
 
     /// Waits for the checkpoint that is being written, if one is. Whoever decides by what the file holds waits for it before.
