@@ -44,6 +44,8 @@ const RAW_BYTES_MAX: usize = 4 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause before connecting again.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A base copy that is there and cannot be put in place yet is looked at again after this.
+const INSTALL_INTERVAL: Duration = Duration::from_millis(5);
 /// The longest pause when the other node is expected to lead soon.
 const BACKOFF_PASSING_MAX: Duration = Duration::from_millis(100);
 /// What of a pause is left to chance, as a divisor: replicas of a leader that comes back do not all knock at once.
@@ -129,6 +131,8 @@ enum LinkError {
 enum Phase {
     /// Connect again then.
     Resting(Instant),
+    /// It is time to connect, once what the log has taken is durable: a completion of the log's ends this, and not time.
+    Flushing,
     /// A thread resolves the name and connects.
     Connecting(Inbox<std::io::Result<Connected>>),
     /// Said hello.
@@ -320,8 +324,8 @@ impl Follower {
     pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let at = match &self.phase {
             Phase::Resting(until) => *until,
-            Phase::Connecting(_) | Phase::Closing | Phase::Fetching(_) => return None,
-            Phase::Fetched(_) => now,
+            Phase::Flushing | Phase::Connecting(_) | Phase::Closing | Phase::Fetching(_) => return None,
+            Phase::Fetched(_) => now + INSTALL_INTERVAL,
             Phase::Greeting => self.heard_at + self.config.peer_timeout,
             Phase::Streaming => now + self.config.heartbeat_interval,
         };
@@ -363,10 +367,13 @@ impl Follower {
         now: Instant,
     ) -> Result<(), FollowError> {
         match &self.phase {
-            Phase::Resting(until) => {
+            Phase::Resting(until) if now < *until => {}
+            Phase::Resting(_) | Phase::Flushing => {
                 // What the replica says it has must be durable, and the end of its log.
-                if now >= *until && log.idle() && log.flushed() == log.sealed() && log.stopped().is_none() {
+                if log.idle() && log.flushed() == log.sealed() && log.stopped().is_none() {
                     self.connect();
+                } else {
+                    self.phase = Phase::Flushing;
                 }
             }
             Phase::Connecting(inbox) => match inbox.try_recv() {

@@ -24,6 +24,7 @@ use walferry_engine::world::simulated::{TaskNo, World, enter};
 
 use crate::clients::{Client, Told, p99_us};
 use crate::control::{Control, Kept, Proposal, Setting, name_of};
+use crate::events::Events;
 use crate::faults::{Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
 use crate::network::{Network, peer_address};
@@ -38,6 +39,8 @@ pub const FAULTS_US: u64 = 5 * SECOND_US;
 pub const RECOVERY_US_MAX: u64 = 20 * SECOND_US;
 const CONTROL_INTERVAL_US: u64 = 10_000;
 const TURN_US_MAX: u64 = 100_000;
+/// Turns in a row that a node asks for at once although nothing has happened; more, and it takes a processor for nothing.
+const IDLE_TURNS_MAX: u32 = 1_000;
 /// The register's own election: a controller that a majority does not hear is replaced after so long.
 const CONTROLLER_TIME_US: u64 = 250_000;
 /// Background work that sleeps looks so often whether it was woken.
@@ -152,6 +155,8 @@ struct Node {
     /// Stopped until then.
     paused_until: u64,
     turn_at: Option<u64>,
+    /// Turns in a row that it had asked for and in which nothing happened.
+    idle_turns: u32,
     /// What its log held durably when its process was last seen.
     durable: Lsn,
     /// And how its log ended there.
@@ -207,7 +212,7 @@ type Checked<T = ()> = Result<T, Broken>;
 pub struct Cluster {
     world: Rc<SimWorld>,
     network: Rc<RefCell<Network>>,
-    events: BTreeMap<(u64, u64), Event>,
+    events: Events<Event>,
     last_event: u64,
     now_us: u64,
     nodes: Vec<Node>,
@@ -284,6 +289,7 @@ impl Cluster {
                 life: 0,
                 paused_until: 0,
                 turn_at: None,
+                idle_turns: 0,
                 durable: Lsn::ZERO,
                 epoch: Epoch(0),
                 committed: Lsn::ZERO,
@@ -311,7 +317,7 @@ impl Cluster {
         let mut cluster = Cluster {
             world,
             network,
-            events: BTreeMap::new(),
+            events: Events::default(),
             last_event: 0,
             now_us: 0,
             nodes,
@@ -492,10 +498,11 @@ impl Cluster {
         self.network_at = None;
         let moved: BTreeSet<NodeNo> = self.network.borrow_mut().turn(self.now_us).into_iter().collect();
         for node in 0..self.nodes.len() {
-            if self.is_paused(node) {
-                continue;
-            }
-            let accepted: Vec<(OwnedFd, std::net::SocketAddr)> = self.network.borrow_mut().accepted(node, self.now_us);
+            // A stopped process accepts nothing; what its kernel was asked for goes on.
+            let accepted: Vec<(OwnedFd, std::net::SocketAddr)> = match self.is_paused(node) {
+                true => Vec::new(),
+                false => self.network.borrow_mut().accepted(node, self.now_us),
+            };
             let Some(process) = &mut self.nodes[node].process else { continue };
             let woken = !accepted.is_empty();
             for (socket, address) in accepted {
@@ -508,7 +515,8 @@ impl Cluster {
                 self.schedule_turn(node, self.now_us + 2);
             }
         }
-        if let Some(at) = self.network.borrow().next_us(self.now_us) {
+        let next_us = self.network.borrow().next_us(self.now_us, |node| !self.is_paused(node));
+        if let Some(at) = next_us {
             self.network_at = Some(at);
             self.last_event += 1;
             self.events.insert((at, self.last_event), Event::Network);

@@ -160,8 +160,11 @@ impl Kernel {
                     DiskOp::Write(submission, write, flush)
                 }
                 OP_FSYNC => DiskOp::Flush(submission, self.inode(submission.fd)),
+                // Those that wait already go on when something arrives, or makes space.
                 _ => {
-                    self.sockets.push(submission);
+                    if !self.try_socket(&submission) {
+                        self.sockets.push(submission);
+                    }
                     continue;
                 }
             };
@@ -170,7 +173,6 @@ impl Kernel {
             self.disk_ops.insert(self.last_op, op);
             begun.push((at, self.last_op));
         }
-        self.progress_sockets();
         begun
     }
 

@@ -2,7 +2,8 @@
 //! applier, store, sessions, failover); their disks, network and clocks are the simulator's, and so are the faults.
 //!
 //! ```text
-//! cluster   the events, in the order of their time
+//! cluster   a run: what happens, and what it does
+//!  ├─ events    what is going to happen
 //!  ├─ world     clocks, chance and background work of the nodes
 //!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
 //!  ├─ network   connections and packets: late, lost, cut
@@ -17,6 +18,7 @@ mod checks;
 mod clients;
 mod cluster;
 mod control;
+mod events;
 mod faults;
 mod history;
 mod kernel;

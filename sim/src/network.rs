@@ -73,6 +73,14 @@ struct Connection {
     waiting: Option<(u64, OwnedFd)>,
 }
 
+impl Connection {
+    /// Whether what the node at this side writes is taken now.
+    fn is_read(&self, side: usize) -> bool {
+        let lane = &self.lanes[side];
+        self.ends[side].is_some() && !lane.ended && lane.bytes < WINDOW_BYTES
+    }
+}
+
 /// All connections and who reaches whom.
 pub struct Network {
     connections: BTreeMap<LinkNo, Connection>,
@@ -83,8 +91,11 @@ pub struct Network {
     up: Vec<bool>,
     pub delays: Delays,
     rng: fastrand::Rng,
-    /// Kept for its memory.
+    /// Nodes of connections that broke since the last turn.
+    broken: Vec<NodeNo>,
+    /// Kept for their memory.
     buffer: Vec<u8>,
+    looks: Vec<libc::pollfd>,
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -107,7 +118,9 @@ impl Network {
             up: vec![false; nodes],
             delays,
             rng: fastrand::Rng::with_seed(seed),
+            broken: Vec::new(),
             buffer: Vec::new(),
+            looks: Vec::new(),
         }
     }
 
@@ -196,6 +209,7 @@ impl Network {
             let lane = &connection.lanes[0];
             !((lane.from == a && lane.to == b) || (lane.from == b && lane.to == a))
         });
+        self.broken.extend([a, b]);
     }
 
     /// Connections that a node accepts now.
@@ -213,19 +227,46 @@ impl Network {
 
     /// Takes what nodes have written, and delivers what is due. Nodes whose sockets moved.
     pub fn turn(&mut self, now_us: u64) -> Vec<NodeNo> {
-        let mut moved = Vec::new();
-        let numbers: Vec<LinkNo> = self.connections.keys().copied().collect();
-        for number in numbers {
-            let Some(mut connection) = self.connections.remove(&number) else { continue };
+        let mut moved = std::mem::take(&mut self.broken);
+        let mut connections = std::mem::take(&mut self.connections);
+        self.look(&connections);
+        let mut looked = 0;
+        for connection in connections.values_mut() {
             for side in 0..2 {
-                self.take(&mut connection, side, now_us, &mut moved);
-                self.deliver(&mut connection, side, now_us, &mut moved);
+                if connection.is_read(side) {
+                    looked += 1;
+                    if self.looks[looked - 1].revents != 0 {
+                        self.take(connection, side, now_us, &mut moved);
+                    }
+                }
             }
-            if !connection.lanes.iter().all(|lane| lane.done) {
-                self.connections.insert(number, connection);
+            for side in 0..2 {
+                self.deliver(connection, side, now_us, &mut moved);
             }
         }
+        connections.retain(|_, connection| {
+            let is_over = connection.lanes.iter().all(|lane| lane.done);
+            if is_over {
+                moved.extend([connection.lanes[0].from, connection.lanes[0].to]);
+            }
+            !is_over
+        });
+        self.connections = connections;
         moved
+    }
+
+    /// Asks the kernel once which of the ends have something to be read: to read each was a tenth of all time.
+    fn look(&mut self, connections: &BTreeMap<LinkNo, Connection>) {
+        self.looks.clear();
+        for connection in connections.values() {
+            for side in (0..2).filter(|side| connection.is_read(*side)) {
+                let fd = connection.ends[side].as_ref().expect("it is read").as_raw_fd();
+                self.looks.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+            }
+        }
+        // SAFETY: the list lives through the call, which does not wait.
+        let polled = unsafe { libc::poll(self.looks.as_mut_ptr(), self.looks.len() as libc::nfds_t, 0) };
+        assert!(polled >= 0, "poll: {}", io::Error::last_os_error());
     }
 
     fn take(&mut self, connection: &mut Connection, side: usize, now_us: u64, moved: &mut Vec<NodeNo>) {
@@ -250,6 +291,10 @@ impl Network {
             }
             lane.pieces.push_back((lane.last_at, piece));
             moved.push(lane.from);
+            // Less than was asked for: that was all, and an end is seen at the next look.
+            if got < RECEIVE_BYTES as isize {
+                break;
+            }
         }
         self.buffer = buffer;
     }
@@ -295,12 +340,14 @@ impl Network {
         }
     }
 
-    /// When something is due next.
-    pub fn next_us(&self, now_us: u64) -> Option<u64> {
+    /// When something is due next. Nodes that are not `awake` accept nothing, and look by themselves when they are.
+    pub fn next_us(&self, now_us: u64, awake: impl Fn(NodeNo) -> bool) -> Option<u64> {
         let open = |lane: &&Lane| self.cut[lane.from][lane.to] == 0;
         let lanes = self.connections.values().flat_map(|connection| connection.lanes.iter());
         let pieces = lanes.filter(open).filter_map(|lane| lane.pieces.front()).map(|(at, _)| *at);
-        let waiting = self.connections.values().filter_map(|connection| connection.waiting.as_ref()).map(|(at, _)| *at);
+        let accepting = |lane: &Lane| self.cut[lane.from][lane.to] == 0 && awake(lane.to);
+        let waiting = self.connections.values().filter(|connection| accepting(&connection.lanes[0]));
+        let waiting = waiting.filter_map(|connection| connection.waiting.as_ref()).map(|(at, _)| *at);
         // What is due already waits for a full socket or a busy node: soon again.
         pieces.chain(waiting).min().map(|at| at.max(now_us + BUSY_US))
     }

@@ -1,4 +1,4 @@
-//! Many runs: each in a process of its own, so that a node that panics ends one run and not all, and several at a time.
+//! Many runs, several at a time, in processes of their own: a node that panics ends its process, and with it one run and not all.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::cluster::{Cluster, Summary, Variation};
@@ -73,89 +73,151 @@ pub fn line(summary: &Summary) -> String {
     )
 }
 
-/// What is read of a run's words at once.
+/// What is read of a worker's words at once.
 const WORDS_BYTES: usize = 4 << 10;
+/// In place of a seed: there are no more.
+const NO_SEED: u64 = u64::MAX;
+/// Before a worker's words: how the run came out, and how many bytes of text follow.
+const HEAD_BYTES: usize = 5;
+/// Memory that a worker keeps from one run for the next: to be given zeroed pages again takes a tenth of a run.
+const KEPT_BYTES: libc::c_int = 1 << 30;
 
-/// A run under way.
-struct Child {
-    seed: u64,
+/// A process that runs one seed after the other, until one of them breaks something: that one was its last.
+struct Worker {
     pid: Pid,
+    seeds: File,
     words: File,
+    seed: u64,
     text: Vec<u8>,
 }
 
-impl Child {
-    fn start(seed: u64, wanted: &Wanted<'_>) -> Child {
-        let (reader, writer): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
+impl Worker {
+    fn start(wanted: &Wanted<'_>) -> Worker {
+        let (seeds, seeds_in): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
+        let (words, words_in): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         // SAFETY: this process has one thread, so the child may do whatever it could have done itself.
         match unsafe { fork() }.expect("another process") {
-            ForkResult::Parent { child } => Child { seed, pid: child, words: File::from(reader), text: Vec::new() },
+            ForkResult::Parent { child } => Worker {
+                pid: child,
+                seeds: File::from(seeds_in),
+                words: File::from(words),
+                seed: NO_SEED,
+                text: Vec::new(),
+            },
             ForkResult::Child => {
-                drop(reader);
-                let outcome = run(seed, wanted, false);
-                let (text, code) = match &outcome {
-                    Ok(summary) => (line(summary), 0),
-                    Err(text) => (text.clone(), 1),
-                };
-                let _ = File::from(writer).write_all(text.as_bytes());
-                std::process::exit(code);
+                drop((words, seeds_in));
+                work(&mut File::from(seeds), &mut File::from(words_in), wanted);
+                std::process::exit(0);
             }
         }
     }
 
-    /// Takes what it says; true once that is all.
-    fn listen(&mut self) -> bool {
+    fn give(&mut self, seed: u64) {
+        self.seed = seed;
+        // A worker that ended is noticed by its words.
+        let _ = self.seeds.write_all(&seed.to_le_bytes());
+    }
+
+    /// Takes what it says: how its run came out, once that is said or can never be said.
+    fn listen(&mut self) -> Option<Said> {
         let mut piece = [0; WORDS_BYTES];
         let read = self.words.read(&mut piece).unwrap_or(0);
         self.text.extend_from_slice(&piece[..read]);
-        read == 0
+        if read == 0 {
+            let ended = waitpid(self.pid, None);
+            let text = format!("a node or a check panicked ({ended:?}); its message is above.");
+            return Some(Said { outcome: Err(text), goes_on: false });
+        }
+        let head = self.text.first_chunk::<HEAD_BYTES>()?;
+        let [holds, bytes @ ..] = *head;
+        if self.text.len() < HEAD_BYTES + u32::from_le_bytes(bytes) as usize {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&self.text[HEAD_BYTES..]).into_owned();
+        self.text.clear();
+        let goes_on = holds == 1;
+        if !goes_on {
+            let _ = waitpid(self.pid, None);
+        }
+        Some(Said { outcome: if goes_on { Ok(text) } else { Err(text) }, goes_on })
     }
 
-    /// It has said all; how it ended.
-    fn end(self) -> (u64, Outcome) {
-        let text = String::from_utf8_lossy(&self.text).into_owned();
-        let outcome = match waitpid(self.pid, None) {
-            Ok(WaitStatus::Exited(_, 0)) => Ok(text),
-            Ok(WaitStatus::Exited(_, 1)) => Err(text),
-            other => Err(format!("a node or a check panicked ({other:?}); its message is above. {text}")),
-        };
-        (self.seed, outcome)
+    fn end(mut self) {
+        self.give(NO_SEED);
+        let _ = waitpid(self.pid, None);
     }
 }
 
-/// The run that ends first.
-fn first_to_end(children: &mut Vec<Child>) -> (u64, Outcome) {
+struct Said {
+    outcome: Outcome,
+    /// The worker is there for another seed.
+    goes_on: bool,
+}
+
+/// What a worker does.
+fn work(seeds: &mut File, words: &mut File, wanted: &Wanted<'_>) {
+    // SAFETY: two plain calls of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
+    }
+    let mut seed = [0; 8];
+    while seeds.read_exact(&mut seed).is_ok() && u64::from_le_bytes(seed) != NO_SEED {
+        let (text, holds) = match run(u64::from_le_bytes(seed), wanted, false) {
+            Ok(summary) => (line(&summary), true),
+            Err(text) => (text, false),
+        };
+        let mut said = vec![u8::from(holds)];
+        said.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        said.extend_from_slice(text.as_bytes());
+        if words.write_all(&said).is_err() || !holds {
+            return;
+        }
+    }
+}
+
+/// The worker whose run ends first, and how.
+fn first_to_end(workers: &mut [Worker]) -> (usize, Said) {
     loop {
         let mut words: Vec<PollFd> =
-            children.iter().map(|child| PollFd::new(child.words.as_fd(), PollFlags::POLLIN)).collect();
+            workers.iter().map(|worker| PollFd::new(worker.words.as_fd(), PollFlags::POLLIN)).collect();
         // Interrupted, it is asked again.
         let _ = poll(&mut words, PollTimeout::NONE);
         let said: Vec<usize> = (0..words.len()).filter(|index| words[*index].any().unwrap_or(false)).collect();
-        if let Some(ended) = said.into_iter().find(|index| children[*index].listen()) {
-            return children.remove(ended).end();
+        for index in said {
+            if let Some(said) = workers[index].listen() {
+                return (index, said);
+            }
         }
     }
 }
 
 /// Runs these seeds, as many at a time as there are processors, until `until`, or until `each` has seen enough. How many ran.
 pub fn run_all(
-    seeds: std::ops::Range<u64>,
+    mut seeds: std::ops::Range<u64>,
     wanted: &Wanted<'_>,
     until: Option<Instant>,
     mut each: impl FnMut(u64, Outcome) -> bool,
 ) -> u64 {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let (mut seeds, mut children, mut ran, mut go_on) = (seeds, Vec::new(), 0, true);
+    let (mut busy, mut idle, mut ran, mut go_on) = (Vec::new(), Vec::new(), 0, true);
     loop {
-        while go_on && children.len() < jobs && until.is_none_or(|until| Instant::now() < until) {
+        while go_on && busy.len() < jobs && until.is_none_or(|until| Instant::now() < until) {
             let Some(seed) = seeds.next() else { break };
-            children.push(Child::start(seed, wanted));
+            let mut worker: Worker = idle.pop().unwrap_or_else(|| Worker::start(wanted));
+            worker.give(seed);
+            busy.push(worker);
         }
-        if children.is_empty() {
+        if busy.is_empty() {
+            idle.into_iter().for_each(Worker::end);
             return ran;
         }
-        let (seed, outcome) = first_to_end(&mut children);
+        let (index, Said { outcome, goes_on }) = first_to_end(&mut busy);
+        let worker = busy.remove(index);
         ran += 1;
-        go_on &= each(seed, outcome);
+        go_on &= each(worker.seed, outcome);
+        if goes_on {
+            idle.push(worker);
+        }
     }
 }

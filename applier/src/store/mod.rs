@@ -5,7 +5,9 @@
 //! get   ──> active, else frozen, else base
 //! ```
 //!
-//! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only ever in memory.
+//! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only in memory. There are two
+//! exceptions, [`Store::went_beyond`] tells of them: the overlay is full, or a base copy needs a newer checkpoint. Where what such a
+//! checkpoint holds is cut, the store is made anew from a snapshot.
 
 mod base;
 pub mod check;
@@ -177,6 +179,11 @@ impl Store {
     /// What the file holds: the log before it is not needed for a restart.
     pub fn durable_applied(&self) -> Lsn {
         self.base.position().applied
+    }
+
+    /// The same, with what tells it from the state of another log.
+    pub fn durable_position(&self) -> Position {
+        self.base.position()
     }
 
     /// Checkpoints written since the start.

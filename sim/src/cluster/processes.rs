@@ -9,7 +9,8 @@ use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
 
 use super::{
-    Broken, Checked, Cluster, Event, LOOK_INTERVAL_US, Process, RESTART_US, SCRUB_US_MAX, SEGMENT_BYTES, TURN_US_MAX,
+    Broken, Checked, Cluster, Event, IDLE_TURNS_MAX, LOOK_INTERVAL_US, Process, RESTART_US, SCRUB_US_MAX,
+    SEGMENT_BYTES, TURN_US_MAX,
 };
 use crate::control::{Control, Kept, name_of};
 use crate::kernel::{DiskOpNo, Kernel};
@@ -254,6 +255,7 @@ impl Cluster {
         self.world.be(node);
         let was_damaged = self.nodes[node].was_damaged;
         let Some(process) = &mut self.nodes[node].process else { return Ok(()) };
+        let had_news = process.kernel.has_news();
         let turned = match process.member.turn() {
             Ok(turned) => turned,
             Err(error) => return self.ended(node, &error.to_string()),
@@ -273,7 +275,13 @@ impl Cluster {
         let went_beyond = process.member.store().went_beyond();
         let committed = process.member.committed();
         let timeout = process.member.timeout();
+        let idle = !had_news && turned.replied.is_empty() && timeout.is_some_and(|timeout| timeout.is_zero());
         let known = &mut self.nodes[node];
+        known.idle_turns = if idle { known.idle_turns + 1 } else { 0 };
+        if known.idle_turns == IDLE_TURNS_MAX {
+            let what = self.member(node).describe();
+            return Err(Broken(format!("{} ({what}) turned {IDLE_TURNS_MAX} times for nothing", name_of(node))));
+        }
         (known.durable, known.epoch) = (durable, epoch);
         known.committed = known.committed.max(committed);
         let copied = std::mem::replace(&mut known.copies, copies) != copies;

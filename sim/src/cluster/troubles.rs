@@ -54,7 +54,10 @@ impl Cluster {
             }
             Fault::Switchover => self.command(other, Command::Switchover(Some(name_of(node)))),
             Fault::ChangeMembers => self.change_members(node),
-            Fault::Reset => self.network.borrow_mut().reset(node, other),
+            Fault::Reset => {
+                self.network.borrow_mut().reset(node, other);
+                self.schedule_network();
+            }
             Fault::SlowDisk => {
                 self.set_disk(node, |disk| disk.slowness = 50);
                 self.after(long, Event::Mend(node));

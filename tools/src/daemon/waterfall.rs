@@ -32,6 +32,8 @@ const TRACE_WAIT_MAX: Duration = Duration::from_secs(5);
 const DURATION_US_MAX: u64 = 60_000_000;
 /// Decimal digits that the histograms keep.
 const PRECISION: u8 = 3;
+/// The same for accounting that is off and records nothing: its 60 histograms would take 8 MiB.
+const PRECISION_OFF: u8 = 0;
 
 /// Levels that commits may have.
 pub const LEVELS: [CommitLevel; 5] = [
@@ -229,7 +231,8 @@ pub struct LevelStages {
 }
 
 impl LevelStages {
-    fn new() -> LevelStages {
+    fn new(enabled: bool) -> LevelStages {
+        let histogram = || histogram(if enabled { PRECISION } else { PRECISION_OFF });
         LevelStages {
             commits: 0,
             samples: 0,
@@ -248,8 +251,8 @@ impl LevelStages {
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, DURATION_US_MAX, PRECISION).expect("constant bounds that a histogram takes")
+fn histogram(precision: u8) -> Histogram<u64> {
+    Histogram::new_with_bounds(1, DURATION_US_MAX, precision).expect("constant bounds that a histogram takes")
 }
 
 /// A replica and what it said of its own log.
@@ -287,7 +290,7 @@ impl Waterfall {
     pub fn new(enabled: bool) -> Waterfall {
         Waterfall {
             enabled,
-            levels: std::array::from_fn(|_| LevelStages::new()),
+            levels: std::array::from_fn(|_| LevelStages::new(enabled)),
             replicas: Vec::new(),
             samples: VecDeque::with_capacity(SAMPLES_MAX),
             one_in: 1,
