@@ -500,7 +500,10 @@ impl Follower {
             name: self.config.name.clone(),
             segment_bytes: self.config.meta.segment_bytes,
             peer_timeout: self.config.peer_timeout,
-            epoch_min: self.config.promised.max(history.last_epoch()),
+            epoch_min: self.config.promised.max(match self.gives_up(log, history) {
+                Epoch(0) => history.last_epoch(),
+                _ => Epoch(0),
+            }),
             floor,
             history: history.clone(),
             flushed: log.flushed(),
@@ -531,6 +534,12 @@ impl Follower {
         }
     }
 
+    /// The epoch of this node's own that is over with its following; see [`Hello::gives_up`].
+    fn gives_up(&self, log: &Log, history: &EpochHistory) -> Epoch {
+        let own = self.config.member == MemberId(0) && log.led() == history.last_epoch();
+        if own { log.led() } else { Epoch(0) }
+    }
+
     fn greet(&mut self, connected: Connected, log: &Log, history: &EpochHistory, now: Instant) {
         let entries = history.entries();
         let newest = entries.len().saturating_sub(EPOCHS_PER_MESSAGE_MAX);
@@ -544,6 +553,7 @@ impl Follower {
             segment_bytes: self.config.meta.segment_bytes,
             crc: log.crc_at_end(),
             member: self.config.member,
+            gives_up: self.gives_up(log, history),
             history: entries[newest..].to_vec(),
         };
         self.receiver.reset();

@@ -3,6 +3,8 @@
 //! ```text
 //! w1.9f31c2aa.3.16/B374D848        version, first digits of the cluster's id, epoch, LSN of that epoch
 //! ```
+//!
+//! The epoch of a node that leads without a register has a tag, as in `3-9f21c4aa`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +15,7 @@ const VERSION: &str = "w1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     cluster: String,
-    epoch: u64,
+    epoch: String,
     lsn: u64,
 }
 
@@ -39,11 +41,12 @@ impl FromStr for Token {
         let hex = |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
         let (high, low) = lsn.split_once('/').filter(|(high, low)| hex(high) && hex(low)).ok_or_else(wrong)?;
         let half = |digits| u32::from_str_radix(digits, 16).map(u64::from).map_err(|_| wrong());
-        if !hex(cluster) || cluster.len() != 8 || !epoch.bytes().all(|digit| digit.is_ascii_digit()) {
+        let (number, tag) = epoch.split_once('-').unwrap_or((epoch, "00000000"));
+        let decimal = number.bytes().all(|digit| digit.is_ascii_digit()) && number.parse::<u32>().is_ok();
+        if !hex(cluster) || cluster.len() != 8 || !decimal || !hex(tag) || tag.len() != 8 {
             return Err(wrong());
         }
-        let epoch = epoch.parse().map_err(|_| wrong())?;
-        Ok(Token { cluster: cluster.to_owned(), epoch, lsn: half(high)? << 32 | half(low)? })
+        Ok(Token { cluster: cluster.to_owned(), epoch: epoch.to_owned(), lsn: half(high)? << 32 | half(low)? })
     }
 }
 
@@ -61,7 +64,7 @@ mod tests {
     fn tokens_parse_print_and_compare() {
         let token: Token = "w1.9f31c2aa.3.16/B374D848".parse().unwrap();
         assert_eq!((token.to_string().as_str(), token.lsn()), ("w1.9f31c2aa.3.16/B374D848", 0x16_B374_D848));
-        let later: Token = "w1.9f31c2aa.4.16/B374E000".parse().unwrap();
+        let later: Token = "w1.9f31c2aa.4-0badcafe.16/B374E000".parse().unwrap();
         assert!(later.is_past(&token) && token.is_past(&token) && !token.is_past(&later));
         let foreign: Token = "w1.00000000.4.17/0".parse().unwrap();
         assert!(!foreign.is_past(&token));
@@ -76,6 +79,8 @@ mod tests {
             "w1.9f31c2aa.3",
             "w1.9f31c2aa.3.16",
             "w1.9f31c2aa.x.16/0",
+            "w1.9f31c2aa.3-.16/0",
+            "w1.9f31c2aa.3-12345.16/0",
             "w1.9f31c2aa.3.16/0.1",
             "w1.9f31c2a.3.16/0",
             "w1.9f31c2aa..16/0",

@@ -264,9 +264,11 @@ impl ClusterState {
         next
     }
 
-    /// This member begins alone as another incarnation; see [`ClusterState::forced`].
+    /// This member begins alone as another incarnation; see [`ClusterState::forced`]. Its epochs are of a line of their own: those
+    /// that were left behind may still number theirs.
     pub fn begin_alone(&mut self, name: &MemberName, id: MemberId) {
         let version = self.version;
+        self.epoch = self.epoch.next_alone(id.0);
         if let Some(member) = self.members.get_mut(name) {
             let old = std::mem::replace(&mut member.id, id);
             self.remember(Removed { name: name.clone(), id: old, version });

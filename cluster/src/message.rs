@@ -147,7 +147,7 @@ mod tests;
 pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, read_message};
 
 /// The version of this protocol; both sides must have the same.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 /// Bytes in front of every message.
 pub const ENVELOPE_BYTES: usize = 8;
 /// Epochs that a handshake carries; of a longer history the newest.
@@ -171,7 +171,7 @@ pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
 /// Bytes of a Heartbeat with its envelope.
 pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
-const HELLO_FIXED_BYTES: usize = 56;
+const HELLO_FIXED_BYTES: usize = 64;
 const WELCOME_FIXED_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
 const HEARTBEAT_BODY_BYTES: usize = 48;
@@ -209,6 +209,8 @@ pub struct Hello {
     /// Its incarnation as a member of a cluster: what it acknowledges on this connection is confirmed by that one alone. 0 for
     /// a replica that is no member of any.
     pub member: MemberId,
+    /// The epoch that it led last, without a register, and gives up by following; 0 for none and for a member.
+    pub gives_up: Epoch,
     /// The replica's epoch history, ascending; at most the newest EPOCHS_PER_MESSAGE_MAX.
     pub history: Vec<(Epoch, Lsn)>,
 }

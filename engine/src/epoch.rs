@@ -152,7 +152,7 @@ impl EpochHistory {
                 continue;
             }
             let entry = line.split_once(' ').and_then(|(epoch, lsn)| Some((epoch.parse().ok()?, lsn.parse().ok()?)));
-            let taken = entry.is_some_and(|(epoch, lsn)| history.push(Epoch(epoch), lsn).is_ok());
+            let taken = entry.is_some_and(|(epoch, lsn)| history.push(epoch, lsn).is_ok());
             if !taken {
                 return Err(EpochError::Line { path, line: index + 1 });
             }
@@ -206,6 +206,31 @@ mod tests {
         ];
         for (entries, end, fork) in cases {
             assert_eq!(leader.fork_with(&history(entries), Lsn(end)), Lsn(fork), "{entries:?} up to {end}");
+        }
+    }
+
+    #[test]
+    fn fork_of_leaders_that_began_the_same_number_is_found() {
+        let common = history(&[(1, 0)]);
+        let begun = |chance, start, later: &[u64]| {
+            let mut history = common.clone();
+            let mut epoch = Epoch(1).next_alone(chance);
+            history.push(epoch, Lsn(start)).unwrap();
+            for start in later {
+                epoch = epoch.next_alone(chance);
+                history.push(epoch, Lsn(*start)).unwrap();
+            }
+            history
+        };
+        let promoted = begun(7, 100, &[]);
+        for (restarted, end, fork) in [
+            (begun(8, 100, &[]), 150, 100),
+            (begun(8, 100, &[400]), 500, 100),
+            (begun(8, 120, &[]), 150, 100),
+            (begun(8, 60, &[]), 150, 60),
+        ] {
+            assert_eq!(promoted.fork_with(&restarted, Lsn(end)), Lsn(fork), "{restarted:?}");
+            assert_eq!(restarted.fork_with(&promoted, Lsn(end)), Lsn(fork), "{restarted:?}");
         }
     }
 

@@ -370,6 +370,11 @@ impl Log {
         self.flights.outstanding() == 0 && self.open.records == 0 && self.written() == self.sealed()
     }
 
+    /// The last epoch in which this node led; 0 if it never did.
+    pub fn led(&self) -> Epoch {
+        self.mark.led()
+    }
+
     /// The newest epoch that the log knows of.
     fn newest_epoch(&self) -> Epoch {
         self.leading.unwrap_or_default().max(self.history.last_epoch())

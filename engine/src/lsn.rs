@@ -1,6 +1,7 @@
 //! Positions in the log and the other numbers that must never be mixed up.
 //! Everything above uses these types; none of them knows a file or a socket.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Sub;
 use std::str::FromStr;
@@ -86,20 +87,80 @@ impl From<Lsn> for String {
     }
 }
 
-/// The number of a leadership; grows by one at every promotion and every start of a leader.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A leadership. Its number (the low 32 bits) grows by one at every promotion and every start of a leader. Where no register
+/// numbers the epochs, two nodes may begin the same number: a leader that was started again and the replica that was promoted
+/// meanwhile. A tag (the high 32 bits), drawn by chance, tells the two apart; 0 where the register numbers them. As text: `3`,
+/// with a tag `3-9f21c4aa`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch that follows this one.
+    /// The epoch that follows this one, in the same line of leaders.
     pub fn next(self) -> Epoch {
-        Epoch(self.0 + 1)
+        let number = self.number().saturating_add(1);
+        Epoch(self.0 & !u64::from(u32::MAX) | u64::from(number))
+    }
+
+    /// The epoch that follows this one, begun without a register; `chance` makes it this leader's own.
+    pub fn next_alone(self, chance: u64) -> Epoch {
+        let tag = (chance as u32).max(1);
+        Epoch(u64::from(tag) << 32 | u64::from(self.next().number()))
+    }
+
+    /// How many leaderships there were in its line, with this one.
+    pub fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// What tells it from others with its number.
+    fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+impl Ord for Epoch {
+    fn cmp(&self, other: &Epoch) -> Ordering {
+        (self.number(), self.tag()).cmp(&(other.number(), other.tag()))
+    }
+}
+
+impl PartialOrd for Epoch {
+    fn partial_cmp(&self, other: &Epoch) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.tag() {
+            0 => self.number().fmt(f),
+            tag => f.pad(&format!("{}-{tag:08x}", self.number())),
+        }
+    }
+}
+
+/// The text is not an epoch: a number, and where it has a tag `-` and 8 hexadecimal digits.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an epoch such as 3 or 3-9f21c4aa")]
+pub struct EpochSyntax(String);
+
+impl FromStr for Epoch {
+    type Err = EpochSyntax;
+    fn from_str(text: &str) -> Result<Epoch, EpochSyntax> {
+        let decimal = |digits: &str| {
+            let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+            plain.then(|| digits.parse::<u32>().ok()).flatten()
+        };
+        let tag = |digits: &str| {
+            let plain = digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+            plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten().filter(|tag| *tag > 0)
+        };
+        let (number, tag) = match text.split_once('-') {
+            Some((number, digits)) => (decimal(number), tag(digits)),
+            None => (decimal(text), Some(0)),
+        };
+        let whole = number.zip(tag).map(|(number, tag)| Epoch(u64::from(tag) << 32 | u64::from(number)));
+        whole.ok_or_else(|| EpochSyntax(text.to_owned()))
     }
 }
 
@@ -142,6 +203,21 @@ mod tests {
         assert_eq!("0/0".parse(), Ok(Lsn::ZERO));
         for wrong in ["", "16", "/", "1/", "x/1", "1/123456789", "+1/2", "1/2/3"] {
             assert!(wrong.parse::<Lsn>().is_err(), "{wrong:?} must not parse");
+        }
+    }
+
+    #[test]
+    fn epoch_next_alone_is_newer_and_leaders_own() {
+        let before = Epoch(4);
+        let (one, other) = (before.next_alone(0xABCD_0000_0001), before.next_alone(2));
+        assert_ne!(one, other);
+        assert!(before < one && one < other && other < one.next() && one.next() < one.next_alone(0).next());
+        assert_eq!((one.number(), one.next().to_string().as_str()), (5, "6-00000001"));
+        for epoch in [before, one, other, Epoch(u64::MAX), Epoch(u64::MAX).next()] {
+            assert_eq!(epoch.to_string().parse(), Ok(epoch));
+        }
+        for wrong in ["", "-", "5-", "5-1", "-00000001", "5-00000000", "5-0000000x", "+5", "4294967296"] {
+            assert!(wrong.parse::<Epoch>().is_err(), "{wrong:?} must not parse");
         }
     }
 

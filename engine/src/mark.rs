@@ -145,6 +145,11 @@ impl MarkFile {
         Ok(opened)
     }
 
+    /// The last epoch in which this node led; 0 if it never did.
+    pub(crate) fn led(&self) -> Epoch {
+        self.mark.led
+    }
+
     /// The log is durable up to `durable`; `epoch` is the newest of its history. Costs a system call now and then.
     pub(crate) fn raise(&mut self, durable: Lsn, epoch: Epoch, now: Instant) {
         let early = self.raised.is_some_and(|at| now.saturating_duration_since(at) < RAISE_INTERVAL);

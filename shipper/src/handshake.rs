@@ -5,7 +5,7 @@ use walferry_cluster::member::{ClusterId, MemberName};
 use walferry_cluster::message::{Fetch, Hello, PROTOCOL_VERSION, Refuse, RefuseCode};
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
-use walferry_engine::lsn::Lsn;
+use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 
 /// What a leader compares with a hello.
@@ -42,6 +42,7 @@ pub fn judge_fetch(fetch: &Fetch, leader: &Leader<'_>) -> Result<(), Refuse> {
         segment_bytes: fetch.segment_bytes,
         crc: 0,
         member: MemberId(0),
+        gives_up: Epoch(0),
         history: Vec::new(),
     };
     judge(&hello, &Leader { log_start: Lsn::ZERO, ..*leader }).map(|_| ())
@@ -70,7 +71,9 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
         return refuse(RefuseCode::Protest, format!("{name} has an impossible epoch history"));
     };
     let (ours, newest) = (leader.history.last_epoch(), theirs.last_epoch());
-    if newest > ours {
+    // Where no register numbers the epochs, only the number tells which is newer, and one that its own leader gives up
+    // supersedes nobody.
+    if newest.number() > ours.number() && hello.gives_up != newest {
         let text = format!("{name} knows epoch {newest}, this leader is of epoch {ours}: it is superseded");
         return refuse(RefuseCode::NewerEpoch, text);
     }
@@ -112,7 +115,6 @@ pub fn diverged(hello: &Hello, start: Lsn) -> Refuse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use walferry_engine::lsn::Epoch;
 
     fn entries(entries: &[(u64, u64)]) -> Vec<(Epoch, Lsn)> {
         entries.iter().map(|&(epoch, lsn)| (Epoch(epoch), Lsn(lsn))).collect()
@@ -139,8 +141,10 @@ mod tests {
             segment_bytes: 1 << 26,
             crc: 0,
             member: MemberId(0),
+            gives_up: Epoch(0),
             history: entries(history),
         };
+        const OTHER_4: Epoch = Epoch(4 | 99 << 32);
         let all = &[(1, 0), (3, 100), (4, 200)][..];
         use RefuseCode::{Diverged, LogGone, NewerEpoch, Protest, Protocol, SegmentBytes};
         let table = [
@@ -157,6 +161,8 @@ mod tests {
             ("has a log of its own", Hello { cluster_id: None, ..hello(60, &[(2, 0)]) }, Err(Diverged)),
             ("has a log without epochs", hello(60, &[]), Err(Diverged)),
             ("saw a newer leader", hello(60, &[(1, 0), (5, 80)]), Err(NewerEpoch)),
+            ("led a newer epoch alone", Hello { gives_up: Epoch(5), ..hello(99, &[(1, 0), (5, 80)]) }, Ok(80)),
+            ("followed one of our number", hello(250, &[(1, 0), (3, 100), (OTHER_4.0, 150)]), Ok(150)),
             ("other cluster", Hello { cluster_id: Some(ClusterId(8)), ..hello(60, all) }, Err(RefuseCode::ClusterId)),
             ("has our name", Hello { name: name.clone(), ..hello(60, all) }, Err(Protest)),
             ("other segments", Hello { segment_bytes: 1 << 24, ..hello(60, all) }, Err(SegmentBytes)),

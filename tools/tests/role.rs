@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
+
 use common::{Client, Node, Reply, directory, until};
 
 /// Runs the binary to its end: its exit code, and what it says.
@@ -39,6 +41,10 @@ fn get(node: &Node, key: &str) -> Reply {
 
 fn value(text: &str) -> Reply {
     Reply::Bulk(text.to_owned())
+}
+
+fn describe(node: &Node) -> Value {
+    serde_json::from_str(node.client().command(&["DESCRIBE"]).text()).expect("JSON")
 }
 
 /// A leader, its peer address, and a replica that has what was written to it.
@@ -148,4 +154,46 @@ fn data_below_a_missing_directory_is_refused() {
     refused(&["init", "--data", &data, "--name", "a"], 1, &says);
     refused(&["witness", "--data", &data, "--name", "a", "--members", "a=127.0.0.1:9"], 1, &says);
     assert!(!root.path().join("volume").exists());
+}
+
+/// Neither has a register: the leader that is started again and the replica that was promoted begin epochs of the same number.
+#[test]
+fn leader_that_went_on_follows_the_promoted_replica() {
+    // Starts as a leader, writes there, and writes to the promoted replica: either log may be the longer one.
+    for (starts, lost, kept) in [(1, 3, 40), (1, 40, 3), (3, 10, 10)] {
+        let root = directory();
+        let (leader, _, replica) = pair(root.path());
+        leader.kill();
+        assert!(matches!(replica.client().command(&["PROMOTE"]), Reply::Integer(_)));
+        (0..kept).for_each(|n| set(&mut replica.client(), &format!("kept{n}"), "there"));
+        let mut session = String::new();
+        for start in 0..starts {
+            let leader = Node::start(root.path(), "a", &[]);
+            let mut client = leader.client();
+            (0..lost).for_each(|n| set(&mut client, &format!("lost{start}.{n}"), "here"));
+            session = client.command(&["SESSION"]).text().to_owned();
+            leader.kill();
+        }
+        let again = Node::start(root.path(), "a", &["--follow", &replica.peer_listen.to_string()]);
+        until("it follows", || get(&again, &format!("kept{}", kept - 1)) == value("there"));
+        for node in [&again, &replica] {
+            assert_eq!(node.client().command(&["DBSIZE"]), Reply::Integer(kept + 1));
+        }
+        assert_eq!(describe(&again)["lost_commits"].as_u64(), Some(lost * starts));
+        assert!(again.data.join("lost").read_dir().expect("a directory").next().is_some());
+        // A session of the side that was cut is told so, on either node.
+        for node in [&again, &replica] {
+            let mut client = node.client();
+            assert_eq!(client.command(&["SESSION", &session]), Reply::Simple("OK".to_owned()));
+            let reply = client.command(&["GET", "lost0.0"]);
+            let told =
+                matches!(&reply, Reply::Error(text) if text.starts_with(if starts == 1 { "LOST" } else { "BEHIND" }));
+            assert!(told, "{reply:?}");
+        }
+        // Started again it is the replica that it has become, and may lead later.
+        again.kill();
+        let again = Node::start(root.path(), "a", &["--follow", &replica.peer_listen.to_string()]);
+        set(&mut replica.client(), "last", "word");
+        until("it goes on", || get(&again, "last") == value("word"));
+    }
 }

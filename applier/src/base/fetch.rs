@@ -287,7 +287,7 @@ impl Fetcher {
             return misfit(format!("the leader has segments of {theirs} bytes, this node of {ours}"));
         }
         let epoch = facts.history.last_epoch();
-        if epoch < self.config.epoch_min {
+        if epoch.number() < self.config.epoch_min.number() {
             return misfit(format!("the leader is of epoch {epoch}, this node knows {}", self.config.epoch_min));
         }
         let shared = facts.history.fork_with(&self.config.history, self.config.flushed);

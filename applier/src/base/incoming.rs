@@ -20,7 +20,7 @@ use walferry_cluster::base_copy::{BASE_BYTES_MAX, CopyPhase, CopyProgress, PIECE
 use walferry_cluster::member::ClusterId;
 use walferry_cluster::message::Offer;
 use walferry_engine::epoch::EpochHistory;
-use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::lsn::Lsn;
 use walferry_engine::prepare::free_bytes;
 use walferry_engine::small_file::replace_file;
 
@@ -283,7 +283,7 @@ fn decode(text: &str) -> Option<(Facts, Vec<u32>, u64)> {
     for line in lines {
         if let Some(entry) = line.strip_prefix("epoch ") {
             let (epoch, start) = entry.split_once(' ')?;
-            entries.push((Epoch(epoch.parse().ok()?), start.parse::<Lsn>().ok()?));
+            entries.push((epoch.parse().ok()?, start.parse::<Lsn>().ok()?));
         } else {
             let list = line.strip_prefix("pieces")?.split_ascii_whitespace();
             crcs = list.map(hex).collect::<Option<Vec<u32>>>()?;
@@ -307,6 +307,8 @@ pub(super) fn make_dir(data: &Path) -> Result<PathBuf, BaseError> {
 
 #[cfg(test)]
 mod tests {
+    use walferry_engine::lsn::Epoch;
+
     use super::*;
 
     const PIECE: u64 = PIECE_BYTES as u64;

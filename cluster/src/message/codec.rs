@@ -190,7 +190,7 @@ impl Message {
                 put_handshake(out, hello.protocol, &hello.name, address, hello.cluster_id);
                 put_u64s(out, &[hello.flushed.0, hello.segment_bytes]);
                 out.extend_from_slice(&hello.crc.to_le_bytes());
-                put_u64s(out, &[hello.member.0]);
+                put_u64s(out, &[hello.member.0, hello.gives_up.0]);
                 put_history(out, &hello.history);
                 out.extend_from_slice(hello.name.as_str().as_bytes());
                 out.extend_from_slice(address.as_bytes());
@@ -418,6 +418,7 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
             segment_bytes: 0,
             crc: 0,
             member: MemberId(0),
+            gives_up: Epoch(0),
             history,
         });
     }
@@ -425,12 +426,12 @@ fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
     let id = u128::from_le_bytes(body.number()?);
     let cluster_id = (id != 0).then_some(ClusterId(id));
     let (flushed, segment_bytes, crc) = (body.lsn()?, body.u64()?, body.u32()?);
-    let member = MemberId(body.u64()?);
+    let (member, gives_up) = (MemberId(body.u64()?), Epoch(body.u64()?));
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     let client_address = body.address(address_bytes)?;
     body.end()?;
-    Ok(Hello { protocol, cluster_id, name, client_address, flushed, segment_bytes, crc, member, history })
+    Ok(Hello { protocol, cluster_id, name, client_address, flushed, segment_bytes, crc, member, gives_up, history })
 }
 
 fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {

@@ -22,6 +22,7 @@ fn samples() -> Vec<Message> {
             segment_bytes: 1 << 26,
             crc: 7,
             member: crate::register::MemberId(5),
+            gives_up: Epoch(9),
             history,
         })
     };

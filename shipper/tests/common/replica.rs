@@ -56,6 +56,7 @@ pub fn hello(name: &str, log: &[u8], history: &[(u64, u64)]) -> Hello {
         segment_bytes: SEGMENT_BYTES,
         crc: last_crc(log),
         member: MemberId(0),
+        gives_up: Epoch(0),
         history: history.iter().map(|&(epoch, lsn)| (Epoch(epoch), Lsn(lsn))).collect(),
     }
 }

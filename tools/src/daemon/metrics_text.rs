@@ -91,7 +91,7 @@ impl Page {
         self.sample("node_info", &info, 1);
         let trouble = u8::from(!facts.trouble.is_empty());
         self.single("trouble", "gauge", "1 while INFO names a trouble: degraded, stopped, no space.", trouble);
-        self.single("epoch", "gauge", "The epoch that the node is in.", facts.epoch.0);
+        self.single("epoch", "gauge", "The epoch that the node is in.", facts.epoch.number());
         self.single("uptime_seconds", "gauge", "Since the node started.", facts.uptime_s);
         self.single("clients", "gauge", "Client connections.", facts.clients.connected);
         self.clients(&facts.clients);

@@ -77,12 +77,11 @@ impl FromStr for Token {
         let mut part = || parts.next().ok_or(TokenSyntax);
         let (version, cluster, epoch, lsn) = (part()?, part()?, part()?, part()?);
         let hex = cluster.len() == TOKEN_CLUSTER_DIGITS && cluster.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let decimal = epoch.bytes().all(|digit| digit.is_ascii_digit());
-        if version != TOKEN_VERSION || !hex || !decimal || parts.next().is_some() {
+        if version != TOKEN_VERSION || !hex || parts.next().is_some() {
             return Err(TokenSyntax);
         }
         let cluster = u32::from_str_radix(cluster, 16).map_err(|_| TokenSyntax)?;
-        let epoch = Epoch(epoch.parse().map_err(|_| TokenSyntax)?);
+        let epoch: Epoch = epoch.parse().map_err(|_| TokenSyntax)?;
         let lsn: Lsn = lsn.parse().map_err(|_| TokenSyntax)?;
         // Nothing was ever written in epoch 0.
         if (epoch == Epoch(0)) != (lsn == Lsn::ZERO) {
@@ -203,10 +202,13 @@ pub fn fate(position: Position, history: &EpochHistory) -> Fate {
     if position.lsn == Lsn::ZERO {
         return Fate::Kept;
     }
-    let (known, next) = match entries.binary_search_by_key(&position.epoch, |entry| entry.0) {
-        Ok(index) => (true, index + 1),
+    let older = entries.partition_point(|entry| entry.0.number() < position.epoch.number());
+    let (known, next) = match entries.get(older) {
+        Some(entry) if entry.0 == position.epoch => (true, older + 1),
+        // Another leader began an epoch with its number.
+        Some(entry) if entry.0.number() == position.epoch.number() => (false, older),
         // Older than all that is remembered: then only its end counts.
-        Err(index) => (index == 0, index),
+        _ => (older == 0, older),
     };
     match entries.get(next) {
         None if known && next > 0 => Fate::Kept,

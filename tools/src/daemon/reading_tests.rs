@@ -70,6 +70,9 @@ fn what_became_of_a_position() {
         ((1, 101), lost(2, 100)),
         // A leadership that has not been heard of here.
         ((7, 50), Fate::Unknown),
+        // Another leader's epoch with the number of one of ours.
+        ((5 | 1 << 32, 300), lost(5, 200)),
+        ((6 | 1 << 32, 301), lost(6, 300)),
         ((7, 400), Fate::Unknown),
     ] {
         assert_eq!(fate(position(epoch, lsn), &log), expected, "{lsn} in epoch {epoch}");

@@ -22,8 +22,8 @@ use walferry_cluster::ClusterId;
 use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{LOG_DIR, Log, LogConfig, LogError, keep_lost};
-use walferry_engine::lsn::Lsn;
-use walferry_engine::mark::Mark;
+use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::mend::set_aside;
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::origin::{ORIGIN_FILE, Origin};
@@ -332,6 +332,9 @@ fn fetch_store(
     let look = || recover(&log_dir, meta.segment_bytes, known, history);
     let (found, repaired) = repairer.repair_all(look, &mut tell).map_err(|error| text(&error))?;
     count.add(&repaired);
+    // A stand-alone leader that follows another gives up what it led; see `Hello::gives_up`.
+    let gives_up =
+        config.follow.is_some() && matches!(known.mark, Marked::As(mark) if mark.led == history.last_epoch());
     let mut floor = Lsn::ZERO;
     let mut said = vec![String::from("was not asked"); repairer.sources.len()];
     let mut moved = world::now();
@@ -344,7 +347,7 @@ fn fetch_store(
             name: repairer.name.clone(),
             segment_bytes: meta.segment_bytes,
             peer_timeout: config.peer_timeout,
-            epoch_min: history.last_epoch(),
+            epoch_min: if gives_up { Epoch(0) } else { history.last_epoch() },
             floor,
             history: history.clone(),
             flushed: found.end,

@@ -175,7 +175,7 @@ pub fn commitinfo(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply:
     let evidence = host.evidence(lsn);
     reply.map(6);
     reply.bulk(b"epoch");
-    reply.integer(epoch.0 as i64);
+    reply.integer(i64::from(epoch.number()));
     reply.bulk(b"lsn");
     reply.text(lsn);
     reply.bulk(b"level");

@@ -203,7 +203,8 @@ fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
     lines.extend([
         line("master_replid", &format_args!("{replid:0<40}")),
         line("master_repl_offset", &facts.flushed.0),
-        line("epoch", &facts.epoch),
+        line("epoch", &facts.epoch.number()),
+        line("epoch_id", &facts.epoch),
         line("end_lsn", &facts.end),
     ]);
     lines.extend(lsns(facts).map(|(name, lsn)| line(name, &lsn)));
