@@ -206,6 +206,49 @@ fn a_member_that_lost_its_disk_begins_anew() {
     cluster.logs_are_identical();
 }
 
+/// A restored copy of a directory comes back with its member's name and forgot what that member confirmed since.
+#[test]
+fn restored_copy_of_a_member_joins_anew_and_does_not_lead() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let (leader, restored) = (cluster.leader(), cluster.replica());
+    let slow = *cluster.names.iter().find(|name| **name != leader && **name != restored).expect("three members");
+    let confirm = |cluster: &Cluster, keys: std::ops::Range<usize>| {
+        let mut client = cluster.client(leader);
+        assert_eq!(client.command(&["COMMITLEVEL", "remote_flush"]), Reply::Simple("OK".to_owned()));
+        let keys = keys.map(|n| format!("k{n}"));
+        keys.inspect(|key| assert_eq!(client.command(&["SET", key, key]), Reply::Simple("OK".to_owned())))
+            .collect::<Vec<_>>()
+    };
+    confirm(&cluster, 0..1);
+    cluster.kill(restored);
+    let (data, copy) = (cluster.root.path().join(restored), cluster.root.path().join("copy"));
+    let copied = std::process::Command::new("cp").arg("-a").args([&data, &copy]).status().expect("cp runs");
+    assert!(copied.success());
+    cluster.bring(restored);
+    until("it is in sync again", || {
+        cluster.describe(leader)["in_sync"]
+            .as_array()
+            .is_some_and(|members| members.iter().any(|name| name == restored))
+    });
+    cluster.signal(slow, libc::SIGSTOP);
+    let keys = confirm(&cluster, 1..200);
+    cluster.kill(restored);
+    cluster.kill(leader);
+    std::fs::remove_dir_all(&data).and_then(|()| std::fs::rename(&copy, &data)).expect("the copy is in its place");
+    cluster.signal(slow, libc::SIGCONT);
+    cluster.bring(restored);
+    until("the copy is known for one", || cluster.log_of(restored).contains("a copy of a member's directory"));
+    cluster.bring(leader);
+    assert_eq!(cluster.leader(), leader, "nobody else has what was confirmed");
+    assert_eq!(missing(&mut cluster.client(leader), &keys), Vec::<String>::new());
+    until("it keeps up", || {
+        cluster.describe(leader)["in_sync"]
+            .as_array()
+            .is_some_and(|members| members.iter().any(|name| name == restored))
+    });
+    cluster.logs_are_identical();
+}
+
 #[test]
 fn clients_are_sent_to_the_leader() {
     let cluster = Cluster::start(&["a", "b", "c"], &[]);

@@ -82,6 +82,16 @@ pub enum RegisterError {
         /// What is wrong.
         text: String,
     },
+    /// The directory is a copy, and nobody who is configured could tell what became of its member since.
+    #[error(
+        "{dir} is a copy of a member's directory: what that member promised and confirmed after the copy was made is not in it. If it \
+         is the newest there is, start it with --become member. If other members are alive, name all of them with --members, and it \
+         joins anew"
+    )]
+    Copied {
+        /// The data directory.
+        dir: String,
+    },
     /// The engine stopped, or refuses.
     #[error("the register: {0}")]
     Engine(String),

@@ -2,7 +2,7 @@
 //! that they make. A few kilobytes in one redb file, mirrored in memory; every write is one transaction on a thread that may
 //! block, so that signs of life never wait behind this disk. Opened by the node, used by openraft through its storage traits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io::{self, Cursor};
 use std::ops::{Bound, RangeBounds};
@@ -22,8 +22,9 @@ use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Epoch;
 use walferry_engine::whole::make_whole;
 
-use super::guard::{Writes, examine};
+use super::guard::{FileId, Writes, Written, examine};
 use super::{RegisterError, Types, register_path};
+use crate::member::MemberName;
 use crate::register::{ClusterState, MemberId, Outcome};
 
 /// Changes by their index, as JSON.
@@ -69,9 +70,28 @@ struct Mirror {
     machine: Machine,
 }
 
+impl Mirror {
+    /// What an incarnation begins with.
+    fn begin(life: u64, id: MemberId, removed: Option<u64>, promised: Epoch, machine: Machine) -> Mirror {
+        let identity = Identity { id };
+        Mirror { life, identity, removed, promised, vote: None, purged: None, log: BTreeMap::new(), machine }
+    }
+
+    /// What makes the file hold that; `old` are the entries of an incarnation before.
+    fn rows<'a>(&self, old: impl Iterator<Item = &'a u64>) -> Vec<Row> {
+        let mut rows = vec![Row::Fact(IDENTITY, json(&self.identity)), Row::Fact(PROMISED, json(&self.promised))];
+        rows.push(Row::Fact(MACHINE, json(&self.machine)));
+        rows.push(self.removed.map_or(Row::Forget(REMOVED), |version| Row::Fact(REMOVED, json(&version))));
+        rows.extend([VOTE, PURGED].map(Row::Forget));
+        rows.extend(old.map(|index| Row::Remove(*index)));
+        rows
+    }
+}
+
 struct Shared {
     path: PathBuf,
     database: Database,
+    file: FileId,
     writes: Writes,
     mirror: Mutex<Mirror>,
     /// Transactions go to the disk in the order in which the mirror changed.
@@ -100,50 +120,68 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 impl RegisterStore {
-    /// Opens or makes the store in the data directory `dir`; `new_id` becomes the identity of a new one.
-    pub fn open(dir: &Path, new_id: MemberId) -> Result<RegisterStore, RegisterError> {
+    /// Opens or makes the store in the data directory `dir`; `new_id` becomes the identity of a new one. A copy of a directory has
+    /// forgotten what its member promised and confirmed later: it begins anew as well, where `configured` are members that can tell
+    /// it what holds now. `None` takes a copy for what it is a copy of.
+    pub fn open(
+        dir: &Path,
+        new_id: MemberId,
+        configured: Option<&BTreeSet<MemberName>>,
+    ) -> Result<RegisterStore, RegisterError> {
         let path = register_path(dir);
         let failed = |text: String| RegisterError::Store { path: path.display().to_string(), text };
         let damaged = |text: String| RegisterError::Damaged { path: path.display().to_string(), text };
         examine(&path).map_err(|error| failed(error.to_string()))?.map_err(damaged)?;
         let (writes, known) = Writes::open(dir).map_err(|error| failed(error.to_string()))?;
         let there = std::fs::metadata(&path).is_ok_and(|facts| facts.len() > 0);
-        if let Some(known) = known.filter(|_| !there) {
-            return Err(damaged(format!("nothing is left of it, and {known} writes to it were durable")));
+        if let Some(Written { number, .. }) = known.filter(|_| !there) {
+            return Err(damaged(format!("nothing is left of it, and {number} writes to it were durable")));
         }
         // A file whose power went while the library made it would be refused at every later start.
         let made = make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from));
         made.map_err(|error| failed(error.to_string()))?;
         let database = Database::create(&path).map_err(|error| failed(error.to_string()))?;
         let written = count(&database).map_err(|error| failed(error.to_string()))?;
-        if known.is_some_and(|known| written < known) {
-            return Err(damaged(format!("it holds {written} writes, and {} were durable", known.unwrap_or_default())));
+        if let Some(Written { number, .. }) = known.filter(|known| written < known.number) {
+            return Err(damaged(format!("it holds {written} writes, and {number} were durable")));
         }
+        let file = FileId::of(&path).map_err(|error| failed(error.to_string()))?;
         let mirror = load(&database).map_err(|error| damaged(error.to_string()))?;
-        let fresh = mirror.is_none();
-        let mirror = mirror.unwrap_or_else(|| Mirror {
-            life: 0,
-            identity: Identity { id: new_id },
-            removed: None,
-            promised: Epoch(0),
-            vote: None,
-            purged: None,
-            log: BTreeMap::new(),
-            machine: Machine::default(),
-        });
+        let mut rows = Vec::new();
+        let mirror = match (mirror, configured) {
+            (Some(copy), Some(configured)) if known.is_some_and(|known| known.to != file) => {
+                let state = &copy.machine.state;
+                if state.members.len() <= 1 || !state.members.keys().all(|member| configured.contains(member)) {
+                    return Err(RegisterError::Copied { dir: dir.display().to_string() });
+                }
+                tracing::warn!(
+                    dir = %dir.display(),
+                    "this is a copy of a member's directory: its vote and promises are forgotten, and what it holds counts for nothing \
+                     until it has caught up"
+                );
+                let anew = Mirror::begin(0, new_id, copy.removed, Epoch(0), Machine::default());
+                rows = anew.rows(copy.log.keys());
+                anew
+            }
+            (Some(mirror), _) => mirror,
+            (None, _) => {
+                let anew = Mirror::begin(0, new_id, None, Epoch(0), Machine::default());
+                rows = anew.rows([].iter());
+                anew
+            }
+        };
         let (state, _) = watch::channel(mirror.machine.state.clone());
-        let identity = mirror.identity;
         let shared = Shared {
             path: path.clone(),
             database,
+            file,
             writes,
             mirror: Mutex::new(mirror),
             order: tokio::sync::Mutex::new(()),
             state,
         };
-        if fresh {
-            write(&shared, vec![Row::Fact(IDENTITY, json(&identity))], true)
-                .map_err(|error| failed(error.to_string()))?;
+        if !rows.is_empty() || known.is_some_and(|known| known.to != file) {
+            write(&shared, rows, true).map_err(|error| failed(error.to_string()))?;
         }
         Ok(RegisterStore { shared: Arc::new(shared), life: 0 })
     }
@@ -166,26 +204,10 @@ impl RegisterStore {
         promised: Epoch,
         machine: Machine,
     ) -> io::Result<RegisterStore> {
-        let mut rows = vec![Row::Fact(IDENTITY, json(&Identity { id }))];
-        rows.push(Row::Fact(PROMISED, json(&promised)));
-        rows.push(Row::Fact(MACHINE, json(&machine)));
-        rows.push(removed.map_or(Row::Forget(REMOVED), |version| Row::Fact(REMOVED, json(&version))));
-        rows.extend([VOTE, PURGED].map(Row::Forget));
-        rows.extend(self.mirror().log.keys().map(|index| Row::Remove(*index)));
         let state = machine.state.clone();
-        self.write(rows, true, |mirror| {
-            *mirror = Mirror {
-                life: mirror.life + 1,
-                identity: Identity { id },
-                removed,
-                promised,
-                vote: None,
-                purged: None,
-                log: BTreeMap::new(),
-                machine,
-            };
-        })
-        .await?;
+        let anew = Mirror::begin(self.life + 1, id, removed, promised, machine);
+        let rows = anew.rows(self.mirror().log.keys());
+        self.write(rows, true, |mirror| *mirror = anew).await?;
         self.shared.state.send_replace(state);
         Ok(RegisterStore { shared: Arc::clone(&self.shared), life: self.life + 1 })
     }
@@ -330,7 +352,9 @@ fn write(shared: &Shared, rows: Vec<Row>, durable: bool) -> Result<(), redb::Err
     writing.commit()?;
     let Some(number) = number else { return Ok(()) };
     // A vote or a promise that only memory holds must not be told.
-    believe_flush_of(&shared.path).and_then(|()| shared.writes.save(number)).map_err(redb::Error::Io)
+    believe_flush_of(&shared.path)
+        .and_then(|()| shared.writes.save(Written { number, to: shared.file }))
+        .map_err(redb::Error::Io)
 }
 
 fn raised(subject: ErrorSubject<u64>, verb: ErrorVerb) -> impl FnOnce(io::Error) -> Raised {
@@ -507,6 +531,7 @@ mod tests {
     use walferry_mounts as mounts;
 
     use super::*;
+    use crate::register::{Holding, Kind, Member};
 
     /// openraft's own examination of a store.
     #[test]
@@ -515,7 +540,7 @@ mod tests {
         impl openraft::testing::StoreBuilder<Types, RegisterStore, RegisterStore, tempfile::TempDir> for Builder {
             async fn build(&self) -> Result<(tempfile::TempDir, RegisterStore, RegisterStore), Raised> {
                 let dir = tempfile::tempdir().expect("a directory");
-                let store = RegisterStore::open(dir.path(), MemberId(1)).expect("a store");
+                let store = RegisterStore::open(dir.path(), MemberId(1), None).expect("a store");
                 Ok((dir, store.clone(), store))
             }
         }
@@ -525,11 +550,11 @@ mod tests {
     #[tokio::test]
     async fn what_was_promised_is_known_to_the_next_life_of_the_process() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = RegisterStore::open(dir.path(), MemberId(7)).expect("a store");
+        let store = RegisterStore::open(dir.path(), MemberId(7), None).expect("a store");
         store.promise(Epoch(5)).await.expect("written");
         store.promise(Epoch(4)).await.expect("nothing to do");
         drop(store);
-        let store = RegisterStore::open(dir.path(), MemberId(8)).expect("the same store");
+        let store = RegisterStore::open(dir.path(), MemberId(8), None).expect("the same store");
         assert_eq!((store.identity().id, store.promised()), (MemberId(7), Epoch(5)));
     }
 
@@ -540,7 +565,7 @@ mod tests {
             println!("skipped: this user may not mount a filesystem ({error})");
             return;
         }
-        let store = RegisterStore::open(dir.path(), MemberId(7)).expect("a store");
+        let store = RegisterStore::open(dir.path(), MemberId(7), None).expect("a store");
         store.promise(Epoch(5)).await.expect("written");
         // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
         mounts::make_read_only(dir.path()).expect("read-only now");
@@ -554,7 +579,7 @@ mod tests {
     #[tokio::test]
     async fn a_removed_life_ends_for_good_and_the_next_has_promised_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let old = RegisterStore::open(dir.path(), MemberId(7)).expect("a store");
+        let old = RegisterStore::open(dir.path(), MemberId(7), None).expect("a store");
         old.promise(Epoch(5)).await.expect("written");
         old.save_machine(
             Machine { state: ClusterState { version: 9, ..ClusterState::default() }, ..Machine::default() },
@@ -570,6 +595,44 @@ mod tests {
         };
         is_anew(&new);
         drop((old, new));
-        is_anew(&RegisterStore::open(dir.path(), MemberId(9)).expect("the same store"));
+        is_anew(&RegisterStore::open(dir.path(), MemberId(9), None).expect("the same store"));
+    }
+
+    #[tokio::test]
+    async fn copied_directory_begins_anew_or_is_refused() {
+        let name = |name: &str| name.parse::<MemberName>().expect("a name");
+        let configured: BTreeSet<MemberName> = ["a", "b"].map(name).into();
+        for (members, begins) in [(vec!["a", "b"], true), (vec!["a"], false), (vec!["a", "b", "c"], false)] {
+            let root = tempfile::tempdir().expect("a directory");
+            let (own, copy) = (root.path().join("own"), root.path().join("copy"));
+            std::fs::create_dir(&own).and_then(|()| std::fs::create_dir(&copy)).expect("directories");
+            let store = RegisterStore::open(&own, MemberId(7), Some(&configured)).expect("a store");
+            store.promise(Epoch(5)).await.expect("written");
+            let member = Member { id: MemberId(7), peer: "h:1".to_owned(), kind: Kind::Data, holding: Holding::Whole };
+            let members = members.into_iter().map(|member_name| (name(member_name), member.clone())).collect();
+            let state = ClusterState { version: 9, members, ..ClusterState::default() };
+            store.save_machine(Machine { state, ..Machine::default() }, true).await.expect("written");
+            drop(store);
+            for file in std::fs::read_dir(&own).expect("a directory") {
+                let file = file.expect("an entry");
+                std::fs::copy(file.path(), copy.join(file.file_name())).expect("copied");
+            }
+            let seen = |dir: &Path, configured| {
+                RegisterStore::open(dir, MemberId(8), configured)
+                    .map(|store| (store.identity().id, store.promised(), store.state().version))
+            };
+            let unchanged = (MemberId(7), Epoch(5), 9);
+            assert_eq!(seen(&own, Some(&configured)).expect("its own"), unchanged);
+            match seen(&copy, Some(&configured)) {
+                Ok(found) if begins => assert_eq!(found, (MemberId(8), Epoch(0), 0)),
+                Err(RegisterError::Copied { dir }) if !begins => assert!(dir.ends_with("copy")),
+                other => panic!("{other:?}"),
+            }
+            if !begins {
+                // The operator's word: from then on the copy is the directory.
+                assert_eq!(seen(&copy, None).expect("taken as it is"), unchanged);
+                assert_eq!(seen(&copy, Some(&configured)).expect("known now"), unchanged);
+            }
+        }
     }
 }

@@ -18,6 +18,7 @@ use walferry_engine::world;
 use super::DaemonError;
 use super::cluster::{Cluster, ClusterConfig, Command, Order as ThreadOrder, Reply, Report as ThreadReport};
 use super::node::{Node, Role, begin_epoch, refused};
+use crate::role::Becoming;
 
 /// A drain that takes longer is given up, and writes go on.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
@@ -113,7 +114,10 @@ impl Node {
     pub(super) fn take_seat(&mut self, listener: TcpListener) -> Result<(), DaemonError> {
         let members = self.config.members.clone().expect("a member knows the members");
         let new_id = MemberId(rand::rng().random());
-        let store = RegisterStore::open(&self.config.data, new_id).map_err(refused)?;
+        let configured = members.peers().into_keys().collect();
+        let copies_begin_anew = self.config.becoming != Some(Becoming::Member);
+        let store = RegisterStore::open(&self.config.data, new_id, copies_begin_anew.then_some(&configured));
+        let store = store.map_err(refused)?;
         let agent = AgentConfig {
             name: self.member_name()?,
             kind: Kind::Data,

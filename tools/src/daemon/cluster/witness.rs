@@ -122,7 +122,9 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let _lock = DirLock::take(&data).map_err(Failure::failed)?;
     small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
     role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
-    let store = RegisterStore::open(&data, MemberId(rand::rng().random())).map_err(Failure::failed)?;
+    let configured = members.peers().into_keys().collect();
+    let store =
+        RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&configured)).map_err(Failure::failed)?;
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
     let listener = listener
         .map_err(|error| Failure::failed(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
