@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 use walferry_cluster::base_copy::CopyProgress;
+use walferry_cluster::handover::Handover;
 use walferry_cluster::member::{ClusterId, MemberName, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
@@ -749,6 +750,11 @@ impl Follower {
             let ours = ClusterId(self.config.meta.cluster_id);
             let text = format!("the leader belongs to cluster {}, this node to {ours}", welcome.cluster_id);
             return Err(LinkError::Misfit(text).into());
+        }
+        if self.config.member == MemberId(0) {
+            // For its promotion. The members of a cluster have it in their register.
+            let told = Handover { leader: welcome.name.clone(), policy: welcome.policy.clone() };
+            told.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
         }
         Ok(())
     }

@@ -206,6 +206,7 @@ mod tests {
             client_address: String::new(),
             heartbeat_ms: 1000,
             history: vec![(Epoch(1), Lsn::ZERO)],
+            policy: "ANY 1 (b)".parse().unwrap(),
         })
     }
 

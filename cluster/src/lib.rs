@@ -9,6 +9,7 @@
 //!
 //!  level.rs      how far a commit must have come before its client is answered
 //!  policy.rs     which replicas have to confirm it
+//!  handover.rs   the policy that a replica keeps for its promotion
 //!  insync.rs     which replicas keep up
 //!
 //!  base_copy.rs  how far a copy of the store is, for a replica whose log is gone
@@ -31,6 +32,7 @@ pub mod consensus;
 pub mod control;
 pub mod error;
 pub mod failover;
+pub mod handover;
 pub mod insync;
 pub mod lease;
 pub mod level;

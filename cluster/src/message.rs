@@ -12,7 +12,7 @@
 //!             6  zeros            2
 //!
 //! 1 Hello     0  magic            4   "WFPR"; stays in front in every later protocol version
-//!             4  protocol         2   3
+//!             4  protocol         2   5
 //!             6  name length      1   1-63
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16   0: none yet, takes the leader's
@@ -25,7 +25,7 @@
 //!             .  name                 the replica's, and the name of its slot
 //!             .  address              where clients reach the replica, `HOST:PORT`; may be empty
 //! 2 Welcome   0  magic            4   "WFPR"
-//!             4  protocol         2   3
+//!             4  protocol         2   5
 //!             6  name length      1
 //!             7  address length   1   <= ADDRESS_BYTES_MAX
 //!             8  cluster id      16
@@ -37,6 +37,7 @@
 //!            48  epochs          16   each, as in Hello; to be durable at the replica before any byte of the log is
 //!             .  name                 the leader's
 //!             .  address              where clients reach the leader, `HOST:PORT`, for -READONLY; may be empty
+//!             .  policy               the leader's sync policy as `--sync` takes it, to the end; <= POLICY_TEXT_BYTES_MAX
 //! 3 Refuse    0  code             2   RefuseCode
 //!             2  zeros            2
 //!             4  text                 one line for people, <= REFUSE_TEXT_BYTES_MAX
@@ -138,6 +139,7 @@ use walferry_engine::limits::FRAME_BYTES_MAX;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
+use crate::policy::{POLICY_TEXT_BYTES_MAX, SyncPolicy};
 use crate::register::MemberId;
 
 mod codec;
@@ -147,7 +149,7 @@ mod tests;
 pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, read_message};
 
 /// The version of this protocol; both sides must have the same.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 /// Bytes in front of every message.
 pub const ENVELOPE_BYTES: usize = 8;
 /// Epochs that a handshake carries; of a longer history the newest.
@@ -165,7 +167,8 @@ pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + HELLO_FIXED_BYTES
     + EPOCHS_PER_MESSAGE_MAX * EPOCH_BYTES
     + MEMBER_NAME_BYTES_MAX
-    + ADDRESS_BYTES_MAX;
+    + ADDRESS_BYTES_MAX
+    + POLICY_TEXT_BYTES_MAX;
 /// Bytes of an Ack with its envelope.
 pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
 /// Bytes of a Heartbeat with its envelope.
@@ -234,6 +237,8 @@ pub struct Welcome {
     pub heartbeat_ms: u32,
     /// The leader's epoch history, ascending.
     pub history: Vec<(Epoch, Lsn)>,
+    /// The leader's sync policy: the replica's, when it is promoted.
+    pub policy: SyncPolicy,
 }
 
 /// Why a leader does not stream, or stops.

@@ -3,7 +3,7 @@
 //! knows where the replicas are. The replicas are unaware of the policy: they confirm what they have.
 //!
 //! ```text
-//! policy = ""                                  nobody: remote levels mean local
+//! policy = ""                                  nobody: remote levels are refused, unless on_sync_loss lets them degrade
 //!        | list                                FIRST 1 (list)
 //!        | k "(" list ")"                      FIRST k (list)
 //!        | "FIRST" k "(" list ")"              the first k of the list that are connected and streaming
@@ -17,10 +17,12 @@ use std::str::FromStr;
 
 use walferry_engine::lsn::Lsn;
 
-use crate::member::{MemberName, NameSyntax};
+use crate::member::{MEMBER_NAME_BYTES_MAX, MemberName, NameSyntax};
 
 /// Names in a list, at most; also the bound for k.
 pub const POLICY_NAMES_MAX: usize = 64;
+/// The text of a policy, at most: `FIRST 64 (a, b, ...)` with names of full length.
+pub const POLICY_TEXT_BYTES_MAX: usize = 16 + POLICY_NAMES_MAX * (MEMBER_NAME_BYTES_MAX + 2);
 
 /// One entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl NamePattern {
 /// Which replicas have to confirm a commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SyncPolicy {
-    /// Nobody: remote levels mean local.
+    /// Nobody. The node refuses remote levels then.
     #[default]
     None,
     /// The first `k` of `names`, in this order of priority, that are connected and streaming.
@@ -154,6 +156,24 @@ impl SyncPolicy {
             SyncPolicy::None => false,
             SyncPolicy::First { names, .. } | SyncPolicy::Any { names, .. } => priority(names, name).is_some(),
             SyncPolicy::All => true,
+        }
+    }
+
+    /// The policy of `own`, which was a replica of `leader` under this policy and leads now: where its name stood, that of the leader
+    /// stands, which comes back as a replica. As many other nodes as before confirm a commit.
+    pub fn after_promotion(&self, own: &MemberName, leader: &MemberName) -> SyncPolicy {
+        let swapped = |names: &[NamePattern]| -> Vec<NamePattern> {
+            let swap = |pattern: &NamePattern| match pattern {
+                NamePattern::Name(name) if name == own => NamePattern::Name(leader.clone()),
+                NamePattern::Name(name) if name == leader => NamePattern::Name(own.clone()),
+                other => other.clone(),
+            };
+            names.iter().map(swap).collect()
+        };
+        match self {
+            SyncPolicy::First { k, names } => SyncPolicy::First { k: *k, names: swapped(names) },
+            SyncPolicy::Any { k, names } => SyncPolicy::Any { k: *k, names: swapped(names) },
+            SyncPolicy::None | SyncPolicy::All => self.clone(),
         }
     }
 
@@ -320,6 +340,34 @@ mod tests {
         for text in wrong {
             assert!(text.parse::<SyncPolicy>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn promoted_replica_and_its_leader_change_places() {
+        let (own, leader) = ("b".parse().expect("a name"), "a".parse().expect("a name"));
+        let table = [
+            ("", ""),
+            ("ALL", "ALL"),
+            ("ANY 1 (*)", "ANY 1 (*)"),
+            ("ANY 1 (b)", "ANY 1 (a)"),
+            ("FIRST 2 (b, c)", "FIRST 2 (a, c)"),
+            ("ANY 1 (c)", "ANY 1 (c)"),
+            ("ANY 2 (a, b, c)", "ANY 2 (b, a, c)"),
+        ];
+        for (before, after) in table {
+            let policy: SyncPolicy = before.parse().expect("a policy");
+            assert_eq!(policy.after_promotion(&own, &leader).to_string(), after);
+        }
+    }
+
+    #[test]
+    fn longest_policy_fits_its_bound() {
+        let name = |number: usize| format!("{number:0>width$}", width = MEMBER_NAME_BYTES_MAX);
+        let names: Vec<String> = (0..POLICY_NAMES_MAX).map(name).collect();
+        let text = format!("FIRST {POLICY_NAMES_MAX} ({})", names.join(", "));
+        let policy: SyncPolicy = text.parse().expect("a policy");
+        assert_eq!(policy.to_string(), text);
+        assert!(text.len() <= POLICY_TEXT_BYTES_MAX);
     }
 
     /// Each replica: name, streaming, in sync, position.

@@ -1,6 +1,7 @@
 //! The commit rule: up to which LSN commits hold each level, under the terms that the register sets. Core: told where the
 //! replicas are by the shipper, asked by the node's commit queue. As in PostgreSQL, a remote level needs the local flush too,
-//! an empty policy makes remote levels mean local, and with too few replicas commits wait.
+//! and with too few replicas commits wait. Where nobody has to confirm anything a remote level is met with the local flush; the node
+//! refuses remote levels then, or tells that replicas confirmed nothing ([`CommitRule::confirmed`]).
 //!
 //! Replicas confirm what earlier epochs left only together with a frame of this one (the Raft paper's figure 8, section 5.4.2): a
 //! failover takes the log of the highest epoch. A replica that has all of the earlier frames and none of this epoch gives way to
@@ -55,6 +56,16 @@ struct Held {
     confirmed: Lsn,
     /// What was released before: a commit that was answered stays answered, whoever comes and goes.
     released: Lsn,
+    /// Of that, what replicas had confirmed.
+    by_replicas: Lsn,
+}
+
+impl Held {
+    /// Nobody had to confirm anything: that confirms nothing.
+    fn reach_by_replicas(&self, local: Lsn, floor: Lsn) -> Lsn {
+        let confirmed = if self.confirmed == Lsn::MAX { Lsn::ZERO } else { self.confirmed };
+        self.by_replicas.max(reach(confirmed, local, floor))
+    }
 }
 
 /// How far both go, if that is beyond `floor`.
@@ -147,6 +158,7 @@ impl CommitRule {
         for (held, level) in self.held.iter_mut().zip(REMOTE_LEVELS) {
             // What was confirmed while this confirmation held is kept before it is replaced.
             held.released = held.released.max(reach(held.confirmed, local, floor));
+            held.by_replicas = held.reach_by_replicas(local, floor);
             let candidates = candidates(replicas, level);
             let confirmed = self.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO);
             let joint = self.joint.as_ref().map(|joint| joint.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO));
@@ -164,16 +176,27 @@ impl CommitRule {
         }
     }
 
+    fn held(&self, level: CommitLevel) -> Option<&Held> {
+        REMOTE_LEVELS.iter().position(|remote| *remote == level).map(|index| &self.held[index])
+    }
+
     /// Commits up to this LSN hold `level`, when `local` is durable here.
     pub fn released(&self, level: CommitLevel, local: Lsn) -> Lsn {
-        let held = match level {
-            CommitLevel::Off => return Lsn::MAX,
-            CommitLevel::Local => return local,
-            CommitLevel::RemoteWrite => self.held[0],
-            CommitLevel::RemoteFlush => self.held[1],
-            CommitLevel::RemoteApply => self.held[2],
-        };
-        held.released.max(reach(held.confirmed, local, self.floor()))
+        match (self.held(level), level) {
+            (Some(held), _) => held.released.max(reach(held.confirmed, local, self.floor())),
+            (None, CommitLevel::Off) => Lsn::MAX,
+            (None, _) => local,
+        }
+    }
+
+    /// Commits up to this LSN were confirmed at the remote level `level` by replicas, when `local` is durable here.
+    pub fn confirmed(&self, level: CommitLevel, local: Lsn) -> Lsn {
+        self.held(level).map_or(Lsn::ZERO, |held| held.reach_by_replicas(local, self.floor()))
+    }
+
+    /// The sync policy of now.
+    pub fn policy(&self) -> &SyncPolicy {
+        &self.terms.policy
     }
 
     /// What the policy makes of the replica at `index`.
@@ -241,6 +264,27 @@ mod tests {
             let released = levels.map(|level| rule.released(level, Lsn(local)).0);
             assert_eq!(released, expected, "{policy} with {local} flushed here");
         }
+    }
+
+    #[test]
+    fn commits_that_nobody_had_to_confirm_are_not_confirmed() {
+        let mut rule = CommitRule::new("ALL".parse().expect("a policy"), Lsn::ZERO);
+        rule.update(&standings(&[replica("a", true, [50, 40, 30])]), Lsn(60));
+        let confirmed = |rule: &CommitRule, local: u64| {
+            [RemoteWrite, RemoteFlush, RemoteApply].map(|level| rule.confirmed(level, Lsn(local)).0)
+        };
+        assert_eq!(confirmed(&rule, 60), [50, 40, 30]);
+        assert_eq!(confirmed(&rule, 45), [45, 40, 30]);
+        // The in-sync set is empty: ALL asks nobody, and releases what is durable here.
+        rule.update(&[], Lsn(90));
+        assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(100));
+        assert_eq!(confirmed(&rule, 100), [50, 40, 30], "what a confirmed stays confirmed");
+        rule.update(&standings(&[replica("a", true, [95, 95, 70])]), Lsn(100));
+        assert_eq!(confirmed(&rule, 100), [95, 95, 70]);
+        assert_eq!(rule.released(RemoteApply, Lsn(100)), Lsn(100), "it was answered");
+        let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
+        rule.update(&standings(&[replica("a", true, [50; 3])]), Lsn(60));
+        assert_eq!(confirmed(&rule, 60), [0; 3]);
     }
 
     #[test]

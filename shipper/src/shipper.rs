@@ -549,6 +549,7 @@ impl Shipper {
             client_address: self.config.client_address.clone(),
             heartbeat_ms: u32::try_from(self.config.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
             history: history.entries().to_vec(),
+            policy: self.rule.policy().clone(),
         };
         link.phase = Phase::Streaming(hello.name.clone());
         link.outgoing.begin(&Message::Welcome(welcome), start, self.common.heartbeat_interval, now);

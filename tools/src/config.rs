@@ -181,8 +181,9 @@ pub struct NodeConfig {
     pub ready_file: Option<PathBuf>,
     /// The node's default commit level.
     pub commit_level: CommitLevel,
-    /// Which replicas a remote commit waits for.
-    pub sync: SyncPolicy,
+    /// Which replicas a remote commit waits for; none where neither flags nor file name a policy: then that of the leader that this
+    /// node followed until it was promoted, or nobody.
+    pub sync: Option<SyncPolicy>,
     /// Below this size of the in-sync set remote levels refuse writes.
     pub min_in_sync: usize,
     /// After so long an unconfirmed commit answers UNCERTAIN; none waits on.
@@ -237,6 +238,7 @@ impl NodeConfig {
     /// The node that these flags and this file describe.
     pub fn new(flags: Settings, file: Settings) -> Result<NodeConfig, ConfigError> {
         let given = flags.or(file);
+        let sync = given.sync.as_ref().map(|checked| checked.value.clone());
         let all = given.complete();
         let given = "Settings::defaults() names it";
         let mut table = all.to_table();
@@ -264,7 +266,7 @@ impl NodeConfig {
             log_filter: all.log_filter.expect(given),
             ready_file: all.ready_file,
             commit_level: all.commit_level.expect(given).value,
-            sync: all.sync.expect(given).value,
+            sync,
             min_in_sync: all.min_in_sync.expect(given),
             read_wait_timeout: all.read_wait_timeout.expect(given).0,
             commit_timeout: all.commit_timeout.map(|span| span.0).filter(|time| !time.is_zero()),

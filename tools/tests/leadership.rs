@@ -8,8 +8,8 @@ use std::net::{TcpListener, TcpStream};
 
 use common::{Node, PATIENCE, Reply, directory, until};
 use walferry_applier::record::Effect;
-use walferry_cluster::ClusterId;
 use walferry_cluster::message::{Heartbeat, Message, PROTOCOL_VERSION, Welcome, frame_envelope, read_message};
+use walferry_cluster::{ClusterId, SyncPolicy};
 use walferry_engine::frame::FrameHeader;
 use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES};
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -38,6 +38,7 @@ impl Leader {
             client_address: String::new(),
             heartbeat_ms: 100,
             history: history.iter().map(|&(epoch, lsn)| (Epoch(epoch), lsn)).collect(),
+            policy: SyncPolicy::None,
         }));
         leader
     }

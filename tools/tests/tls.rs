@@ -228,7 +228,12 @@ fn a_replica_streams_and_catches_up_over_mutual_tls() {
     const VALUE_BYTES: usize = 1 << 20;
     let root = directory();
     let ca = Authority::new(root.path(), "cluster");
-    let a = start(root.path(), "a", &peer_flags(&ca.sign("a", &["127.0.0.1"]), &ca), &["--log-buffer-bytes", "32MiB"]);
+    let a = start(
+        root.path(),
+        "a",
+        &peer_flags(&ca.sign("a", &["127.0.0.1"]), &ca),
+        &["--log-buffer-bytes", "32MiB", "--sync", "ANY 1 (b)"],
+    );
     let value = "v".repeat(VALUE_BYTES);
     let mut leader = a.client();
     // More than the log buffer holds: the replica is fed from files first.

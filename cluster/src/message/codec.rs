@@ -16,6 +16,7 @@ use super::{
 use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::{MessageError, ReadError};
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
+use crate::policy::{POLICY_TEXT_BYTES_MAX, SyncPolicy};
 use crate::register::MemberId;
 
 const MAGIC: [u8; 4] = *b"WFPR";
@@ -204,6 +205,7 @@ impl Message {
                 put_history(out, &welcome.history);
                 out.extend_from_slice(welcome.name.as_str().as_bytes());
                 out.extend_from_slice(address.as_bytes());
+                out.extend_from_slice(welcome.policy.to_string().as_bytes());
                 Kind::Welcome
             }
             Message::Refuse(refuse) => {
@@ -402,6 +404,16 @@ impl<'a> Body<'a> {
         }
         Ok(address.to_owned())
     }
+
+    /// The rest is a sync policy.
+    fn policy(&mut self) -> Result<SyncPolicy, MessageError> {
+        if self.rest.len() > POLICY_TEXT_BYTES_MAX {
+            return Err(self.field("sync policy"));
+        }
+        let text = std::str::from_utf8(self.take(self.rest.len())?).map_err(|_| self.field("sync policy"))?;
+        let policy: Option<SyncPolicy> = text.parse().ok();
+        policy.filter(|policy| policy.to_string() == text).ok_or_else(|| self.field("sync policy"))
+    }
 }
 
 fn decode_hello(mut body: Body<'_>) -> Result<Hello, MessageError> {
@@ -445,8 +457,8 @@ fn decode_welcome(mut body: Body<'_>) -> Result<Welcome, MessageError> {
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     let client_address = body.address(address_bytes)?;
-    body.end()?;
-    Ok(Welcome { protocol, cluster_id, name, start, segment_bytes, client_address, heartbeat_ms, history })
+    let policy = body.policy()?;
+    Ok(Welcome { protocol, cluster_id, name, start, segment_bytes, client_address, heartbeat_ms, history, policy })
 }
 
 fn decode_refuse(mut body: Body<'_>) -> Result<Refuse, MessageError> {

@@ -35,6 +35,7 @@ fn samples() -> Vec<Message> {
         client_address: "10.0.0.1:6380".to_owned(),
         heartbeat_ms: 1000,
         history: history(3),
+        policy: "ANY 1 (a, b)".parse().expect("a policy"),
     };
     let refuse = Refuse { code: RefuseCode::LogGone, text: "slot a is lost".to_owned() };
     let (end, flushed, committed) = (Lsn(1 << 40), Lsn(1 << 39), Lsn(1 << 38));
@@ -208,6 +209,9 @@ fn fields_that_contradict_each_other_are_refused() {
     let first_epoch = ENVELOPE_BYTES + WELCOME_FIXED_BYTES;
     welcome[first_epoch] = 200;
     assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "epoch history", .. })));
+    let mut welcome = encoded(&sample(|message| matches!(message, Message::Welcome(_))));
+    *welcome.last_mut().expect("not empty") = b'x';
+    assert!(matches!(decode(&welcome), Err(MessageError::Field { field: "sync policy", .. })));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Traced;
+use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::register::MemberId;
 use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -44,6 +45,17 @@ impl Shipper {
     /// Commits up to this LSN hold `level`, when the log is flushed up to `log_flushed`.
     pub fn released(&self, level: CommitLevel, log_flushed: Lsn) -> Lsn {
         self.rule.released(level, log_flushed)
+    }
+
+    /// Commits up to this LSN were confirmed at `level` by replicas that the sync policy asks for: unlike `released`, not because it
+    /// asked nobody.
+    pub fn confirmed(&self, level: CommitLevel, log_flushed: Lsn) -> Lsn {
+        self.rule.confirmed(level, log_flushed)
+    }
+
+    /// The sync policy of now.
+    pub fn policy(&self) -> &SyncPolicy {
+        self.rule.policy()
     }
 
     /// The commit LSN: everything before it is durable here and where the sync policy asks for it, so no failover that

@@ -157,7 +157,8 @@ settings! {
     /// What a commit waits for: off, local, remote_write, remote_flush (or on), remote_apply [default: local]
     #[arg(long, value_name = "LEVEL", help_heading = "Commits")]
     commit_level: Checked<CommitLevel>,
-    /// Which replicas a remote commit waits for: 'FIRST k (a, b)', 'ANY k (a, b)', 'ALL', '*' [default: none]
+    /// Which replicas a remote commit waits for: 'FIRST k (a, b)', 'ANY k (a, b)', 'ALL', '*' [default: none, and remote levels are
+    /// refused; with --members a majority; after `walferry promote` what the leader before had]
     #[arg(long, value_name = "POLICY", help_heading = "Commits")]
     sync: Checked<SyncPolicy>,
     /// Refuse remote levels while fewer replicas are in sync [default: 0]

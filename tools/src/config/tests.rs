@@ -146,7 +146,9 @@ fn values_take_their_types() {
     assert!(config.buffered);
     assert_eq!(config.sync_method, Some(SyncMethod::Dsync));
     assert_eq!(config.on_sync_loss, OnSyncLoss::Degrade(CommitLevel::Local));
-    assert_eq!(config.sync.to_string(), "ANY 1 (b, c)");
+    assert_eq!(config.sync.unwrap().to_string(), "ANY 1 (b, c)");
+    assert_eq!(node("--data d", "").unwrap().sync, None, "another than one that says nobody");
+    assert_eq!(node("--data d", "sync = ''").unwrap().sync, Some(SyncPolicy::None));
     assert_eq!(config.follow.unwrap().to_string(), "[::1]:6401");
     assert_eq!(config.listen.resolve().unwrap().port(), 0);
     assert!(!node("--data d --buffered=false", "buffered = true").unwrap().buffered);

@@ -402,7 +402,7 @@ fn resp3_has_its_own_shapes() {
     );
     host.rows.push(row());
     assert!(client.ask(&mut host, "REPLICATION").starts_with("*1\r\n%11\r\n$4\r\nname\r\n"));
-    assert!(client.ask(&mut host, "COMMITINFO").starts_with("%6\r\n$5\r\nepoch\r\n:7\r\n"));
+    assert!(client.ask(&mut host, "COMMITINFO").starts_with("%7\r\n$5\r\nepoch\r\n:7\r\n"));
     assert!(client.ask(&mut host, "COMMAND DOCS get").starts_with("%1\r\n$3\r\nget\r\n%3\r\n"));
 }
 

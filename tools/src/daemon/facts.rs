@@ -103,6 +103,25 @@ impl Host for Node {
         self.released_at(level)
     }
 
+    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
+        if !level.is_remote() {
+            return level;
+        }
+        let (flushed, applied) = (self.log.flushed(), self.store.applied());
+        let confirmed = |level: &CommitLevel| match &self.role {
+            Role::Leader(shipper) => shipper.confirmed(*level, flushed).min(applied) >= lsn,
+            Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => false,
+        };
+        let remote = CommitLevel::ALL.into_iter().rev().filter(|lower| lower.is_remote() && *lower <= level);
+        let here = if applied >= lsn { CommitLevel::Local } else { CommitLevel::Off };
+        remote.into_iter().find(confirmed).unwrap_or(here)
+    }
+
+    fn unconfirmable(&self, level: CommitLevel) -> Option<String> {
+        let Role::Leader(shipper) = &self.role else { return None };
+        self.nobody_confirms(shipper, level)
+    }
+
     fn settled(&self) -> Lsn {
         self.settled_at()
     }
@@ -293,11 +312,12 @@ impl Node {
         }
     }
 
-    /// The sync policy: the cluster's, or the node's own.
+    /// The sync policy: the cluster's, or that of this leader, or what a replica's own options name.
     fn policy_text(&self) -> String {
-        match &self.membership {
-            Some(membership) => membership.state.sync_policy().to_string(),
-            None => self.config.sync.to_string(),
+        match (&self.membership, &self.role) {
+            (Some(membership), _) => membership.state.sync_policy().to_string(),
+            (None, Role::Leader(shipper)) => shipper.policy().to_string(),
+            (None, _) => self.config.sync.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 

@@ -48,7 +48,7 @@ pub enum Refusal {
     NoLeader(String),
     /// The disk is full.
     NoSpace(String),
-    /// Too few replicas are in sync for the session's commit level.
+    /// Too few replicas are in sync for the session's commit level, or no replica has to confirm it.
     NoReplicas(String),
     /// The record does not fit into a frame.
     TooLarge(String),
@@ -226,6 +226,12 @@ pub trait Host {
     /// Commits up to this LSN hold `level` (a degraded level included). `Off` is `Lsn::MAX`, `Local` follows `applied`: what is
     /// answered must be in `store`.
     fn released(&self, level: CommitLevel) -> Lsn;
+    /// The level that the commit that ends at `lsn` holds by what is known here, `level` at most: a lower one where the node degrades,
+    /// or where the sync policy asked nobody.
+    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel;
+    /// Why nobody confirms commits at `level` here, whoever comes and goes, and what to do about it; `None` where somebody may, and
+    /// on a node that takes no commits.
+    fn unconfirmable(&self, level: CommitLevel) -> Option<String>;
     /// Readers may be told up to this LSN what survives a failover: confirmed by the sync policy, and applied here. Zero for a
     /// leader that may not speak.
     fn settled(&self) -> Lsn;

@@ -127,7 +127,7 @@ impl Node {
             new_cluster_id: ClusterId(rand::rng().random()),
             election_timeout: self.config.election_timeout,
             heartbeat_interval: self.config.heartbeat_interval,
-            policy: self.config.sync.to_string(),
+            policy: self.config.sync.as_ref().map(ToString::to_string).unwrap_or_default(),
             history_epoch: self.history.last_epoch(),
         };
         let config = ClusterConfig { agent, tls: self.tls.clone() };

@@ -14,8 +14,10 @@ use walferry_applier::follower::{Follower, FollowerConfig};
 use walferry_applier::pending::Pending;
 use walferry_applier::replay;
 use walferry_applier::store::{STORE_DIR, Store, StoreConfig};
+use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
+use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::DirLock;
@@ -43,7 +45,7 @@ use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
 use super::users::Users;
 use super::waterfall::{LEVELS, ReplicaReached, Step, Waterfall};
-use crate::config::{NodeConfig, OnSyncLoss};
+use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
 use crate::role;
 
 /// What the node is for its cluster.
@@ -254,6 +256,7 @@ impl Node {
         // Before the directory is made: one that is a witness's has no description, and is not to get one.
         let (wanted, becoming) = (config.role(), config.becoming);
         role::check(&config.data, &wanted, becoming)?;
+        check_level(&config)?;
         crate::init::open_or_init(&config)?;
         // The lock comes before anything else of the directory is touched.
         let lock = DirLock::take(&config.data).map_err(LogError::from)?;
@@ -346,13 +349,18 @@ impl Node {
             replica_lag_time_max: self.config.replica_lag_time_max,
             min_in_sync: self.config.min_in_sync,
             epoch_start: self.history.last_start(),
-            policy: self.config.sync.clone(),
+            policy: own_policy(&self.config)?,
             zero_copy_bytes_min: self.config.zero_copy_bytes_min,
             base_copy_rate: self.config.base_copy_rate,
         };
         let shipper = Shipper::new(config, self.waker.clone()).map_err(refused)?;
         self.led_since = self.clock.now;
-        tracing::info!(%epoch, start = %self.log.end(), "leading");
+        tracing::info!(%epoch, start = %self.log.end(), policy = %shipper.policy(), "leading");
+        if self.membership.is_none()
+            && let Some(reason) = self.nobody_confirms(&shipper, self.config.commit_level)
+        {
+            tracing::warn!("sessions that choose no other level have their writes refused: {reason}");
+        }
         Ok(Role::Leader(Box::new(shipper)))
     }
 
@@ -854,7 +862,24 @@ impl Node {
             return None;
         }
         let lost = self.sync_loss.as_ref().filter(|_| self.config.on_sync_loss == OnSyncLoss::Refuse);
-        shipper.refuses(level).or_else(|| lost.map(|loss| loss.text.clone()))
+        let short = || shipper.refuses(level).or_else(|| lost.map(|loss| loss.text.clone()));
+        self.nobody_confirms(shipper, level).or_else(short)
+    }
+
+    /// Why no replica has to confirm a commit at `level`, which must not look as if one had; `None` where replicas have to, and where
+    /// the operator chose to degrade.
+    pub(super) fn nobody_confirms(&self, shipper: &Shipper, level: CommitLevel) -> Option<String> {
+        let degrades = matches!(self.config.on_sync_loss, OnSyncLoss::Degrade(_));
+        if !level.is_remote() || shipper.waits() || degrades {
+            return None;
+        }
+        Some(match &self.membership {
+            None => format!("{} to have commits confirmed, or choose COMMITLEVEL local", no_policy(level)),
+            Some(_) => format!(
+                "no replica confirms commits at {level}: this cluster has no other data member that holds the log. `walferry join` \
+                 one, or choose COMMITLEVEL local"
+            ),
+        })
     }
 
     /// True when commands can be executed and their records appended.
@@ -952,6 +977,41 @@ impl Node {
         tracing::info!(%end, "closed");
         Ok(())
     }
+}
+
+/// The sync policy of a node that is to lead: what its options name, else that of the leader that it followed.
+fn own_policy(config: &NodeConfig) -> Result<SyncPolicy, DaemonError> {
+    if let Some(policy) = &config.sync {
+        return Ok(policy.clone());
+    }
+    if config.members.is_some() {
+        return Ok(SyncPolicy::None);
+    }
+    let handover = Handover::load(&config.data).map_err(refused)?;
+    let Some(handover) = handover else { return Ok(SyncPolicy::None) };
+    let policy = handover.policy_of(&config.name.parse().map_err(refused)?);
+    if policy.waits() {
+        tracing::info!(leader = %handover.leader, %policy, "no --sync is given: the sync policy of the leader before holds");
+    }
+    Ok(policy)
+}
+
+fn no_policy(level: CommitLevel) -> String {
+    format!(
+        "no replica confirms commits at {level}: this leader has no sync policy. Start it with --sync 'ANY 1 (*)' or another policy"
+    )
+}
+
+/// Refuses the start of a leader whose sessions would begin at a remote level that nobody confirms. Changes nothing.
+fn check_level(config: &NodeConfig) -> Result<(), DaemonError> {
+    let leads = config.members.is_none() && config.follow.is_none();
+    let degrades = matches!(config.on_sync_loss, OnSyncLoss::Degrade(_));
+    let level = config.commit_level;
+    if !leads || !level.is_remote() || degrades || own_policy(config)?.waits() {
+        return Ok(());
+    }
+    let reason = format!("{}, or with commit_level = local", no_policy(level));
+    Err(ConfigError::Value { key: "commit_level", value: level.to_string(), reason }.into())
 }
 
 /// Tells the accounting how far the replicas are; what they were sent was sent just now.

@@ -54,11 +54,13 @@ struct Part {
 pub struct Acknowledged {
     /// The end of its record.
     pub position: Position,
-    /// The level at which it was acknowledged.
+    /// The level that was asked for.
     pub level: CommitLevel,
+    /// The level that it held when it was answered.
+    pub met: CommitLevel,
     /// From execution to release.
     pub held_for: Duration,
-    /// False for `-UNCERTAIN`.
+    /// It held the level that was asked for: false for `-UNCERTAIN`, and where the node had degraded.
     pub confirmed: bool,
 }
 
@@ -114,8 +116,8 @@ impl Outbox {
             Some((CommitLevel::Off, lsn)) if self.parts.is_empty() => {
                 self.ready += bytes;
                 let held_for = Duration::ZERO;
-                let position = Position::at(lsn, host.history());
-                self.acknowledged = Some(Acknowledged { position, level: CommitLevel::Off, held_for, confirmed: true });
+                let (position, level) = (Position::at(lsn, host.history()), CommitLevel::Off);
+                self.acknowledged = Some(Acknowledged { position, level, met: level, held_for, confirmed: true });
                 return;
             }
             Some((CommitLevel::Off, _)) => {}
@@ -184,7 +186,7 @@ impl Outbox {
                     return;
                 }
                 if released >= lsn {
-                    self.acknowledge(&part, true, host);
+                    self.acknowledge(&part, host);
                 }
             }
             // `expire` may have changed the length.
@@ -192,12 +194,13 @@ impl Outbox {
         }
     }
 
-    fn acknowledge(&mut self, part: &Part, confirmed: bool, host: &dyn Host) {
+    fn acknowledge(&mut self, part: &Part, host: &dyn Host) {
         if let Hold::Commit(level, lsn) = part.hold {
             let held_for = host.now().saturating_duration_since(part.at);
             // A reply that outlives its leadership is abandoned: the epoch at `lsn` is the one that wrote the record.
             let position = Position::at(lsn, host.history());
-            self.acknowledged = Some(Acknowledged { position, level, held_for, confirmed });
+            let met = host.met(level, lsn);
+            self.acknowledged = Some(Acknowledged { position, level, met, held_for, confirmed: met == level });
         }
     }
 
@@ -220,7 +223,7 @@ impl Outbox {
         }
         let by = host.unconfirmed_by(lsn, level);
         self.replace(format_args!("UNCERTAIN committed locally at {lsn}, not confirmed by {by} at level {level}"));
-        self.acknowledge(&part, false, host);
+        self.acknowledge(&part, host);
         true
     }
 

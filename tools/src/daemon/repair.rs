@@ -19,6 +19,7 @@ use walferry_applier::repair::{Repaired, Repairer};
 use walferry_applier::store::check::{Condition, examine};
 use walferry_applier::store::{Position, STORE_DIR, STORE_FILE};
 use walferry_cluster::ClusterId;
+use walferry_cluster::handover::POLICY_FILE;
 use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{LOG_DIR, Log, LogConfig, LogError, keep_lost};
@@ -90,7 +91,7 @@ pub(super) fn sources(config: &NodeConfig) -> Vec<Source> {
 
 /// Restores small files of which one of the two copies is damaged.
 pub(super) fn mend_small_files(data: &Path) -> Result<(), DaemonError> {
-    for name in [META_FILE, ROLE_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE] {
+    for name in [META_FILE, ROLE_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE, POLICY_FILE] {
         let path = data.join(name);
         small_file::mend(&path).map_err(|error| refused(format_args!("cannot mend {}: {error}", path.display())))?;
     }

@@ -119,7 +119,8 @@ fn lsn_and_commitinfo_tell_of_the_last_commit() {
     assert_eq!(
         client.ask(&mut host, "COMMITINFO"),
         format!(
-            "*12\r\n$5\r\nepoch\r\n:7\r\n$3\r\nlsn\r\n${}\r\n{lsn}\r\n$5\r\nlevel\r\n$12\r\nremote_apply\r\n$9\r\nconfirmed\r\n:1\r\n\
+            "*14\r\n$5\r\nepoch\r\n:7\r\n$3\r\nlsn\r\n${}\r\n{lsn}\r\n$5\r\nlevel\r\n$12\r\nremote_apply\r\n$3\r\nmet\r\n\
+             $12\r\nremote_apply\r\n$9\r\nconfirmed\r\n:1\r\n\
              $8\r\nreplicas\r\n*2\r\n$1\r\nb\r\n$12\r\nremote_apply\r\n$9\r\nstages_us\r\n*4\r\n$5\r\nflush\r\n:120\r\n\
              $5\r\ntotal\r\n:250\r\n",
             lsn.len()
@@ -155,6 +156,50 @@ fn commit_level_and_timeout_are_the_sessions_own() {
 }
 
 #[test]
+fn remote_level_that_nobody_confirms_is_refused_to_the_session() {
+    let (mut host, mut client) = pair();
+    host.unconfirmable = Some("no sync policy".to_owned());
+    for level in ["remote_write", "remote_flush", "on", "remote_apply"] {
+        assert_eq!(client.ask(&mut host, &format!("COMMITLEVEL {level}")), "-NOREPLICAS no sync policy\r\n");
+        assert_eq!(client.ask(&mut host, "COMMITLEVEL"), "$5\r\nlocal\r\n", "it stays as it was");
+    }
+    assert_eq!(client.ask(&mut host, "COMMITLEVEL off"), "+OK\r\n");
+    let settings = SessionSettings { commit_level: Some(CommitLevel::RemoteFlush), ..SessionSettings::default() };
+    let mut default = TestClient::with(&settings, 2);
+    assert_eq!(default.ask(&mut host, "COMMITLEVEL local"), "+OK\r\n");
+    assert_eq!(default.ask(&mut host, "COMMITLEVEL DEFAULT"), "-NOREPLICAS no sync policy\r\n");
+    host.unconfirmable = None;
+    assert_eq!(default.ask(&mut host, "COMMITLEVEL DEFAULT"), "+OK\r\n");
+}
+
+#[test]
+fn degraded_commit_tells_the_level_that_was_met() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "COMMITLEVEL remote_apply");
+    host.degraded = Some(CommitLevel::Local);
+    assert_eq!(client.ask(&mut host, "SET a 1"), "+OK\r\n");
+    let told = client.ask(&mut host, "COMMITINFO");
+    assert!(told.contains("level\r\n$12\r\nremote_apply\r\n$3\r\nmet\r\n$5\r\nlocal\r\n"), "{told}");
+    assert!(told.contains("confirmed\r\n:0\r\n"), "{told}");
+    host.degraded = Some(CommitLevel::Off);
+    client.send(&mut host, b"SET a 2\r\n");
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n");
+    let told = client.send(&mut host, b"COMMITINFO\r\n");
+    assert!(told.contains("met\r\n$3\r\noff\r\n"), "{told}");
+    // The replica is back.
+    host.degraded = None;
+    client.send(&mut host, b"SET a 3\r\n");
+    host.flush();
+    host.confirm(CommitLevel::RemoteWrite);
+    host.confirm(CommitLevel::RemoteApply);
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n");
+    let told = client.ask(&mut host, "COMMITINFO");
+    assert!(told.contains("met\r\n$12\r\nremote_apply\r\n$9\r\nconfirmed\r\n:1\r\n"), "{told}");
+}
+
+#[test]
 fn an_unconfirmed_commit_is_answered_uncertain_once_it_is_durable_here() {
     let (mut host, mut client) = pair();
     client.ask(&mut host, "COMMITLEVEL remote_flush");
@@ -177,7 +222,7 @@ fn an_unconfirmed_commit_is_answered_uncertain_once_it_is_durable_here() {
         format!("-UNCERTAIN committed locally at {lsn}, not confirmed by ANY 1 (b) at level remote_flush\r\n")
     };
     assert_eq!(client.output(), format!("{}{}+PONG\r\n", uncertain(first), uncertain(end)));
-    assert!(client.ask(&mut host, "COMMITINFO").contains("confirmed\r\n:0\r\n"));
+    assert!(client.ask(&mut host, "COMMITINFO").contains("met\r\n$5\r\nlocal\r\n$9\r\nconfirmed\r\n:0\r\n"));
     assert_eq!(client.ask(&mut host, "COMMITLEVEL local"), "+OK\r\n");
     assert_eq!(client.ask(&mut host, "GET a"), "$1\r\n1\r\n");
 }

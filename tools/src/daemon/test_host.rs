@@ -36,6 +36,10 @@ pub struct TestHost {
     now: Instant,
     /// What remote levels have reached.
     pub reached: BTreeMap<CommitLevel, Lsn>,
+    /// Why nobody confirms commits at remote levels.
+    pub unconfirmable: Option<String>,
+    /// The level that stands in for remote ones.
+    pub degraded: Option<CommitLevel>,
     /// What commits are refused with.
     pub refusal: Option<Refusal>,
     /// Every hold that sessions asked for.
@@ -82,6 +86,8 @@ impl TestHost {
             previous_crc: 0,
             now: Instant::now(),
             reached: BTreeMap::new(),
+            unconfirmable: None,
+            degraded: None,
             refusal: None,
             holds: Vec::new(),
             settled_holds: Vec::new(),
@@ -199,11 +205,23 @@ impl Host for TestHost {
         self.flushed
     }
     fn released(&self, level: CommitLevel) -> Lsn {
-        match level {
+        match self.degraded.map_or(level, |degraded| degraded.min(level)) {
             CommitLevel::Off => Lsn::MAX,
             CommitLevel::Local => self.flushed,
             remote => self.reached.get(&remote).copied().unwrap_or_default().min(self.flushed),
         }
+    }
+    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
+        let remote = self.reached.iter().rev().find(|(reached, at)| **reached <= level && **at >= lsn);
+        match remote {
+            _ if !level.is_remote() => level,
+            Some((reached, _)) => *reached,
+            None if self.flushed >= lsn => CommitLevel::Local,
+            None => CommitLevel::Off,
+        }
+    }
+    fn unconfirmable(&self, level: CommitLevel) -> Option<String> {
+        self.unconfirmable.clone().filter(|_| level.is_remote())
     }
     fn settled(&self) -> Lsn {
         self.committed.unwrap_or(Lsn::MAX).min(self.flushed)

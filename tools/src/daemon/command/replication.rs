@@ -8,7 +8,7 @@ use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
 use crate::daemon::cluster::Command;
-use crate::daemon::host::{Host, ReplicationRow};
+use crate::daemon::host::{Host, Refusal, ReplicationRow};
 use crate::daemon::parked::Parked;
 use crate::daemon::reading::{Position, lost};
 use crate::daemon::reply::Reply;
@@ -125,22 +125,33 @@ pub fn lsn(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Repl
 }
 
 /// COMMITLEVEL [level | DEFAULT]
-pub fn commitlevel(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
-    match args.get(1) {
-        None => reply.text(client.level),
-        Some(_) if args.len() > 2 => reply.error(super::wrong_arity("commitlevel")),
+pub fn commitlevel(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let level = match args.get(1) {
+        None => {
+            reply.text(client.level);
+            return Outcome::DONE;
+        }
+        Some(_) if args.len() > 2 => {
+            reply.error(super::wrong_arity("commitlevel"));
+            return Outcome::DONE;
+        }
         // For whoever shares a connection and wants what the node was configured to.
-        Some(word) if word.eq_ignore_ascii_case(b"DEFAULT") => {
-            client.level = client.level_default();
+        Some(word) if word.eq_ignore_ascii_case(b"DEFAULT") => client.level_default(),
+        Some(level) => match String::from_utf8_lossy(level).to_ascii_lowercase().parse::<CommitLevel>() {
+            Ok(level) => level,
+            Err(error) => {
+                reply.error(format_args!("ERR {error}"));
+                return Outcome::DONE;
+            }
+        },
+    };
+    // At once, and not with the first write: who asks for a level relies on it.
+    match host.unconfirmable(level) {
+        Some(reason) => reply.error(super::refusal_text(&Refusal::NoReplicas(reason))),
+        None => {
+            client.level = level;
             reply.ok();
         }
-        Some(level) => match String::from_utf8_lossy(level).to_ascii_lowercase().parse::<CommitLevel>() {
-            Ok(level) => {
-                client.level = level;
-                reply.ok();
-            }
-            Err(error) => reply.error(format_args!("ERR {error}")),
-        },
     }
     Outcome::DONE
 }
@@ -173,13 +184,15 @@ pub fn commitinfo(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply:
     }
     let Position { epoch, lsn } = acknowledged.position;
     let evidence = host.evidence(lsn);
-    reply.map(6);
+    reply.map(7);
     reply.bulk(b"epoch");
     reply.integer(i64::from(epoch.number()));
     reply.bulk(b"lsn");
     reply.text(lsn);
     reply.bulk(b"level");
     reply.text(acknowledged.level);
+    reply.bulk(b"met");
+    reply.text(acknowledged.met);
     reply.bulk(b"confirmed");
     reply.integer(i64::from(acknowledged.confirmed));
     reply.bulk(b"replicas");
