@@ -15,6 +15,7 @@ use super::host::{Host, SessionId};
 use super::node::Node;
 use super::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use super::session::{Description, Session, SessionSettings};
+use super::turn::Sessions;
 
 const OP_RECV: u64 = 0;
 const OP_SEND: u64 = 1;
@@ -94,6 +95,23 @@ pub struct Clients {
 
 fn token(slot: usize, op: u64) -> u64 {
     Token::new(Owner::Client, (slot as u64) << OP_BITS | op).into()
+}
+
+impl Sessions for Clients {
+    fn for_each(&mut self, mut act: impl FnMut(&mut Session)) {
+        for connection in self.slots.iter_mut().flatten() {
+            act(&mut connection.session);
+        }
+    }
+
+    fn wake(&mut self, id: SessionId, node: &mut Node) {
+        let Some(slot) = self.slot_of(id) else { return };
+        if let Some(connection) = self.slots[slot].as_mut() {
+            connection.session.release(node);
+            connection.session.resume(node);
+        }
+        self.mark(slot);
+    }
 }
 
 impl Clients {
@@ -239,16 +257,6 @@ impl Clients {
         }
     }
 
-    /// Something that the session waits for may have come: releases its replies and lets it go on with its input.
-    pub fn wake(&mut self, id: SessionId, node: &mut Node) {
-        let Some(slot) = self.slot_of(id) else { return };
-        if let Some(connection) = self.slots[slot].as_mut() {
-            connection.session.release(node);
-            connection.session.resume(node);
-        }
-        self.mark(slot);
-    }
-
     fn mark(&mut self, slot: usize) {
         if let Some(connection) = self.slots[slot].as_mut()
             && !connection.dirty
@@ -314,13 +322,6 @@ impl Clients {
         self.slots[slot] = None;
         self.generations[slot] = self.generations[slot].wrapping_add(1);
         self.free.push(slot);
-    }
-
-    /// Calls `each` for every open session. A session that has something to send afterwards needs a `wake`.
-    pub fn for_each(&mut self, mut each: impl FnMut(&mut Session)) {
-        for connection in self.slots.iter_mut().flatten() {
-            each(&mut connection.session);
-        }
     }
 
     /// Ten times a second: counts commands, wakes sessions whose time is up, and sends away whom the limits do not allow.

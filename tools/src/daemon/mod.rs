@@ -47,6 +47,7 @@ mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 pub mod tls;
+mod turn;
 pub mod users;
 mod waterfall;
 mod waterfall_report;

@@ -27,6 +27,7 @@ use super::recv_buffers::RecvBuffers;
 use super::session::SessionSettings;
 use super::signals::Signals;
 use super::tls::{Entrance, Tls, unopened, warn_of_open_doors};
+use super::turn;
 use super::users::{Grant, Users};
 use crate::config::{self, NodeConfig};
 
@@ -229,25 +230,11 @@ impl Reactor {
             ending |= self.dispatch(&completion, now)?;
         }
         self.completions = completions;
-        self.node.poll(&mut self.ring, ready)?;
-        if let Some(reason) = self.node.take_abandoned() {
-            // At once: no reply of this leadership may be taken for one of the next.
-            self.clients.for_each(|session| {
-                session.abandon(&reason);
-                ready.push(session.id());
-            });
-        }
         if now.duration_since(self.deadlines_checked) >= TURN_MAX {
             self.deadlines_checked = now;
             self.periodic(now, ready);
         }
-        if !ready.is_empty() {
-            for session in ready.drain(..) {
-                self.clients.wake(session, &mut self.node);
-            }
-            // What the woken sessions wrote goes out with this turn, not with the next.
-            self.node.submit(&mut self.ring);
-        }
+        turn::run(&mut self.node, &mut self.ring, &mut self.clients, ready)?;
         if self.node.take_users_changed() {
             self.clients.follow_users();
         }
@@ -260,12 +247,13 @@ impl Reactor {
     }
 
     fn dispatch(&mut self, completion: &Completion, now: Instant) -> Result<bool, DaemonError> {
+        if turn::dispatch(completion, &mut self.node, &mut self.ring)? {
+            return Ok(false);
+        }
         match completion.token.owner() {
-            Owner::Log => self.node.handle_log(completion),
             Owner::Client => {
                 self.clients.handle_completion(completion, &mut self.buffers, &mut self.ring, &mut self.node);
             }
-            Owner::Peer => self.node.handle_peer(completion, &mut self.ring)?,
             Owner::Accept if completion.token.id() == ACCEPT_CLIENTS => {
                 if let Some((socket, address)) = self.client_listener.accepted(completion, &mut self.ring) {
                     self.clients.accept(socket, address, &mut self.ring, now);
@@ -297,7 +285,7 @@ impl Reactor {
                     metrics.answer(|| self.node.snapshot());
                 }
             }
-            Owner::Timer => {}
+            Owner::Log | Owner::Peer | Owner::Timer => {}
         }
         Ok(false)
     }

@@ -26,6 +26,7 @@ use super::host::SessionId;
 use super::node::{Node, Role};
 use super::session::{Session, SessionSettings};
 use super::tls::Tls;
+use super::turn::{self, Sessions};
 use super::users::Users;
 use crate::config::{NodeConfig, Settings};
 
@@ -47,6 +48,19 @@ pub struct Member {
     settings: SessionSettings,
     ready: Vec<SessionId>,
     completions: Vec<Completion>,
+}
+
+impl Sessions for BTreeMap<SessionId, Session> {
+    fn for_each(&mut self, act: impl FnMut(&mut Session)) {
+        self.values_mut().for_each(act);
+    }
+
+    fn wake(&mut self, id: SessionId, node: &mut Node) {
+        if let Some(session) = self.get_mut(&id) {
+            session.release(node);
+            session.resume(node);
+        }
+    }
 }
 
 impl Member {
@@ -87,36 +101,20 @@ impl Member {
         Ok((Member { ring, node, sessions, settings, ready, completions }, queues, control))
     }
 
-    /// One turn, as the reactor's.
+    /// One turn of the node's loop.
     pub fn turn(&mut self) -> Result<Turned, DaemonError> {
         let now = world::now();
         self.node.set_now(now, world::wall_clock());
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
         for completion in completions.drain(..) {
-            match completion.token.owner() {
-                Owner::Log => self.node.handle_log(&completion),
-                Owner::Peer => self.node.handle_peer(&completion, &mut self.ring)?,
-                owner => unreachable!("a simulated node asks for nothing of {owner:?}"),
-            }
+            let taken = turn::dispatch(&completion, &mut self.node, &mut self.ring)?;
+            assert!(taken, "a simulated node asks for nothing of {:?}", completion.token.owner());
         }
         self.completions = completions;
-        self.node.poll(&mut self.ring, &mut self.ready)?;
-        if let Some(reason) = self.node.take_abandoned() {
-            for session in self.sessions.values_mut() {
-                session.abandon(&reason);
-                self.ready.push(session.id());
-            }
-        }
         let late = |session: &&Session| session.deadline().is_some_and(|deadline| deadline <= now);
         self.ready.extend(self.sessions.values().filter(late).map(Session::id));
-        for id in std::mem::take(&mut self.ready) {
-            if let Some(session) = self.sessions.get_mut(&id) {
-                session.release(&mut self.node);
-                session.resume(&mut self.node);
-            }
-        }
-        self.node.submit(&mut self.ring);
+        turn::run(&mut self.node, &mut self.ring, &mut self.sessions, &mut self.ready)?;
         Ok(self.collect())
     }
 
