@@ -37,7 +37,8 @@ impl Replica {
         let (waker, source) = WakeSource::new().expect("eventfd");
         source.arm(&mut ring);
         let history = EpochHistory::load(dir).expect("a history");
-        let store_config = StoreConfig { checkpoint_bytes: 1 << 20, cache_bytes: 1 << 20 };
+        let store_config =
+            StoreConfig { checkpoint_bytes: 1 << 20, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
         let store = Store::open(&dir.join(STORE_DIR), store_config, Box::new(|| ())).expect("a store");
         let config = LogConfig {
             dir: dir.to_owned(),

@@ -73,7 +73,8 @@ impl TestLog {
 }
 
 fn open(dir: &Path) -> Store {
-    let config = StoreConfig { checkpoint_bytes: CHECKPOINT_BYTES_MIN, cache_bytes: 1 << 20 };
+    let config =
+        StoreConfig { checkpoint_bytes: CHECKPOINT_BYTES_MIN, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
     Store::open(dir, config, Box::new(|| ())).expect("a store in a temporary directory")
 }
 
@@ -312,6 +313,31 @@ fn open_with_one_record(dir: &Path) -> (Store, TestLog) {
     log.seal(&[record]);
     log.replay(&mut store);
     (store, log)
+}
+
+#[test]
+fn few_keys_written_again_and_again_still_get_a_checkpoint() {
+    let dir = temporary();
+    let limit = CHECKPOINT_BYTES_MIN as u64;
+    let config = StoreConfig { checkpoint_bytes: 64 << 20, checkpoint_log_bytes: limit, cache_bytes: 1 << 20 };
+    let mut store = Store::open(dir.path(), config, Box::new(|| ())).expect("a store");
+    let mut log = TestLog::default();
+    while log.end <= Lsn(limit) {
+        log.replay(&mut store);
+        store.poll_checkpoint(Lsn::MAX).expect("nothing to do");
+        assert!(store.frozen.is_none(), "the log is {} bytes long", log.end.0);
+        let mut record = Vec::new();
+        Effect::Put { key: b"key", value: &[7; 100_000] }.encode_into(&mut record);
+        log.seal(&[record]);
+    }
+    log.replay(&mut store);
+    // It waits for the commit LSN as every other.
+    store.poll_checkpoint(Lsn::ZERO).expect("it waits");
+    store.settle().expect("nothing is written");
+    assert_eq!(store.durable_applied(), Lsn::ZERO);
+    store.poll_checkpoint(log.end).expect("it is written");
+    store.settle().expect("a checkpoint");
+    assert_eq!(store.durable_applied(), log.end);
 }
 
 #[test]

@@ -36,6 +36,13 @@ impl Pace {
         Pace { bytes_per_second, due: None }
     }
 
+    /// From now on so many bytes a second; 0 for no limit.
+    pub fn set_rate(&mut self, bytes_per_second: u64) {
+        if self.bytes_per_second != bytes_per_second {
+            *self = Pace::new(bytes_per_second);
+        }
+    }
+
     /// What is moved at once: a twentieth of a second's worth, so that no burst is long, within sensible bounds.
     pub fn step_bytes(&self) -> usize {
         let step = if self.bytes_per_second == 0 { u64::MAX } else { self.bytes_per_second / 20 };

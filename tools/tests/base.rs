@@ -133,6 +133,64 @@ fn a_new_replica_of_an_old_leader_begins_with_a_base_copy_and_goes_on() {
     assert_same_log(&data, &third.data);
 }
 
+/// Values of these keys change little in memory compared with the log that they make.
+const RARE_CHECKPOINTS: [&str; 6] =
+    ["--slot-keep-bytes-max", "17MiB", "--keep-bytes-min", "0", "--checkpoint-bytes", "64MiB"];
+
+/// A leader that has recycled the beginning of its log, with a checkpoint from before it was started with `flags`.
+fn leader_with_recycled_log(root: &Path, flags: &[&str]) -> Node {
+    let leader = Node::start(root, "a", &RARE_CHECKPOINTS);
+    let mut a = leader.client();
+    let start = info(&mut a, "log_start_lsn");
+    write(&mut a, 0..2);
+    // A stop writes a checkpoint.
+    assert_eq!(leader.stop().0, Some(0));
+    let leader = Node::start(root, "a", flags);
+    wait_recycled(&mut leader.client(), &start);
+    leader
+}
+
+/// The log behind the newest checkpoint would be longer than slots may hold back: a snapshot of that checkpoint would be given up
+/// and made again without an end, although nobody writes any more.
+#[test]
+fn new_replica_of_a_leader_that_rewrites_keys_gets_a_snapshot() {
+    let root = directory();
+    let leader = leader_with_recycled_log(root.path(), &RARE_CHECKPOINTS);
+    let mut a = leader.client();
+    write(&mut a, 2..4);
+    let peer = leader.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &[&RARE_CHECKPOINTS[..], &["--follow", &peer]].concat());
+    let mut b = replica.client();
+    until("the snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    wait_caught_up(&mut a, &mut b);
+    assert_holds(&mut b, 3);
+    assert_same_log(&leader.data, &replica.data);
+}
+
+/// The commit LSN stands still until the replica is back, and checkpoints wait for it: only a checkpoint beyond it is fresh enough.
+#[test]
+fn wiped_replica_that_commits_wait_for_gets_a_fresh_snapshot() {
+    let root = directory();
+    let leader = leader_with_recycled_log(root.path(), &[&RARE_CHECKPOINTS[..], &["--sync", "ANY 1 (b)"]].concat());
+    let peer = leader.peer_listen.to_string();
+    let replica_flags = [&RARE_CHECKPOINTS[..], &["--follow", &peer]].concat();
+    let replica = Node::start(root.path(), "b", &replica_flags);
+    let (mut a, mut b) = (leader.client(), replica.client());
+    until("the first snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    wait_caught_up(&mut a, &mut b);
+    replica.kill();
+    std::fs::remove_dir_all(root.path().join("b")).expect("its disk is lost");
+    write(&mut a, 2..4);
+    assert!(log_of(root.path(), "a").contains("a slot is lost"), "the kept log is too long");
+    let replica = Node::start(root.path(), "b", &replica_flags);
+    let mut b = replica.client();
+    until("the snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    assert_eq!(a.command(&["COMMITLEVEL", "remote_apply"]), Reply::Simple("OK".to_owned()));
+    write(&mut a, 4..5);
+    assert_holds(&mut b, 4);
+    assert_same_log(&leader.data, &replica.data);
+}
+
 #[test]
 fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanwhile() {
     let root = directory();

@@ -35,7 +35,7 @@ use overlay::{Overlay, Slot, State, hash_of};
 pub const STORE_DIR: &str = "store";
 /// The overlay may grow to this many times `checkpoint_bytes` while the one before it is being written; then `overloaded`.
 const OVERLAY_CHECKPOINTS_MAX: usize = 4;
-/// What `checkpoint_bytes` is taken to be at least.
+/// What `checkpoint_bytes` and `checkpoint_log_bytes` are taken to be at least.
 const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
 
 /// How a store is opened.
@@ -43,6 +43,9 @@ const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
 pub struct StoreConfig {
     /// Changes in memory, bytes, that trigger a checkpoint.
     pub checkpoint_bytes: usize,
+    /// Log behind the newest checkpoint, bytes, that triggers another. A few keys that are written again and again change little in
+    /// memory, but the log behind the newest checkpoint cannot be recycled.
+    pub checkpoint_log_bytes: u64,
     /// Pages of the file that stay in memory, bytes.
     pub cache_bytes: usize,
 }
@@ -151,7 +154,11 @@ impl Store {
         let checkpoint_bytes_min = if world::is_simulated() { 0 } else { CHECKPOINT_BYTES_MIN };
         Ok(Store {
             dir: dir.to_owned(),
-            config: StoreConfig { checkpoint_bytes: config.checkpoint_bytes.max(checkpoint_bytes_min), ..config },
+            config: StoreConfig {
+                checkpoint_bytes: config.checkpoint_bytes.max(checkpoint_bytes_min),
+                checkpoint_log_bytes: config.checkpoint_log_bytes.max(checkpoint_bytes_min as u64),
+                ..config
+            },
             active: Overlay::default(),
             frozen: None,
             position: base.position(),
@@ -223,7 +230,8 @@ impl Store {
     pub fn poll_checkpoint(&mut self, committed: Lsn) -> Result<(), StoreError> {
         self.is_writing()?;
         let asked = self.asked_for > self.durable_applied() && self.applied() >= self.asked_for;
-        if self.frozen.is_none() && (asked || self.active.bytes() >= self.config.checkpoint_bytes) {
+        let long = self.applied().since(self.durable_applied()) > self.config.checkpoint_log_bytes;
+        if self.frozen.is_none() && (asked || long || self.active.bytes() >= self.config.checkpoint_bytes) {
             self.freeze();
         }
         let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.durable_applied();

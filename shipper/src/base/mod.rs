@@ -1,5 +1,6 @@
 //! Base copies on the leader: for replicas whose place in the log is gone. One copy at a time stands on the shelf and serves all
-//! that ask; it is made when the first asks, kept while it is of use, and holds the log from its LSN on meanwhile. The shipper
+//! that ask; it is made when the first asks, kept while it is of use, and holds the log from its LSN on meanwhile. A copy is made
+//! of a checkpoint that the kept log can follow: where the newest one is too old, the node is asked for a fresh one. The shipper
 //! owns this; the node makes the copy, since only it knows the store: it asks `wanted`, says `begun`, and then `made`.
 //!
 //! ```text
@@ -20,6 +21,7 @@ use walferry_cluster::base_copy::{CopyProgress, Pace};
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::{Fetch, Offer, Refuse, RefuseCode};
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 use walferry_engine::waker::Waker;
 
 use file::BaseFile;
@@ -29,6 +31,14 @@ use serve::{Job, Serving, Shelf};
 pub const SERVINGS_MAX: usize = 4;
 /// A copy that nobody has asked for for so long is removed; until then a replica can go on with it.
 const KEPT_TIME_MAX: Duration = Duration::from_secs(600);
+/// A new copy has at most this part of `keep_bytes_max` behind it when the node begins to make it; the rest is for the log that is
+/// written while the copy is made and sent.
+const FRESH_DIVISOR: u64 = 4;
+/// A copy with more than this part of `keep_bytes_max` behind it is not given to another replica, and `rate` is no longer observed
+/// for those who receive it: only the end of the transfer frees the log.
+const NEAR_DIVISOR: u64 = 2;
+
+const _: () = assert!(FRESH_DIVISOR > NEAR_DIVISOR, "a fresh copy is near");
 
 /// What the bases are given by their shipper.
 #[derive(Clone, Debug)]
@@ -41,7 +51,7 @@ pub struct BasesConfig {
     pub heartbeat_interval: Duration,
     /// A replica that takes nothing for so long is dropped.
     pub peer_timeout: Duration,
-    /// A copy that would hold back more log is given up.
+    /// `slot_keep_bytes_max`: a copy that would hold back more log is given up.
     pub keep_bytes_max: u64,
 }
 
@@ -65,6 +75,8 @@ pub struct Bases {
     used_at: Instant,
     /// The copy of an earlier life was looked for.
     looked: bool,
+    /// `rate` is not observed at present: see `NEAR_DIVISOR`.
+    hurried: bool,
 }
 
 impl Bases {
@@ -80,6 +92,7 @@ impl Bases {
             making: None,
             used_at: now,
             looked: false,
+            hurried: false,
         }
     }
 
@@ -140,17 +153,18 @@ impl Bases {
         }
         self.used_at = now;
         let copy = self.shelf.copy();
-        let near = |copy: &BaseFile| end.since(copy.base) <= self.config.keep_bytes_max / 2;
         let serves = copy.is_some_and(|copy| {
             let suspect = fetch.suspect && fetch.base == copy.base;
-            copy.base >= fetch.floor && !suspect && (near(&copy) || fetch.base == copy.base)
+            copy.base >= fetch.floor && !suspect && (self.is_near(copy.base, end) || fetch.base == copy.base)
         });
-        if !serves {
+        // The copy that is being made is a new file, and the log behind it is kept.
+        let comes = self.making.is_some_and(|making| making.base >= fetch.floor);
+        if !serves && !comes {
             // Whoever is being served has the file open; a suspect one is not given again.
             if self.making.is_none() {
                 self.discard();
             }
-            self.wanted = Some(self.wanted.unwrap_or_default().max(fetch.floor));
+            self.want(fetch.floor, end);
         }
         let job = Job {
             socket,
@@ -168,6 +182,18 @@ impl Bases {
             Err(error) => tracing::warn!(replica = %name, "cannot give a base copy: {error}"),
         }
         Ok(())
+    }
+
+    /// A copy is wanted that holds everything before `floor` and that the kept log, which ends at `end`, can follow. The position
+    /// stays while the node waits for a checkpoint: under load a checkpoint would never reach one that moves with the log.
+    fn want(&mut self, floor: Lsn, end: Lsn) {
+        let fresh = Lsn(end.0.saturating_sub(self.config.keep_bytes_max / FRESH_DIVISOR));
+        let fresh = if mutants::is_on("old-snapshot") { Lsn::ZERO } else { fresh };
+        self.wanted = Some(self.wanted.unwrap_or(fresh).max(floor));
+    }
+
+    fn is_near(&self, base: Lsn, end: Lsn) -> bool {
+        end.since(base) <= self.config.keep_bytes_max / NEAR_DIVISOR
     }
 
     /// A copy that holds everything before this is wanted and nobody makes it yet.
@@ -216,23 +242,38 @@ impl Bases {
 
     /// Moves copies along; once a turn. The replicas whose copy is under way or just ended well, for their slots.
     pub fn poll(&mut self, end: Lsn, now: Instant) -> Vec<(MemberName, Lsn)> {
+        let keep_bytes_max = self.config.keep_bytes_max;
         if let Some(copy) = self.shelf.copy() {
-            let far = end.since(copy.base) > self.config.keep_bytes_max;
+            let far = end.since(copy.base) > keep_bytes_max;
             let unused = self.servings.is_empty() && now.saturating_duration_since(self.used_at) > KEPT_TIME_MAX;
             if far {
-                let text = format!("the log behind the copy at {} has become too long: it begins again", copy.base);
-                let refuse = Refuse { code: RefuseCode::NoBase, text };
-                self.servings.values().for_each(|serving| serving.end(refuse.clone()));
+                tracing::warn!(
+                    base = %copy.base, %end, slot_keep_bytes_max = keep_bytes_max,
+                    "more log was written since a snapshot than slot_keep_bytes_max keeps: it is given up for a fresh one. If this \
+                     repeats, raise slot_keep_bytes_max on all members, or write less until the replica has caught up"
+                );
             }
             if far || unused {
                 self.discard();
             }
+            // A replica that has not been offered the copy yet waits for the next one.
+            if far && self.servings.values().any(|serving| serving.base().is_none()) {
+                self.want(Lsn::ZERO, end);
+            }
         }
+        self.set_pace(end);
         let mut slots = Vec::new();
-        let keep_bytes_max = self.config.keep_bytes_max;
         self.servings.retain(|name, serving| {
-            if let Some(base) = serving.base().filter(|base| end.since(*base) <= keep_bytes_max) {
-                slots.push((name.clone(), base));
+            match serving.base() {
+                Some(base) if end.since(base) > keep_bytes_max => {
+                    let text = format!(
+                        "more log was written since the snapshot at {base} than slot_keep_bytes_max = {keep_bytes_max} keeps: the \
+                         transfer begins again with a fresh snapshot"
+                    );
+                    serving.end(Refuse { code: RefuseCode::NoBase, text });
+                }
+                Some(base) => slots.push((name.clone(), base)),
+                None => {}
             }
             match serving.outcome() {
                 None => true,
@@ -250,6 +291,25 @@ impl Bases {
             self.used_at = now;
         }
         slots
+    }
+
+    /// Transfers observe `rate` while the log behind them is well within `keep_bytes_max`, and go as fast as they can from then on.
+    fn set_pace(&mut self, end: Lsn) {
+        let making = self.making.map(|making| making.base);
+        let oldest = self.servings.values().filter_map(Serving::base).chain(making).min();
+        let hurried = oldest.is_some_and(|base| !self.is_near(base, end));
+        if hurried == self.hurried {
+            return;
+        }
+        self.hurried = hurried;
+        self.pace.lock().expect("nobody panics with it").set_rate(if hurried { 0 } else { self.config.rate });
+        if let Some(base) = oldest.filter(|_| hurried) {
+            tracing::warn!(
+                %base, %end, slot_keep_bytes_max = self.config.keep_bytes_max,
+                "the log behind a snapshot transfer is longer than half of slot_keep_bytes_max: base_copy_rate is not observed \
+                 until the transfer ends"
+            );
+        }
     }
 
     /// Copies for others than these are given up.
@@ -271,5 +331,121 @@ impl Bases {
     /// How far the copy for a replica is.
     pub fn progress(&self, name: &MemberName) -> Option<&Arc<CopyProgress>> {
         self.servings.get(name).map(|serving| &serving.progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use walferry_cluster::member::ClusterId;
+    use walferry_engine::waker::WakeSource;
+    use walferry_engine::world;
+
+    use super::*;
+
+    const KEEP_BYTES_MAX: u64 = 1000;
+    const RATE: u64 = 1 << 20;
+
+    fn bases(data: &std::path::Path) -> Bases {
+        let config = BasesConfig {
+            data: data.to_owned(),
+            rate: RATE,
+            heartbeat_interval: Duration::from_millis(1),
+            peer_timeout: Duration::from_secs(60),
+            keep_bytes_max: KEEP_BYTES_MAX,
+        };
+        Bases::new(config, WakeSource::new().expect("a waker").0, world::now())
+    }
+
+    /// A replica asks for what holds everything before `floor`, of a leader whose log ends at `end`; its end of the connection.
+    fn ask(bases: &mut Bases, name: &str, floor: u64, end: u64) -> UnixStream {
+        let (leader, replica) = UnixStream::pair().expect("a pair of sockets");
+        let fetch = Fetch {
+            protocol: 1,
+            cluster_id: None,
+            name: name.parse().expect("a name"),
+            floor: Lsn(floor),
+            segment_bytes: 16 << 20,
+            base: Lsn::ZERO,
+            offset: 0,
+            suspect: false,
+        };
+        let offer = Offer {
+            protocol: 1,
+            cluster_id: ClusterId(1),
+            name: "leader".parse().expect("a name"),
+            base: Lsn::ZERO,
+            segment_bytes: 16 << 20,
+            bytes: 0,
+            offset: 0,
+            crc: 0,
+            history: Vec::new(),
+        };
+        bases.ask(leader.into(), fetch, offer, Lsn(end), world::now()).expect("there is capacity");
+        replica
+    }
+
+    fn made_at(bases: &mut Bases, base: u64) {
+        let data = bases.config.data.clone();
+        std::fs::write(file::making_path(&data).expect("a directory"), b"a store").expect("written");
+        bases.made(Ok(BaseFile::seal(&data, Lsn(base), 0, |_| true).expect("sealed")));
+    }
+
+    fn observes_rate(bases: &Bases) -> bool {
+        let (pace, now) = (bases.pace(), world::now());
+        let mut pace = pace.lock().expect("nobody panics with it");
+        pace.wait(1 << 20, now);
+        pace.wait(1, now) > Duration::ZERO
+    }
+
+    #[test]
+    fn snapshot_request_wants_a_checkpoint_the_log_can_follow() {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut bases = bases(data.path());
+        let _a = ask(&mut bases, "a", 0, 9000);
+        let fresh = Lsn(9000 - KEEP_BYTES_MAX / FRESH_DIVISOR);
+        assert_eq!(bases.wanted(), Some(fresh));
+        // Under load the log grows while the node waits for the checkpoint: what is wanted stays, but for what a replica has confirmed.
+        let _b = ask(&mut bases, "b", 0, 9500);
+        assert_eq!(bases.wanted(), Some(fresh));
+        let _c = ask(&mut bases, "c", 8900, 9500);
+        assert_eq!(bases.wanted(), Some(Lsn(8900)));
+        // One that is being made will do for a replica whose confirmed log it holds, however long the log is by now.
+        bases.begun(Lsn(9100), 0);
+        let _d = ask(&mut bases, "d", 9100, 9900);
+        made_at(&mut bases, 9100);
+        assert_eq!((bases.wanted(), bases.hold()), (None, Lsn(9100)));
+    }
+
+    #[test]
+    fn snapshot_given_up_for_its_log_is_wanted_afresh_for_who_waits() {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut bases = bases(data.path());
+        let waiting = ask(&mut bases, "a", 5000, 5000);
+        bases.begun(Lsn(5000), 0);
+        // Of a copy that is too old for it, the replica is offered nothing: as if its thread had not come to look yet.
+        made_at(&mut bases, 4000);
+        assert_eq!(bases.wanted(), None);
+        bases.poll(Lsn(4000 + KEEP_BYTES_MAX), world::now());
+        assert_eq!((bases.wanted(), bases.hold()), (None, Lsn(4000)));
+        bases.poll(Lsn(4001 + KEEP_BYTES_MAX), world::now());
+        assert_eq!((bases.wanted(), bases.hold()), (Some(Lsn(4751)), Lsn::MAX));
+        drop(waiting);
+    }
+
+    #[test]
+    fn snapshot_rate_is_observed_until_the_log_behind_it_is_long() {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut bases = bases(data.path());
+        let half = KEEP_BYTES_MAX / NEAR_DIVISOR;
+        bases.begun(Lsn(5000), 0);
+        bases.poll(Lsn(5000 + half), world::now());
+        assert!(observes_rate(&bases));
+        bases.poll(Lsn(5001 + half), world::now());
+        assert!(!observes_rate(&bases));
+        bases.fail("the disk is full".to_owned());
+        bases.poll(Lsn(5001 + half), world::now());
+        assert!(observes_rate(&bases), "nothing is under way any more");
     }
 }

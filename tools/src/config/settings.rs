@@ -218,7 +218,7 @@ settings! {
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     zero_copy_bytes_min: ByteSize,
 
-    /// Base copies for replicas whose log is gone take no more than so many bytes a second together; 0 for no limit [default: 8MiB]
+    /// Base copies for replicas whose log is gone take no more than so many bytes a second together, unless the log behind them grows beyond half of slot_keep_bytes_max; 0 for no limit [default: 8MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     base_copy_rate: ByteSize,
 
@@ -229,7 +229,7 @@ settings! {
     #[arg(long, value_name = "HOST:PORT", help_heading = "Accounting")]
     metrics_listen: HostPort,
 
-    /// Write a checkpoint after so many bytes of changes [default: 64MiB]
+    /// Write a checkpoint after so many bytes of changes, or of log: half of slot_keep_bytes_max [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Store")]
     checkpoint_bytes: ByteSize,
     /// Memory for pages of the store's file [default: 128MiB]

@@ -21,7 +21,8 @@ use super::DaemonError;
 use super::node::{Heard, Node, Opened, Role, open_data, refused};
 use crate::config::NodeConfig;
 
-/// A checkpoint for a base copy waits so long for the commit LSN: it may be the replica of the copy that keeps it back.
+/// A checkpoint for a base copy waits for the commit LSN until that has not moved for so long: it may be the replica of the copy that
+/// keeps it back.
 const COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What the disk must have beside a copy, for the log to go on.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -35,8 +36,8 @@ const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// What the node knows of base copies.
 #[derive(Default)]
 pub(super) struct BaseCopies {
-    /// A checkpoint for a copy was asked for then.
-    asked: Option<Instant>,
+    /// A checkpoint for a copy was asked for and waits.
+    commit_wait: Option<CommitWait>,
     making: Option<Making>,
     /// Copies that are being shown.
     shown: Vec<Arc<CopyProgress>>,
@@ -44,6 +45,22 @@ pub(super) struct BaseCopies {
     pub(super) taken: u64,
     pub(super) taken_bytes: u64,
     pub(super) kept_bytes: u64,
+}
+
+/// How long the commit LSN has stood still while a checkpoint waits for it.
+struct CommitWait {
+    committed: Lsn,
+    moved: Instant,
+}
+
+impl CommitWait {
+    /// True once the checkpoint has to go beyond the commit LSN. While that moves, it reaches the checkpoint sooner or later.
+    fn is_over(&mut self, committed: Lsn, now: Instant) -> bool {
+        if committed > self.committed {
+            *self = CommitWait { committed, moved: now };
+        }
+        now.saturating_duration_since(self.moved) > COMMIT_WAIT_MAX
+    }
 }
 
 /// A thread that makes a copy; dropped, it ends. One that was told to end is waited for: the next writes to the same file.
@@ -115,6 +132,7 @@ impl Node {
                 making.stop.store(true, Ordering::Release);
                 making.outcome().is_some()
             });
+            self.forget_checkpoint();
             return Ok(());
         };
         if let Some(making) = &self.base_copies.making {
@@ -132,17 +150,29 @@ impl Node {
             }
         }
         let Some(floor) = shipper.bases().wanted() else {
-            self.base_copies.asked = None;
+            self.forget_checkpoint();
             return Ok(());
         };
         let floor = floor.max(Lsn(1));
         if self.store.durable_applied() < floor {
-            let asked = *self.base_copies.asked.get_or_insert(self.now());
-            let beyond = self.now().saturating_duration_since(asked) > COMMIT_WAIT_MAX;
+            let (committed, now) = (self.committed(), self.now());
+            if self.base_copies.commit_wait.is_none() {
+                let newest = self.store.durable_applied();
+                tracing::info!(%newest, %floor, "a snapshot waits for a newer checkpoint, which the kept log can follow");
+            }
+            let wait = self.base_copies.commit_wait.get_or_insert(CommitWait { committed, moved: now });
+            let beyond = wait.is_over(committed, now);
             self.store.ask_for_checkpoint(floor, beyond);
             return Ok(());
         }
         self.begin_base()
+    }
+
+    /// No copy waits for a checkpoint any more: one that was to go beyond the commit LSN does not.
+    fn forget_checkpoint(&mut self) {
+        if self.base_copies.commit_wait.take().is_some() {
+            self.store.ask_for_checkpoint(Lsn::ZERO, false);
+        }
     }
 
     fn begin_base(&mut self) -> Result<(), DaemonError> {
@@ -281,4 +311,24 @@ fn amounts(progress: &CopyProgress) -> String {
 /// What a replica says of itself meanwhile.
 pub(super) fn receiving(progress: &CopyProgress, leader: &str) -> String {
     format!("receiving a base copy: {} from {leader}; reads see the state before it", amounts(progress))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoint_goes_beyond_commits_only_when_they_stand_still() {
+        let begun = world::now();
+        let mut wait = CommitWait { committed: Lsn(100), moved: begun };
+        let step = COMMIT_WAIT_MAX;
+        assert!(!wait.is_over(Lsn(100), begun + step));
+        // Commits that move slowly are waited for however long it takes.
+        for turn in 1..10 {
+            assert!(!wait.is_over(Lsn(100 + u64::from(turn)), begun + step * turn));
+        }
+        let moved = begun + step * 9;
+        assert!(!wait.is_over(Lsn(109), moved + step));
+        assert!(wait.is_over(Lsn(109), moved + step + Duration::from_millis(1)));
+    }
 }

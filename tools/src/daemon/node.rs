@@ -229,6 +229,7 @@ fn open_repaired(
     let wake_on_checkpoint = waker.clone();
     let store_config = StoreConfig {
         checkpoint_bytes: usize::try_from(config.checkpoint_bytes).unwrap_or(usize::MAX),
+        checkpoint_log_bytes: config.slot_keep_bytes_max / 2,
         cache_bytes: config.store_cache_bytes,
     };
     let store = Store::open(&config.data.join(STORE_DIR), store_config, Box::new(move || wake_on_checkpoint.wake()))?;

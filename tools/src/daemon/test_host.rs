@@ -73,7 +73,7 @@ impl TestHost {
         let program = std::env::current_exe().expect("the test has a program");
         let beside = program.parent().expect("a program lies in a directory");
         let dir = tempfile::tempdir_in(beside).expect("a directory for the store");
-        let config = StoreConfig { checkpoint_bytes: 64 << 20, cache_bytes: 1 << 20 };
+        let config = StoreConfig { checkpoint_bytes: 64 << 20, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
         let store = Store::open(&dir.path().join("store"), config, Box::new(|| {})).expect("a new store");
         TestHost {
             store,
