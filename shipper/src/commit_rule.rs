@@ -37,6 +37,7 @@ pub struct Standing<'a> {
 impl<'a> Standing<'a> {
     fn candidate(&self, level: CommitLevel) -> Candidate<'a> {
         let position = match level {
+            _ if self.progress.is_remembered() => Lsn::ZERO,
             CommitLevel::RemoteWrite => self.progress.written(),
             CommitLevel::RemoteApply => self.progress.applied(),
             _ => self.progress.flushed(),

@@ -76,18 +76,27 @@ pub struct Progress {
     /// Nothing was acknowledged on this connection yet: `applied` is of an earlier one. A replica that was restarted
     /// begins with an older store.
     unheard: bool,
+    /// The positions are those of the slot, from an earlier leadership: nothing was heard of the replica in this one, and it may have
+    /// lost its disk meanwhile. They confirm no commit.
+    remembered: bool,
 }
 
 impl Progress {
-    /// A replica of which only its slot is known: it has flushed everything before `restart`.
+    /// A replica of which only its slot is known: it had flushed everything before `restart`.
     pub fn remembered(restart: Lsn) -> Progress {
-        Progress { sent: restart, written: restart, flushed: restart, applied: Lsn::ZERO, unheard: true }
+        let (sent, written, flushed) = (restart, restart, restart);
+        Progress { sent, written, flushed, applied: Lsn::ZERO, unheard: true, remembered: true }
+    }
+
+    /// True until the replica connects: then its hello tells what it holds.
+    pub fn is_remembered(&self) -> bool {
+        self.remembered
     }
 
     /// A new connection streams from `start`: the replica holds everything before it, durably.
     pub fn restart(&mut self, start: Lsn) {
         let applied = self.applied.min(start);
-        *self = Progress { sent: start, written: start, flushed: start, applied, unheard: true };
+        *self = Progress { sent: start, written: start, flushed: start, applied, unheard: true, remembered: false };
         self.assert_order();
     }
 

@@ -209,13 +209,37 @@ fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
     drop(replica);
     leader.restart_shipper(config);
     let before = leader.log.flushed();
+    assert_eq!(leader.shipper.slots_hold(), before, "the log is kept for it");
     leader.append([100]);
     leader.flush();
     let released = |leader: &mut Leader| leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed());
     assert!(leader.status("a").in_sync);
-    assert_eq!(released(&mut leader), before);
+    // What its slot remembers of an earlier leadership confirms nothing: its disk may be lost.
+    assert_eq!(released(&mut leader), Lsn::ZERO);
     leader.run("it leaves the set", |leader| !leader.status("a").in_sync);
     leader.run("commits go on without it", |leader| released(leader) == leader.log.flushed());
+}
+
+#[test]
+fn replica_back_after_a_restart_under_all_confirms_again() {
+    let dir = directory();
+    let config = ShipperConfig {
+        policy: "ALL".parse().expect("a policy"),
+        replica_lag_time_max: Duration::from_secs(600),
+        ..shipper_config(dir.path())
+    };
+    let mut leader = Leader::with(config.clone(), history(LEADER));
+    let replica = Replica::connect(leader.address, "a", Vec::new());
+    leader.append([100]);
+    leader.wait_applied("a");
+    leader.run("it is in sync", |leader| leader.status("a").in_sync);
+    let log = replica.disconnect();
+    leader.restart_shipper(config);
+    leader.turn();
+    let released = |leader: &mut Leader| leader.shipper.released(CommitLevel::RemoteFlush, leader.log.flushed());
+    assert_eq!(released(&mut leader), Lsn::ZERO);
+    let _replica = Replica::connect(leader.address, "a", log);
+    leader.run("what it holds counts", |leader| released(leader) == leader.log.flushed());
 }
 
 #[test]
