@@ -51,6 +51,8 @@ pub struct Greeting {
     pub members: Vec<String>,
     /// Where clients reach it; empty for a witness.
     pub client_address: String,
+    /// With which version of the register an earlier incarnation was removed, if that is why this one began.
+    pub removed: Option<u64>,
 }
 
 /// What a member says to one that is none.

@@ -38,6 +38,8 @@ use crate::register::{ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId
 
 /// A member that is made a cluster of its own counts the register's versions on from so many later.
 const FORCED_VERSIONS: u64 = 1 << 20;
+/// And the epochs from so many later: this member may not know the newest ones of the others.
+const FORCED_EPOCHS: u32 = 1 << 16;
 
 /// Why the membership cannot be changed so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -248,9 +250,10 @@ impl ClusterState {
     }
 
     /// The state of the cluster that this member alone is, because the others are gone for good. They are remembered as removed,
-    /// so that those that come back are refused; the version lies far enough ahead that no register of theirs reaches it.
+    /// so that those that come back are refused; version and epoch lie far enough ahead that no register of theirs reaches them.
     pub fn forced(&self, name: &MemberName) -> ClusterState {
-        let mut next = ClusterState { version: self.version + FORCED_VERSIONS, ..self.clone() };
+        let (version, epoch) = (self.version + FORCED_VERSIONS, self.epoch.skip(FORCED_EPOCHS));
+        let mut next = ClusterState { version, epoch, ..self.clone() };
         for (other, member) in std::mem::take(&mut next.members) {
             if other == *name {
                 next.members.insert(other, Member { holding: Holding::Whole, ..member });
@@ -262,6 +265,17 @@ impl ClusterState {
         next.in_sync.clear();
         next.leaving.clear();
         next
+    }
+
+    /// What an operator is told when `forced` follows on this state.
+    pub fn forced_text(&self, name: &MemberName, forced: &ClusterState) -> String {
+        let others: Vec<&str> = self.members.keys().filter(|member| *member != name).map(MemberName::as_str).collect();
+        format!(
+            "{name} goes on as a cluster of its own from version {} of the register on; {} are removed: when they come back they are \
+             refused, and `walferry join` takes them in anew. What only they held is lost",
+            forced.version,
+            others.join(", ")
+        )
     }
 
     /// This member begins alone as another incarnation; see [`ClusterState::forced`]. Its epochs are of a line of their own: those

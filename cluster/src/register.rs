@@ -252,9 +252,11 @@ impl ClusterState {
         ClusterState { version: self.version + 1, ..self.clone() }
     }
 
-    /// Takes a change, if it follows from this state.
+    /// Takes a change, if it follows from this state. An empty register takes any as its first: that of a cluster that an operator
+    /// forced counts on from the version of the one before, of which its log of changes has nothing.
     pub fn apply(&mut self, change: Change) -> Outcome {
-        if change.state.version != self.version + 1 || change.state.epoch < self.epoch {
+        let follows = self.version == 0 || change.state.version == self.version + 1;
+        if !follows || change.state.epoch < self.epoch {
             return Outcome::Conflict;
         }
         *self = change.state;

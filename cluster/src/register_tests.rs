@@ -32,6 +32,19 @@ fn a_change_is_taken_only_by_the_version_that_it_follows() {
 }
 
 #[test]
+fn member_that_joins_a_forced_cluster_gets_its_register() {
+    let forced = formed("a b c", "").forced(&name("a"));
+    let first = Change { state: forced.next() };
+    let second = Change { state: first.state.next() };
+    // The survivor began with the state that was forced, who joins with nothing.
+    let (mut survivor, mut joined) = (forced, ClusterState::default());
+    for change in [first.clone(), first, second] {
+        assert_eq!(survivor.apply(change.clone()), joined.apply(change));
+        assert_eq!(survivor, joined);
+    }
+}
+
+#[test]
 fn the_sealed_meet_every_set_that_may_have_confirmed_a_commit() {
     // members, policy, leader, in sync, sealed, what is awaited
     let table = [

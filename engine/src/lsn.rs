@@ -97,8 +97,12 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// The epoch that follows this one, in the same line of leaders.
     pub fn next(self) -> Epoch {
-        let number = self.number().saturating_add(1);
-        Epoch(self.0 & !u64::from(u32::MAX) | u64::from(number))
+        self.skip(1)
+    }
+
+    /// The epoch that lies so many later, in the same line of leaders.
+    pub fn skip(self, epochs: u32) -> Epoch {
+        Epoch(self.0 & !u64::from(u32::MAX) | u64::from(self.number().saturating_add(epochs)))
     }
 
     /// The epoch that follows this one, begun without a register; `chance` makes it this leader's own.

@@ -537,6 +537,23 @@ fn fenced_leader_sends_no_heartbeats_and_is_replaced() {
     assert!(leads_again || others == 0, "{others} heartbeats of a fenced leader");
 }
 
+/// It hears its own heartbeats, and nobody else does.
+#[test]
+fn leader_without_a_majority_can_be_forced_while_it_runs() {
+    let mut net = Net::new("a b c", "");
+    let leader = net.leader().expect("a leader");
+    for other in ["a", "b", "c"].into_iter().filter(|other| *other != leader.as_str()) {
+        net.kill(other);
+    }
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.leader(), None, "its lease is over");
+    let site = &net.sites[&leader];
+    let blocked = site.agent.as_ref().expect("up").contacts.blocked().to_owned();
+    assert!(blocked.contains("this node") && blocked.contains("--force-new-cluster"), "{blocked}");
+    net.command(leader.as_str(), Command::ForceNewCluster).expect("the operator's word");
+    assert!(net.run_until(20, |net| net.leader() == Some(leader.clone())), "it leads alone");
+}
+
 #[test]
 fn survivor_becomes_a_cluster_of_one_and_refuses_those_that_come_back() {
     let mut net = Net::new("a b c", "");
@@ -551,9 +568,14 @@ fn survivor_becomes_a_cluster_of_one_and_refuses_those_that_come_back() {
     assert!(told.contains("b, c"), "{told}");
     assert!(net.run_until(20, |net| net.leader() == Some(name("a"))), "it leads alone");
     assert!(net.state.epoch > epoch);
+    // Both at once: of the register that they know they are a majority.
     net.start("b");
+    net.start("c");
     net.run(Duration::from_secs(2));
-    assert!(net.site(&name("b")).kept.removed.is_some(), "it was told that it is a member no more");
+    for back in ["b", "c"] {
+        assert!(net.site(&name(back)).kept.removed.is_some(), "{back} was told that it is a member no more");
+    }
+    assert_eq!(net.leader(), Some(name("a")));
     net.join("b").expect("it may join anew");
     net.survives_a_restart("a cluster of one that grew");
 }

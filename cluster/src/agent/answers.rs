@@ -69,6 +69,7 @@ impl Agent {
             cluster_id: if state.version > 0 { Some(state.cluster_id) } else { self.config.cluster_id },
             members: self.config.member_texts(),
             client_address: self.config.client_address.clone(),
+            removed: self.kept.removed,
         }
     }
 
@@ -107,11 +108,17 @@ impl Agent {
     }
 
     fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
+        let state = &self.view.state;
+        if beat.epoch < state.epoch && !state.members.contains_key(&beat.leader) {
+            // A leader of the cluster that this one was forced out of: what was promised here would replace it again and again.
+            return Answer::Refused(format!("{} is no member of the cluster of {}", beat.leader, self.config.name));
+        }
         // What the register says binds as well: a member may have promised nothing in this process yet.
         let granted = beat.epoch >= self.view.state.epoch && self.voter.handle_beat(beat.epoch, now);
         let promised = self.voter.promised();
         if granted {
             self.contacts.set_blocked(String::new());
+            self.contacts.is_led = true;
             if self.contacts.hear_leader(beat.end, &beat.client_address) {
                 self.order(Order::LeaderAddress(beat.client_address));
             }

@@ -42,6 +42,8 @@ pub(super) struct Contacts {
     /// A member that lost its disk is being taken back, or was until then.
     taking_back: bool,
     take_back_at: Instant,
+    /// A leader's heartbeat was granted since the start.
+    pub(super) is_led: bool,
 }
 
 impl Contacts {
@@ -59,6 +61,7 @@ impl Contacts {
             complaint: String::new(),
             taking_back: false,
             take_back_at: now,
+            is_led: false,
         }
     }
 
@@ -153,8 +156,9 @@ impl Agent {
         }
         self.contacts.greet_at = now + GREET_INTERVAL;
         let member = self.is_member();
-        // A member that hears no leader asks as well whether it is one still.
-        let greets = !member || self.voter.grant_left(now).is_zero();
+        // A member that hears no leader asks as well whether it is one still; one that has just started before it helps to choose one:
+        // those that were removed while they were down may be a majority of the register that they know.
+        let greets = !member || self.voter.grant_left(now).is_zero() || !self.contacts.is_led;
         let timeout = self.election_timeout;
         for (name, peer) in self.members() {
             if name == self.config.name {
@@ -320,7 +324,9 @@ impl Agent {
     /// A node with a member's name and another id greets the controller: the member lost its disk, with its vote and promises,
     /// or somebody gave two nodes one name. The node that is reached at the member's address is asked.
     pub(super) fn take_back(&mut self, greeting: Greeting, now: Instant) {
-        if self.contacts.taking_back || now < self.contacts.take_back_at {
+        // A newer register than this one removed it: that one may take it in, and this member is about to hear of it.
+        let removed_later = greeting.removed.is_some_and(|version| version > self.view.state.version);
+        if self.contacts.taking_back || now < self.contacts.take_back_at || removed_later {
             return;
         }
         let Some(member) = self.view.state.members.get(&greeting.name) else { return };
@@ -358,17 +364,11 @@ impl Agent {
     /// An operator makes this member a cluster of its own.
     pub(super) fn force_new_cluster(&mut self, now: Instant) -> Result<String, String> {
         let state = self.forced_state(now)?;
-        let (name, removed) = (&self.config.name, &state.removed);
-        let others: Vec<&str> =
-            self.view.state.members.keys().filter(|member| *member != name).map(MemberName::as_str).collect();
-        let text = format!(
-            "{name} goes on as a cluster of its own from version {}; {} removed members ({}) are refused when they come back and \
-             have to join anew; what only they held may be lost: the leader was last heard at {}",
-            state.version,
-            removed.len(),
-            others.join(", "),
-            self.contacts.leader_end
-        );
+        let known = match self.leads_by_register() {
+            true => "this member led".to_owned(),
+            false => format!("the leader was last heard at {}", self.contacts.leader_end),
+        };
+        let text = format!("{}: {known}", self.view.state.forced_text(&self.config.name, &state));
         tracing::warn!("{text}");
         self.end(Over::Forced(Box::new(state)));
         Ok(text)

@@ -127,14 +127,14 @@ impl Agent {
                 Effect::Propose(change) => self.propose_leader(change),
             }
         }
-        if controls {
-            let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
-            self.contacts.set_blocked(blocked.unwrap_or_default());
-        } else if grant_left.is_zero()
-            && self.in_reach(self.view.state.members.keys(), now) < self.view.state.majority()
-        {
+        // A leader goes on by its own grant; whether a majority still confirms it, its lease tells.
+        let silent = if self.leads_by_register() { !self.holds_lease(now) } else { grant_left.is_zero() };
+        if silent && self.in_reach(self.view.state.members.keys(), now) < self.view.state.majority() {
             let text = self.out_of_reach(now);
             self.contacts.set_blocked(text);
+        } else if controls {
+            let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
+            self.contacts.set_blocked(blocked.unwrap_or_default());
         }
         if let Some(text) = self.contacts.tell_blocked(now) {
             self.outputs.push_back(Output::Blocked(text));
@@ -196,10 +196,14 @@ impl Agent {
         let heard = |name: &MemberName| self.contacts.is_in_reach(name, self.election_timeout * 2, now);
         let silent = state.members.keys().filter(|name| **name != self.config.name && !heard(name));
         let silent: Vec<&str> = silent.map(MemberName::as_str).collect();
-        let leader = state.leader.as_ref().map_or("nobody", MemberName::as_str);
+        let what = match &state.leader {
+            Some(leader) if *leader == self.config.name => "this node may not lead on".to_owned(),
+            Some(leader) => format!("the leader, {leader}, is silent, and nobody replaces it"),
+            None => "nobody leads".to_owned(),
+        };
         format!(
-            "the leader, {leader}, is silent, and without a majority of {} members nobody replaces it: waiting for {}; if these are \
-             gone for good, `walferry promote --force-new-cluster` makes this node a cluster of its own",
+            "{what} without a majority of {} members: waiting for {}; if these are gone for good, `walferry promote \
+             --force-new-cluster` makes this node a cluster of its own",
             state.majority(),
             silent.join(", ")
         )
@@ -208,7 +212,8 @@ impl Agent {
     /// What this member becomes when its operator says that the others are gone for good; the state of its own cluster.
     pub(super) fn forced_state(&self, now: Instant) -> Result<ClusterState, String> {
         let (name, state) = (&self.config.name, &self.view.state);
-        if !self.hears_no_leader(now) {
+        let led = if self.leads_by_register() { self.holds_lease(now) } else { !self.hears_no_leader(now) };
+        if led {
             let leader = state.leader.as_ref().map_or("nobody", MemberName::as_str);
             return Err(format!("the leader, {leader}, is there: remove members with `walferry remove`"));
         }

@@ -176,9 +176,16 @@ impl Register {
         self.raft.initialize(nodes).await.map_err(|error| RegisterError::Engine(error.to_string()))
     }
 
-    /// True once this member belongs to a register.
+    /// True once this member belongs to a register. Asks the engine, which tells its metrics anew for each question.
     pub async fn is_formed(&self) -> bool {
         self.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// The same by the engine's metrics, for whoever looks each time that they were told.
+    pub fn seems_formed(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.last_log_index.is_some() || metrics.vote != openraft::Vote::default()
     }
 
     /// Who may change the register, as far as this member knows.

@@ -283,14 +283,14 @@ impl Driver {
             match woken {
                 Woken::Event(event) => self.take_event(event),
                 Woken::Report(report) => self.take_report(report),
-                Woken::Register => self.look_at_register().await,
+                Woken::Register => self.look_at_register(),
                 Woken::Time => self.agent.handle_timeout(world::now()),
             }
         }
     }
 
-    async fn look_at_register(&mut self) {
-        self.formed = self.formed || self.register.is_formed().await;
+    fn look_at_register(&mut self) {
+        self.formed = self.formed || self.register.seems_formed();
         self.agent.handle_register(self.register.view(self.formed), world::now());
     }
 
