@@ -57,6 +57,11 @@ impl CommitQueue {
         wait(&mut self.readers, session, lsn);
     }
 
+    /// True when nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.readers.is_empty() && self.waiting.iter().all(VecDeque::is_empty)
+    }
+
     /// As `release`, for readers of committed state. `settled` is only called when somebody waits.
     pub fn release_settled(&mut self, settled: impl Fn() -> Lsn, ready: &mut Vec<SessionId>) {
         if !self.readers.is_empty() {

@@ -49,6 +49,7 @@ impl Host for Node {
 
     fn writable(&self, level: CommitLevel) -> Result<(), Refusal> {
         let shipper = match &self.role {
+            Role::Leader(_) if self.refuses_for_silence() => return Err(Refusal::NoLeader(self.why_silent())),
             Role::Leader(shipper) => shipper,
             Role::Replica(_) => return Err(self.not_here()),
             Role::Leaderless(reason) => return Err(Refusal::NoLeader(self.why_leaderless(reason))),
@@ -117,6 +118,10 @@ impl Host for Node {
         remote.into_iter().find(confirmed).unwrap_or(here)
     }
 
+    fn silent(&self) -> Option<String> {
+        (matches!(self.role, Role::Leader(_)) && !self.may_speak()).then(|| self.why_silent())
+    }
+
     fn unconfirmable(&self, level: CommitLevel) -> Option<String> {
         let Role::Leader(shipper) = &self.role else { return None };
         self.nobody_confirms(shipper, level)
@@ -143,10 +148,7 @@ impl Host for Node {
             return Strong::Refused(refusal_text(&refusal));
         }
         if !self.may_speak_at(now) {
-            return Strong::Refused(format!(
-                "CLUSTERDOWN this node led in epoch {}, and a majority of the members does not confirm that it still does",
-                self.history.last_epoch()
-            ));
+            return Strong::Refused(format!("CLUSTERDOWN {}", self.why_silent()));
         }
         if self.has_replayed() { Strong::Held } else { Strong::Replaying }
     }
@@ -386,7 +388,7 @@ impl Node {
             }
             Role::Leaderless(reason) => troubles.push(self.why_leaderless(reason)),
             Role::Leader(_) if !self.may_speak() => {
-                troubles.push("no lease: a majority of the members does not answer; commits wait".to_owned());
+                troubles.push(format!("no lease: {}", self.why_silent()));
             }
             Role::Leader(_) => {}
         }

@@ -229,6 +229,8 @@ pub trait Host {
     /// The level that the commit that ends at `lsn` holds by what is known here, `level` at most: a lower one where the node degrades,
     /// or where the sync policy asked nobody.
     fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel;
+    /// Why this leader may answer nothing at the moment, at no level, and what to do about it; `None` when it may.
+    fn silent(&self) -> Option<String>;
     /// Why nobody confirms commits at `level` here, whoever comes and goes, and what to do about it; `None` where somebody may, and
     /// on a node that takes no commits.
     fn unconfirmable(&self, level: CommitLevel) -> Option<String>;

@@ -62,6 +62,8 @@ pub(super) enum Role {
 
 /// A new leader's sync set is not called lost before this.
 const SETTLE_TIME: Duration = Duration::from_secs(1);
+/// A leader that no majority of the members confirms answers its writes after so long, unless `commit_timeout` says otherwise.
+const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
@@ -148,7 +150,17 @@ pub struct Node {
     abandoned: Option<String>,
     /// The sync set is lost, since when, and what `on_sync_loss` makes of remote levels.
     pub(super) sync_loss: Option<SyncLoss>,
+    /// This node leads and holds no lease.
+    silence: Option<Silence>,
     more_to_apply: bool,
+}
+
+/// A leader may answer nothing while no majority of the members confirms that it leads.
+struct Silence {
+    /// Since when nothing was answered for it.
+    since: Instant,
+    /// It has lasted too long: what was held was answered, and writes are refused until it ends.
+    answered: bool,
 }
 
 /// The sync policy has too few replicas to ask.
@@ -312,6 +324,7 @@ impl Node {
             failure: None,
             abandoned: None,
             sync_loss: None,
+            silence: None,
             more_to_apply: false,
             config,
         };
@@ -356,7 +369,7 @@ impl Node {
         };
         let shipper = Shipper::new(config, self.waker.clone()).map_err(refused)?;
         self.led_since = self.clock.now;
-        tracing::info!(%epoch, start = %self.log.end(), policy = %shipper.policy(), "leading");
+        tracing::info!(%epoch, start = %self.log.end(), "leading");
         if self.membership.is_none()
             && let Some(reason) = self.nobody_confirms(&shipper, self.config.commit_level)
         {
@@ -497,7 +510,7 @@ impl Node {
             Role::Leaderless(_) | Role::SteppedDown(_) => None,
         };
         let member = self.membership.as_ref().and_then(|membership| membership.next_timeout(now));
-        link.into_iter().chain(self.log.next_timeout(now)).chain(member).min()
+        link.into_iter().chain(self.log.next_timeout(now)).chain(member).chain(self.silence_timeout(now)).min()
     }
 
     /// A write of the log ended.
@@ -594,6 +607,7 @@ impl Node {
         self.show_base_copies();
         self.advance()?;
         self.watch_sync_set();
+        self.watch_lease();
         self.release(ready);
         if let Role::Leader(shipper) = &self.role
             && self.membership.is_none()
@@ -805,6 +819,59 @@ impl Node {
         }
     }
 
+    /// Notices when this leader may not speak for too long: then what waits is answered, and what comes is refused.
+    fn watch_lease(&mut self) {
+        if !self.leads() || self.may_speak() {
+            self.silence = None;
+            return;
+        }
+        let (now, time_max) = (self.clock.now, self.silent_time_max());
+        let silence = self.silence.get_or_insert(Silence { since: now, answered: false });
+        if now.saturating_duration_since(silence.since) < time_max {
+            return;
+        }
+        silence.since = now;
+        let first = !std::mem::replace(&mut silence.answered, true);
+        if first || !self.queue.is_empty() {
+            let reason = self.why_silent();
+            tracing::warn!("nothing that waits is confirmed, and writes are refused: {reason}");
+            self.abandon(reason);
+        }
+    }
+
+    fn silent_time_max(&self) -> Duration {
+        self.config.commit_timeout.unwrap_or(SILENT_TIME_MAX)
+    }
+
+    /// When a lease that ended, or that is about to, has to be looked at: somebody waits for an answer.
+    fn silence_timeout(&self, now: Instant) -> Option<Duration> {
+        let waits = self.membership.is_some() && self.leads() && !(self.queue.is_empty() && self.parking.is_empty());
+        match &self.silence {
+            _ if !waits => None,
+            Some(silence) => Some((silence.since + self.silent_time_max()).saturating_duration_since(now)),
+            None => Some(self.config.election_timeout),
+        }
+    }
+
+    /// True once a leader that may not speak refuses writes.
+    pub(super) fn refuses_for_silence(&self) -> bool {
+        self.silence.as_ref().is_some_and(|silence| silence.answered)
+    }
+
+    /// Why this leader may answer nothing, and what an operator can do about it.
+    pub(super) fn why_silent(&self) -> String {
+        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        let epoch = self.history.last_epoch();
+        let led = format!(
+            "this node led in epoch {epoch}, and a majority of the members does not confirm that it still does"
+        );
+        if awaited.is_empty() {
+            format!("{led}; `walferry describe` tells what is awaited")
+        } else {
+            format!("{led}: {awaited}")
+        }
+    }
+
     /// Finds the sessions that may go on.
     fn release(&mut self, ready: &mut Vec<SessionId>) {
         let mut queue = std::mem::take(&mut self.queue);
@@ -820,7 +887,8 @@ impl Node {
             Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => 0,
         };
         let news = News {
-            room: self.has_room(),
+            // Who waits for room is refused when it comes again.
+            room: self.has_room() || self.refuses_for_silence(),
             applied: (applied != self.applied_seen).then_some(applied),
             acknowledged: acknowledgements != self.acknowledged_seen || applied != self.applied_seen,
             fresh: self.heard.fresh != self.fresh_seen || (self.leads() && self.may_speak()),
@@ -918,7 +986,7 @@ impl Node {
             Role::Leaderless(_) | Role::SteppedDown(_) => return,
         }
         self.waterfall.abandon();
-        self.sync_loss = None;
+        (self.sync_loss, self.silence) = (None, None);
         self.queue = CommitQueue::default();
         self.abandoned = Some(reason.to_owned());
     }

@@ -100,6 +100,18 @@ impl Hold {
     }
 }
 
+/// What stands in the place of a reply that is not told.
+fn abandoned(hold: Hold, reason: &str) -> String {
+    match hold {
+        Hold::Nothing => String::new(),
+        Hold::Seen(lsn) => format!("UNCERTAIN what was read is durable only at {lsn}: {reason}"),
+        Hold::Settled(Position { lsn, .. }) => {
+            format!("UNCOMMITTED what was read is not committed up to {lsn}: {reason}")
+        }
+        Hold::Commit(_, lsn) => format!("UNCERTAIN the commit at {lsn} is not confirmed: {reason}"),
+    }
+}
+
 impl Outbox {
     /// The reply that was written since `reply.begin` is complete.
     pub fn push(&mut self, hold: Hold, timeout: Option<Duration>, id: SessionId, host: &mut dyn Host) {
@@ -125,9 +137,8 @@ impl Outbox {
         }
         let at = host.now();
         let deadline = match hold {
-            Hold::Commit(level, _) if level > CommitLevel::Local => timeout.map(|timeout| at + timeout),
-            Hold::Settled(_) => timeout.map(|timeout| at + timeout),
-            _ => None,
+            Hold::Commit(CommitLevel::Off, _) | Hold::Nothing => None,
+            Hold::Commit(..) | Hold::Seen(_) | Hold::Settled(_) => timeout.map(|timeout| at + timeout),
         };
         self.parts.push_back(Part { bytes, hold, at, deadline, overdue: false });
         if let Hold::Settled(position) = hold {
@@ -204,13 +215,23 @@ impl Outbox {
         }
     }
 
-    /// Replaces the front part's reply by `-UNCERTAIN` if its time is up and it is durable here.
+    /// Replaces the front part's reply by `-UNCERTAIN` if its time is up and it is durable here, or nobody may say so.
     fn expire(&mut self, part: Part, id: SessionId, host: &mut dyn Host) -> bool {
-        let (Hold::Commit(level, lsn), Some(deadline)) = (part.hold, part.deadline) else {
+        let (Some((level, lsn)), Some(deadline)) = (part.hold.target(), part.deadline) else {
             return false;
         };
         let now = host.now();
         if now < deadline {
+            return false;
+        }
+        if let Some(reason) = host.silent() {
+            self.replace(abandoned(part.hold, &reason));
+            self.acknowledge(&part, host);
+            return true;
+        }
+        if level <= CommitLevel::Local {
+            // It is asked for already: the disk is slow, or the node stops and says so.
+            self.parts[0].overdue = true;
             return false;
         }
         if host.released(CommitLevel::Local) < lsn {
@@ -244,19 +265,10 @@ impl Outbox {
     /// The node no longer answers commits: every held reply says that its fate is not known, and may leave.
     pub fn abandon(&mut self, reason: &str) {
         while let Some(part) = self.parts.front() {
-            match part.hold {
-                Hold::Nothing => {}
-                Hold::Seen(lsn) => {
-                    self.replace(format_args!("UNCERTAIN what was read is durable only at {lsn}: {reason}"));
-                }
-                Hold::Settled(position) => {
-                    self.settling.untold = true;
-                    let lsn = position.lsn;
-                    self.replace(format_args!("UNCOMMITTED what was read is not committed up to {lsn}: {reason}"));
-                }
-                Hold::Commit(_, lsn) => {
-                    self.replace(format_args!("UNCERTAIN the commit at {lsn} is not confirmed: {reason}"));
-                }
+            let hold = part.hold;
+            self.settling.untold |= matches!(hold, Hold::Settled(_));
+            if hold != Hold::Nothing {
+                self.replace(abandoned(hold, reason));
             }
             self.ready += self.parts.pop_front().map_or(0, |part| part.bytes);
         }

@@ -38,9 +38,9 @@ fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
 }
 
 impl Parked {
-    /// Until the log takes records again: then the command is executed again.
-    pub fn for_room() -> Parked {
-        Parked { what: What::Room, deadline: None }
+    /// Until the log takes records again, or `deadline`: then the command is executed again.
+    pub fn for_room(deadline: Option<Instant>) -> Parked {
+        Parked { what: What::Room, deadline }
     }
 
     /// Until the state is good enough for a read with this floor, or `deadline`: then the command is executed again.

@@ -51,7 +51,7 @@ impl Parking {
         }
         self.waits.retain(|&session, wait| {
             let concerned = match wait {
-                Wait::Room => news.room,
+                Wait::Room => news.turned || news.room,
                 Wait::Applied(lsn) => news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Floor(lsn) => news.turned || news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Fresh => news.turned || news.fresh || news.applied.is_some(),

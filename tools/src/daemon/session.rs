@@ -233,6 +233,8 @@ pub struct Session {
     parked: Option<Parked>,
     /// The command in front waits for a state that is good enough, until then.
     reads_until: Option<Instant>,
+    /// The command in front waits for room in the log; a leader that may not answer says so then.
+    writes_until: Option<Instant>,
     closing: bool,
     /// Commands were left because too much output was waiting.
     stalled: bool,
@@ -296,6 +298,7 @@ impl Session {
             record: Vec::new(),
             parked: None,
             reads_until: None,
+            writes_until: None,
             closing: false,
             stalled: false,
             commands: 0,
@@ -448,6 +451,7 @@ impl Session {
         }
         match self.run(spec, args, host) {
             Ok(hold) => {
+                self.writes_until = None;
                 // What was good enough before it was read may not have been when it was read: the process may have been
                 // stopped in between.
                 if hold.is_some()
@@ -463,11 +467,24 @@ impl Session {
             }
             Err(Refusal::Busy) => {
                 self.outbox.reply.undo();
-                self.parked = Some(Parked::for_room());
+                let now = host.now();
+                let until = self.client.commit_timeout.map(|timeout| *self.writes_until.get_or_insert(now + timeout));
+                let over = until.is_some_and(|until| until <= now);
+                if over && let Some(reason) = host.silent() {
+                    self.writes_until = None;
+                    if self.client.transaction.take().is_some() {
+                        self.client.watched.clear();
+                    }
+                    self.outbox.reply.error(command::refusal_text(&Refusal::NoLeader(reason)));
+                    self.push(Hold::Nothing, host);
+                    return Step::Done;
+                }
+                self.parked = Some(Parked::for_room(until.filter(|_| !over)));
                 host.park(self.client.id, Wait::Room);
                 Step::Again
             }
             Err(refusal) => {
+                self.writes_until = None;
                 self.outbox.reply.undo();
                 self.outbox.reply.error(command::refusal_text(&refusal));
                 self.push(Hold::Nothing, host);

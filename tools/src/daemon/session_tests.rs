@@ -156,6 +156,41 @@ fn commit_level_and_timeout_are_the_sessions_own() {
 }
 
 #[test]
+fn leader_without_a_majority_answers_after_the_commit_timeout() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "COMMITTIMEOUT 100");
+    // One is in the log when the lease ends, the next finds no room for what cannot be answered.
+    client.send(&mut host, b"SET a 1\r\n");
+    host.silent = Some("waiting for b, c".to_owned());
+    host.refusal = Some(Refusal::Busy);
+    client.send(&mut host, b"SET b 2\r\n");
+    let deadline = client.session.deadline().expect("a deadline, at `local` too");
+    assert_eq!(deadline, host.now() + Duration::from_millis(100));
+    assert_eq!(client.resume(&mut host), "");
+    host.pass(Duration::from_millis(100));
+    let answers = client.resume(&mut host);
+    let lsn = host.last_commit();
+    assert_eq!(
+        answers,
+        format!(
+            "-UNCERTAIN the commit at {lsn} is not confirmed: waiting for b, c\r\n-CLUSTERDOWN waiting for b, c\r\n"
+        )
+    );
+    assert_eq!(host.log_end(), lsn, "what is told not to be done is not done");
+    // Without a majority that is missing, a log that is full is waited for.
+    host.silent = None;
+    client.send(&mut host, b"SET c 3\r\n");
+    host.pass(Duration::from_millis(100));
+    assert_eq!(client.resume(&mut host), "");
+    assert_eq!(client.session.deadline(), None);
+    host.refusal = None;
+    client.resume(&mut host);
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "+OK\r\n");
+}
+
+#[test]
 fn remote_level_that_nobody_confirms_is_refused_to_the_session() {
     let (mut host, mut client) = pair();
     host.unconfirmable = Some("no sync policy".to_owned());

@@ -38,6 +38,8 @@ pub struct TestHost {
     pub reached: BTreeMap<CommitLevel, Lsn>,
     /// Why nobody confirms commits at remote levels.
     pub unconfirmable: Option<String>,
+    /// Why it may answer nothing.
+    pub silent: Option<String>,
     /// The level that stands in for remote ones.
     pub degraded: Option<CommitLevel>,
     /// What commits are refused with.
@@ -87,6 +89,7 @@ impl TestHost {
             now: Instant::now(),
             reached: BTreeMap::new(),
             unconfirmable: None,
+            silent: None,
             degraded: None,
             refusal: None,
             holds: Vec::new(),
@@ -206,6 +209,7 @@ impl Host for TestHost {
     }
     fn released(&self, level: CommitLevel) -> Lsn {
         match self.degraded.map_or(level, |degraded| degraded.min(level)) {
+            _ if self.silent.is_some() => Lsn::ZERO,
             CommitLevel::Off => Lsn::MAX,
             CommitLevel::Local => self.flushed,
             remote => self.reached.get(&remote).copied().unwrap_or_default().min(self.flushed),
@@ -219,6 +223,9 @@ impl Host for TestHost {
             None if self.flushed >= lsn => CommitLevel::Local,
             None => CommitLevel::Off,
         }
+    }
+    fn silent(&self) -> Option<String> {
+        self.silent.clone()
     }
     fn unconfirmable(&self, level: CommitLevel) -> Option<String> {
         self.unconfirmable.clone().filter(|_| level.is_remote())
