@@ -30,7 +30,7 @@ use walferry_tls::PeerTls;
 
 use crate::ack::{Acks, Reached};
 use crate::base::BaseError;
-use crate::base::fetch::{FetchConfig, FetchError, Fetching};
+use crate::base::fetch::{FetchConfig, FetchError, Fetching, cuts_commits};
 use crate::base::incoming::{Facts, Incoming};
 use crate::freshness::Freshness;
 use crate::receiver::{ProtocolError, Receiver, Step};
@@ -77,6 +77,9 @@ pub struct FollowerConfig {
     pub heartbeat_interval: Duration,
     /// This node has promised to take nothing from leaders of older epochs; 0 for none.
     pub promised: Epoch,
+    /// The operator takes it that what this node knows to be committed is cut off where the leader has not got it. Members ask nobody:
+    /// their register tells who may lead.
+    pub may_cut_commits: bool,
     /// Peers speak TLS.
     pub tls: Option<Arc<PeerTls>>,
 }
@@ -125,6 +128,8 @@ enum LinkError {
         "the leader's log parts from ours at {fork}, and a checkpoint is being written that may go further: waits for its end"
     )]
     Checkpoint { fork: Lsn },
+    #[error("{}", cuts_commits(*fork, *committed))]
+    Committed { fork: Lsn, committed: Lsn },
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }
@@ -506,6 +511,7 @@ impl Follower {
                 _ => Epoch(0),
             }),
             floor,
+            keeps: self.keeps(log, history),
             history: history.clone(),
             flushed: log.flushed(),
             suspect: self.suspect,
@@ -539,6 +545,13 @@ impl Follower {
     fn gives_up(&self, log: &Log, history: &EpochHistory) -> Epoch {
         let own = self.config.member == MemberId(0) && log.led() == history.last_epoch();
         if own { log.led() } else { Epoch(0) }
+    }
+
+    /// Up to where nothing of the log may be cut without a word of the operator's: what an earlier leader told to be committed.
+    /// Zero for a member and for a leader that follows another.
+    fn keeps(&self, log: &Log, history: &EpochHistory) -> Lsn {
+        let asked = self.config.may_cut_commits || self.config.member != MemberId(0);
+        if asked || self.gives_up(log, history) != Epoch(0) { Lsn::ZERO } else { self.committed.min(log.sealed()) }
     }
 
     fn greet(&mut self, connected: Connected, log: &Log, history: &EpochHistory, now: Instant) {
@@ -709,6 +722,10 @@ impl Follower {
         })?;
         let start = welcome.start;
         let ended = log.sealed();
+        let committed = self.keeps(log, history);
+        if start < committed {
+            return Err(LinkError::Committed { fork: start, committed }.into());
+        }
         let rewind = Rewind {
             leader: welcome.name.as_str(),
             dir: &self.config.dir,
@@ -816,7 +833,9 @@ impl Follower {
             // A fetch goes on where it was; a leader that was restarted is back soon.
             LinkError::Fetch(FetchError::Refused { code: RefuseCode::NotLeader | RefuseCode::Stopping, .. })
             | LinkError::Fetch(FetchError::Busy) => self.backoff = self.backoff.min(BACKOFF_PASSING_MAX),
-            LinkError::Fetch(FetchError::Refused { .. } | FetchError::Misfit(_) | FetchError::Keep(_)) => {
+            LinkError::Fetch(
+                FetchError::Refused { .. } | FetchError::Misfit(_) | FetchError::Committed { .. } | FetchError::Keep(_),
+            ) => {
                 self.backoff = BACKOFF_MAX;
             }
             // The leader is about to be one, or there is another in a moment; a checkpoint ends soon.
@@ -829,7 +848,9 @@ impl Follower {
                 self.backoff = self.backoff.min(BACKOFF_PASSING_MAX);
             }
             // Trying again at once would get the same answer.
-            LinkError::Refused { .. } | LinkError::Misfit(_) => self.backoff = BACKOFF_MAX,
+            LinkError::Refused { .. } | LinkError::Misfit(_) | LinkError::Committed { .. } => {
+                self.backoff = BACKOFF_MAX
+            }
             _ => {}
         }
         self.waiting_frame = None;

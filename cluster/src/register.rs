@@ -314,7 +314,12 @@ impl ClusterState {
                 Part::Wait("this node led and lost its disk: another member has to lead".to_owned())
             }
             Some(_) if self.epoch > lived_through => Part::Lead(self.epoch),
-            Some(_) => Part::Wait(format!("this node led epoch {} before it was restarted", self.epoch)),
+            Some(_) => Part::Wait(format!(
+                "this node led epoch {} before it was restarted, and a majority of {} members has to choose who leads next; if it is gone for \
+                 good, `walferry promote --force-new-cluster` makes this node a cluster of its own",
+                self.epoch,
+                self.majority()
+            )),
         }
     }
 

@@ -197,3 +197,43 @@ fn leader_that_went_on_follows_the_promoted_replica() {
         until("it goes on", || get(&again, "last") == value("word"));
     }
 }
+
+/// The leader's directory was set back: its replica has what was confirmed, and does not throw it away without being told to.
+#[test]
+fn replica_of_a_restored_leader_keeps_what_was_committed() {
+    let root = directory();
+    let leads = ["--sync", "ANY 1 (b)"];
+    let start = |name: &str, flags: &[&str]| Node::start(root.path(), name, &[&leads[..], flags].concat());
+    let leader = start("a", &[]);
+    set(&mut leader.client(), "k", "v");
+    leader.kill();
+    let (data, copy) = (root.path().join("a"), root.path().join("copy"));
+    assert!(Command::new("cp").arg("-a").args([&data, &copy]).status().expect("cp runs").success());
+    let leader = start("a", &[]);
+    let replica = start("b", &["--follow", &leader.peer_listen.to_string()]);
+    let mut client = leader.client();
+    assert_eq!(client.command(&["COMMITLEVEL", "remote_flush"]), Reply::Simple("OK".to_owned()));
+    (0..20).for_each(|n| set(&mut client, &format!("k{n}"), "confirmed"));
+    // What is committed is told with the next heartbeat.
+    until("the replica knows it", || describe(&replica)["committed"] == describe(&leader)["committed"]);
+    leader.kill();
+    replica.kill();
+    std::fs::remove_dir_all(&data).and_then(|()| std::fs::rename(&copy, &data)).expect("the copy is in its place");
+    let leader = start("a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let replica = start("b", &["--follow", &follow]);
+    until("it says why it does not follow", || {
+        let trouble = describe(&replica)["trouble"].as_str().unwrap_or_default().to_owned();
+        ["walferry promote", "--become replica", "restored from an older copy"]
+            .iter()
+            .all(|word| trouble.contains(word))
+    });
+    // The last frame is applied once a leader says that it has flushed it.
+    assert_eq!(get(&replica, "k10"), value("confirmed"));
+    replica.kill();
+    // The one way out: what it has is given up, kept and counted.
+    let replica = start("b", &["--follow", &follow, "--become", "replica"]);
+    set(&mut leader.client(), "k", "w");
+    until("it follows", || get(&replica, "k") == value("w"));
+    assert_eq!((get(&replica, "k10"), describe(&replica)["lost_commits"].as_u64()), (Reply::Nil, Some(20)));
+}

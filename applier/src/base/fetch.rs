@@ -44,6 +44,8 @@ pub struct FetchConfig {
     pub epoch_min: Epoch,
     /// A copy that does not hold everything before this is of no use.
     pub floor: Lsn,
+    /// Up to where nothing of this node's log may be cut: what it knows to be committed.
+    pub keeps: Lsn,
     /// The replica's epochs and durable end: what both logs have in common must be in the copy.
     pub history: EpochHistory,
     /// See `history`.
@@ -52,6 +54,15 @@ pub struct FetchConfig {
     pub suspect: bool,
     /// Peers speak TLS.
     pub tls: Option<Arc<PeerTls>>,
+}
+
+/// The reason for not following a leader without what was committed, and the ways out.
+pub(crate) fn cuts_commits(fork: Lsn, committed: Lsn) -> String {
+    format!(
+        "the leader's log parts from this node's at {fork}, and commits up to {committed} are here: was it restored from an older copy, \
+         or is a replica behind this one promoted? `walferry promote` lets this node lead with what it has; a start with --become \
+         replica follows that leader, cuts them off, and keeps them in DIR/lost/"
+    )
 }
 
 /// Why an attempt ended. Another goes on where it did.
@@ -84,6 +95,14 @@ pub enum FetchError {
         base: Lsn,
         /// What it must hold.
         floor: Lsn,
+    },
+    /// The copy's log parts from this node's before what was committed.
+    #[error("{}", cuts_commits(*fork, *committed))]
+    Committed {
+        /// Where they part.
+        fork: Lsn,
+        /// What this node knows to be committed.
+        committed: Lsn,
     },
     /// A piece is not what its checksum says.
     #[error("a piece of the base copy arrived damaged, at offset {0}: it is fetched again")]
@@ -291,6 +310,9 @@ impl Fetcher {
             return misfit(format!("the leader is of epoch {epoch}, this node knows {}", self.config.epoch_min));
         }
         let shared = facts.history.fork_with(&self.config.history, self.config.flushed);
+        if shared < self.config.keeps {
+            return Err(FetchError::Committed { fork: shared, committed: self.config.keeps });
+        }
         let floor = self.config.floor.max(shared);
         if offer.base < floor {
             return Err(FetchError::TooOld { base: offer.base, floor });

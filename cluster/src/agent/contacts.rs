@@ -233,7 +233,10 @@ impl Agent {
         let (name, state, contacts) = (&self.config.name, &self.view.state, &self.contacts);
         let strangeness = contacts.strangeness.as_ref();
         if state.members.contains_key(name) || strangeness.is_some_and(|said| said.name_known) {
-            return "this node begins anew: the cluster takes it back as soon as a majority answers".to_owned();
+            return "this node begins anew: the cluster takes it back as soon as a majority answers. If none will, `walferry promote \
+                    --force-new-cluster` on a member that has its disk still makes that one a cluster, which takes this node in with \
+                    `walferry join`"
+                .to_owned();
         }
         if state.version > 0 {
             return format!("this node is no member yet: `walferry join --name {name}` takes it in");
@@ -255,7 +258,8 @@ impl Agent {
         let missing: Vec<&str> = self.config.members.keys().filter(unheard).map(MemberName::as_str).collect();
         if !missing.is_empty() {
             return format!(
-                "waiting for {} to form the cluster: every member has to be there once",
+                "waiting for {} to form the cluster: every member has to be there once; start the nodes that are to form it with \
+                 --members that names no others",
                 missing.join(", ")
             );
         }

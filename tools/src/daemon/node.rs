@@ -406,6 +406,7 @@ impl Node {
             peer_timeout: self.config.peer_timeout,
             heartbeat_interval: self.config.heartbeat_interval,
             promised,
+            may_cut_commits: self.config.becoming == Some(role::Becoming::Replica),
             tls: self.tls.peer(),
         };
         let (waker, now, heard) = (self.waker.clone(), self.clock.now, self.heard);

@@ -42,7 +42,7 @@ use super::node::refused;
 use super::notify::Notifier;
 use super::tls::Tls;
 use crate::config::NodeConfig;
-use crate::role::ROLE_FILE;
+use crate::role::{Becoming, ROLE_FILE};
 
 /// Nodes that cannot be reached are waited for so long; then the node stops, and the service manager starts it again.
 const REPAIR_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -336,6 +336,8 @@ fn fetch_store(
     // A stand-alone leader that follows another gives up what it led; see `Hello::gives_up`.
     let gives_up =
         config.follow.is_some() && matches!(known.mark, Marked::As(mark) if mark.led == history.last_epoch());
+    let asked = gives_up || config.members.is_some() || config.becoming == Some(Becoming::Replica);
+    let keeps = if asked { Lsn::ZERO } else { found.committed.min(found.end) };
     let mut floor = Lsn::ZERO;
     let mut said = vec![String::from("was not asked"); repairer.sources.len()];
     let mut moved = world::now();
@@ -350,6 +352,7 @@ fn fetch_store(
             peer_timeout: config.peer_timeout,
             epoch_min: if gives_up { Epoch(0) } else { history.last_epoch() },
             floor,
+            keeps,
             history: history.clone(),
             flushed: found.end,
             suspect: false,

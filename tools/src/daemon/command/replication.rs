@@ -333,7 +333,7 @@ pub fn promote(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply:
         return Outcome::DONE;
     }
     match host.promote() {
-        Ok(epoch) => reply.integer(epoch.0 as i64),
+        Ok(epoch) => reply.integer(i64::from(epoch.number())),
         Err(error) => reply.error(format_args!("ERR {error}")),
     }
     Outcome::DONE
