@@ -13,9 +13,11 @@
 struct machine {
     // For so long it was suspended: CLOCK_MONOTONIC stood still, CLOCK_BOOTTIME did not.
     volatile long long suspended_ns;
-    // The next flush of DIR/durable fails.
+    // The next flush of one of these files fails; 0 for none, else its number from 1.
     volatile long long flush_fails;
 };
+
+static const char *const files[] = {"/durable", "/cluster.redb"};
 
 static struct machine *machine;
 
@@ -46,7 +48,8 @@ int fdatasync(int fd) {
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         ssize_t length = readlink(link, path, sizeof path - 1);
         path[length < 0 ? 0 : length] = 0;
-        if (length >= 8 && strcmp(path + length - 8, "/durable") == 0) {
+        const char *file = files[machine->flush_fails - 1], *name = strrchr(path, '/');
+        if (name && strcmp(name, file) == 0) {
             machine->flush_fails = 0;
             errno = EIO;
             return -1;

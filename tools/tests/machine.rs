@@ -15,6 +15,9 @@ use common::{Client, Node, Reply, directory, until};
 /// The offsets of the fields of `struct machine`.
 const SUSPENDED_NS: u64 = 0;
 const FLUSH_FAILS: u64 = 8;
+/// Values of `FLUSH_FAILS`.
+const OF_MARK: i64 = 1;
+const OF_REGISTER: i64 = 2;
 
 /// A reply of a node that may be stopped is waited for so long.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
@@ -176,7 +179,7 @@ fn failed_flush_of_the_mark_ends_a_leadership() {
     let next = others(&members, old)[0];
     let in_sync = || old.describe()["in_sync"].to_string().contains(&format!("{:?}", next.name));
     until("the next leader is in sync", in_sync);
-    next.machine.set(FLUSH_FAILS, 1);
+    next.machine.set(FLUSH_FAILS, OF_MARK);
     let mut client = old.node.client();
     // What it answers depends on how soon the next one gives up.
     let _ = client.try_command(&["SWITCHOVER", "TO", next.name]);
@@ -196,9 +199,27 @@ fn failed_flush_of_the_mark_fails_a_promotion() {
     let mut client = replica.client();
     leader.client().command(&["SET", "k", "v"]);
     until("the replica has it", || client.command(&["GET", "k"]) == Reply::Bulk("v".to_owned()));
-    machine.set(FLUSH_FAILS, 1);
+    machine.set(FLUSH_FAILS, OF_MARK);
     let Reply::Error(text) = client.command(&["PROMOTE"]) else { panic!("it cannot lead") };
     assert!(text.contains("the promotion failed") && text.contains("durable"), "{text}");
     let refused = client.command(&["SET", "k", "w"]);
     assert!(matches!(&refused, Reply::Error(text) if text.contains("durable")), "{refused:?}");
+}
+
+/// What its register holds then is not known: a member that stays up without one keeps others from choosing a leader.
+#[test]
+fn failed_flush_of_the_register_ends_the_process() {
+    let root = directory();
+    let members = cluster(root.path(), &["--election-timeout", "1s"]);
+    let all: Vec<&Member> = members.iter().collect();
+    let leads = leader(&all, "remote_flush", "1");
+    let (broken, other) = (others(&members, leads)[0], others(&members, leads)[1]);
+    let in_sync = || leads.describe()["in_sync"].to_string().contains(&format!("{:?}", other.name));
+    until("the next leader is in sync", in_sync);
+    broken.machine.set(FLUSH_FAILS, OF_REGISTER);
+    let _ = leads.node.client().try_command(&["SWITCHOVER", "TO", other.name]);
+    until("its process ends", || Client::connect(broken.node.listen).is_err());
+    let log = std::fs::read_to_string(root.path().join(format!("{}.log", broken.name))).expect("its log");
+    assert!(log.contains("start it again") && log.contains("cluster.redb"), "{log}");
+    leader(&[leads, other], "remote_flush", "2");
 }

@@ -97,6 +97,8 @@ struct Shared {
     /// Transactions go to the disk in the order in which the mirror changed.
     order: tokio::sync::Mutex<()>,
     state: watch::Sender<ClusterState>,
+    /// Why nothing can be written any more.
+    failed: watch::Sender<Option<String>>,
 }
 
 /// The store; clones are the same store, of the same life.
@@ -179,6 +181,7 @@ impl RegisterStore {
             mirror: Mutex::new(mirror),
             order: tokio::sync::Mutex::new(()),
             state,
+            failed: watch::channel(None).0,
         };
         if !rows.is_empty() || known.is_some_and(|known| known.to != file) {
             write(&shared, rows, true).map_err(|error| failed(error.to_string()))?;
@@ -268,8 +271,20 @@ impl RegisterStore {
                 change(&mut self.mirror());
                 Ok(())
             }
-            Err(error) => Err(io::Error::other(format!("{}: {error}", self.shared.path.display()))),
+            Err(error) => {
+                let text = format!("{}: {error}", self.shared.path.display());
+                self.shared.failed.send_replace(Some(text.clone()));
+                Err(io::Error::other(text))
+            }
         }
+    }
+
+    /// Waits until a write fails. What the file holds then is not known, and the database takes nothing more: only another start
+    /// finds out.
+    pub async fn failure(&self) -> String {
+        let mut failed = self.shared.failed.subscribe();
+        let failure = failed.wait_for(Option::is_some).await.map(|text| text.clone());
+        failure.ok().flatten().unwrap_or_default()
     }
 }
 

@@ -216,6 +216,11 @@ impl Node {
 
     fn take_order(&mut self, order: ThreadOrder, ring: &mut Ring) -> Result<(), DaemonError> {
         match order {
+            ThreadOrder::End(reason) => {
+                return Err(refused(format!(
+                    "this node can take no part in its cluster any more, start it again: {reason}"
+                )));
+            }
             ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(..) if self.log.stopped().is_some() => {}
             ThreadOrder::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
             ThreadOrder::BeginAnew(id, promised) => {

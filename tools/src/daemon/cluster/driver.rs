@@ -73,8 +73,8 @@ pub(super) fn spawn(
         if let Err(text) = outcome {
             tracing::error!("this node takes no part in its cluster any more: {text}");
             if let Some(node) = node {
-                node.block(&text);
-                node.order(Order::Agent(walferry_cluster::agent::Order::Leaderless(text)));
+                node.shared.lease.set(None);
+                node.order(Order::End(text));
             }
         }
         runtime.shutdown_background();
@@ -111,7 +111,10 @@ async fn run(
         let hub = Hub { me, register: register.clone(), events: events.clone(), node: node.clone() };
         let serving = tokio::spawn(serve(Arc::clone(&door), Arc::new(hub)));
         let driver = Driver::new(&config, store.clone(), register.clone(), peers.clone(), node.clone(), events).await;
-        let over = driver.run(inbox, &mut reports).await;
+        let over = tokio::select! {
+            over = driver.run(inbox, &mut reports) => over,
+            failure = store.failure() => return Err(failure),
+        };
         tokio::time::sleep(if over.is_some() { LAST_WORDS_TIME } else { Duration::ZERO }).await;
         serving.abort();
         let _ = register.close().await;

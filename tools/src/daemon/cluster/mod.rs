@@ -48,6 +48,8 @@ pub enum Order {
     BeginAnew(MemberId, Epoch),
     /// A replica connected.
     Connection(OwnedFd, SocketAddr),
+    /// The member can take no part any more, for this reason: its process ends, and its next start finds out what its disk has.
+    End(String),
 }
 
 /// What the node tells the cluster thread.
