@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::durable::believe_flush_of;
 use crate::prepare::remove_if_there;
+use crate::world;
 
 const CRC_WORD: &str = "crc ";
 const COPY_SUFFIX: &str = ".copy";
@@ -108,13 +109,15 @@ fn read(path: &Path) -> io::Result<Found> {
 
 /// Puts `bytes` where `path` is, so that after a crash the file holds either the old or the new bytes, whole.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    world::saves(path, false)?;
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&partial)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&partial, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    believe_flush_of(path)
+    believe_flush_of(path)?;
+    world::saves(path, true)
 }
 
 #[cfg(test)]

@@ -277,6 +277,18 @@ pub fn replaces(path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// A small file is about to take the place of the one at `path`, or has: where the world is simulated its machine may go down here,
+/// or its disk fail.
+#[inline]
+pub fn saves(path: &Path, done: bool) -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        return world.saves(path, done);
+    }
+    let _ = (path, done);
+    Ok(())
+}
+
 /// What was written to the file is durable.
 #[inline]
 pub fn synced(path: &Path) {
@@ -335,6 +347,9 @@ pub mod simulated {
         /// A file beside the log is about to change; an error when its node is going down. Until `synced` a crash may take any
         /// part of the change back.
         fn writes(&self, path: &Path, undo: Undo) -> io::Result<()>;
+        /// A small file is about to be replaced whole, or has been (`done`); an error when its node goes down there, or its disk
+        /// fails.
+        fn saves(&self, path: &Path, done: bool) -> io::Result<()>;
         /// What was written to the file is durable.
         fn synced(&self, path: &Path);
     }

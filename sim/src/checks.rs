@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use walferry::simulated::Member;
-use walferry_applier::record::{Effect, effects};
+use walferry_applier::record::{Fields, StreamId};
+use walferry_applier::store::StoreError;
 use walferry_applier::view::{Value, View};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::{Epoch, Lsn};
-use walferry_engine::reader::LogReader;
 
 use crate::clients::Acknowledged;
 use crate::cluster::Broken;
+use crate::growing::{END, Growing, tokens};
 use crate::world::NodeNo;
 
 /// Every write that was acknowledged at a level that survives what happened is there.
@@ -73,39 +73,33 @@ pub fn logs_agree(ours: &Member, theirs: &Member, end: Lsn, segment_bytes: u64) 
     Ok(())
 }
 
-/// The store of a node holds what its log says, and nothing else.
-pub fn state_is_the_log(member: &Member, dir: &Path) -> Result<(), Broken> {
-    let broken = |error: &dyn std::fmt::Display| Broken(format!("{}: {error}", dir.display()));
-    if member.log_start() > Lsn::ZERO {
-        return Ok(());
-    }
-    let log_dir = dir.join(walferry_engine::log::LOG_DIR);
-    let segment_bytes = crate::cluster::SEGMENT_BYTES;
-    let reader = LogReader::open(&log_dir, segment_bytes, Lsn::ZERO, member.applied());
-    let mut reader = reader.map_err(|error| broken(&error))?;
-    let mut state: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-    while let Some(frame) = reader.next_frame().map_err(|error| broken(&error))? {
-        for (_, record) in frame.records() {
-            for effect in effects(record) {
-                match effect.map_err(|error| broken(&error))? {
-                    Effect::Put { key, value } => drop(state.insert(key.to_vec(), value.to_vec())),
-                    Effect::Delete { key } => drop(state.remove(key)),
-                    other => return Err(Broken(format!("an effect that no client asked for: {other:?}"))),
+/// What the keys of growing values hold: tokens and their places, the length with them or their ids.
+pub fn grown(growing: &Growing, leader: &Member) -> Result<BTreeMap<String, Vec<(String, String)>>, Broken> {
+    let broken = |error: StoreError| Broken(error.to_string());
+    let mut held = BTreeMap::new();
+    for key in growing.keys() {
+        let mut all = Vec::new();
+        match leader.store().get(key.as_bytes()).map_err(broken)? {
+            None => {}
+            Some(Value::String(text)) => {
+                let mut length = 0;
+                for token in tokens(&String::from_utf8_lossy(&text)) {
+                    length += token.len() + END.len_utf8();
+                    all.push((token, length.to_string()));
                 }
             }
+            Some(Value::Stream(_)) => {
+                let mut take = |id: StreamId, fields: &[u8]| {
+                    let token = Fields::new(fields).nth(1).map(String::from_utf8_lossy).unwrap_or_default();
+                    all.push((token.into_owned(), format!("{}-{}", id.0, id.1)));
+                    true
+                };
+                let (first, last) = ((0, 0), (u64::MAX, u64::MAX));
+                let read = leader.store().stream_range(key.as_bytes(), first, last, false, usize::MAX, &mut take);
+                read.map_err(broken)?;
+            }
         }
+        held.insert(key, all);
     }
-    let store = member.store();
-    let count = store.len().map_err(|error| broken(&error))?;
-    if count != state.len() as u64 {
-        return Err(Broken(format!("{}: the store has {count} keys, its log {}", dir.display(), state.len())));
-    }
-    for (key, value) in &state {
-        let found = store.get(key).map_err(|error| broken(&error))?;
-        if !matches!(&found, Some(Value::String(found)) if found[..] == value[..]) {
-            let key = String::from_utf8_lossy(key);
-            return Err(Broken(format!("{}: {key} is not what the log says", dir.display())));
-        }
-    }
-    Ok(())
+    Ok(held)
 }

@@ -1,18 +1,21 @@
 //! Clients of a simulated cluster and what they were told. Each speaks RESP to a session of some node, one command at a time, and
 //! follows the leader when it is sent away. Everything that was acknowledged is written down.
 
+mod growers;
+
 use std::time::Duration;
 
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Epoch;
 
+use crate::growing::Growing;
 use crate::history::{Call, Registers};
+use crate::resp::{Value, command, reply};
 use crate::world::NodeNo;
 
-/// A reply that takes longer is not waited for.
-pub const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two commands of one client, at most.
-const THINK_US_MAX: u64 = 20_000;
+/// A reply that takes longer is not waited for; some clients wait for less.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_MIN: Duration = Duration::from_millis(200);
 /// After an error.
 const PAUSE_US: u64 = 40_000;
 
@@ -25,6 +28,23 @@ pub enum Kind {
     Register,
     /// Writes a growing number, reads it elsewhere with its session's token.
     Reader(CommitLevel),
+    /// Appends to strings and streams, alone and in transactions.
+    Grower,
+    /// Appends at `local`, most often upon what it has watched for a while.
+    Watcher,
+    /// Reads what others append at `READ AT MOST`, on any node.
+    Recent,
+    /// The same at `READ COMMITTED`.
+    Settled,
+}
+
+/// How much time clients let pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Tempo {
+    /// Between two commands, at most.
+    pub think_us: u64,
+    /// Between WATCH and EXEC, at most.
+    pub watch_us: u64,
 }
 
 /// What was asked last.
@@ -48,6 +68,7 @@ enum Doing {
     Token,
     /// Reads back; what it must find at least.
     ReadBack(u64),
+    Growing(growers::Step),
 }
 
 /// A write that was acknowledged.
@@ -81,6 +102,14 @@ pub struct Client {
     doing: Doing,
     setup: Vec<Vec<u8>>,
     input: Vec<u8>,
+    /// Replies so far, of so many.
+    replies: Vec<Value>,
+    expected: usize,
+    /// The key that it watches, and what that held.
+    watched: Option<(String, String)>,
+    /// It lets so much time pass, for once.
+    rest_us: Option<u64>,
+    tempo: Tempo,
     pub asked_at_us: u64,
     /// Counts its commands, so that a late timeout finds out that it is late.
     pub turn: u64,
@@ -94,28 +123,15 @@ pub struct Client {
     nodes: usize,
 }
 
-fn command(words: &[&str]) -> Vec<u8> {
-    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+/// A reply as text: a string begins with `$`, an error with `-`.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::Simple(text) => format!("+{text}"),
+        Value::Error(text) => format!("-{text}"),
+        Value::Bulk(text) => format!("${text}"),
+        Value::Nil => "nil".to_owned(),
+        Value::Integer(_) | Value::Array(_) => panic!("nobody asked for {value:?}"),
     }
-    bytes
-}
-
-/// One reply at the front of `bytes`, as text, and its length; `None` while it is not whole.
-fn reply(bytes: &[u8]) -> Option<(String, usize)> {
-    let line_end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
-    let line = String::from_utf8_lossy(&bytes[..line_end]).into_owned();
-    let head = line_end + 2;
-    if !line.starts_with('$') {
-        return Some((line, head));
-    }
-    let length: i64 = line[1..].parse().expect("a length");
-    if length < 0 {
-        return Some(("nil".to_owned(), head));
-    }
-    let end = head + length as usize;
-    (bytes.len() >= end + 2).then(|| (format!("${}", String::from_utf8_lossy(&bytes[head..end])), end + 2))
 }
 
 /// Everything that clients were told.
@@ -123,13 +139,14 @@ fn reply(bytes: &[u8]) -> Option<(String, usize)> {
 pub struct Told {
     pub acknowledged: Vec<Acknowledged>,
     pub registers: Registers,
+    pub growing: Growing,
     pub commands: u64,
     /// A session's read went back.
     pub broken: Vec<String>,
 }
 
 impl Client {
-    pub fn new(number: usize, kind: Kind, nodes: usize, seed: u64) -> Client {
+    pub fn new(number: usize, kind: Kind, nodes: usize, tempo: Tempo, seed: u64) -> Client {
         let mut rng = fastrand::Rng::with_seed(seed);
         Client {
             number,
@@ -139,6 +156,11 @@ impl Client {
             doing: Doing::Nothing,
             setup: Vec::new(),
             input: Vec::new(),
+            replies: Vec::new(),
+            expected: 1,
+            watched: None,
+            rest_us: None,
+            tempo,
             asked_at_us: 0,
             turn: 0,
             written: 0,
@@ -150,6 +172,11 @@ impl Client {
         }
     }
 
+    /// How long it waits for a reply.
+    pub fn patience(&self) -> Duration {
+        if self.kind == Kind::Register && self.number.is_multiple_of(2) { PATIENCE_MIN } else { PATIENCE }
+    }
+
     pub fn is_waiting(&self) -> bool {
         self.doing != Doing::Nothing
     }
@@ -157,7 +184,8 @@ impl Client {
     fn level(&self) -> CommitLevel {
         match self.kind {
             Kind::Writer(level) | Kind::Reader(level) => level,
-            Kind::Register => CommitLevel::RemoteFlush,
+            Kind::Register | Kind::Grower | Kind::Recent | Kind::Settled => CommitLevel::RemoteFlush,
+            Kind::Watcher => CommitLevel::Local,
         }
     }
 
@@ -165,6 +193,7 @@ impl Client {
     pub fn next(&mut self, now_us: u64, told: &mut Told) -> Wants {
         self.asked_at_us = now_us;
         self.turn += 1;
+        self.expected = 1;
         if self.session.is_none() {
             return self.connect();
         }
@@ -194,6 +223,9 @@ impl Client {
                     (Doing::RegisterRead { call }, command(&["GET", &key]))
                 }
             }
+            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Settled => {
+                return Wants::Send(self.begin_to_grow(now_us, told));
+            }
             Kind::Reader(_) if self.reads => {
                 (Doing::ReadBack(self.seen), command(&["GET", &format!("s{}", self.number)]))
             }
@@ -209,6 +241,7 @@ impl Client {
 
     fn connect(&mut self) -> Wants {
         self.input.clear();
+        self.replies.clear();
         self.setup.clear();
         let first = match self.kind {
             Kind::Reader(_) if self.reads => {
@@ -225,6 +258,12 @@ impl Client {
                 self.setup.push(command(&["SESSION", self.token.as_deref().unwrap_or_default()]));
                 command(&["COMMITLEVEL", self.level().name()])
             }
+            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Settled => {
+                if matches!(self.kind, Kind::Recent | Kind::Settled) {
+                    self.node = self.rng.usize(0..self.nodes);
+                }
+                self.grower_setup()
+            }
             Kind::Reader(_) | Kind::Writer(_) => command(&["COMMITLEVEL", self.level().name()]),
         };
         self.doing = Doing::Setup;
@@ -234,6 +273,7 @@ impl Client {
     /// The connection is gone, or was given up: of what was asked nobody knows what became.
     pub fn lose(&mut self) {
         self.session = None;
+        self.watched = None;
         self.doing = Doing::Nothing;
         self.turn += 1;
         self.node = self.rng.usize(0..self.nodes);
@@ -241,15 +281,25 @@ impl Client {
 
     /// When it goes on.
     pub fn pause_us(&mut self, after_error: bool) -> u64 {
-        if after_error { PAUSE_US } else { 1 + self.rng.u64(0..THINK_US_MAX) }
+        let rest_us = self.rest_us.take();
+        rest_us.unwrap_or_else(|| if after_error { PAUSE_US } else { 1 + self.rng.u64(0..self.tempo.think_us) })
     }
 
     /// Bytes from its session. True when an error came.
     pub fn receive(&mut self, bytes: &[u8], now_us: u64, epoch: Epoch, told: &mut Told) -> Option<Outcome> {
         self.input.extend_from_slice(bytes);
-        let (text, length) = reply(&self.input)?;
-        self.input.drain(..length);
-        let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
+        while self.replies.len() < self.expected {
+            let (value, length) = reply(&self.input)?;
+            self.input.drain(..length);
+            self.replies.push(value);
+        }
+        let replies = std::mem::take(&mut self.replies);
+        self.expected = 1;
+        let doing = match std::mem::replace(&mut self.doing, Doing::Nothing) {
+            Doing::Growing(step) => return Some(self.grown(step, &replies, now_us, told)),
+            doing => doing,
+        };
+        let text = text_of(&replies[0]);
         let failed = text.starts_with('-');
         let (node, _) = self.session.expect("only a session replies");
         match doing {
@@ -268,7 +318,7 @@ impl Client {
             }
             Doing::RegisterWrite { call } => match failed {
                 false => told.registers.wrote(call),
-                true if is_refusal(&text) => told.registers.refused(call),
+                true if is_refusal(&text[1..]) => told.registers.refused(call),
                 true => {}
             },
             Doing::RegisterRead { call } => match failed {
@@ -309,9 +359,9 @@ impl Client {
                 return Some(Outcome::Leave);
             }
             Doing::Write { .. } | Doing::Count(_) | Doing::Token => {}
+            Doing::Growing(_) => unreachable!("seen to above"),
         }
-        let elsewhere = ["-MOVED", "-READONLY", "-CLUSTERDOWN"];
-        if elsewhere.iter().any(|error| text.starts_with(error)) {
+        if failed && is_elsewhere(&text[1..]) {
             return Some(Outcome::Leave);
         }
         Some(if failed { Outcome::Pause } else { Outcome::Next })
@@ -320,7 +370,12 @@ impl Client {
 
 /// A refusal says that nothing was done.
 fn is_refusal(text: &str) -> bool {
-    ["-MOVED", "-READONLY", "-NOREPLICAS", "-LOST"].iter().any(|refusal| text.starts_with(refusal))
+    ["MOVED", "READONLY", "NOREPLICAS", "LOST"].iter().any(|refusal| text.starts_with(refusal))
+}
+
+/// An error after which another node is asked.
+fn is_elsewhere(text: &str) -> bool {
+    ["MOVED", "READONLY", "CLUSTERDOWN"].iter().any(|error| text.starts_with(error))
 }
 
 /// How a client goes on after a reply.

@@ -1,9 +1,12 @@
 //! One run: nodes, clients, network, disks and clocks in one thread, from one seed. Events happen in the order of their time;
 //! whatever happens next is decided by the seed alone.
 
+mod held;
+mod liveness;
 mod processes;
 mod register;
 mod sessions;
+mod states;
 mod troubles;
 
 use std::cell::RefCell;
@@ -19,6 +22,7 @@ use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::register::{ClusterState, MemberId, Outcome};
 use walferry_cluster::{ClusterId, MemberName};
+use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::{TaskNo, World, enter};
 
@@ -27,14 +31,13 @@ use crate::control::{Control, Kept, Proposal, Setting, name_of};
 use crate::events::Events;
 use crate::faults::{Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
+use crate::model::Model;
 use crate::network::{Network, peer_address};
 use crate::rot::Rot;
 use crate::trace::Trace;
 use crate::world::{Clock, DRIFT_PPM_MAX, NodeNo, SimWorld};
 
 const SECOND_US: u64 = 1_000_000;
-/// Faults happen for so long, then everything heals.
-pub const FAULTS_US: u64 = 5 * SECOND_US;
 /// After the last fault the cluster serves again within this, and all are equal.
 pub const RECOVERY_US_MAX: u64 = 20 * SECOND_US;
 const CONTROL_INTERVAL_US: u64 = 10_000;
@@ -122,9 +125,14 @@ enum Event {
         watched: NodeNo,
         looks_left: u32,
     },
+    /// Who controls the register dies, for long.
+    Ambush(NodeNo),
+    /// It is to lead again.
+    GiveBack(NodeNo),
     Replica,
     Start(NodeNo),
-    Resume(NodeNo),
+    /// A stopped node goes on; its machine was suspended for so long.
+    Resume(NodeNo, u64),
     /// These directions are cut no longer.
     Heal(Vec<(NodeNo, NodeNo)>),
     ReadWell,
@@ -161,10 +169,17 @@ struct Node {
     durable: Lsn,
     /// And how its log ended there.
     epoch: Epoch,
+    /// The epochs of its log, and where that begins.
+    history: EpochHistory,
+    log_start: Lsn,
+    /// Up to where its log was durable after its last turn.
+    seen_durable: Lsn,
     /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
     committed: Lsn,
     checkpoint: Lsn,
     copies: u64,
+    /// Which incarnation lost its disk there last, and what it had.
+    lost: Option<(MemberId, EpochHistory, Lsn)>,
     /// What is damaged on its disk.
     rotten: Option<Rot>,
     /// Something was damaged on its disk once.
@@ -199,6 +214,8 @@ pub struct Summary {
     pub misreads: u64,
     pub base_copies: u64,
     pub checked_calls: usize,
+    /// The stores were compared with what the log says.
+    pub modelled: bool,
     pub simulated_us: u64,
 }
 
@@ -246,6 +263,16 @@ pub struct Cluster {
     base_copies: u64,
     /// Until then members that promise their voice may die of it.
     kills_sealed_until: u64,
+    /// Who dies in the switchover that is under way.
+    ambush: Option<troubles::Ambush>,
+    /// Since when members that could have a leader have none.
+    leaderless_us: Option<u64>,
+    /// Up to where the log of each epoch was durable on somebody who led then or later.
+    led: BTreeMap<Epoch, Lsn>,
+    /// Epochs that somebody has led in.
+    led_in: BTreeSet<Epoch>,
+    /// What the log says, as far as it is confirmed.
+    model: Model,
     pub trace: Trace,
     _root: tempfile::TempDir,
 }
@@ -266,6 +293,7 @@ impl Cluster {
         let clock = |rng: &mut fastrand::Rng| Clock {
             drift_ppm: rng.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX),
             wall_offset_us: rng.i64(-(SECOND_US as i64)..=SECOND_US as i64),
+            suspended_us: 0,
         };
         let clocks = (0..plan.nodes + plan.spares).map(|_| clock(&mut rng)).collect();
         let world = Rc::new(SimWorld::new(rng.u64(..), clocks, Rc::clone(&network)));
@@ -292,9 +320,13 @@ impl Cluster {
                 idle_turns: 0,
                 durable: Lsn::ZERO,
                 epoch: Epoch(0),
+                history: EpochHistory::default(),
+                log_start: Lsn::ZERO,
+                seen_durable: Lsn::ZERO,
                 committed: Lsn::ZERO,
                 checkpoint: Lsn::ZERO,
                 copies: 0,
+                lost: None,
                 rotten: None,
                 was_damaged: false,
                 started_us: 0,
@@ -312,7 +344,7 @@ impl Cluster {
             .clients
             .iter()
             .enumerate()
-            .map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, rng.u64(..)));
+            .map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, plan.tempo, rng.u64(..)));
         let clients = clients.collect();
         let mut cluster = Cluster {
             world,
@@ -343,6 +375,11 @@ impl Cluster {
             restarts: 0,
             base_copies: 0,
             kills_sealed_until: 0,
+            ambush: None,
+            leaderless_us: None,
+            led: BTreeMap::new(),
+            led_in: BTreeSet::new(),
+            model: Model::default(),
             trace,
             _root: root,
         };
@@ -376,7 +413,7 @@ impl Cluster {
 
     /// Runs it to its end.
     pub fn run(&mut self) -> Checked<Summary> {
-        while self.now_us < FAULTS_US {
+        while self.now_us < self.plan.faults_us {
             self.step()?;
         }
         self.calm_down();
@@ -398,6 +435,7 @@ impl Cluster {
     fn calm_down(&mut self) {
         self.calm = true;
         self.world.set_misreading(None);
+        self.world.disarm();
         self.network.borrow_mut().heal();
         for node in 0..self.nodes.len() {
             self.mend(node);
@@ -427,6 +465,9 @@ impl Cluster {
         self.world.set_time(time_us);
         self.trace.event(time_us, &event);
         self.handle(event)?;
+        if let Some(node) = self.world.went_down() {
+            self.go_down_halfway(node);
+        }
         for (node, task) in self.world.take_started() {
             let delay = self.rng.u64(20..1_500);
             self.after(delay, Event::Task(node, task));
@@ -448,9 +489,12 @@ impl Cluster {
             Event::Reports(node, life) => self.take_reports(node, life),
             Event::Packet { from, to, request, body } => self.packet(from, to, request, body),
             Event::AskTimeout(request) => self.answered(request, None),
-            Event::Controller => self.choose_controller(),
+            Event::Controller => {
+                self.choose_controller();
+                return self.somebody_leads();
+            }
             Event::Promised { node, life, id, epoch } => self.promised(node, life, id, epoch),
-            Event::Propose { node, life, id, proposal } => self.propose(node, life, id, proposal),
+            Event::Propose { node, life, id, proposal } => return self.propose(node, life, id, proposal),
             Event::Proposed { node, life, id, number, outcome } => self.proposed(node, life, id, number, outcome),
             Event::Seat { node, life, id, step } => self.seat(node, life, id, step),
             Event::Seated { node, life, id, outcome } => self.seated(node, life, id, outcome),
@@ -463,9 +507,11 @@ impl Cluster {
             Event::Closed(client, session) => self.closed(client, session),
             Event::Fault => return self.inject(),
             Event::Crash { nodes, watched, looks_left } => self.crash(nodes, watched, looks_left),
+            Event::GiveBack(node) => self.give_back(node),
+            Event::Ambush(node) => self.kill_for_long(node),
             Event::Replica => self.trouble_a_replica(),
             Event::Start(node) => return self.start(node),
-            Event::Resume(node) => self.schedule_turn(node, self.now_us),
+            Event::Resume(node, suspended_us) => self.resume(node, suspended_us),
             Event::Heal(cut) => {
                 for (from, to) in cut {
                     self.network.borrow_mut().join(from, to);
@@ -534,7 +580,7 @@ impl Cluster {
 
     /// Everybody is there and has the leader's log, and a commit that waits for all of it was just taken.
     fn has_recovered(&mut self) -> bool {
-        if self.now_us < FAULTS_US + 2 * SECOND_US {
+        if self.now_us < self.plan.faults_us + 2 * SECOND_US {
             return false;
         }
         for node in 0..self.nodes.len() {
@@ -557,10 +603,9 @@ impl Cluster {
             .filter_map(|node| self.nodes[node].process.as_ref())
             .map(|process| (process.member.sealed(), process.member.applied()))
             .collect();
-        let served =
-            self.told.acknowledged.iter().rev().any(|ack| {
-                ack.node == leader && ack.level == CommitLevel::RemoteApply && ack.at_us > FAULTS_US + 500_000
-            });
+        let served = self.told.acknowledged.iter().rev().any(|ack| {
+            ack.node == leader && ack.level == CommitLevel::RemoteApply && ack.at_us > self.plan.faults_us + 500_000
+        });
         ends.len() == self.register.members.len()
             && served
             && ends.iter().all(|(sealed, applied)| *sealed == ends[0].0 && *applied == ends[0].0)
@@ -605,9 +650,11 @@ impl Cluster {
         for node in self.members() {
             self.world.be(node);
             crate::checks::logs_agree(self.member(leader), self.member(node), end, SEGMENT_BYTES)?;
-            crate::checks::state_is_the_log(self.member(node), &self.nodes[node].dir)?;
         }
-        let checked_calls = self.told.registers.check().map_err(Broken)?;
+        self.states_are_the_model(leader, end)?;
+        let held = crate::checks::grown(&self.told.growing, self.member(leader))?;
+        let checked_calls = self.told.growing.check(&held).map_err(Broken)?;
+        let checked_calls = checked_calls + self.told.registers.check().map_err(Broken)?;
         let copies = |node: &Node| node.process.as_ref().map_or(0, |process| process.member.base_copies());
         self.base_copies += self.nodes.iter().map(copies).sum::<u64>();
         Ok(Summary {
@@ -621,6 +668,7 @@ impl Cluster {
             misreads: self.world.misreads(),
             base_copies: self.base_copies,
             checked_calls,
+            modelled: !self.model.is_lost(),
             simulated_us: self.now_us,
         })
     }

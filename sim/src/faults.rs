@@ -3,7 +3,7 @@
 
 use walferry_cluster::level::CommitLevel;
 
-use crate::clients::Kind;
+use crate::clients::{Kind, Tempo};
 use crate::kernel::Disk;
 use crate::network::Delays;
 use crate::runner::LATENCY_SEEDS;
@@ -46,10 +46,21 @@ pub enum Fault {
     Misread,
     /// A wall clock jumps by up to an hour.
     WallClock,
+    /// A machine is suspended, with everything that runs on it; the monotonic clock stands still meanwhile.
+    Suspend,
+    /// The power goes while a node replaces one of its small files: in the middle of what it does.
+    KillHalfway,
+    /// One of a node's small files cannot be written.
+    BrokenFile,
+    /// The leader is cut off until another one leads, and is given the leadership back: its sessions live through both.
+    ThereAndBack,
+    /// A switchover: one member dies before it is asked for its promise, and who controls the register dies, for long, as soon as
+    /// the leader has promised. The two that are left have to find a leader.
+    KillController,
 }
 
 /// Those that destroy most come more often.
-const ALL: [Fault; 22] = [
+const ALL: [Fault; 27] = [
     Fault::Kill,
     Fault::KillAll,
     Fault::KillAll,
@@ -72,6 +83,11 @@ const ALL: [Fault; 22] = [
     Fault::Rot,
     Fault::Misread,
     Fault::WallClock,
+    Fault::Suspend,
+    Fault::KillHalfway,
+    Fault::BrokenFile,
+    Fault::ThereAndBack,
+    Fault::KillController,
 ];
 
 /// What is asked of a run apart from its seed.
@@ -88,16 +104,22 @@ impl<'a> From<&'a [Fault]> for Wanted<'a> {
     }
 }
 
+/// How long faults happen, unless a plan says otherwise.
+const FAULTS_US: u64 = 5_000_000;
+
 /// The circumstances of a run.
 pub struct Plan {
     pub nodes: usize,
     /// More that are no members at first.
     pub spares: usize,
     pub policy: &'static str,
+    pub min_in_sync: usize,
     pub sync_method: &'static str,
     pub write_depth: usize,
     pub replica_lag_ms: u64,
     pub checkpoint_bytes: u64,
+    /// A checkpoint is written within this.
+    pub checkpoint_us: u64,
     pub zero_copy_bytes_min: usize,
     /// Log that is kept although nobody needs it.
     pub keep_bytes_min: u64,
@@ -106,10 +128,13 @@ pub struct Plan {
     /// A change of the register takes up to so long.
     pub register_us: u64,
     pub clients: Vec<Kind>,
+    pub tempo: Tempo,
     /// Any of these, one after the other.
     pub faults: Vec<Fault>,
     /// From one to the next, microseconds.
     pub pause_us: (u64, u64),
+    /// Faults happen for so long, then everything heals.
+    pub faults_us: u64,
 }
 
 impl Plan {
@@ -117,8 +142,9 @@ impl Plan {
     pub fn make_calm(&mut self, seed: u64) {
         let any_two = (seed / LATENCY_SEEDS).is_multiple_of(2);
         (self.nodes, self.policy) = if any_two { (4, "ANY 2 (*)") } else { (3, "") };
-        self.spares = 0;
+        (self.spares, self.min_in_sync) = (0, 0);
         self.delays.lost_per_mille = 0;
+        (self.checkpoint_bytes, self.checkpoint_us) = (self.checkpoint_bytes.max(64 << 10), 1_000);
     }
 
     /// What may go wrong, and what has to be there for it.
@@ -136,18 +162,22 @@ impl Plan {
         let policies: &[&str] = &["", "", "ANY 1 (*)", "ALL"];
         let mut clients = vec![Kind::Writer(CommitLevel::RemoteApply), Kind::Writer(CommitLevel::RemoteFlush)];
         clients.extend([Kind::Writer(CommitLevel::Local), Kind::Writer(CommitLevel::Off)]);
-        clients.extend([Kind::Register; 3]);
+        clients.extend([Kind::Register, Kind::Register, Kind::Grower, Kind::Grower, Kind::Watcher]);
+        clients.extend([Kind::Recent, Kind::Settled, Kind::Writer(CommitLevel::RemoteWrite)]);
         clients.extend([Kind::Reader(CommitLevel::Local), Kind::Reader(CommitLevel::RemoteFlush)]);
         let policy = policies[rng.usize(0..policies.len())];
         let mut plan = Plan {
             nodes,
             spares: 0,
+            min_in_sync: 0,
             policy: if nodes == 5 && policy == "ANY 1 (*)" { "" } else { policy },
             sync_method: if rng.bool() { "dsync" } else { "fdatasync" },
             write_depth: [1, 2, 4, 8][rng.usize(0..4)],
             replica_lag_ms: [300, 1_000, 10_000][rng.usize(0..3)],
-            // Not less: a leader that is cut off for a lease's time must not have to checkpoint what is not committed.
-            checkpoint_bytes: [64 << 10, 256 << 10, 4 << 20][rng.usize(0..3)],
+            // With the smallest the memory of a leader that is cut off is full before its lease is over: its checkpoints go beyond
+            // what is committed.
+            checkpoint_bytes: [8 << 10, 64 << 10, 256 << 10, 4 << 20][rng.usize(0..4)],
+            checkpoint_us: [1_000, 30_000, 300_000][rng.usize(0..3)],
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
             keep_bytes_min: [256 << 10, 1 << 20, 256 << 20][rng.usize(0..3)],
             disk: Disk {
@@ -166,9 +196,14 @@ impl Plan {
             },
             register_us: [1_000, 20_000, 150_000][rng.usize(0..3)],
             clients,
+            tempo: Tempo { think_us: 20_000, watch_us: 300_000 },
             faults: Vec::new(),
             pause_us: [(50_000, 400_000), (200_000, 900_000), (600_000, 2_000_000)][rng.usize(0..3)],
+            faults_us: FAULTS_US,
         };
+        if plan.policy == "ALL" {
+            plan.min_in_sync = rng.usize(0..=2);
+        }
         plan.set_faults(faults);
         plan
     }

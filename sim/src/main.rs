@@ -8,9 +8,9 @@
 //!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
 //!  ├─ network   connections and packets: late, lost, cut
 //!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate
-//!  ├─ clients   what is asked and what was acknowledged; history: whether it can have happened so
+//!  ├─ clients   what is asked and what was acknowledged; history, growing: whether it can have happened so
 //!  ├─ faults    what a seed decides before it begins; rot: damage, and what must become of it
-//!  └─ checks    what must hold at the end
+//!  └─ checks    what must hold at the end; model: what the log says
 //! runner    many runs, each in a process of its own; mutants: bugs that they have to find
 //! ```
 
@@ -20,10 +20,13 @@ mod cluster;
 mod control;
 mod events;
 mod faults;
+mod growing;
 mod history;
 mod kernel;
+mod model;
 mod mutants;
 mod network;
+mod resp;
 mod rot;
 mod runner;
 mod trace;
@@ -72,45 +75,60 @@ struct Options {
     /// Break the code on purpose in this way, or in every way there is (`all`), and count the seeds until it is found
     #[arg(long, value_name = "NAME")]
     mutant: Option<String>,
+    /// The faults and circumstances under which this deliberate bug is looked for, without the bug
+    #[arg(long, value_name = "NAME", conflicts_with = "mutant")]
+    under: Option<String>,
 }
 
-fn report(seed: u64, broken: &str, faults: &[Fault]) {
-    let faults: Vec<_> = faults.iter().filter_map(Fault::to_possible_value).collect();
+impl Options {
+    /// What is asked of each run. Faults that are named come before all others.
+    fn wanted(&self) -> Result<Wanted<'_>, String> {
+        let under = self.under.as_ref().map(|name| mutants::circumstances(name)).transpose()?;
+        let wanted = under.unwrap_or(Wanted::from(&[][..]));
+        Ok(if self.faults.is_empty() { wanted } else { Wanted { faults: &self.faults, ..wanted } })
+    }
+}
+
+fn report(seed: u64, broken: &str, wanted: &Wanted<'_>, under: Option<&str>) {
+    let faults: Vec<_> = wanted.faults.iter().filter_map(Fault::to_possible_value).collect();
     let faults: Vec<&str> = faults.iter().map(PossibleValue::get_name).collect();
-    let only = if faults.is_empty() { String::new() } else { format!(" --faults {}", faults.join(",")) };
+    let mut only = if faults.is_empty() { String::new() } else { format!(" --faults {}", faults.join(",")) };
+    if let Some(name) = under {
+        only = format!("{only} --under {name}");
+    }
     println!("seed {seed} BROKEN: {broken}\n  replay: cargo run --release -p sim -- --seed {seed}{only}");
 }
 
 /// One seed, twice.
-fn one(seed: u64, faults: &[Fault], trace: bool) -> bool {
-    let wanted = Wanted::from(faults);
-    let first = match run(seed, &wanted, trace) {
+fn one(seed: u64, wanted: &Wanted<'_>, options: &Options) -> bool {
+    let under = options.under.as_deref();
+    let first = match run(seed, wanted, options.trace) {
         Ok(summary) => summary,
         Err(broken) => {
-            report(seed, &broken, faults);
+            report(seed, &broken, wanted, under);
             return false;
         }
     };
-    let second = run(seed, &wanted, false).map_or(0, |summary| summary.hash);
+    let second = run(seed, wanted, false).map_or(0, |summary| summary.hash);
     println!("seed {seed} ok, {}", line(&first));
     if first.hash != second {
-        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), faults);
+        report(seed, &format!("two runs differ: {:016x} and {second:016x}", first.hash), wanted, under);
     }
     first.hash == second
 }
 
-fn many(count: u64, options: &Options) -> bool {
+fn many(count: u64, wanted: &Wanted<'_>, options: &Options) -> bool {
     let by_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() << 20);
     let from = options.from.unwrap_or_else(by_clock);
     let begun = Instant::now();
     let until = options.minutes.map(|minutes| begun + Duration::from_secs(minutes * 60));
     let mut broken_seeds = Vec::new();
-    let ran = run_all(from..from + count, &Wanted::from(&options.faults[..]), until, |seed, outcome| {
+    let ran = run_all(from..from + count, wanted, until, |seed, outcome| {
         match outcome {
             Ok(line) if options.verbose => println!("seed {seed} ok, {line}"),
             Ok(_) => {}
             Err(broken) => {
-                report(seed, &broken, &options.faults);
+                report(seed, &broken, wanted, options.under.as_deref());
                 broken_seeds.push(seed);
             }
         }
@@ -146,7 +164,7 @@ fn from_file(path: &std::path::Path, options: &Options) -> bool {
             println!("{}: {line:?} does not begin with a seed, or `SEED --faults FAULTS`", path.display());
             return false;
         };
-        all_hold &= one(seed, &faults, options.trace);
+        all_hold &= one(seed, &Wanted::from(&faults[..]), options);
     }
     all_hold
 }
@@ -156,14 +174,21 @@ fn main() -> ExitCode {
     if options.log {
         tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).without_time().init();
     }
+    let wanted = match options.wanted() {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            println!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let holds = if let Some(name) = &options.mutant {
         mutants::hunt(name, options.from.unwrap_or(1), options.seeds.unwrap_or(mutants::SEEDS_MAX), &options.faults)
     } else if let Some(path) = &options.file {
         from_file(path, &options)
     } else if let Some(seed) = options.seed {
-        one(seed, &options.faults, options.trace)
+        one(seed, &wanted, &options)
     } else {
-        many(options.seeds.unwrap_or(100), &options)
+        many(options.seeds.unwrap_or(100), &wanted, &options)
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

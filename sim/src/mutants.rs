@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use walferry_engine::mutants::turn_on;
 
+use crate::clients::{Kind, Tempo};
 use crate::faults::{Fault, Plan, Wanted};
 use crate::runner::run_all;
 
@@ -70,6 +71,63 @@ fn impatient(plan: &mut Plan) {
     (plan.policy, plan.replica_lag_ms) = ("ALL", 100);
 }
 
+/// Commits need one other node's disk, whoever is in sync.
+fn one_in_sync(plan: &mut Plan) {
+    impatient(plan);
+    plan.min_in_sync = 1;
+}
+
+/// Replicas that are slow for a moment are out of sync, and what they are sent they flush much later.
+fn slow_replicas(plan: &mut Plan) {
+    impatient(plan);
+    // A majority without those that have everything.
+    plan.nodes = 5;
+    slow_disks(plan);
+    plan.pause_us = (50_000, 400_000);
+}
+
+/// A replica that is cut off is soon out of sync, the other one loses its disk.
+fn few_in_sync(plan: &mut Plan) {
+    impatient(plan);
+    slow_disks(plan);
+    plan.pause_us = (50_000, 400_000);
+}
+
+/// A leader that is cut off soon has to checkpoint what is not committed, and the checkpoint takes long.
+fn beyond_commits(plan: &mut Plan) {
+    (plan.checkpoint_bytes, plan.checkpoint_us) = (8 << 10, 2_000_000);
+    plan.keep_bytes_min = 1 << 20;
+}
+
+/// Frames are with the replicas long before the leader has them on its disk.
+fn slow_leader(plan: &mut Plan) {
+    slow_disks(plan);
+    (plan.delays.min_us, plan.delays.spread_us) = (20, 30);
+}
+
+/// Time to see that nobody leads.
+fn long_and_quiet(plan: &mut Plan) {
+    plan.faults_us = 9_000_000;
+    plan.delays.lost_per_mille = 0;
+}
+
+fn often(plan: &mut Plan) {
+    plan.pause_us = (100_000, 400_000);
+}
+
+/// Whoever is left to wait soon asks the next leader.
+fn many_registers(plan: &mut Plan) {
+    plan.clients.extend([Kind::Register; 4]);
+}
+
+/// Few and equal writes, so that epochs use the same LSNs, and sessions that watch over more than one failover.
+fn watchers(plan: &mut Plan) {
+    plan.clients.truncate(1);
+    plan.clients.extend([Kind::Watcher; 16]);
+    plan.tempo = Tempo { think_us: 400_000, watch_us: 3_000_000 };
+    (plan.pause_us, plan.faults_us) = ((1_500_000, 2_500_000), 9_000_000);
+}
+
 /// All of them.
 pub const ALL: &[Mutant] = &[
     mutant("ack-before-flush", "the log calls durable what it has only submitted", CRASHES),
@@ -119,15 +177,80 @@ pub const ALL: &[Mutant] = &[
     mutant("forget-the-session", "a session's token is not waited for", CUT_OFF),
     tuned("recycle-what-is-needed", "a segment is recycled although a slot holds it", &[Fault::Split], little_log),
     tuned("checkpoint-without-a-flush", "what the store flushes is not on its disk", CRASHES, some_log),
+    tuned(
+        "count-older-epochs",
+        "what older epochs left counts without a frame of this one",
+        CUT_OFF_AND_KILLED,
+        |_| (),
+    ),
+    tuned(
+        "min-in-sync-at-admission",
+        "commits under way are answered although too few replicas are in sync by then",
+        LEFT_ALONE,
+        one_in_sync,
+    ),
+    tuned(
+        "join-without-proof",
+        "a replica joins the in-sync set before it has anything",
+        &[Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::KillLeader],
+        slow_replicas,
+    ),
+    tuned(
+        "complete-without-proof",
+        "a member that lost its disk counts by what it confirmed before",
+        &[Fault::LoseDisk, Fault::SlowDisk, Fault::SlowDisk],
+        few_in_sync,
+    ),
+    tuned(
+        "settle-after-the-check",
+        "a rewind does not wait for the checkpoint that may hold what is cut",
+        LEFT_ALONE,
+        beyond_commits,
+    ),
+    tuned(
+        "no-apply-limit",
+        "a replica applies what only its last leader had made durable",
+        &[Fault::KillLeader, Fault::SlowDisk, Fault::Isolate],
+        slow_leader,
+    ),
+    tuned(
+        "forget-before-keeping",
+        "a rewind forgets what it cuts before that is kept",
+        &[Fault::Isolate, Fault::KillHalfway],
+        often,
+    ),
+    tuned(
+        "monotonic-lease-clock",
+        "leases are measured by a clock that stands still in a suspended machine",
+        &[Fault::Suspend],
+        many_registers,
+    ),
+    tuned(
+        "heartbeats-of-a-fenced-leader",
+        "a leader that promised to refuse its own epoch goes on with its heartbeats",
+        &[Fault::KillController],
+        long_and_quiet,
+    ),
+    tuned("watch-by-lsn", "WATCH compares LSNs, which a later epoch uses again", &[Fault::ThereAndBack], watchers),
 ];
+
+fn unknown(name: &str) -> String {
+    let names: Vec<&str> = ALL.iter().map(|mutant| mutant.name).collect();
+    format!("no such mutant: {name}; there are {}", names.join(", "))
+}
+
+/// Under which circumstances a bug is looked for.
+pub fn circumstances(name: &str) -> Result<Wanted<'static>, String> {
+    let mutant = ALL.iter().find(|mutant| mutant.name == name).ok_or_else(|| unknown(name))?;
+    Ok(Wanted { ..mutant.wanted })
+}
 
 /// Runs seeds with a bug built in until it is found; true when every one of those that were asked for was. With `only` under these
 /// faults and no others.
 pub fn hunt(name: &str, from: u64, seeds: u64, only: &[Fault]) -> bool {
     let wanted: Vec<_> = ALL.iter().filter(|mutant| name == "all" || name == mutant.name).collect();
     if wanted.is_empty() {
-        let names: Vec<&str> = ALL.iter().map(|mutant| mutant.name).collect();
-        println!("no such mutant: {name}; there are {}", names.join(", "));
+        println!("{}", unknown(name));
         return false;
     }
     let mut all_found = true;

@@ -30,6 +30,11 @@ pub const DRIFT_PPM_MAX: i64 = 20_000;
 const MISREAD_BYTES: usize = 4096;
 const MISREAD_ONE_OF: u8 = 4;
 
+/// Small files that a node still writes before one brings trouble, at most.
+const ARMED_SKIPS_MAX: u32 = 4;
+/// How the names of the epoch history and its copy begin.
+const HISTORY_FILE: &[u8] = b"epochs";
+
 /// The stack of work that blocks.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -43,6 +48,29 @@ pub struct Clock {
     pub drift_ppm: i64,
     /// How far its wall clock is off.
     pub wall_offset_us: i64,
+    /// How long its machine was suspended so far; the clock of the leases counts that, CLOCK_MONOTONIC does not.
+    pub suspended_us: u64,
+}
+
+/// What happens at one of a node's next small files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The power goes, just before the file is replaced or just after.
+    Down,
+    /// It cannot be written.
+    Broken,
+}
+
+/// A trouble to come.
+#[derive(Clone, Copy, Debug)]
+struct Armed {
+    trouble: Trouble,
+    /// Just after the file is there, else just before.
+    after: bool,
+    /// So many files are left alone before.
+    skips: u32,
+    /// It waits for an epoch history, the file that a node forgets by.
+    history_only: bool,
 }
 
 struct Job {
@@ -106,6 +134,9 @@ pub struct SimWorld {
     unsynced: RefCell<BTreeMap<(NodeNo, PathBuf), Vec<Undo>>>,
     /// Nothing that this node writes reaches its disk any more.
     crashed: Cell<Option<NodeNo>>,
+    armed: RefCell<BTreeMap<NodeNo, Armed>>,
+    /// Nodes that could not write a small file since they were started.
+    failed: RefCell<BTreeSet<NodeNo>>,
     network: Rc<RefCell<Network>>,
 }
 
@@ -126,6 +157,8 @@ impl SimWorld {
             misreads: Cell::new(0),
             unsynced: RefCell::default(),
             crashed: Cell::new(None),
+            armed: RefCell::default(),
+            failed: RefCell::default(),
             network,
         }
     }
@@ -190,6 +223,46 @@ impl SimWorld {
     /// The node of the last crash is gone.
     pub fn revive(&self) {
         self.crashed.set(None);
+    }
+
+    /// One of the next small files of a node brings trouble.
+    pub fn arm(&self, node: NodeNo, trouble: Trouble, rng: &mut fastrand::Rng) {
+        let after = trouble == Trouble::Down && rng.bool();
+        let history_only = rng.bool();
+        // The history and its copy are two files.
+        let skips = rng.u32(0..if history_only { 2 } else { ARMED_SKIPS_MAX });
+        self.armed.borrow_mut().insert(node, Armed { trouble, after, skips, history_only });
+    }
+
+    /// Whatever was to come does not.
+    pub fn disarm(&self) {
+        self.armed.borrow_mut().clear();
+    }
+
+    /// The node that went down in the middle of its work, if one just did.
+    pub fn went_down(&self) -> Option<NodeNo> {
+        self.crashed.get()
+    }
+
+    /// Whether a small file of the node could not be written since this was asked last.
+    pub fn take_failed(&self, node: NodeNo) -> bool {
+        self.failed.borrow_mut().remove(&node)
+    }
+
+    /// Whether anything is wrong with the node's disk, or about to be.
+    pub fn is_troubled(&self, node: NodeNo) -> bool {
+        let armed = self.armed.borrow().contains_key(&node) || self.failed.borrow().contains(&node);
+        armed || self.is_misreading(node) || self.full.borrow().contains(&node)
+    }
+
+    /// The machine of a node was suspended for so long, and goes on.
+    pub fn resume(&self, node: NodeNo, suspended_us: u64) {
+        self.clocks.borrow_mut()[node].suspended_us += suspended_us;
+    }
+
+    /// Whether this work writes checkpoints.
+    pub fn is_checkpoint(&self, task: TaskNo) -> bool {
+        self.jobs.borrow().get(&task).is_some_and(|job| job.name == "checkpoint")
     }
 
     pub fn jump_wall_clock(&self, node: NodeNo, by_us: i64) {
@@ -280,6 +353,10 @@ fn take_back(path: &Path, undo: Undo, sector_bytes: usize, mut chance: impl FnMu
 impl World for SimWorld {
     fn now(&self) -> Instant {
         self.origin + Duration::from_micros(self.local_us(self.node.get()))
+    }
+
+    fn suspended(&self) -> Duration {
+        Duration::from_micros(self.clocks.borrow()[self.node.get()].suspended_us)
     }
 
     fn wall_clock(&self) -> SystemTime {
@@ -375,6 +452,30 @@ impl World for SimWorld {
         }
         self.unsynced.borrow_mut().entry((node, path.to_owned())).or_default().push(undo);
         Ok(())
+    }
+
+    fn saves(&self, path: &Path, done: bool) -> io::Result<()> {
+        let node = self.node.get();
+        let broken = || io::Error::from_raw_os_error(libc::EIO);
+        if self.crashed.get() == Some(node) {
+            return Err(broken());
+        }
+        let mut all = self.armed.borrow_mut();
+        let Some(armed) = all.get_mut(&node) else { return Ok(()) };
+        let is_history = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(HISTORY_FILE));
+        if armed.history_only && !is_history || done != armed.after {
+            return Ok(());
+        }
+        if armed.skips > 0 {
+            armed.skips -= 1;
+            return Ok(());
+        }
+        match armed.trouble {
+            Trouble::Down => self.crashed.set(Some(node)),
+            Trouble::Broken => drop(self.failed.borrow_mut().insert(node)),
+        }
+        all.remove(&node);
+        Err(broken())
     }
 
     fn synced(&self, path: &Path) {

@@ -2,7 +2,6 @@
 //! disks.
 
 use walferry::simulated::{Member, NodeConfig};
-use walferry_cluster::level::CommitLevel;
 use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
@@ -39,6 +38,7 @@ impl Cluster {
         config.store_cache_bytes = 1 << 20;
         config.zero_copy_bytes_min = self.plan.zero_copy_bytes_min;
         config.keep_bytes_min = self.plan.keep_bytes_min;
+        config.min_in_sync = self.plan.min_in_sync;
         config
     }
 
@@ -59,7 +59,8 @@ impl Cluster {
         known.started_us = self.now_us;
         known.life += 1;
         let life = known.life;
-        if member.flushed() < known.durable {
+        let whole = member.flushed() >= member.history().fork_with(&known.history, known.durable);
+        if member.flushed() < known.durable && !(whole && member.history() != &known.history) {
             return Err(Broken(format!(
                 "{} had its log durable up to {} (epoch {}) and recovered up to {}",
                 name_of(node),
@@ -74,11 +75,12 @@ impl Cluster {
         let control = Control::new(node, kept, end, member.epoch(), &self.setting, world::now());
         let kernel = Kernel::new(queues, known.disk, self.rng.u64(..));
         known.process = Some(Process { member, kernel, control });
+        self.world.take_failed(node);
         self.network.borrow_mut().set_up(node, true);
         self.tell_register();
         self.schedule_turn(node, self.now_us);
         self.after(1, Event::Control(node, life));
-        Ok(())
+        self.node_is_sound(node)
     }
 
     /// Kills a node and flips a bit of what its log says was durable.
@@ -102,8 +104,10 @@ impl Cluster {
         let id = MemberId(self.rng.u64(1..));
         let lost = &mut self.nodes[node];
         std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
+        lost.lost = Some((lost.kept.id, std::mem::take(&mut lost.history), lost.durable));
         lost.kept = Kept::new(id, Epoch(0), None);
-        (lost.durable, lost.epoch, lost.rotten) = (Lsn::ZERO, Epoch(0), None);
+        (lost.durable, lost.seen_durable, lost.log_start) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
+        (lost.epoch, lost.rotten) = (Epoch(0), None);
     }
 
     /// Kills a node, whose disk misreads when it starts again.
@@ -118,7 +122,7 @@ impl Cluster {
         }
     }
 
-    fn forget_healed(&mut self) {
+    pub(super) fn forget_healed(&mut self) {
         for node in &mut self.nodes {
             let member = node.process.as_ref().map(|process| &process.member);
             node.rotten.take_if(|rot| member.is_some_and(|member| rot.is_over(member)));
@@ -144,7 +148,11 @@ impl Cluster {
         let name = name_of(node);
         self.trace.note(self.now_us, &format!("{name} does not start: {error}"));
         let is_damage = error.contains("damage");
-        if self.world.is_misreading(node) && is_damage {
+        if self.world.went_down() == Some(node) {
+            // Halfway through its start; what comes of it is seen to below.
+            return Ok(());
+        }
+        if self.world.is_misreading(node) && is_damage || self.world.take_failed(node) {
             self.after(RESTART_US, Event::Start(node));
             return Ok(());
         }
@@ -174,8 +182,11 @@ impl Cluster {
 
     /// A node that reads wrong sectors, or whose log rots, may end with that. Its service manager starts it again.
     fn ended(&mut self, node: NodeNo, error: &str) -> Checked {
+        if self.world.went_down() == Some(node) {
+            return Ok(());
+        }
         let troubled = self.world.is_misreading(node) || self.nodes[node].rotten.is_some();
-        if !troubled || !error.contains("damage") {
+        if !(troubled && error.contains("damage") || self.world.take_failed(node)) {
             return Err(Broken(format!("{} ended: {error}", name_of(node))));
         }
         self.kill(node);
@@ -234,6 +245,28 @@ impl Cluster {
         }
     }
 
+    /// The power of a node went in the middle of what it did.
+    pub(super) fn go_down_halfway(&mut self, node: NodeNo) {
+        self.trace.note(self.now_us, &format!("{} goes down halfway", name_of(node)));
+        if self.nodes[node].process.is_some() {
+            self.kill(node);
+        } else {
+            self.world.crash_files(node, self.nodes[node].disk.sector_bytes, &mut self.rng);
+            self.world.drop_jobs(node);
+            self.world.revive();
+        }
+        let down_us = self.rng.u64(RESTART_US..3 * RESTART_US);
+        self.after(down_us, Event::Start(node));
+    }
+
+    /// It was stopped, or its machine suspended, and goes on.
+    pub(super) fn resume(&mut self, node: NodeNo, suspended_us: u64) {
+        if !self.calm {
+            self.world.resume(node, suspended_us);
+        }
+        self.schedule_turn(node, self.now_us);
+    }
+
     pub(super) fn schedule_turn(&mut self, node: NodeNo, at_us: u64) {
         let known = &mut self.nodes[node];
         let at_us = at_us.max(known.paused_until);
@@ -265,12 +298,6 @@ impl Cluster {
         }
         let epoch = process.member.epoch();
         let durable = process.member.flushed();
-        if process.member.leads() {
-            let confirmed = process.member.released(CommitLevel::RemoteFlush).min(durable);
-            let written_in = process.member.history().epoch_of_end(confirmed);
-            let known = self.confirmed.entry(written_in).or_default();
-            *known = (*known).max(confirmed);
-        }
         let (checkpoint, copies) = (process.member.store().durable_applied(), process.member.base_copies());
         let went_beyond = process.member.store().went_beyond();
         let committed = process.member.committed();
@@ -293,6 +320,8 @@ impl Cluster {
                 known.committed
             )));
         }
+        self.node_is_sound(node)?;
+        self.note_confirmed(node)?;
         if let Some(process) = &self.nodes[node].process
             && process.control.has_reports()
         {
@@ -343,7 +372,12 @@ impl Cluster {
                 let delay = self.world.true_us(node, time);
                 return self.after(delay, Event::Task(node, task));
             }
-            Pace::Asleep => return self.after(LOOK_INTERVAL_US, Event::Task(node, task)),
+            Pace::Asleep => {
+                // A checkpoint that it was given meanwhile takes so long.
+                let most = if self.world.is_checkpoint(task) { self.plan.checkpoint_us } else { LOOK_INTERVAL_US };
+                let delay = self.rng.u64(LOOK_INTERVAL_US..=most);
+                return self.after(delay, Event::Task(node, task));
+            }
             Pace::Over => {}
         }
         // It woke the ring, or wrote to a socket.

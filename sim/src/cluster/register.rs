@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walferry_cluster::agent::{Output, RegisterView, SeatStep};
-use walferry_cluster::control::Answer;
+use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::register::{Change, Holding, MemberId, Outcome};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::world;
 
-use super::{Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Cluster, Event};
+use super::{Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Checked, Cluster, Event};
 use crate::control::{Control, Proposal, name_of, node_of};
 use crate::world::NodeNo;
 
@@ -80,6 +80,7 @@ impl Cluster {
                 let Some(to) = process.control.asker(request) else { return };
                 if matches!(*answer, Answer::Sealed { .. }) {
                     self.maybe_kill_sealed(node);
+                    self.maybe_kill_controller(node);
                 }
                 self.send_packet(node, to, request, Body::Answer(*answer));
             }
@@ -116,6 +117,9 @@ impl Cluster {
     }
 
     fn send_packet(&mut self, from: NodeNo, to: NodeNo, request: u64, body: Body) {
+        if matches!(body, Body::Ask(Ask::Seal(_))) {
+            self.maybe_kill_bystander(from, to);
+        }
         if let Some(delay) = self.network.borrow_mut().packet(from, to) {
             self.last_event += 1;
             self.events.insert((self.now_us + delay, self.last_event), Event::Packet { from, to, request, body });
@@ -182,7 +186,7 @@ impl Cluster {
         whole && self.register.leaving.is_empty()
     }
 
-    fn hear_each_other(&self, node: NodeNo, other: NodeNo) -> bool {
+    pub(super) fn hear_each_other(&self, node: NodeNo, other: NodeNo) -> bool {
         let network = self.network.borrow();
         network.passes(node, other) && network.passes(other, node)
     }
@@ -254,16 +258,18 @@ impl Cluster {
         self.tell(node, life, id, |control| control.learn(view, world::now()));
     }
 
-    pub(super) fn propose(&mut self, node: NodeNo, life: u64, id: MemberId, proposal: Proposal) {
+    pub(super) fn propose(&mut self, node: NodeNo, life: u64, id: MemberId, proposal: Proposal) -> Checked {
         let able = self.controller == Some(node) && self.incarnation(node) == id && self.nodes[node].life == life;
         let voters = self.engine.voters.clone();
         if !able || !self.reaches_majority(node, &voters) {
             let outcome = Err("no majority of the voters took it".to_owned());
-            return self.after(CHANGE_TIME_US, Event::Proposed { node, life, id, number: proposal.id, outcome });
+            self.after(CHANGE_TIME_US, Event::Proposed { node, life, id, number: proposal.id, outcome });
+            return Ok(());
         }
         let outcome = self.change_register(*proposal.change);
         let delay = self.network.borrow_mut().delay_us();
         self.after(delay, Event::Proposed { node, life, id, number: proposal.id, outcome: Ok(outcome) });
+        self.no_failover_misses_it()
     }
 
     fn change_register(&mut self, change: Change) -> Outcome {

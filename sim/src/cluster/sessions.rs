@@ -2,8 +2,8 @@
 
 use walferry_engine::lsn::Epoch;
 
-use super::{Broken, Checked, Cluster, Event, FAULTS_US, SECOND_US};
-use crate::clients::{Outcome, PATIENCE, Wants};
+use super::{Broken, Checked, Cluster, Event, SECOND_US};
+use crate::clients::{Outcome, Wants};
 use crate::control::name_of;
 use crate::world::NodeNo;
 
@@ -16,7 +16,7 @@ impl Cluster {
             // It has waited long enough.
             return self.leave(client, true);
         }
-        if self.calm && self.clients[client].number != 0 && self.now_us > FAULTS_US + SECOND_US {
+        if self.calm && self.clients[client].number != 0 && self.now_us > self.plan.faults_us + SECOND_US {
             return;
         }
         let wants = self.clients[client].next(self.now_us, &mut self.told);
@@ -44,7 +44,8 @@ impl Cluster {
         let life = self.nodes[node].life;
         self.after(delay, Event::Input(node, life, session, bytes));
         let turn = self.clients[client].turn;
-        self.after(PATIENCE.as_micros() as u64, Event::Client(client, turn));
+        let patience = self.clients[client].patience();
+        self.after(patience.as_micros() as u64, Event::Client(client, turn));
     }
 
     pub(super) fn input(&mut self, node: NodeNo, life: u64, session: u64, bytes: &[u8]) {

@@ -8,10 +8,28 @@ use crate::control::{name_of, node_of};
 use crate::faults::Fault;
 use crate::kernel::Disk;
 use crate::network::peer_address;
-use crate::world::NodeNo;
+use crate::world::{NodeNo, Trouble};
 
 /// A member that promised its voice dies within this.
 const SEALED_US_MAX: u64 = 20_000;
+/// A member that lost its disk and is back at once.
+const BACK_AT_ONCE_US: std::ops::Range<u64> = 1_000..20_000;
+/// A member that died before its promise is back within this, and a controller that died after the leader's.
+const BYSTANDER_US: std::ops::Range<u64> = 30_000..300_000;
+const CONTROLLER_AWAY_US: std::ops::Range<u64> = 4_500_000..6_000_000;
+
+/// A leader is cut off for so long, and wants the leadership back after it.
+const AWAY_US: std::ops::Range<u64> = 500_000..900_000;
+const BACK_US: std::ops::Range<u64> = 50_000..400_000;
+
+/// Who is to die in a switchover.
+pub(super) struct Ambush {
+    leader: NodeNo,
+    controller: NodeNo,
+    /// It dies first; then it is nobody any more.
+    bystander: Option<NodeNo>,
+}
+
 /// The operator leaves so many.
 const MEMBERS_MIN: usize = 2;
 
@@ -37,8 +55,31 @@ impl Cluster {
             }
             Fault::Pause => {
                 self.nodes[node].paused_until = self.now_us + long;
-                self.after(long, Event::Resume(node));
+                self.after(long, Event::Resume(node, 0));
             }
+            Fault::Suspend => {
+                let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
+                let node = leader.unwrap_or(node);
+                if !self.is_paused(node) {
+                    self.nodes[node].paused_until = self.now_us + long;
+                    self.after(long, Event::Resume(node, long));
+                    // Its network card sleeps too.
+                    self.isolate(node, long);
+                }
+            }
+            Fault::KillHalfway | Fault::BrokenFile => {
+                let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
+                let trouble = if kind == Fault::KillHalfway { Trouble::Down } else { Trouble::Broken };
+                self.world.arm(leader.unwrap_or(node), trouble, &mut self.rng);
+            }
+            Fault::ThereAndBack => {
+                let leader = self.register.leader.as_ref().map_or(node, node_of);
+                let away = self.rng.u64(AWAY_US);
+                self.isolate(leader, away);
+                let back = self.rng.u64(BACK_US);
+                self.after(away + back, Event::GiveBack(leader));
+            }
+            Fault::KillController => self.lie_in_ambush(node),
             Fault::Isolate => self.isolate(node, long),
             Fault::OneWay => self.cut(vec![(node, other)], long),
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
@@ -49,7 +90,10 @@ impl Cluster {
             Fault::LoseDisk => {
                 if self.may_lose_a_disk(node) {
                     self.lose_disk(node);
-                    self.after(long, Event::Start(node));
+                    // Often before anybody has missed it.
+                    let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { long };
+                    self.after(back, Event::Start(node));
+                    self.no_failover_misses_it()?;
                 }
             }
             Fault::Switchover => self.command(other, Command::Switchover(Some(name_of(node)))),
@@ -120,10 +164,60 @@ impl Cluster {
         }
     }
 
+    /// Begins a switchover in which the controller dies; where it leads, it is taken from the lead first.
+    fn lie_in_ambush(&mut self, node: NodeNo) {
+        let leader = self.register.leader.as_ref().map(node_of);
+        let (Some(leader), Some(controller)) = (leader, self.controller) else { return };
+        let members: Vec<NodeNo> = self.members().filter(|member| self.is_up(*member)).collect();
+        let whole = members.len() == self.register.members.len() && members.len() > MEMBERS_MIN;
+        let others: Vec<NodeNo> = members.into_iter().filter(|other| ![leader, controller].contains(other)).collect();
+        if !whole || others.is_empty() {
+            return;
+        }
+        let to = others[node % others.len()];
+        self.ambush = (leader != controller).then_some(Ambush { leader, controller, bystander: Some(to) });
+        self.command(leader, Command::Switchover(Some(name_of(to))));
+    }
+
+    /// The member that was to lead is not there when it is asked for its promise.
+    pub(super) fn maybe_kill_bystander(&mut self, from: NodeNo, to: NodeNo) {
+        let Some(ambush) = self.ambush.as_mut().filter(|ambush| ambush.controller == from) else { return };
+        if ambush.bystander.take_if(|bystander| *bystander == to).is_some() {
+            self.kill(to);
+            let back = self.rng.u64(BYSTANDER_US);
+            self.after(back, Event::Start(to));
+        }
+    }
+
+    /// The leader has promised: before the controller hears of it, it is gone.
+    pub(super) fn maybe_kill_controller(&mut self, node: NodeNo) {
+        if let Some(ambush) = self.ambush.take_if(|ambush| ambush.leader == node && ambush.bystander.is_none()) {
+            self.after(1, Event::Ambush(ambush.controller));
+        }
+    }
+
+    /// A member is to lead again.
+    pub(super) fn give_back(&mut self, node: NodeNo) {
+        if !self.calm {
+            self.command(node, Command::Switchover(Some(name_of(node))));
+        }
+    }
+
+    pub(super) fn kill_for_long(&mut self, node: NodeNo) {
+        if !self.calm {
+            self.kill(node);
+            let back = self.rng.u64(CONTROLLER_AWAY_US);
+            self.after(back, Event::Start(node));
+        }
+    }
+
     /// No more disks are lost than the policy stands, and those that stay are a majority. Before the first leader members may have
     /// brought logs of their own, and whether one of them is missed only the operator knows.
     fn may_lose_a_disk(&self, node: NodeNo) -> bool {
-        let alone = self.plan.policy == "ALL" && self.register.in_sync.is_empty();
+        // A change that leaves nobody in sync may be under way; then what the leader has is all there is.
+        let leads = self.register.leader.as_ref() == Some(&name_of(node));
+        let few = self.register.in_sync.len() + 1 < self.register.members.len();
+        let alone = self.plan.policy == "ALL" && (self.register.in_sync.is_empty() || leads && few);
         let all_are_there = self.members().count() == self.register.members.len();
         let majority = self.register.members.len() > self.register.majority();
         let led = self.register.leader.is_some();

@@ -184,6 +184,11 @@ impl Member {
         matches!(self.node.role, Role::Leader(_)) && self.node.may_speak_at(world::now())
     }
 
+    /// True while it leads, whether it may speak or not.
+    pub fn is_leader(&self) -> bool {
+        matches!(self.node.role, Role::Leader(_))
+    }
+
     /// Why it is in no state to lead or follow for good, if it is.
     pub fn stepped_down(&self) -> Option<String> {
         match &self.node.role {

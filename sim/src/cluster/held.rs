@@ -1,0 +1,116 @@
+//! Whether what was confirmed is held: looked at whenever something more is confirmed, the register moves or a disk is lost, and
+//! not only when a failover happens to come at the wrong moment.
+
+use std::collections::BTreeSet;
+
+use walferry_cluster::register::{Holding, Kind, MemberId};
+use walferry_cluster::{MemberName, level::CommitLevel};
+use walferry_engine::EpochHistory;
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::{Broken, Checked, Cluster};
+use crate::control::{name_of, node_of};
+use crate::world::NodeNo;
+
+fn has((history, durable): (&EpochHistory, Lsn), (epoch, lsn): (Epoch, Lsn)) -> bool {
+    durable >= lsn && history.epoch_of_end(lsn) == epoch
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a MemberName>) -> String {
+    names.into_iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl Cluster {
+    /// A node's log, as far as it is durable: of one that is down, what it had then.
+    fn durable_log(&self, node: NodeNo) -> (&EpochHistory, Lsn) {
+        let known = &self.nodes[node];
+        match &known.process {
+            Some(process) => (process.member.history(), process.member.flushed()),
+            None => (&known.history, known.durable),
+        }
+    }
+
+    pub(super) fn holds(&self, node: NodeNo, position: (Epoch, Lsn)) -> bool {
+        has(self.durable_log(node), position)
+    }
+
+    /// The incarnation that the register knows had it, before it lost its disk: what it confirmed may have come later.
+    fn held(&self, node: NodeNo, position: (Epoch, Lsn)) -> bool {
+        let known = |lost: &&(MemberId, EpochHistory, Lsn)| self.register.knows(&name_of(node), lost.0);
+        let lost = self.nodes[node].lost.as_ref().filter(known);
+        lost.is_some_and(|(_, history, durable)| has((history, *durable), position))
+    }
+
+    /// How a failover compares logs.
+    fn reach(&self, node: NodeNo) -> (Epoch, Lsn) {
+        let (history, durable) = self.durable_log(node);
+        (history.epoch_of_end(durable), durable)
+    }
+
+    /// Takes down what a leader holds to be confirmed, and checks it when it is more than before.
+    pub(super) fn note_confirmed(&mut self, node: NodeNo) -> Checked {
+        let Some(process) = self.nodes[node].process.as_ref().filter(|process| process.member.leads()) else {
+            return Ok(());
+        };
+        let member = &process.member;
+        let confirmed = member.released(CommitLevel::RemoteFlush).min(member.flushed());
+        let written_in = member.history().epoch_of_end(confirmed);
+        let known = self.confirmed.entry(written_in).or_default();
+        if confirmed <= *known {
+            return Ok(());
+        }
+        *known = confirmed;
+        self.enough_are_in_sync(node, (written_in, confirmed))?;
+        self.no_failover_misses_it()?;
+        if self.model.is_behind(confirmed) { self.read_on(node, confirmed) } else { Ok(()) }
+    }
+
+    /// As many as `min_in_sync` asks for have it, beside the leader.
+    fn enough_are_in_sync(&self, leader: NodeNo, position: (Epoch, Lsn)) -> Checked {
+        let others = self.register.members.keys().map(node_of).filter(|node| *node != leader);
+        let has_it = |node: &NodeNo| self.is_member(*node) && self.holds(*node, position) || self.held(*node, position);
+        let holders: Vec<MemberName> = others.filter(has_it).map(name_of).collect();
+        if self.register.sync_policy().waits() && holders.len() < self.plan.min_in_sync {
+            let (epoch, lsn) = position;
+            return Err(Broken(format!(
+                "{} confirms {lsn} of epoch {epoch}: min_in_sync is {}, and it is on the disks of {} beside its own",
+                name_of(leader),
+                self.plan.min_in_sync,
+                listed(&holders)
+            )));
+        }
+        Ok(())
+    }
+
+    /// However a failover chose among the members now, who leads next has what was confirmed. A member without it wins when it
+    /// reaches furthest of those that answer; so the most that may answer are those that reach no further.
+    pub(super) fn no_failover_misses_it(&self) -> Checked {
+        let Some((&epoch, &lsn)) = self.confirmed.iter().rev().find(|(_, lsn)| **lsn > Lsn::ZERO) else {
+            return Ok(());
+        };
+        let eligible = |name: &MemberName| {
+            let member = &self.register.members[name];
+            member.kind == Kind::Data && member.holding == Holding::Whole
+        };
+        let answering: Vec<NodeNo> = self.members().collect();
+        for node in answering.iter().filter(|node| eligible(&name_of(**node)) && !self.holds(**node, (epoch, lsn))) {
+            let reach = self.reach(*node);
+            let below = answering.iter().filter(|other| !eligible(&name_of(**other)) || self.reach(**other) <= reach);
+            let below: BTreeSet<MemberName> = below.map(|other| name_of(*other)).collect();
+            if below.len() >= self.register.majority() && self.register.safe_to_lead(&below).is_ok() {
+                let logs = self.register.members.keys().map(|name| {
+                    let (epoch, lsn) = self.reach(node_of(name));
+                    format!("{name} has epoch {epoch} up to {lsn}")
+                });
+                return Err(Broken(format!(
+                    "{lsn} of epoch {epoch} was confirmed, and {} could lead without it, chosen by {}: {}; {}",
+                    name_of(*node),
+                    listed(&below),
+                    logs.collect::<Vec<_>>().join(", "),
+                    self.state_text()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
