@@ -56,7 +56,10 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
         return refuse(RefuseCode::Protocol, text);
     }
     if let Some(id) = hello.cluster_id.filter(|id| *id != leader.cluster_id) {
-        let text = format!("{name} belongs to cluster {id}, the leader to cluster {}", leader.cluster_id);
+        let text = format!(
+            "{name} belongs to cluster {id}, the leader to cluster {}: start {name} with an empty data directory to follow this one",
+            leader.cluster_id
+        );
         return refuse(RefuseCode::ClusterId, text);
     }
     if name == leader.name {

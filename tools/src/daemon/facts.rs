@@ -400,7 +400,10 @@ impl Node {
             troubles.push(format!("the sync set is lost ({meanwhile}): {}", loss.text));
         }
         troubles.extend(self.log.space_error().map(str::to_owned));
-        troubles.extend(self.log.stopped().map(str::to_owned));
+        // A node that stepped down says so with the reason.
+        if !matches!(self.role, Role::SteppedDown(_)) {
+            troubles.extend(self.log.stopped().map(str::to_owned));
+        }
         troubles.join("; ")
     }
 

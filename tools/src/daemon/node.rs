@@ -620,7 +620,8 @@ impl Node {
         }
         // Looked at each turn, whatever stopped the log: a leader that takes nothing keeps others from leading.
         if self.failure.is_none() && !matches!(self.role, Role::SteppedDown(_)) {
-            self.failure = self.log.stopped().map(str::to_owned);
+            let stopped = self.log.stopped();
+            self.failure = stopped.map(|reason| format!("{reason}; once the disk is sound, start this node again"));
         }
         if let Some(reason) = self.failure.take() {
             self.step_down(reason, ring);
