@@ -204,7 +204,7 @@ pub const ALL: &[Mutant] = &[
     tuned(
         "settle-after-the-check",
         "a rewind does not wait for the checkpoint that may hold what is cut",
-        LEFT_ALONE,
+        &[Fault::ThereAndBack],
         beyond_commits,
     ),
     tuned(
