@@ -259,11 +259,7 @@ impl Agent {
                     let change = MemberChange::Remove { name: name.clone(), in_reach };
                     self.begin_changing(change, Then::Removed { name }, now);
                 } else if late {
-                    let text = format!(
-                        "{name} is marked as leaving, and the register's voters could not change in time: the leader goes on with it \
-                         once a majority of them answers"
-                    );
-                    self.finish(Err(text), now);
+                    self.finish(Err("the register's voters could not change in time".to_owned()), now);
                 }
             }
             Step::Seating { told, until } if self.view.is_seated() || now >= *until => {
@@ -305,7 +301,16 @@ impl Agent {
     /// Tells the outcome; the turn ends once its change of the register has had its last word as well.
     fn finish(&mut self, outcome: Result<String, String>, now: Instant) {
         let Some(turn) = &mut self.changes.turn else { return };
-        turn.step = Step::Told;
+        let outcome = match std::mem::replace(&mut turn.step, Step::Told) {
+            // The register has it already.
+            Step::Leaving { name, .. } | Step::Changing { then: Then::Removed { name } } => outcome.map_err(|text| {
+                format!(
+                    "{name} is marked as leaving, and whoever leads goes on with it; `walferry describe` tells when it is \
+                     removed: {text}"
+                )
+            }),
+            _ => outcome,
+        };
         let asker = turn.asker.take();
         if turn.changing.is_none() {
             self.changes.turn = None;
