@@ -80,6 +80,7 @@ fn one_in_sync(plan: &mut Plan) {
 /// Replicas that are slow for a moment are out of sync, and what they are sent they flush much later.
 fn slow_replicas(plan: &mut Plan) {
     impatient(plan);
+    plan.nodes = 5;
     // A majority without those that have everything.
     plan.nodes = 5;
     slow_disks(plan);
@@ -192,7 +193,7 @@ pub const ALL: &[Mutant] = &[
     tuned(
         "join-without-proof",
         "a replica joins the in-sync set before it has anything",
-        &[Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::KillLeader],
+        &[Fault::Isolate, Fault::Isolate, Fault::KillLeader, Fault::SlowDisk],
         slow_replicas,
     ),
     tuned(
