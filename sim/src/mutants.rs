@@ -80,7 +80,6 @@ fn one_in_sync(plan: &mut Plan) {
 /// Replicas that are slow for a moment are out of sync, and what they are sent they flush much later.
 fn slow_replicas(plan: &mut Plan) {
     impatient(plan);
-    plan.nodes = 5;
     // A majority without those that have everything.
     plan.nodes = 5;
     slow_disks(plan);
