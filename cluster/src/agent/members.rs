@@ -315,6 +315,10 @@ impl Agent {
         if turn.changing.is_none() {
             self.changes.turn = None;
         }
+        if outcome.is_err() {
+            // A member that has caught up counts first: a removal that goes on by itself may wait for that one.
+            self.changes.own_at = now + RETRY_PAUSE;
+        }
         self.tell(asker, outcome, now);
     }
 
