@@ -39,7 +39,7 @@ use crate::prepare::{NoSegment, Preparer};
 use crate::retain::Needs;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
-pub use lost::{LOST_DIR, Lost, keep_lost};
+pub use lost::{LOST_DIR, Lost, keep_lost, lost_range};
 pub use open::{LOG_DIR, direct_io_refusal};
 use submit::Flights;
 

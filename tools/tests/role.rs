@@ -180,7 +180,8 @@ fn leader_that_went_on_follows_the_promoted_replica() {
             assert_eq!(node.client().command(&["DBSIZE"]), Reply::Integer(kept + 1));
         }
         assert_eq!(describe(&again)["lost_commits"].as_u64(), Some(lost * starts));
-        assert!(again.data.join("lost").read_dir().expect("a directory").next().is_some());
+        let again_data = again.data.clone();
+        assert!(again_data.join("lost").read_dir().expect("a directory").next().is_some());
         // A session of the side that was cut is told so, on either node.
         for node in [&again, &replica] {
             let mut client = node.client();
@@ -192,6 +193,10 @@ fn leader_that_went_on_follows_the_promoted_replica() {
         }
         // Started again it is the replica that it has become, and may lead later.
         again.kill();
+        let data = again_data.display().to_string();
+        let (code, dumped) = run(&["log", "dump", "--data", &data, "--lost", "--records"]);
+        assert_eq!(code, Some(0), "{dumped}");
+        assert!(dumped.contains(&format!("lost{}.0", starts - 1)), "{dumped}");
         let again = Node::start(root.path(), "a", &["--follow", &replica.peer_listen.to_string()]);
         set(&mut replica.client(), "last", "word");
         until("it goes on", || get(&again, "last") == value("word"));

@@ -41,6 +41,22 @@ impl fmt::Display for Lost {
     }
 }
 
+/// What a file in `lost/` is called: the epoch of its last frame, from where to where in the log its frames were, the checksum of
+/// the last one.
+fn lost_name(epoch: Epoch, (from, to): (Lsn, Lsn), crc: u32) -> String {
+    format!("epoch-{epoch}-{:016X}-{:016X}-{crc:08x}.frames", from.0, to.0)
+}
+
+/// From where to where in the log the frames of a file in `lost/` were, by its name; `None` for any other file.
+pub fn lost_range(name: &str) -> Option<(Lsn, Lsn)> {
+    // From its end: the epoch may have a tag, which is set off by the same character.
+    let mut parts = name.strip_prefix("epoch-")?.strip_suffix(".frames")?.rsplitn(4, '-');
+    let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+    let (_crc, to, from) = (number()?, number()?, number()?);
+    parts.next()?.parse::<Epoch>().ok()?;
+    Some((Lsn(from), Lsn(to)))
+}
+
 /// The name of the file while it is written; one that a crash left is written over.
 const PARTIAL_FILE: &str = "partial";
 
@@ -83,7 +99,7 @@ impl LostFile {
     /// They are the frames from `from` to `to`, and durable.
     fn finish(self, from: Lsn, to: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
         self.file.sync_all().map_err(failed("flush", &self.path))?;
-        let path = self.dir.join(format!("epoch-{epoch}-{:016X}-{:016X}-{:08x}.frames", from.0, to.0, self.crc));
+        let path = self.dir.join(lost_name(epoch, (from, to), self.crc));
         fs::rename(&self.path, &path).map_err(failed("rename", &self.path))?;
         sync_dir(&self.dir).map_err(failed("flush", &self.dir))?;
         Ok(Lost { records: self.records, from, to, path })
@@ -138,5 +154,23 @@ impl Log {
         let mut span = vec![0; frame.claimed().span_bytes()];
         file.read_exact_at(&mut span, offset).map_err(failed)?;
         Ok(span)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_lost_frames_tells_their_range() {
+        let range = (Lsn(0x1000), Lsn(0x16_0000_3000));
+        for epoch in [Epoch(3), Epoch(3).next_alone(0x9f21_c4aa)] {
+            assert_eq!(lost_range(&lost_name(epoch, range, 0xbadcafe)), Some(range), "{epoch}");
+        }
+        for other in
+            ["partial", "epoch-3.frames", "epoch-3-x-y-z.frames", "epoch-1000-2000-0badcafe.frames", "store-3-1.redb"]
+        {
+            assert_eq!(lost_range(other), None, "{other}");
+        }
     }
 }

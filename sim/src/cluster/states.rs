@@ -2,19 +2,12 @@
 //! had on its disk, and what is cut off is kept.
 
 use walferry_engine::EpochHistory;
-use walferry_engine::log::{LOG_DIR, LOST_DIR};
+use walferry_engine::log::{LOG_DIR, LOST_DIR, lost_range};
 use walferry_engine::lsn::Lsn;
 
 use super::{Broken, Checked, Cluster};
 use crate::control::name_of;
 use crate::world::NodeNo;
-
-/// From where to where a file in `lost/` holds frames, by its name: `epoch-E-FROM-TO-CRC.frames`.
-fn kept_range(name: &str) -> Option<(Lsn, Lsn)> {
-    let mut parts = name.strip_prefix("epoch-")?.split('-').skip(1);
-    let mut lsn = || u64::from_str_radix(parts.next()?, 16).ok().map(Lsn);
-    Some((lsn()?, lsn()?))
-}
 
 impl Cluster {
     /// After each turn of a node, and after its start.
@@ -83,7 +76,7 @@ impl Cluster {
         }
         let files = std::fs::read_dir(known.dir.join(LOST_DIR)).into_iter().flatten().flatten();
         let kept: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
-        let holds = |name: &String| kept_range(name).is_some_and(|(from, to)| from <= fork && to >= before);
+        let holds = |name: &String| lost_range(name).is_some_and(|(from, to)| from <= fork && to >= before);
         if !kept.iter().any(holds) {
             return Err(Broken(format!(
                 "{} had its log durable up to {before}, it was cut off at {fork}, and lost/ has only {kept:?}",

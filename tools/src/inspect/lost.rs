@@ -4,17 +4,15 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use walferry_engine::frame::Frame;
-use walferry_engine::log::LOST_DIR;
+use walferry_engine::log::{LOST_DIR, lost_range};
 use walferry_engine::lsn::Lsn;
 
 use super::{DumpArgs, print_frame};
 use crate::cli::{Failure, say};
 
-/// The position of the first frame, which the file's name tells: `epoch-3-FROM-TO-CRC.frames`, hexadecimal.
+/// The position of the first frame, which the file's name tells.
 fn start_of(path: &Path) -> Option<Lsn> {
-    let mut parts = path.file_stem()?.to_str()?.strip_prefix("epoch-")?.split('-');
-    let from = parts.nth(1)?;
-    u64::from_str_radix(from, 16).ok().map(Lsn)
+    lost_range(path.file_name()?.to_str()?).map(|(from, _)| from)
 }
 
 /// The files of a data directory in the order of their positions.
@@ -68,6 +66,8 @@ mod tests {
     fn a_file_tells_where_it_begins() {
         let start = |name: &str| start_of(Path::new(name));
         assert_eq!(start("lost/epoch-3-0000000000001000-0000000000003000-0badcafe.frames"), Some(Lsn(0x1000)));
+        let alone = "lost/epoch-3-9f21c4aa-0000000000001000-0000000000003000-0badcafe.frames";
+        assert_eq!(start(alone), Some(Lsn(0x1000)), "an epoch that was begun without a register");
         for other in ["notes.txt", "epoch-3.frames", "epoch-3-x-y.frames", ".frames"] {
             assert_eq!(start(other), None, "{other}");
         }
