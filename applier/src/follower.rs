@@ -45,7 +45,7 @@ const RAW_BYTES_MAX: usize = 4 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause before connecting again.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A base copy that is there and cannot be put in place yet is looked at again after this.
+/// A snapshot that is there and cannot be put in place yet is looked at again after this.
 const INSTALL_INTERVAL: Duration = Duration::from_millis(5);
 /// The longest pause when the other node is expected to lead soon.
 const BACKOFF_PASSING_MAX: Duration = Duration::from_millis(100);
@@ -499,6 +499,7 @@ impl Follower {
 
     /// Fetches a base copy that holds everything before `floor`.
     fn fetch(&mut self, floor: Lsn, log: &Log, history: &EpochHistory, now: Instant) {
+        let gives_up = self.gives_up(log, history);
         let config = FetchConfig {
             data: self.config.dir.clone(),
             leader: self.config.leader.clone(),
@@ -506,10 +507,7 @@ impl Follower {
             name: self.config.name.clone(),
             segment_bytes: self.config.meta.segment_bytes,
             peer_timeout: self.config.peer_timeout,
-            epoch_min: self.config.promised.max(match self.gives_up(log, history) {
-                Epoch(0) => history.last_epoch(),
-                _ => Epoch(0),
-            }),
+            epoch_min: self.config.promised.max(if gives_up { Epoch(0) } else { history.last_epoch() }),
             floor,
             keeps: self.keeps(log, history),
             history: history.clone(),
@@ -541,17 +539,16 @@ impl Follower {
         }
     }
 
-    /// The epoch of this node's own that is over with its following; see [`Hello::gives_up`].
-    fn gives_up(&self, log: &Log, history: &EpochHistory) -> Epoch {
-        let own = self.config.member == MemberId(0) && log.led() == history.last_epoch();
-        if own { log.led() } else { Epoch(0) }
+    /// True where this node itself led its newest epoch, without a register: by following another it gives that up.
+    fn gives_up(&self, log: &Log, history: &EpochHistory) -> bool {
+        self.config.member == MemberId(0) && log.led() == history.last_epoch()
     }
 
     /// Up to where nothing of the log may be cut without a word of the operator's: what an earlier leader told to be committed.
     /// Zero for a member and for a leader that follows another.
     fn keeps(&self, log: &Log, history: &EpochHistory) -> Lsn {
         let asked = self.config.may_cut_commits || self.config.member != MemberId(0);
-        if asked || self.gives_up(log, history) != Epoch(0) { Lsn::ZERO } else { self.committed.min(log.sealed()) }
+        if asked || self.gives_up(log, history) { Lsn::ZERO } else { self.committed.min(log.sealed()) }
     }
 
     fn greet(&mut self, connected: Connected, log: &Log, history: &EpochHistory, now: Instant) {
@@ -567,7 +564,7 @@ impl Follower {
             segment_bytes: self.config.meta.segment_bytes,
             crc: log.crc_at_end(),
             member: self.config.member,
-            gives_up: self.gives_up(log, history),
+            gives_up: if self.gives_up(log, history) { log.led() } else { Epoch(0) },
             history: entries[newest..].to_vec(),
         };
         self.receiver.reset();

@@ -375,7 +375,7 @@ fn decide(
     }
     let may_lead = |name: &MemberName| {
         let member = state.members.get(name);
-        member.is_some_and(|member| member.kind == Kind::Data && (unclean || member.holding == Holding::Whole))
+        member.is_some_and(|member| member.is_eligible() || unclean && member.kind == Kind::Data)
     };
     let reach = |name: &MemberName| {
         let answer = sealed.get(name).filter(|_| !mutants::is_on("lead-with-any-log"))?;

@@ -20,8 +20,9 @@
 //!            32  segment bytes    8   the replica's segment size; must be the leader's
 //!            40  crc              4   of the frame that ends at the flushed lsn, 0 for an empty log
 //!            44  member           8   the replica's incarnation as a member of a cluster; 0: it is none
-//!            52  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
-//!            56  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
+//!            52  gives up         8   the epoch that the replica led last, without a register; 0: none
+//!            60  epoch count      4   <= EPOCHS_PER_MESSAGE_MAX
+//!            64  epochs          16   each: epoch 8, lsn of its first frame 8; ascending
 //!             .  name                 the replica's, and the name of its slot
 //!             .  address              where clients reach the replica, `HOST:PORT`; may be empty
 //! 2 Welcome   0  magic            4   "WFPR"

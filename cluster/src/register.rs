@@ -116,6 +116,13 @@ pub struct Member {
     pub holding: Holding,
 }
 
+impl Member {
+    /// True for one that has a log, which proves what its confirmations say.
+    pub fn is_eligible(&self) -> bool {
+        self.kind == Kind::Data && self.holding == Holding::Whole
+    }
+}
+
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::Duration;
 
 use common::replica::{Replica, hello};
@@ -193,19 +194,22 @@ fn a_slot_holds_the_log_until_its_bound_and_survives_a_restart() {
     assert!(text.contains("slot is lost"), "{text}");
 }
 
-#[test]
-fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
-    let dir = directory();
-    let config = ShipperConfig {
-        policy: "ALL".parse().expect("a policy"),
-        replica_lag_time_max: Duration::from_secs(2),
-        ..shipper_config(dir.path())
-    };
+/// A leader under `ALL`, and replica `a`, which is in sync.
+fn in_sync_under_all(dir: &Path, replica_lag_time_max: Duration) -> (ShipperConfig, Leader, Replica) {
+    let policy = "ALL".parse().expect("a policy");
+    let config = ShipperConfig { policy, replica_lag_time_max, ..shipper_config(dir) };
     let mut leader = Leader::with(config.clone(), history(LEADER));
     let replica = Replica::connect(leader.address, "a", Vec::new());
     leader.append([100]);
     leader.wait_applied("a");
     leader.run("it is in sync", |leader| leader.status("a").in_sync);
+    (config, leader, replica)
+}
+
+#[test]
+fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
+    let dir = directory();
+    let (config, mut leader, replica) = in_sync_under_all(dir.path(), Duration::from_secs(2));
     drop(replica);
     leader.restart_shipper(config);
     let before = leader.log.flushed();
@@ -223,16 +227,7 @@ fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
 #[test]
 fn replica_back_after_a_restart_under_all_confirms_again() {
     let dir = directory();
-    let config = ShipperConfig {
-        policy: "ALL".parse().expect("a policy"),
-        replica_lag_time_max: Duration::from_secs(600),
-        ..shipper_config(dir.path())
-    };
-    let mut leader = Leader::with(config.clone(), history(LEADER));
-    let replica = Replica::connect(leader.address, "a", Vec::new());
-    leader.append([100]);
-    leader.wait_applied("a");
-    leader.run("it is in sync", |leader| leader.status("a").in_sync);
+    let (config, mut leader, replica) = in_sync_under_all(dir.path(), Duration::from_secs(600));
     let log = replica.disconnect();
     leader.restart_shipper(config);
     leader.turn();

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only in memory. There are two
-//! exceptions, [`Store::went_beyond`] tells of them: the overlay is full, or a base copy needs a newer checkpoint. Where what such a
+//! exceptions, [`Store::went_beyond`] tells of them: the overlay is full, or a snapshot transfer needs a newer checkpoint. Where what such a
 //! checkpoint holds is cut, the store is made anew from a snapshot.
 
 mod base;
@@ -228,7 +228,7 @@ impl Store {
 
     /// Moves checkpoints along; once a turn. `committed` is the commit LSN as this node knows it.
     pub fn poll_checkpoint(&mut self, committed: Lsn) -> Result<(), StoreError> {
-        self.is_writing()?;
+        self.take_outcome()?;
         let asked = self.asked_for > self.durable_applied() && self.applied() >= self.asked_for;
         let long = self.applied().since(self.durable_applied()) > self.config.checkpoint_log_bytes;
         if self.frozen.is_none() && (asked || long || self.active.bytes() >= self.config.checkpoint_bytes) {
@@ -294,11 +294,14 @@ impl Store {
         Ok(())
     }
 
+    /// Notices that a checkpoint was written.
+    fn take_outcome(&mut self) -> Result<(), StoreError> {
+        self.results.try_recv().map_or(Ok(()), |outcome| self.finish(outcome))
+    }
+
     /// True while a checkpoint is being written: what the file holds may change without further notice.
     pub fn is_writing(&mut self) -> Result<bool, StoreError> {
-        if let Ok(outcome) = self.results.try_recv() {
-            self.finish(outcome)?;
-        }
+        self.take_outcome()?;
         Ok(self.frozen.as_ref().is_some_and(|frozen| frozen.writing))
     }
 

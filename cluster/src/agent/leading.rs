@@ -205,7 +205,7 @@ impl Agent {
         }
         let Some(Wanted { epoch, number, members: wanted }) = &self.leading.wanted_in_sync else { return };
         let (state, report) = (&self.view.state, (*epoch, *number));
-        if report.0 != state.epoch {
+        if *epoch != state.epoch {
             return;
         }
         let joins = |(name, id): &(&MemberName, &MemberId)| {

@@ -2,7 +2,7 @@
 //! that they make. A few kilobytes in one redb file, mirrored in memory; every write is one transaction on a thread that may
 //! block, so that signs of life never wait behind this disk. Opened by the node, used by openraft through its storage traits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{self, Cursor};
 use std::ops::{Bound, RangeBounds};
@@ -128,7 +128,7 @@ impl RegisterStore {
     pub fn open(
         dir: &Path,
         new_id: MemberId,
-        configured: Option<&BTreeSet<MemberName>>,
+        configured: Option<&BTreeMap<MemberName, String>>,
     ) -> Result<RegisterStore, RegisterError> {
         let path = register_path(dir);
         let failed = |text: String| RegisterError::Store { path: path.display().to_string(), text };
@@ -153,7 +153,7 @@ impl RegisterStore {
         let mirror = match (mirror, configured) {
             (Some(copy), Some(configured)) if known.is_some_and(|known| known.to != file) => {
                 let state = &copy.machine.state;
-                if state.members.len() <= 1 || !state.members.keys().all(|member| configured.contains(member)) {
+                if state.members.len() <= 1 || !state.members.keys().all(|member| configured.contains_key(member)) {
                     return Err(RegisterError::Copied { dir: dir.display().to_string() });
                 }
                 tracing::warn!(
@@ -616,7 +616,7 @@ mod tests {
     #[tokio::test]
     async fn copied_directory_begins_anew_or_is_refused() {
         let name = |name: &str| name.parse::<MemberName>().expect("a name");
-        let configured: BTreeSet<MemberName> = ["a", "b"].map(name).into();
+        let configured: BTreeMap<_, _> = ["a", "b"].map(|member| (name(member), "h:1".to_owned())).into();
         for (members, begins) in [(vec!["a", "b"], true), (vec!["a"], false), (vec!["a", "b", "c"], false)] {
             let root = tempfile::tempdir().expect("a directory");
             let (own, copy) = (root.path().join("own"), root.path().join("copy"));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use walferry_cluster::register::{Holding, Kind, MemberId};
+use walferry_cluster::register::MemberId;
 use walferry_cluster::{MemberName, level::CommitLevel};
 use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -88,10 +88,7 @@ impl Cluster {
         let Some((&epoch, &lsn)) = self.confirmed.iter().rev().find(|(_, lsn)| **lsn > Lsn::ZERO) else {
             return Ok(());
         };
-        let eligible = |name: &MemberName| {
-            let member = &self.register.members[name];
-            member.kind == Kind::Data && member.holding == Holding::Whole
-        };
+        let eligible = |name: &MemberName| self.register.members[name].is_eligible();
         let answering: Vec<NodeNo> = self.members().collect();
         for node in answering.iter().filter(|node| eligible(&name_of(**node)) && !self.holds(**node, (epoch, lsn))) {
             let reach = self.reach(*node);

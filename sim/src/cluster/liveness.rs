@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use walferry_cluster::MemberName;
-use walferry_cluster::register::{Holding, Kind};
 
 use super::{Broken, Checked, Cluster};
 use crate::control::name_of;
@@ -35,10 +34,7 @@ impl Cluster {
         let names: BTreeSet<MemberName> = well.iter().map(|node| name_of(*node)).collect();
         let heard = |node: &NodeNo| well.iter().all(|other| self.hear_each_other(*node, *other));
         let voting = well.iter().filter(|node| self.engine.voters.contains(&self.incarnation(**node))).count();
-        let eligible = |name: &MemberName| {
-            let member = &self.register.members[name];
-            member.kind == Kind::Data && member.holding == Holding::Whole
-        };
+        let eligible = |name: &MemberName| self.register.members[name].is_eligible();
         self.plan.delays.lost_per_mille == 0
             && self.register.version > 0
             && well.len() >= self.register.majority()

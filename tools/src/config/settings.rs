@@ -218,7 +218,8 @@ settings! {
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     zero_copy_bytes_min: ByteSize,
 
-    /// Base copies for replicas whose log is gone take no more than so many bytes a second together, unless the log behind them grows beyond half of slot_keep_bytes_max; 0 for no limit [default: 8MiB]
+    /// Base copies for replicas whose log is gone take no more than so many bytes a second together, unless the log behind them
+    /// grows beyond half of slot_keep_bytes_max; 0 for no limit [default: 8MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     base_copy_rate: ByteSize,
 

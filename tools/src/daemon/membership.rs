@@ -114,14 +114,14 @@ impl Node {
     pub(super) fn take_seat(&mut self, listener: TcpListener) -> Result<(), DaemonError> {
         let members = self.config.members.clone().expect("a member knows the members");
         let new_id = MemberId(rand::rng().random());
-        let configured = members.peers().into_keys().collect();
+        let members = members.peers();
         let copies_begin_anew = self.config.becoming != Some(Becoming::Member);
-        let store = RegisterStore::open(&self.config.data, new_id, copies_begin_anew.then_some(&configured));
+        let store = RegisterStore::open(&self.config.data, new_id, copies_begin_anew.then_some(&members));
         let store = store.map_err(refused)?;
         let agent = AgentConfig {
             name: self.member_name()?,
             kind: Kind::Data,
-            members: members.peers(),
+            members,
             client_address: self.public_address(),
             cluster_id: (self.meta.cluster_id != 0).then_some(ClusterId(self.meta.cluster_id)),
             new_cluster_id: ClusterId(rand::rng().random()),

@@ -26,7 +26,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
 use walferry_engine::mutants;
 use walferry_engine::recover::Recovery;
-use walferry_engine::ring::{Completion, Ring};
+use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 use walferry_shipper::lend::{Holding, Lendings};
@@ -521,8 +521,18 @@ impl Node {
         }
     }
 
+    /// A write of the log or an operation on a link ended.
+    pub fn handle_completion(&mut self, completion: &Completion, ring: &mut Ring) -> Result<(), DaemonError> {
+        match completion.token.owner() {
+            Owner::Log => self.handle_log(completion),
+            Owner::Peer => self.handle_peer(completion, ring)?,
+            owner => unreachable!("the node asks for nothing of {owner:?}"),
+        }
+        Ok(())
+    }
+
     /// An operation on a link ended.
-    pub fn handle_peer(&mut self, completion: &Completion, ring: &mut Ring) -> Result<(), DaemonError> {
+    fn handle_peer(&mut self, completion: &Completion, ring: &mut Ring) -> Result<(), DaemonError> {
         let now = self.clock.now;
         if let Some(follower) = &mut self.retired {
             follower.handle_late_completion(completion);

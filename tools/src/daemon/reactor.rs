@@ -247,9 +247,6 @@ impl Reactor {
     }
 
     fn dispatch(&mut self, completion: &Completion, now: Instant) -> Result<bool, DaemonError> {
-        if turn::dispatch(completion, &mut self.node, &mut self.ring)? {
-            return Ok(false);
-        }
         match completion.token.owner() {
             Owner::Client => {
                 self.clients.handle_completion(completion, &mut self.buffers, &mut self.ring, &mut self.node);
@@ -285,7 +282,8 @@ impl Reactor {
                     metrics.answer(|| self.node.snapshot());
                 }
             }
-            Owner::Log | Owner::Peer | Owner::Timer => {}
+            Owner::Log | Owner::Peer => self.node.handle_completion(completion, &mut self.ring)?,
+            Owner::Timer => {}
         }
         Ok(false)
     }

@@ -1,6 +1,6 @@
 //! What every turn of the loop does with the node and its sessions: the part that the reactor and the simulator share.
 
-use walferry_engine::ring::{Completion, Owner, Ring};
+use walferry_engine::ring::Ring;
 
 use super::DaemonError;
 use super::host::SessionId;
@@ -13,16 +13,6 @@ pub trait Sessions {
     fn for_each(&mut self, act: impl FnMut(&mut Session));
     /// Something that the session waits for may have come: releases its replies and lets it go on with its input.
     fn wake(&mut self, id: SessionId, node: &mut Node);
-}
-
-/// Hands a completion to the node; false when it is not the node's.
-pub fn dispatch(completion: &Completion, node: &mut Node, ring: &mut Ring) -> Result<bool, DaemonError> {
-    match completion.token.owner() {
-        Owner::Log => node.handle_log(completion),
-        Owner::Peer => node.handle_peer(completion, ring)?,
-        _ => return Ok(false),
-    }
-    Ok(true)
 }
 
 /// The node does what is due, and sessions that it released, or that are `ready` for another reason, go on.

@@ -122,16 +122,15 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let _lock = DirLock::take(&data).map_err(Failure::failed)?;
     small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
     role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
-    let configured = members.peers().into_keys().collect();
-    let store =
-        RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&configured)).map_err(Failure::failed)?;
+    let peers = members.peers();
+    let store = RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&peers)).map_err(Failure::failed)?;
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
     let listener = listener
         .map_err(|error| Failure::failed(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
     let agent = AgentConfig {
         name: name.clone(),
         kind: Kind::Witness,
-        members: members.peers(),
+        members: peers,
         client_address: String::new(),
         cluster_id: None,
         new_cluster_id: ClusterId(rand::rng().random()),
