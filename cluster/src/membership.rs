@@ -108,6 +108,19 @@ pub enum MembershipError {
         /// How many would stay.
         have: usize,
     },
+    /// The leader would refuse commits at remote levels.
+    #[error(
+        "min_in_sync asks for {need} replicas in sync, and without {name} there would be {have}: every commit at a remote level \
+         would be refused; take another node in first (`walferry join`), or start the members with a smaller --min-in-sync"
+    )]
+    MinInSync {
+        /// Who is to go.
+        name: MemberName,
+        /// How many replicas it asks for.
+        need: usize,
+        /// How many would stay.
+        have: usize,
+    },
 }
 
 fn listed<'a>(names: impl Iterator<Item = &'a MemberName>) -> String {
@@ -215,6 +228,18 @@ impl ClusterState {
         next.remember(Removed { name: name.clone(), id: member.id, version: next.version });
         next.check_policy(self, name)?;
         Ok(next)
+    }
+
+    /// Whether the members without this one are enough for `min_in_sync` replicas beside a leader. A witness is none.
+    pub fn check_min_in_sync(&self, name: &MemberName, min_in_sync: usize) -> Result<(), MembershipError> {
+        if !self.data_members().any(|member| member == name) {
+            return Ok(());
+        }
+        let have = self.data_members().count().saturating_sub(2);
+        if have >= min_in_sync {
+            return Ok(());
+        }
+        Err(MembershipError::MinInSync { name: name.clone(), need: min_in_sync, have })
     }
 
     /// The state in which the removal of a member has begun: its vote about the register ends first.

@@ -337,6 +337,7 @@ impl Cluster {
             members,
             cluster_id,
             policy: plan.policy.to_owned(),
+            min_in_sync: plan.min_in_sync,
             election_timeout: ELECTION_TIMEOUT,
             heartbeat_interval: HEARTBEAT_INTERVAL,
         };

@@ -44,6 +44,7 @@ pub struct Setting {
     pub members: BTreeMap<MemberName, String>,
     pub cluster_id: ClusterId,
     pub policy: String,
+    pub min_in_sync: usize,
     pub election_timeout: Duration,
     pub heartbeat_interval: Duration,
 }
@@ -93,6 +94,7 @@ impl Control {
             election_timeout: setting.election_timeout,
             heartbeat_interval: setting.heartbeat_interval,
             policy: setting.policy.clone(),
+            min_in_sync: setting.min_in_sync,
             history_epoch,
         };
         let agent = Agent::new(config.clone(), kept.for_agent(), kept.view.clone(), true, now);

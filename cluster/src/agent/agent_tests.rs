@@ -35,6 +35,7 @@ struct Net {
     last: u64,
     /// Fence requests to these get lost.
     deaf: BTreeSet<MemberName>,
+    min_in_sync: usize,
 }
 
 fn peer(member: &MemberName) -> String {
@@ -58,6 +59,7 @@ impl Net {
             replies: BTreeMap::new(),
             last: 0,
             deaf: BTreeSet::new(),
+            min_in_sync: 0,
         };
         for text in formed.split_whitespace().chain(others.split_whitespace()) {
             net.wipe(text);
@@ -103,6 +105,7 @@ impl Net {
             election_timeout: TIMEOUT,
             heartbeat_interval: TIMEOUT / 4,
             policy: String::new(),
+            min_in_sync: self.min_in_sync,
             history_epoch: site.last_epoch,
         };
         site.leads = None;
@@ -485,6 +488,24 @@ fn dead_voter_of_two_cannot_be_removed_and_the_error_names_the_way_out() {
     assert!(refused.contains("--force-new-cluster"), "{refused}");
     net.start(other);
     assert!(net.run_until(20, |net| net.leader().is_some()), "nothing was changed");
+}
+
+#[test]
+fn removal_below_min_in_sync_is_refused_until_another_joins() {
+    let mut net = Net::new("a b c", "d");
+    net.min_in_sync = 2;
+    for member in ["a", "b", "c", "d"] {
+        net.kill(member);
+        net.start(member);
+    }
+    assert!(net.run_until(20, |net| net.leader().is_some()), "led again");
+    let leader = net.leader().expect("a leader").to_string();
+    let other = if leader == "a" { "b" } else { "a" };
+    let refused = net.remove(other).expect_err("one replica would be left");
+    assert!(refused.contains("min_in_sync asks for 2") && refused.contains("walferry join"), "{refused}");
+    assert_eq!(net.members(), "a b c", "nothing was changed");
+    net.join("d").expect("taken in");
+    net.remove(other).expect("two replicas are left");
 }
 
 #[test]

@@ -224,6 +224,11 @@ impl Agent {
                 // What cannot be, whoever answers, is said at once.
                 let all = state.members.keys().cloned().collect();
                 state.without_member(&name, &all).map_err(|error| error.to_string())?;
+                // A removal that a leader began goes on under the next one, whatever that one is configured with.
+                if !state.leaving.contains(&name) {
+                    let need = self.config.min_in_sync;
+                    state.check_min_in_sync(&name, need).map_err(|error| error.to_string())?;
+                }
                 let awaited = state.members.keys().cloned().collect();
                 let until = now + self.election_timeout * 2;
                 Ok((Step::Reaching { name, awaited, answering: BTreeSet::new(), until }, None))

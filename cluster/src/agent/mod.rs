@@ -74,6 +74,8 @@ pub struct AgentConfig {
     pub heartbeat_interval: Duration,
     /// The sync policy of a cluster that is formed; empty for a majority.
     pub policy: String,
+    /// How many replicas have to be in sync for commits at remote levels, under this member.
+    pub min_in_sync: usize,
     /// The newest epoch that the node's log knew when the process started.
     pub history_epoch: Epoch,
 }

@@ -128,6 +128,7 @@ impl Node {
             election_timeout: self.config.election_timeout,
             heartbeat_interval: self.config.heartbeat_interval,
             policy: self.config.sync.as_ref().map(ToString::to_string).unwrap_or_default(),
+            min_in_sync: self.config.min_in_sync,
             history_epoch: self.history.last_epoch(),
         };
         let config = ClusterConfig { agent, tls: self.tls.clone() };

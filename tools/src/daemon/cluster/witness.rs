@@ -137,6 +137,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
         election_timeout,
         heartbeat_interval,
         policy: String::new(),
+        min_in_sync: 0,
         history_epoch: Epoch(0),
     };
     let config = ClusterConfig { agent, tls: tls.clone() };
