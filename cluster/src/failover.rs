@@ -355,8 +355,10 @@ fn decide(
 ) -> Option<Change> {
     let &Terms { epoch, controller, aside, unclean } = terms;
     let leader_sealed = state.leader.as_ref().is_some_and(|leader| sealed.contains_key(leader));
-    // A sealed leader knows that its lease is over; else what a majority has granted it must have run out.
-    let free = sealed.values().filter(|answer| leader_sealed || answer.granted_until <= now).count();
+    // A sealed leader knows that its lease is over, and one that failed gave it up before it said so; else what a majority has
+    // granted must have run out.
+    let lease_over = leader_sealed || aside == Some(&Aside::Unfit);
+    let free = sealed.values().filter(|answer| lease_over || answer.granted_until <= now).count();
     if free < state.majority() && !mutants::is_on("lead-without-a-majority") {
         return None;
     }

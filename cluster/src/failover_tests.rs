@@ -169,6 +169,23 @@ fn a_leader_that_steps_aside_is_replaced_without_a_canvass() {
     }
 }
 
+/// It answers no fence request, and has given its lease up: nobody waits for what it was granted.
+#[test]
+fn unfit_leader_is_replaced_before_its_grants_end() {
+    for (aside, at_once) in [(Aside::Unfit, true), (Aside::For(name("c")), false)] {
+        let mut scene = Scene::new();
+        scene.aside(aside.clone());
+        assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+        for member in ["b", "c"] {
+            let answer = Sealed { granted_until: scene.now + TIMEOUT, ..scene.answer(member, Epoch(4), 900) };
+            scene.failover.handle_sealed(&scene.state, &name(member), answer);
+        }
+        assert_eq!(scene.proposal().is_some(), at_once, "{aside:?}");
+        scene.now += TIMEOUT;
+        assert_eq!(scene.proposal().is_some(), !at_once, "{aside:?}: once, and when the grants have ended");
+    }
+}
+
 #[test]
 fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
     let mut scene = Scene::new();

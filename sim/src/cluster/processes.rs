@@ -186,7 +186,8 @@ impl Cluster {
             return Ok(());
         }
         let troubled = self.world.is_misreading(node) || self.nodes[node].rotten.is_some();
-        if !(troubled && error.contains("damage") || self.world.take_failed(node)) {
+        let stopped = self.nodes[node].process.as_ref().is_some_and(|process| process.member.stepped_down().is_some());
+        if !(stopped || troubled && error.contains("damage") || self.world.take_failed(node)) {
             return Err(Broken(format!("{} ended: {error}", name_of(node))));
         }
         self.kill(node);

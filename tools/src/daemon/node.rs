@@ -64,6 +64,8 @@ pub(super) enum Role {
 const SETTLE_TIME: Duration = Duration::from_secs(1);
 /// A leader that no majority of the members confirms answers its writes after so long, unless `commit_timeout` says otherwise.
 const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
+/// A leader that has to end waits so many election timeouts for the next one: it may be the member that controls the register.
+const REPLACED_TIMEOUTS_MAX: u32 = 4;
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
@@ -145,8 +147,9 @@ pub struct Node {
     fresh_seen: Option<Instant>,
     /// What the store held at the end of the last turn.
     applied_before: Lsn,
-    /// Why the node has to step down; done with the next turn.
+    /// Why the node has to step down and end; done with the next turn.
     failure: Option<String>,
+    ending: Option<Ending>,
     abandoned: Option<String>,
     /// The sync set is lost, since when, and what `on_sync_loss` makes of remote levels.
     pub(super) sync_loss: Option<SyncLoss>,
@@ -161,6 +164,15 @@ struct Silence {
     since: Instant,
     /// It has lasted too long: what was held was answered, and writes are refused until it ends.
     answered: bool,
+}
+
+/// The process ends. A member whose log has stopped can promise nothing: as long as it is up, it keeps others from choosing a leader.
+struct Ending {
+    reason: String,
+    /// The newest epoch of this log.
+    epoch: Epoch,
+    /// It waits no longer than this for another leader.
+    until: Instant,
 }
 
 /// The sync policy has too few replicas to ask.
@@ -322,6 +334,7 @@ impl Node {
             fresh_seen: None,
             applied_before: Lsn::ZERO,
             failure: None,
+            ending: None,
             abandoned: None,
             sync_loss: None,
             silence: None,
@@ -451,7 +464,7 @@ impl Node {
             Ok(leader) => leader,
             Err(error) => {
                 // The link is closed, and what the disk has of the new epoch is not known: only a start finds out.
-                let text = format!("the promotion failed, start this node again: {error}");
+                let text = format!("the promotion failed, and this node ends: start it again: {error}");
                 self.failure = Some(text.clone());
                 return Err(text);
             }
@@ -460,7 +473,7 @@ impl Node {
             self.retired = Some(follower);
         }
         match self.log.stopped() {
-            Some(reason) => Err(format!("the promotion failed, start this node again: {reason}")),
+            Some(reason) => Err(format!("the promotion failed, and this node ends: start it again: {reason}")),
             None => Ok(epoch),
         }
     }
@@ -511,7 +524,13 @@ impl Node {
             Role::Leaderless(_) | Role::SteppedDown(_) => None,
         };
         let member = self.membership.as_ref().and_then(|membership| membership.next_timeout(now));
-        link.into_iter().chain(self.log.next_timeout(now)).chain(member).chain(self.silence_timeout(now)).min()
+        let end = self.ending.as_ref().map(|ending| ending.until.saturating_duration_since(now));
+        link.into_iter()
+            .chain(self.log.next_timeout(now))
+            .chain(member)
+            .chain(end)
+            .chain(self.silence_timeout(now))
+            .min()
     }
 
     /// A write of the log ended.
@@ -626,17 +645,34 @@ impl Node {
         {
             let text =
                 format!("epoch {epoch} has begun elsewhere: start this node with --follow and its leader's address");
-            self.failure = Some(text);
+            self.step_down(text, ring);
         }
-        // Looked at each turn, whatever stopped the log: a leader that takes nothing keeps others from leading.
-        if self.failure.is_none() && !matches!(self.role, Role::SteppedDown(_)) {
-            let stopped = self.log.stopped();
-            self.failure = stopped.map(|reason| format!("{reason}; once the disk is sound, start this node again"));
-        }
-        if let Some(reason) = self.failure.take() {
-            self.step_down(reason, ring);
-        }
+        self.notice_failure(ring);
         Ok(())
+    }
+
+    /// Looked at each turn, whatever stopped the log: what its disk has is found out by the next start only. A leader first asks the
+    /// others to replace it, which is faster than being missed.
+    fn notice_failure(&mut self, ring: &mut Ring) {
+        let reason = self.failure.take().or_else(|| self.log.stopped().map(str::to_owned));
+        let Some(reason) = reason.filter(|_| self.ending.is_none()) else { return };
+        let replaced_time_max = match &self.membership {
+            Some(membership) if self.leads() => {
+                membership.state.election_timeout().unwrap_or(self.config.election_timeout) * REPLACED_TIMEOUTS_MAX
+            }
+            _ => Duration::ZERO,
+        };
+        let (epoch, until) = (self.history.last_epoch(), self.clock.now + replaced_time_max);
+        self.ending = Some(Ending { reason: reason.clone(), epoch, until });
+        self.step_down(reason, ring);
+    }
+
+    /// Why the process ends now, if it does.
+    pub fn ended(&self) -> Option<DaemonError> {
+        let Ending { reason, epoch, until } = self.ending.as_ref()?;
+        let replaced = self.membership.as_ref().is_some_and(|membership| membership.state.epoch > *epoch);
+        let text = || refused(format!("{reason}; this process ends: once the disk is sound, start the node again"));
+        (replaced || self.clock.now >= *until).then(text)
     }
 
     /// The end of a turn: what was released in it is handed to the sockets. For the accounting.

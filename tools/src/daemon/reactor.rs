@@ -199,7 +199,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Serves until a signal asks it to end; then drains and closes.
+    /// Serves until a signal asks it to end, or its log has stopped; then drains and closes.
     pub fn run(mut self) -> Result<(), DaemonError> {
         self.announce()?;
         let mut ready = Vec::new();
@@ -212,14 +212,15 @@ impl Reactor {
         }
         self.drain(&mut ready)?;
         let Reactor { mut ring, clients, node, tls, .. } = self;
-        let outcome = node.close(&mut ring);
+        let ended = node.ended();
+        let closed = node.close(&mut ring);
         // What the relay still holds for clients goes out once their sockets are closed on this side.
         drop((ring, clients));
         tls.close();
-        outcome
+        ended.map_or(closed, Err)
     }
 
-    /// One turn of the loop; true when the node is asked to end.
+    /// One turn of the loop; true when the node has to end.
     fn turn(&mut self, ready: &mut Vec<super::host::SessionId>) -> Result<bool, DaemonError> {
         let now = world::now();
         self.node.set_now(now, world::wall_clock());
@@ -243,7 +244,7 @@ impl Reactor {
         }
         self.clients.flush(&mut self.ring, &mut self.node);
         self.node.account();
-        Ok(ending)
+        Ok(ending || self.node.ended().is_some())
     }
 
     fn dispatch(&mut self, completion: &Completion, now: Instant) -> Result<bool, DaemonError> {

@@ -114,7 +114,7 @@ impl Member {
         let late = |session: &&Session| session.deadline().is_some_and(|deadline| deadline <= now);
         self.ready.extend(self.sessions.values().filter(late).map(Session::id));
         turn::run(&mut self.node, &mut self.ring, &mut self.sessions, &mut self.ready)?;
-        Ok(self.collect())
+        self.node.ended().map_or(Ok(self.collect()), Err)
     }
 
     fn collect(&mut self) -> Turned {
