@@ -108,14 +108,8 @@ impl Host for Node {
         if !level.is_remote() {
             return level;
         }
-        let (flushed, applied) = (self.log.flushed(), self.store.applied());
-        let confirmed = |level: &CommitLevel| match &self.role {
-            Role::Leader(shipper) => shipper.confirmed(*level, flushed).min(applied) >= lsn,
-            Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => false,
-        };
-        let remote = CommitLevel::ALL.into_iter().rev().filter(|lower| lower.is_remote() && *lower <= level);
-        let here = if applied >= lsn { CommitLevel::Local } else { CommitLevel::Off };
-        remote.into_iter().find(confirmed).unwrap_or(here)
+        let lower = CommitLevel::ALL.into_iter().rev().filter(|lower| *lower <= level);
+        lower.into_iter().find(|lower| self.met_at(*lower) >= lsn).unwrap_or(CommitLevel::Off)
     }
 
     fn silent(&self) -> Option<String> {

@@ -44,7 +44,7 @@ use super::repair::{self, RepairCount};
 use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
 use super::users::Users;
-use super::waterfall::{LEVELS, ReplicaReached, Step, Waterfall};
+use super::waterfall::{LEVELS, LevelsReached, ReplicaReached, Step, Waterfall};
 use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
 use crate::role;
 
@@ -683,8 +683,13 @@ impl Node {
                     self.waterfall.traced(name.as_str(), traced);
                 }
             }
-            let released = LEVELS.map(|level| self.released_at(level));
-            self.waterfall.replied(|level| released[level as usize], world::now());
+        }
+        if self.waterfall.is_awaiting() {
+            let reached = LevelsReached {
+                released: LEVELS.map(|level| self.released_at(level)),
+                met: LEVELS.map(|level| self.met_at(level)),
+            };
+            self.waterfall.replied(&reached, world::now());
         }
         self.waterfall.account(self.log.ledger().flushes(), self.clock.now);
     }
@@ -970,6 +975,16 @@ impl Node {
             }
             // Nobody confirms commits here any more.
             (Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_), _) => Lsn::ZERO,
+        }
+    }
+
+    /// What `level` promises holds for commits up to the LSN that this gives, whatever is released.
+    pub(super) fn met_at(&self, level: CommitLevel) -> Lsn {
+        match (level, &self.role) {
+            (CommitLevel::Off, _) => Lsn::MAX,
+            (CommitLevel::Local, _) => self.store.applied(),
+            (remote, Role::Leader(shipper)) => shipper.confirmed(remote, self.log.flushed()).min(self.store.applied()),
+            (_, Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_)) => Lsn::ZERO,
         }
     }
 

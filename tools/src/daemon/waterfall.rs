@@ -20,6 +20,8 @@ use walferry_engine::lsn::Lsn;
 
 /// Samples that are followed at once; while there are so many, no further commit is sampled.
 const SAMPLES_MAX: usize = 256;
+/// Turns whose commits at one level were not answered; those of further turns count with the last one.
+const PENDING_MAX: usize = 1024;
 /// Replicas of which one sample keeps times.
 const REPLICAS_MAX: usize = 64;
 /// Commits that are sampled in a second, about; above it one in N.
@@ -43,6 +45,23 @@ pub const LEVELS: [CommitLevel; 5] = [
     CommitLevel::RemoteFlush,
     CommitLevel::RemoteApply,
 ];
+
+/// How far each level is, by the order of [`LEVELS`].
+#[derive(Clone, Copy, Debug)]
+pub struct LevelsReached {
+    /// Replies of commits up to here are handed to their sockets.
+    pub released: [Lsn; LEVELS.len()],
+    /// What the level promises holds up to here. A leader that degrades releases more than that.
+    pub met: [Lsn; LEVELS.len()],
+}
+
+impl LevelsReached {
+    /// What was met of `level` by a commit that ends at `lsn`.
+    pub fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
+        let lower = LEVELS.into_iter().rev().filter(|lower| *lower <= level);
+        lower.into_iter().find(|lower| self.met[*lower as usize] >= lsn).unwrap_or(CommitLevel::Off)
+    }
+}
 
 /// The stages of a commit, in the order of its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +216,7 @@ impl ReplicaTimes {
 #[derive(Clone, Debug)]
 struct Sample {
     lsn: Lsn,
+    /// That was asked for; once it was answered, that was met.
     level: CommitLevel,
     began: Instant,
     steps: [Option<Instant>; STEPS],
@@ -210,7 +230,7 @@ struct Sample {
 /// What is kept for one level.
 #[derive(Clone, Debug)]
 pub struct LevelStages {
-    /// Commits since the start or the last reset, sampled or not.
+    /// Commits that met this level since the start or the last reset, sampled or not.
     pub commits: u64,
     /// Samples that are complete.
     pub samples: u64,
@@ -218,7 +238,7 @@ pub struct LevelStages {
     pub critical_local: u64,
     /// See `critical_local`.
     pub critical_remote: u64,
-    /// Durable writes of this node's log that are this level's share.
+    /// Durable writes of this node's log that are this level's share, by what was asked for.
     pub flushes_share: f64,
     /// From execution to reply, microseconds.
     pub total: Histogram<u64>,
@@ -228,6 +248,10 @@ pub struct LevelStages {
     pub decided: Vec<u64>,
     /// Commits whose flush was not shared out yet.
     unshared: u64,
+    /// Commits at this level that were not answered: those of each turn together, up to where the last one ends, ascending.
+    pending: VecDeque<(Lsn, u64)>,
+    /// Commits of this turn count with the last of `pending`.
+    is_open: bool,
 }
 
 impl LevelStages {
@@ -243,7 +267,19 @@ impl LevelStages {
             stages: Stage::ALL.iter().map(|_| histogram()).collect(),
             decided: Vec::new(),
             unshared: 0,
+            pending: VecDeque::new(),
+            is_open: false,
         }
+    }
+
+    fn begin(&mut self, lsn: Lsn) {
+        self.unshared += 1;
+        let joins = self.is_open || self.pending.len() == PENDING_MAX;
+        match self.pending.back_mut().filter(|_| joins) {
+            Some((end, commits)) => (*end, *commits) = (lsn, *commits + 1),
+            None => self.pending.push_back((lsn, 1)),
+        }
+        self.is_open = true;
     }
 
     fn record(&mut self, stage: Stage, duration: Duration) {
@@ -313,9 +349,14 @@ impl Waterfall {
         *self = Waterfall { one_in, flushes_seen, ..Waterfall::new(self.enabled) };
     }
 
-    /// True while a sample is under way: only then have the other calls anything to do.
+    /// True while a sample is under way: only then have `reached`, `replica_reached` and `traced` anything to do.
     pub fn is_following(&self) -> bool {
         !self.samples.is_empty()
+    }
+
+    /// True while commits were not answered or samples are under way: only then has `replied` anything to do.
+    pub fn is_awaiting(&self) -> bool {
+        self.is_following() || self.levels.iter().any(|level| !level.pending.is_empty())
     }
 
     /// A commit at `level` was executed and ends at `lsn`. True when it is sampled; then it began at `now()`.
@@ -323,9 +364,7 @@ impl Waterfall {
         if !self.enabled {
             return false;
         }
-        let counts = &mut self.levels[level as usize];
-        counts.commits += 1;
-        counts.unshared += 1;
+        self.levels[level as usize].begin(lsn);
         self.commits_adapted += 1;
         if self.countdown > 0 {
             self.countdown -= 1;
@@ -399,11 +438,21 @@ impl Waterfall {
         }
     }
 
-    /// The replies of commits up to `released(level)` are handed to their sockets; `now` is after that. Completes samples.
-    pub fn replied(&mut self, released: impl Fn(CommitLevel) -> Lsn, now: Instant) {
+    /// Replies were handed to their sockets, once a turn; `now` is after that. Counts their commits and completes samples.
+    pub fn replied(&mut self, reached: &LevelsReached, now: Instant) {
+        for level in LEVELS {
+            self.levels[level as usize].is_open = false;
+            while let Some(&(end, commits)) = self.levels[level as usize].pending.front()
+                && end <= reached.released[level as usize]
+            {
+                self.levels[level as usize].pending.pop_front();
+                self.levels[reached.met(level, end) as usize].commits += commits;
+            }
+        }
         for sample in &mut self.samples {
-            if sample.replied.is_none() && released(sample.level) >= sample.lsn {
+            if sample.replied.is_none() && reached.released[sample.level as usize] >= sample.lsn {
                 sample.replied = Some(now);
+                sample.level = reached.met(sample.level, sample.lsn);
                 sample.decided_by = latest(&sample.replicas, sample.level);
             }
         }
@@ -507,9 +556,10 @@ impl Waterfall {
         }
     }
 
-    /// Samples under way are given up: the node no longer leads.
+    /// Commits that were not answered are given up: the node no longer leads.
     pub fn abandon(&mut self) {
         self.samples.clear();
+        self.levels.iter_mut().for_each(|level| level.pending.clear());
     }
 
     /// One commit in so many is sampled.

@@ -14,8 +14,9 @@ fn mean(level: &LevelStages, stage: Stage) -> f64 {
     level.stages[stage as usize].mean()
 }
 
-fn released(lsn: u64) -> impl Fn(CommitLevel) -> Lsn {
-    move |_| Lsn(lsn)
+/// Every level is met that is released.
+fn released(lsn: u64) -> LevelsReached {
+    LevelsReached { released: [Lsn(lsn); LEVELS.len()], met: [Lsn(lsn); LEVELS.len()] }
 }
 
 /// One commit that ends at 100 at `level`; the replica's acknowledgements arrive at `heard` for write, flush and apply.
@@ -38,11 +39,11 @@ fn run(level: CommitLevel, heard: [u64; 3], local_flush: u64) -> Waterfall {
     waterfall.replica_reached("b", reached(4096, 4096, 0), clock.at(heard[1]), clock.at(heard[1]));
     waterfall.replica_reached("b", reached(4096, 4096, 4096), clock.at(heard[2]), clock.at(heard[2]));
     let end = (local_flush + 5).max(heard[level as usize - 2]);
-    waterfall.replied(released(100), clock.at(end + 3));
+    waterfall.replied(&released(100), clock.at(end + 3));
     assert_eq!(waterfall.levels[level as usize].samples, 0, "the replica's own durations are still to come");
     let traced = Traced { end: Lsn(4096), flushes: 7, records: 9, written_us: 4, flushed_us: 104, applied_us: 110 };
     waterfall.traced("b", traced);
-    waterfall.replied(released(100), clock.at(end + 500));
+    waterfall.replied(&released(100), clock.at(end + 500));
     assert!(!waterfall.is_following());
     waterfall
 }
@@ -80,11 +81,11 @@ fn a_replica_that_was_not_needed_does_not_decide() {
     let sent = ReplicaReached { sent: Lsn(4096), ..ReplicaReached::default() };
     waterfall.replica_reached("far", sent, clock.at(100), clock.at(100));
     waterfall.replica_reached("near", all, clock.at(100), clock.at(300));
-    waterfall.replied(released(100), clock.at(310));
+    waterfall.replied(&released(100), clock.at(310));
     waterfall.replica_reached("far", all, clock.at(100), clock.at(50_000));
     let traced = Traced { end: Lsn(4096), flushes: 1, records: 1, written_us: 1, flushed_us: 2, applied_us: 3 };
     waterfall.traced("near", traced);
-    waterfall.replied(released(100), clock.at(400));
+    waterfall.replied(&released(100), clock.at(400));
     let seen = &waterfall.levels[CommitLevel::RemoteFlush as usize];
     assert_eq!(waterfall.replicas()[1].name, "near");
     assert_eq!(seen.decided, [0, 1]);
@@ -103,7 +104,7 @@ fn only_so_many_commits_are_sampled_and_all_are_counted() {
             if waterfall.begin(lsn, CommitLevel::Off, || now) && second > 0 {
                 sampled += 1;
             }
-            waterfall.replied(|_| Lsn::MAX, now);
+            waterfall.replied(&released(u64::MAX), now);
             waterfall.account(second * 100_000 / 4, now);
         }
         waterfall.account(second, clock.at((second + 1) * 1_000_000));
@@ -126,6 +127,38 @@ fn flushes_are_shared_out_by_the_commits_they_carried() {
     assert_eq!(waterfall.levels[CommitLevel::Local as usize].flushes_share, 6.0);
 }
 
+/// A leader that degrades answers with less than was asked for, also what began before.
+#[test]
+fn degraded_commits_count_under_the_level_that_was_met() {
+    let clock = Clock(Instant::now());
+    let mut waterfall = Waterfall::new(true);
+    let all = ReplicaReached { sent: Lsn(250), written: Lsn(150), flushed: Lsn(150), applied: Lsn(150) };
+    for (lsn, level) in [(100, CommitLevel::RemoteApply), (200, CommitLevel::RemoteFlush), (250, CommitLevel::Off)] {
+        assert!(waterfall.begin(Lsn(lsn), level, || clock.at(0)));
+        let confirmed = LevelsReached { released: [Lsn(0); LEVELS.len()], met: [Lsn(0); LEVELS.len()] };
+        waterfall.replied(&confirmed, clock.at(1));
+    }
+    for step in [Step::Sealed, Step::Submitted, Step::Flushed, Step::Applied] {
+        waterfall.reached(step, Lsn(250), clock.at(10));
+    }
+    waterfall.replica_reached("b", all, clock.at(20), clock.at(20));
+    waterfall
+        .traced("b", Traced { end: Lsn(150), flushes: 1, records: 1, written_us: 1, flushed_us: 2, applied_us: 3 });
+    let counted = |waterfall: &Waterfall| waterfall.levels.each_ref().map(|level| (level.commits, level.samples));
+    assert_eq!(counted(&waterfall), [(0, 0); 5], "nothing was answered");
+    assert!(waterfall.is_awaiting());
+    let [remote, local] = [Lsn(150), Lsn(250)];
+    waterfall
+        .replied(&LevelsReached { released: [local; 5], met: [local, local, remote, remote, remote] }, clock.at(30));
+    assert_eq!(counted(&waterfall), [(1, 1), (1, 1), (0, 0), (0, 0), (1, 1)], "off, local, and one that was confirmed");
+    assert!(!waterfall.is_awaiting());
+    // What is given up with the leadership was never answered.
+    waterfall.begin(Lsn(300), CommitLevel::RemoteApply, || clock.at(40));
+    waterfall.abandon();
+    waterfall.replied(&released(300), clock.at(50));
+    assert_eq!(counted(&waterfall)[4], (1, 1));
+}
+
 #[test]
 fn a_sample_without_its_trace_is_given_up_in_time() {
     let clock = Clock(Instant::now());
@@ -136,9 +169,9 @@ fn a_sample_without_its_trace_is_given_up_in_time() {
     }
     let reached = ReplicaReached { sent: Lsn(100), written: Lsn(100), ..ReplicaReached::default() };
     waterfall.replica_reached("b", reached, clock.at(10), clock.at(20));
-    waterfall.replied(released(100), clock.at(30));
+    waterfall.replied(&released(100), clock.at(30));
     assert!(waterfall.is_following());
-    waterfall.replied(released(100), clock.at(30) + TRACE_WAIT_MAX);
+    waterfall.replied(&released(100), clock.at(30) + TRACE_WAIT_MAX);
     assert!(!waterfall.is_following());
     assert_eq!((waterfall.untraced(), waterfall.levels[2].samples), (1, 0));
 }
