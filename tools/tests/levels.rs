@@ -153,6 +153,30 @@ fn sync_policy_goes_with_the_leadership_of_a_pair() {
     assert_eq!(policy(&back), "ALL");
 }
 
+/// A promotion takes the leadership over with its policy; `--become leader` begins one of the operator's own.
+#[test]
+fn policy_of_a_former_leader_does_not_hold_after_become_leader() {
+    let root = directory();
+    let old = Node::start(root.path(), "a", &["--sync", "ANY 1 (b)"]);
+    let replica = Node::start(root.path(), "b", &["--follow", &old.peer_listen.to_string()]);
+    assert_eq!(old.client().command(&["SET", "k", "1"]), ok());
+    until("it streams", || replica.client().command(&["GET", "k"]) == Reply::Bulk("1".to_owned()));
+    replica.kill();
+    old.kill();
+    let become_leader = ["--become", "leader"];
+    let remote = [&become_leader[..], &["--commit-level", "remote_flush"]].concat();
+    start_refused(root.path(), "b", &remote, &["no sync policy", "--sync 'ANY 1 (*)'"]);
+    let leader = Node::start(root.path(), "b", &become_leader);
+    assert_eq!(policy(&leader), "");
+    assert_eq!(leader.client().command(&["SET", "k", "2"]), ok());
+    leader.kill();
+    // Nor later, when the flag is gone.
+    let leader = Node::start(root.path(), "b", &[]);
+    assert_eq!(policy(&leader), "");
+    let log = std::fs::read_to_string(root.path().join("b.log")).expect("its log");
+    assert!(log.contains("ANY 1 (b)") && log.contains("does not hold here"), "{log}");
+}
+
 #[test]
 fn cluster_of_one_refuses_remote_levels_until_another_joins() {
     let mut cluster = Cluster::start(&["a"], &[]);

@@ -1111,7 +1111,7 @@ impl Node {
     }
 }
 
-/// The sync policy of a node that is to lead: what its options name, else that of the leader that it followed.
+/// The sync policy of a node that is to lead: what its options name, else, where it was promoted, that of its leader.
 fn own_policy(config: &NodeConfig) -> Result<SyncPolicy, DaemonError> {
     if let Some(policy) = &config.sync {
         return Ok(policy.clone());
@@ -1119,7 +1119,21 @@ fn own_policy(config: &NodeConfig) -> Result<SyncPolicy, DaemonError> {
     if config.members.is_some() {
         return Ok(SyncPolicy::None);
     }
-    let handover = Handover::load(&config.data).map_err(refused)?;
+    let promoted = matches!(role::Role::load(&config.data), Ok(Some(role::Role::Leader { promoted_from: Some(_) })));
+    let handover = match Handover::load(&config.data) {
+        // Of a leader whose replica this was until it was made a leader of its own, by a start and not by a promotion.
+        Ok(Some(kept)) if !promoted => {
+            tracing::warn!(
+                "no --sync is given, and this node leads without a sync policy: it was not promoted, so that of {}, which it \
+                 followed, {:?}, does not hold here. Name one with --sync",
+                kept.leader,
+                kept.policy.to_string()
+            );
+            None
+        }
+        Err(_) if !promoted => None,
+        kept => kept.map_err(refused)?,
+    };
     let Some(handover) = handover else { return Ok(SyncPolicy::None) };
     let policy = handover.policy_of(&config.name.parse().map_err(refused)?);
     if policy.waits() {
