@@ -16,6 +16,8 @@ use crate::terms::Terms;
 const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the register may take to move here as well, once a controller has answered.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
+/// A proposal whose fate is not known is followed by one that only counts the version up, again and again after this.
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 /// From a proposal that was not answered to the next.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -98,7 +100,9 @@ pub enum ChangeError {
     #[error("given up, nothing was changed: {0}")]
     GivenUp(String),
     /// One is.
-    #[error("it is not known whether the change was taken ({0}); `walferry describe` tells it")]
+    #[error(
+        "it is not known yet whether the change was taken ({0}); the leader finds out, and `walferry describe` tells it"
+    )]
     Unknown(String),
 }
 
@@ -131,7 +135,10 @@ enum Step {
         at: Instant,
     },
     Failed(ChangeError),
-    Settling,
+    /// The outcome was told; what is left to find out is looked for then.
+    Settling {
+        at: Instant,
+    },
 }
 
 /// A change on its way.
@@ -171,12 +178,15 @@ impl Changing {
 
     /// A controller answered the proposal, whichever way; or why none did.
     pub fn handle_answer(&mut self, outcome: Result<(), String>, now: Instant) {
+        if let Err(text) = &outcome {
+            self.reason.clone_from(text);
+        }
+        if !matches!(self.step, Step::Proposed) {
+            return;
+        }
         let pause = match outcome {
             Ok(()) => ARRIVAL_TIME_MAX,
-            Err(text) => {
-                self.reason = text;
-                RETRY_PAUSE
-            }
+            Err(_) => RETRY_PAUSE,
         };
         self.step = Step::Looking { at: now + pause };
     }
@@ -185,9 +195,16 @@ impl Changing {
     pub fn timeout(&self) -> Option<Instant> {
         match &self.step {
             Step::Looking { at } => Some(*at),
+            Step::Settling { at } => self.open.map(|_| *at),
             Step::Begun | Step::Ready | Step::Failed(_) => Some(self.until),
-            Step::Proving | Step::Proposed | Step::Settling => None,
+            Step::Proving | Step::Proposed => None,
         }
+    }
+
+    /// Why it is not known what became of a proposal, once its outcome was told; `None` when it is known.
+    pub fn unknown(&self) -> Option<&str> {
+        let told = matches!(self.step, Step::Settling { .. }) && self.open.is_some();
+        told.then_some(self.reason.as_str())
     }
 
     /// What it needs, by the register as it is known here.
@@ -201,9 +218,14 @@ impl Changing {
             }
             Step::Proving | Step::Proposed => return Next::Wait(None),
             Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Settling if self.open.is_some() => return Next::Wait(None),
-            Step::Settling if self.is_joint() => return Next::Settle(state.version),
-            Step::Settling => return Next::Over,
+            Step::Settling { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
+            Step::Settling { .. } if self.open.is_some() => {
+                // Whichever of the two is taken, no other can be then.
+                self.step = Step::Settling { at: now + SETTLE_PAUSE };
+                return Next::Propose(Change { state: state.next() });
+            }
+            Step::Settling { .. } if self.is_joint() => return Next::Settle(state.version),
+            Step::Settling { .. } => return Next::Over,
             Step::Failed(error) => Err(error.clone()),
             Step::Ready | Step::Looking { .. } => self.propose(state, now),
         };
@@ -212,7 +234,7 @@ impl Changing {
             (self.step, self.open) = (Step::Proposed, Some(state.version));
             return Next::Propose(Change { state: next });
         }
-        self.step = Step::Settling;
+        self.step = Step::Settling { at: now + SETTLE_PAUSE };
         Next::Told(outcome.map(|_| state.version))
     }
 

@@ -102,9 +102,33 @@ fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
     scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
     scene.now += RETRY_PAUSE;
     assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
-    assert_eq!(scene.poll(), Next::Wait(None), "it may still be taken");
+    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + SETTLE_PAUSE)), "it may still be taken");
+    assert_eq!(scene.changing.unknown(), Some("no answer"));
     scene.state = first;
+    assert_eq!(scene.changing.unknown(), Some("no answer"), "it has not looked");
     assert_eq!(scene.poll(), Next::Settle(scene.state.version), "and was");
+}
+
+/// The leader does not wait for a register that nothing else moves.
+#[test]
+fn unknown_fate_is_found_out_by_a_change_of_nothing() {
+    let mut scene = Scene::new(join());
+    scene.proposal();
+    scene.now += PROPOSE_TIME_MAX;
+    scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
+    scene.now += RETRY_PAUSE;
+    assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
+    // Nobody controls the register for a while, and late answers change nothing.
+    for _ in 0..3 {
+        assert_eq!(scene.poll(), Next::Wait(Some(scene.now + SETTLE_PAUSE)));
+        scene.now += SETTLE_PAUSE;
+        assert_eq!(scene.proposal(), scene.state.next());
+        scene.changing.handle_answer(Err("nobody controls".to_owned()), scene.now);
+        assert_eq!(scene.changing.unknown(), Some("nobody controls"));
+    }
+    scene.state = scene.state.next();
+    assert_eq!(scene.poll(), Next::Over, "the change was not taken, and cannot be any more");
+    assert_eq!(scene.changing.unknown(), None);
 }
 
 #[test]

@@ -86,6 +86,20 @@ struct Turn {
     proof: u64,
 }
 
+impl Turn {
+    /// What another change is told that cannot begin.
+    fn under_way(&self) -> String {
+        match self.changing.as_ref().and_then(Changing::unknown) {
+            None => format!("{}; try again when it is over", self.text),
+            Some(reason) => format!(
+                "{}, and it is not known whether the register took it ({reason}). This ends by itself once a member that controls the \
+                 register answers; if it does not, `walferry switchover` to another leader ends it as well",
+                self.text
+            ),
+        }
+    }
+}
+
 /// Changes of the members under this leader.
 #[derive(Debug)]
 pub(super) struct MemberChanges {
@@ -174,10 +188,10 @@ impl Agent {
             let Some((asker, wanted, _)) = self.changes.waiting.pop_front() else { break };
             self.begin_change(asker, wanted, now);
         }
-        let other = self.changes.turn.as_ref().map(|turn| turn.text.clone()).unwrap_or_default();
+        let other = self.changes.turn.as_ref().map(Turn::under_way).unwrap_or_default();
         while self.changes.waiting.front().is_some_and(|(.., until)| now >= *until) {
             let Some((asker, ..)) = self.changes.waiting.pop_front() else { break };
-            self.tell(asker, Err(format!("another change is under way: {other}; try again when it is over")), now);
+            self.tell(asker, Err(format!("another change is under way: {other}")), now);
         }
         self.go_on_removing(now);
     }
