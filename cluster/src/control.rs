@@ -77,6 +77,8 @@ pub struct Beat {
     pub epoch: Epoch,
     /// The leader.
     pub leader: MemberName,
+    /// Which incarnation of it.
+    pub id: MemberId,
     /// Where clients reach it.
     pub client_address: String,
     /// The end of its log.
@@ -91,10 +93,10 @@ pub enum Ask {
     Greet(Greeting),
     /// A leader lives; is its lease granted?
     Beat(Beat),
-    /// Do you hear the leader?
-    Canvass,
-    /// Refuse leaders of epochs before this one, durably.
-    Seal(Epoch),
+    /// Do you hear the leader? This incarnation asks.
+    Canvass(MemberId),
+    /// Refuse leaders of epochs before this one, durably; this incarnation asks.
+    Seal(Epoch, MemberId),
     /// Change the register (to the controller).
     Change(Box<Change>),
     /// Replace the leader of this epoch, which consents (to the controller).
@@ -115,13 +117,24 @@ pub enum Ask {
     Consensus(MemberId, Box<Rpc>),
 }
 
+impl Ask {
+    /// The incarnation that asks as a member, where the question says so.
+    pub fn asker(&self) -> Option<MemberId> {
+        match self {
+            Ask::Beat(beat) => Some(beat.id),
+            Ask::Canvass(id) | Ask::Seal(_, id) => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To a greeting.
     Greeting(Greeting),
-    /// To the greeting of one that is no member.
+    /// To one that is no member: to its greeting, and to whatever an incarnation asks that was removed.
     Stranger(Strangeness),
     /// To a beat.
     Beat {
@@ -184,11 +197,11 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_announced_and_anything_else_is_not() {
-        let bytes = encode(&Packet { number: 7, body: Ask::Seal(Epoch(3)) });
+        let bytes = encode(&Packet { number: 7, body: Ask::Seal(Epoch(3), MemberId(5)) });
         let envelope: &[u8; ENVELOPE_BYTES] = bytes.first_chunk().expect("an envelope");
         assert_eq!(body_bytes(envelope), Some(bytes.len() - ENVELOPE_BYTES));
         let packet: Packet<Ask> = serde_json::from_slice(&bytes[ENVELOPE_BYTES..]).expect("its own bytes");
-        assert!(matches!(packet, Packet { number: 7, body: Ask::Seal(Epoch(3)) }));
+        assert!(matches!(packet, Packet { number: 7, body: Ask::Seal(Epoch(3), MemberId(5)) }));
         for wrong in [[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 9, 1, 0, 0], [0, 0, 0, 1, 9, 0, 0, 0]] {
             assert_eq!(body_bytes(&wrong), None, "{wrong:?}");
         }

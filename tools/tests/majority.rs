@@ -47,14 +47,19 @@ fn write_tells_the_way_out(cluster: &Cluster, name: &str, timeout_ms: &str) {
 }
 
 /// `name` leads a cluster of its own, with what was confirmed; those that come back are refused until they join anew.
-fn goes_on_alone(cluster: &mut Cluster, name: &'static str, gone: [&'static str; 2]) {
-    assert_eq!(cluster.leader(), name, "it takes writes");
+fn goes_on_alone(
+    cluster: &mut Cluster,
+    name: &'static str,
+    gone: [&'static str; 2],
+    come_back: impl FnOnce(&mut Cluster),
+) {
+    until("it takes writes", || cluster.client(name).command(&["SET", "alone", "0"]) == ok());
     assert_eq!(cluster.client(name).command(&["GET", "confirmed"]), Reply::Bulk("1".to_owned()));
     let members = cluster.describe(name)["members"].as_array().map(Vec::len);
     assert_eq!(members, Some(1));
-    let version = cluster.describe(name)["version"].clone();
+    let [version, epoch] = ["version", "epoch"].map(|field| cluster.describe(name)[field].clone());
     // Both at once: of the old cluster they would be a majority.
-    cluster.bring_together(&gone);
+    come_back(cluster);
     for back in gone {
         until("it is told that it was removed", || {
             let refused = cluster.client(back).command(&["SET", "k", "v"]);
@@ -62,7 +67,9 @@ fn goes_on_alone(cluster: &mut Cluster, name: &'static str, gone: [&'static str;
             matches!(&refused, Reply::Error(text) if text.starts_with("CLUSTERDOWN removed") && text.contains(&way))
         });
     }
-    assert_eq!(cluster.describe(name)["version"], version, "they changed nothing");
+    let now = ["version", "epoch"].map(|field| cluster.describe(name)[field].clone());
+    assert_eq!(now, [version, epoch], "they changed nothing");
+    assert_eq!(cluster.client(name).command(&["SET", "alone", "0"]), ok());
     // It is remembered.
     cluster.kill(name);
     cluster.bring(name);
@@ -96,7 +103,7 @@ fn leader_without_the_others_is_made_a_cluster_while_it_runs() {
     write_tells_the_way_out(&cluster, leader, "0");
     let told = cluster.run(&["promote", "--force-new-cluster", "--url", &cluster.url(leader)]).expect("it is forced");
     assert!(gone.iter().all(|name| told.contains(name)) && told.contains("lost"), "{told}");
-    goes_on_alone(&mut cluster, leader, gone);
+    goes_on_alone(&mut cluster, leader, gone, |cluster| cluster.bring_together(&gone));
 }
 
 #[test]
@@ -118,5 +125,21 @@ fn replica_without_the_others_is_made_a_cluster_while_it_is_stopped() {
     let again = cluster.run(&force).expect_err("it is done");
     assert!(again.contains("the only member"), "{again}");
     cluster.bring(survivor);
-    goes_on_alone(&mut cluster, survivor, [leader, other]);
+    let gone = [leader, other];
+    goes_on_alone(&mut cluster, survivor, gone, |cluster| cluster.bring_together(&gone));
+}
+
+/// They go on where they stood still, with leases that are over and promises of their own.
+#[test]
+fn survivor_is_not_fenced_by_those_that_were_only_paused() {
+    for leader_first in [true, false] {
+        let (mut cluster, leader, [survivor, other]) = three();
+        [leader, other].iter().for_each(|name| cluster.signal(name, libc::SIGSTOP));
+        until("it knows that a majority is gone", || trouble(&cluster, survivor).contains("--force-new-cluster"));
+        cluster.run(&["promote", "--force-new-cluster", "--url", &cluster.url(survivor)]).expect("it is forced");
+        let gone = if leader_first { [leader, other] } else { [other, leader] };
+        goes_on_alone(&mut cluster, survivor, gone, |cluster| {
+            gone.iter().for_each(|name| cluster.signal(name, libc::SIGCONT));
+        });
+    }
 }

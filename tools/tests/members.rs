@@ -167,6 +167,31 @@ fn a_cluster_grows_from_one_node_to_two_with_a_witness() {
     assert_eq!(cluster.client(cluster.leader()).command(&["GET", "first"]), Reply::Bulk("1".to_owned()));
 }
 
+/// It reaches everybody and nobody reaches it, which must not matter if it is the one that controls the register.
+#[test]
+fn member_on_another_port_is_removed_and_joins_anew() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let leader = cluster.leader();
+    let replicas: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != leader).collect();
+    for moved in replicas {
+        cluster.kill(moved);
+        cluster.move_peer(moved);
+        cluster.bring(moved);
+        let way = format!("`walferry remove --name {moved}` and `walferry join --name {moved}`");
+        until("it says that nobody reaches it", || trouble(&cluster, moved).contains(&way));
+        let told = remove(&cluster, moved, leader).expect("it goes, whoever controlled");
+        assert!(told.contains(&format!("{moved} is removed")), "{told}");
+        until("it is told", || trouble(&cluster, moved).contains("removed from the cluster at version"));
+        join(&cluster, moved, leader).expect("it joins, where it is now");
+        until("it counts", || member(&cluster, moved)["holding"] == "whole");
+    }
+    let load = Load::start(&cluster, "remote_flush");
+    load.wait_for(100);
+    let (keys, _) = load.finish();
+    assert_eq!(missing(&mut cluster.client(cluster.leader()), &keys), Vec::<String>::new());
+    cluster.logs_are_identical();
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_changes_nothing() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);

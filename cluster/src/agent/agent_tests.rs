@@ -2,6 +2,7 @@
 //! openraft does: a change takes a majority of the voters, which are incarnations. Time jumps to whatever is due next.
 
 use super::*;
+use crate::control::Beat;
 use crate::register::{MEMBERS_MAX, Outcome};
 use crate::testing::name;
 
@@ -36,6 +37,14 @@ struct Net {
     /// Fence requests to these get lost.
     deaf: BTreeSet<MemberName>,
     min_in_sync: usize,
+    /// Nobody opens a connection to these; they reach everybody.
+    walled: BTreeSet<MemberName>,
+    /// Stopped, with all that they know.
+    paused: BTreeSet<MemberName>,
+    /// No step of the voters is taken.
+    seats_fail: bool,
+    /// What members ask of the controller gets lost.
+    changes_lost: bool,
 }
 
 fn peer(member: &MemberName) -> String {
@@ -60,6 +69,10 @@ impl Net {
             last: 0,
             deaf: BTreeSet::new(),
             min_in_sync: 0,
+            walled: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            seats_fail: false,
+            changes_lost: false,
         };
         for text in formed.split_whitespace().chain(others.split_whitespace()) {
             net.wipe(text);
@@ -124,12 +137,12 @@ impl Net {
     }
 
     fn is_up(&self, member: &MemberName) -> bool {
-        self.sites.get(member).is_some_and(|site| site.agent.is_some())
+        self.sites.get(member).is_some_and(|site| site.agent.is_some()) && !self.paused.contains(member)
     }
 
     /// Voters that are there: only the incarnation that votes.
     fn voting(&self, voters: &BTreeSet<MemberId>) -> usize {
-        self.sites.values().filter(|site| site.agent.is_some() && voters.contains(&site.kept.id)).count()
+        self.sites.iter().filter(|(name, site)| self.is_up(name) && voters.contains(&site.kept.id)).count()
     }
 
     fn has_majority(&self, voters: &BTreeSet<MemberId>) -> bool {
@@ -145,6 +158,9 @@ impl Net {
 
     fn with(&mut self, member: &MemberName, act: impl FnOnce(&mut Agent, Instant)) {
         let now = self.now;
+        if !self.is_up(member) {
+            return;
+        }
         if let Some(agent) = self.sites.get_mut(member).and_then(|site| site.agent.as_mut()) {
             act(agent, now);
         }
@@ -155,7 +171,8 @@ impl Net {
         let controller_id = controller.as_ref().map(|member| self.site(member).kept.id);
         let names: Vec<MemberName> = self.sites.keys().cloned().collect();
         for member in names {
-            if !self.is_up(&member) || !self.told.contains(&self.site(&member).kept.id) {
+            let walled = self.walled.contains(&member) && controller.as_ref() != Some(&member);
+            if walled || !self.is_up(&member) || !self.told.contains(&self.site(&member).kept.id) {
                 continue;
             }
             let view = RegisterView {
@@ -177,7 +194,7 @@ impl Net {
         let able = |net: &Net, member: &MemberName| {
             net.is_up(member) && net.voters.contains(&net.site(member).kept.id) && net.has_majority(&voters)
         };
-        if self.controller.as_ref().is_some_and(|member| able(self, member)) {
+        if self.controller.as_ref().is_some_and(|member| able(self, member) && self.site(member).may_elect) {
             self.vacant_since = None;
             return;
         }
@@ -198,7 +215,7 @@ impl Net {
     /// Carries out everything until nobody has anything to say, then lets time pass.
     fn step(&mut self) {
         self.elect();
-        let names: Vec<MemberName> = self.sites.keys().cloned().collect();
+        let names: Vec<MemberName> = self.sites.keys().filter(|name| !self.paused.contains(*name)).cloned().collect();
         let mut busy = true;
         while std::mem::take(&mut busy) {
             for member in &names {
@@ -234,7 +251,11 @@ impl Net {
                 if matches!(*ask, Ask::Beat(_)) {
                     self.sites.get_mut(member).expect("a site").heartbeats += 1;
                 }
-                let lost = !self.is_up(&to) || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(_));
+                let lost = self.changes_lost && matches!(*ask, Ask::Change(_));
+                let lost = lost
+                    || !self.is_up(&to)
+                    || self.walled.contains(&to)
+                    || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(..));
                 if lost {
                     return self.with(member, |agent, now| agent.handle_answer(id, Err("no answer".to_owned()), now));
                 }
@@ -282,7 +303,7 @@ impl Net {
     }
 
     fn seat(&mut self, member: &MemberName, step: SeatStep) -> Result<(), String> {
-        if self.controller.as_ref() != Some(member) || !self.has_majority(&self.voters) {
+        if self.controller.as_ref() != Some(member) || !self.has_majority(&self.voters) || self.seats_fail {
             return Err("no majority".to_owned());
         }
         match step {
@@ -375,6 +396,11 @@ impl Net {
     fn remove(&mut self, member: &str) -> Result<String, String> {
         let at = self.leader().expect("a leader").to_string();
         self.command(&at, Command::Remove(name(member)))
+    }
+
+    /// What people are told at this member of what is wrong.
+    fn blocked(&self, member: &MemberName) -> &str {
+        self.site(member).agent.as_ref().map_or("", |agent| agent.contacts.blocked())
     }
 
     fn members(&self) -> String {
@@ -509,6 +535,87 @@ fn removal_below_min_in_sync_is_refused_until_another_joins() {
 }
 
 #[test]
+fn interrupted_removal_is_told_as_begun_and_goes_on() {
+    let mut net = Net::new("a b c", "");
+    let leader = net.leader().expect("a leader").to_string();
+    let gone = ["a", "b", "c"].into_iter().find(|member| *member != leader).expect("three");
+    net.seats_fail = true;
+    let told = net.remove(gone).expect_err("its vote does not end");
+    for says in [&format!("{gone} is marked as leaving"), "goes on with it", "`walferry describe`", "in time"] {
+        assert!(told.contains(says), "{says} in {told}");
+    }
+    assert_eq!(net.state.leaving, [name(gone)].into());
+    // Whoever leads: here it is another one.
+    net.kill(&leader);
+    net.seats_fail = false;
+    net.start(&leader);
+    assert!(net.run_until(30, |net| !net.state.members.contains_key(&name(gone))), "it goes on");
+    net.survives_a_restart("an interrupted removal");
+}
+
+/// Its connections reach everybody, and nobody's reaches it: a firewall, or a port that is not the one that the register has.
+#[test]
+fn controller_that_nobody_reaches_gives_control_up() {
+    let mut net = Net::new("a b c d e", "");
+    let leader = net.leader().expect("a leader");
+    let unreached = net.sites.keys().find(|member| **member != leader).expect("five").clone();
+    net.controller = Some(unreached.clone());
+    net.tell_register();
+    net.walled.insert(unreached.clone());
+    let dead = net.sites.keys().find(|member| **member != leader && **member != unreached).expect("five").clone();
+    assert!(net.run_until(5, |net| net.state.in_sync.contains(&dead)), "in sync");
+    net.kill(dead.as_str());
+    assert!(net.run_until(10, |net| !net.state.in_sync.contains(&dead)), "another controls: {:?}", net.controller);
+    assert_ne!(net.controller, Some(unreached.clone()));
+    let blocked = net.blocked(&unreached).to_owned();
+    assert!(blocked.contains(&format!("cannot connect to {unreached} at {}", peer(&unreached))), "{blocked}");
+    net.remove(unreached.as_str()).expect("it can be removed");
+    net.walled.clear();
+    net.start(dead.as_str());
+    net.survives_a_restart("a controller that nobody reached");
+}
+
+#[test]
+fn leader_that_nobody_reaches_is_replaced_and_says_why() {
+    let mut net = Net::new("a b c", "");
+    let old = net.leader().expect("a leader");
+    net.walled.insert(old.clone());
+    let replaced = net.run_until(10, |net| net.leader().is_some_and(|leader| leader != old));
+    assert!(replaced, "replicas could not connect to it");
+    let blocked = net.blocked(&old).to_owned();
+    assert!(blocked.contains("may not lead on") && blocked.contains("firewall"), "{blocked}");
+    net.walled.clear();
+    let (epoch, new) = (net.state.epoch, net.leader());
+    net.run(Duration::from_secs(2));
+    assert_eq!((net.state.epoch, net.leader()), (epoch, new), "it is back and disturbs nobody");
+    assert_eq!(net.blocked(&old), "");
+}
+
+/// No change is under way for ever: what became of it is found out once somebody answers.
+#[test]
+fn removal_without_an_answer_is_settled_and_others_follow() {
+    let mut net = Net::new("a b c", "d");
+    let leader = net.leader().expect("a leader").to_string();
+    let others = ["a", "b", "c"].into_iter().filter(|member| *member != leader).collect::<Vec<_>>();
+    net.controller = Some(name(others[0]));
+    net.tell_register();
+    net.run(Duration::from_secs(1));
+    net.changes_lost = true;
+    let told = net.remove(others[1]).expect_err("no answer");
+    assert!(told.contains("not known yet"), "{told}");
+    let refused = net.join("d").expect_err("the one before is not over");
+    for says in [&format!("{} is being removed", others[1]), "it is not known", "walferry switchover"] {
+        assert!(refused.contains(says), "{says} in {refused}");
+    }
+    net.changes_lost = false;
+    net.run(Duration::from_secs(2));
+    net.join("d").expect("it is over");
+    assert_eq!(net.members(), "a b c d", "it was not taken");
+    net.remove(others[1]).expect("it can be asked for again");
+    net.survives_a_restart("a removal without an answer");
+}
+
+#[test]
 fn interrupted_join_goes_on_under_the_next_leader() {
     let mut net = Net::new("a b c", "d");
     // The node was told the register, and nothing else happened: the leader died.
@@ -549,7 +656,7 @@ fn fenced_leader_sends_no_heartbeats_and_is_replaced() {
     let leader = net.leader().expect("a leader");
     // A controller fenced the leader and died of it: the others never heard.
     let epoch = net.state.epoch.next();
-    net.with(&leader, |agent, now| agent.handle_ask(0, Ask::Seal(epoch), now));
+    net.with(&leader, |agent, now| agent.handle_ask(0, Ask::Seal(epoch, MemberId(1 << 40)), now));
     net.step();
     let heartbeats = net.site(&leader).heartbeats;
     assert!(net.run_until(10, |net| net.state.epoch >= epoch && net.leader().is_some()), "a majority is well");
@@ -599,6 +706,43 @@ fn survivor_becomes_a_cluster_of_one_and_refuses_those_that_come_back() {
     assert_eq!(net.leader(), Some(name("a")));
     net.join("b").expect("it may join anew");
     net.survives_a_restart("a cluster of one that grew");
+}
+
+/// The others were not gone, and go on where they stood still: they hear that they were removed before they do any harm.
+#[test]
+fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
+    for first in ["a", "b"] {
+        let mut net = Net::new("a b c", "");
+        let old = net.sites.iter().map(|(member, site)| (member.clone(), site.kept.id)).collect::<BTreeMap<_, _>>();
+        net.paused = [name("a"), name("b")].into();
+        net.run(Duration::from_secs(2));
+        net.command("c", Command::ForceNewCluster).expect("the operator's word");
+        assert!(net.run_until(20, |net| net.leader() == Some(name("c"))), "it leads alone");
+        let (epoch, promised) = (net.state.epoch, net.site(&name("c")).kept.promised);
+        // Whatever they ask for before they have heard.
+        let beat = Beat {
+            epoch: epoch.skip(1 << 20),
+            leader: name("a"),
+            id: old[&name("a")],
+            client_address: "a:6379".to_owned(),
+            end: Lsn::ZERO,
+        };
+        for ask in [Ask::Seal(epoch.next(), old[&name("b")]), Ask::Beat(beat), Ask::Canvass(old[&name("a")])] {
+            net.with(&name("c"), |agent, now| agent.handle_ask(0, ask, now));
+            net.step();
+        }
+        assert_eq!(net.site(&name("c")).kept.promised, promised, "it promised them nothing");
+        net.paused.remove(&name(first));
+        net.run(Duration::from_millis(50));
+        net.paused.clear();
+        for back in ["a", "b"] {
+            let told = net.run_until(2, |net| net.site(&name(back)).kept.removed.is_some());
+            assert!(told, "{back} was told that it is a member no more");
+        }
+        assert_eq!((net.leader(), net.state.epoch), (Some(name("c")), epoch), "it was not disturbed");
+        net.join("a").expect("it may join anew");
+        net.survives_a_restart("a cluster of one that grew");
+    }
 }
 
 #[test]

@@ -22,6 +22,14 @@ impl Agent {
     }
 
     pub(super) fn handle_ask_of(&mut self, asker: Asker, ask: Ask, now: Instant) {
+        if let Some(id) = ask.asker() {
+            self.contacts.reached_by(id, now);
+            // What it knows as its cluster is not this one any more, and must not move anything here.
+            if let Some(removed) = self.view.state.removed.iter().find(|removed| removed.id == id) {
+                let answer = Answer::Stranger(self.strangeness(&removed.name, id));
+                return self.answer(asker, answer, now);
+            }
+        }
         let for_members = !matches!(ask, Ask::Greet(_) | Ask::BeginAnew(_));
         if for_members && !self.is_member() {
             let text = format!("{} is not a member yet", self.config.name);
@@ -30,11 +38,11 @@ impl Agent {
         let answer = match ask {
             Ask::Greet(theirs) => self.answer_greeting(theirs, now),
             Ask::Beat(beat) => self.answer_heartbeat(beat, now),
-            Ask::Canvass => {
+            Ask::Canvass(_) => {
                 let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
                 Answer::Canvass { silent, standstill }
             }
-            Ask::Seal(epoch) => return self.answer_fence(asker, epoch, now),
+            Ask::Seal(epoch, _) => return self.answer_fence(asker, epoch, now),
             Ask::Change(change) if self.view.controls => return self.propose(*change, ProposalFor::Asker(asker)),
             Ask::Change(_) => Answer::Refused(self.does_not_control()),
             Ask::Aside(epoch, aside) => self.answer_step_down(epoch, aside),
@@ -87,18 +95,11 @@ impl Agent {
             self.contacts.complain(&text);
             return Answer::Refused(text);
         }
-        let ours = self.greeting();
         let foreign = state.version > 0 && !state.knows(&theirs.name, theirs.id);
         let name_known = state.members.contains_key(&theirs.name);
         let answer = match foreign {
-            true => Answer::Stranger(Strangeness {
-                member: ours,
-                cluster_id: state.cluster_id,
-                version: state.version,
-                removed_at: state.removed_at(theirs.id),
-                name_known,
-            }),
-            false => Answer::Greeting(ours),
+            true => Answer::Stranger(self.strangeness(&theirs.name, theirs.id)),
+            false => Answer::Greeting(self.greeting()),
         };
         if foreign && name_known && self.view.controls {
             self.take_back(theirs.clone(), now);
@@ -107,12 +108,19 @@ impl Agent {
         answer
     }
 
-    fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
+    /// What this incarnation is told, which is no member.
+    fn strangeness(&self, name: &MemberName, id: MemberId) -> Strangeness {
         let state = &self.view.state;
-        if beat.epoch < state.epoch && !state.members.contains_key(&beat.leader) {
-            // A leader of the cluster that this one was forced out of: what was promised here would replace it again and again.
-            return Answer::Refused(format!("{} is no member of the cluster of {}", beat.leader, self.config.name));
+        Strangeness {
+            member: self.greeting(),
+            cluster_id: state.cluster_id,
+            version: state.version,
+            removed_at: state.removed_at(id),
+            name_known: state.members.contains_key(name),
         }
+    }
+
+    fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
         // What the register says binds as well: a member may have promised nothing in this process yet.
         let granted = beat.epoch >= self.view.state.epoch && self.voter.handle_beat(beat.epoch, now);
         let promised = self.voter.promised();

@@ -16,6 +16,8 @@ use crate::register::{Change, ClusterState, Holding, MEMBERS_MAX, Member, Member
 const GREET_INTERVAL: Duration = Duration::from_millis(100);
 /// A cluster that has no leader for longer says why.
 const BLOCKED_TIME_MAX: Duration = Duration::from_secs(1);
+/// A member that no majority asked anything for so many election timeouts, twice, is not reached: it controls and leads no more.
+const UNREACHED_TIMEOUTS: u32 = 2;
 /// Greetings of nodes that are no members are kept for so many names.
 const GREETINGS_MAX: usize = 4 * MEMBERS_MAX;
 
@@ -26,6 +28,10 @@ pub(super) struct Contacts {
     greetings: BTreeMap<MemberName, Greeting>,
     /// When each other member answered last.
     heard: BTreeMap<MemberName, Instant>,
+    /// When each incarnation asked something here last, over a connection that it opened.
+    reached_by: BTreeMap<MemberId, Instant>,
+    /// Since when no majority of the members has.
+    unreached_since: Option<Instant>,
     /// The leader's end of log, and where its clients are, as last heard.
     leader_end: Lsn,
     leader_address: String,
@@ -52,6 +58,8 @@ impl Contacts {
             greet_at: now,
             greetings: BTreeMap::new(),
             heard: BTreeMap::new(),
+            reached_by: BTreeMap::new(),
+            unreached_since: None,
             leader_end: Lsn::ZERO,
             leader_address: String::new(),
             strangeness: None,
@@ -75,6 +83,16 @@ impl Contacts {
 
     pub(super) fn is_in_reach(&self, name: &MemberName, lately: Duration, now: Instant) -> bool {
         self.heard.get(name).is_some_and(|at| now.saturating_duration_since(*at) < lately)
+    }
+
+    pub(super) fn reached_by(&mut self, id: MemberId, now: Instant) {
+        if self.reached_by.len() < GREETINGS_MAX || self.reached_by.contains_key(&id) {
+            self.reached_by.insert(id, now);
+        }
+    }
+
+    pub(super) fn is_reached_by(&self, id: MemberId, lately: Duration, now: Instant) -> bool {
+        self.reached_by.get(&id).is_some_and(|at| now.saturating_duration_since(*at) < lately)
     }
 
     pub(super) fn greeted(&mut self, theirs: Greeting) {
@@ -169,7 +187,7 @@ impl Agent {
                 self.ask(&name, &peer, greeting, timeout, Purpose::Greet, now);
             }
             if member {
-                self.ask(&name, &peer, Ask::Canvass, timeout, Purpose::Look, now);
+                self.ask(&name, &peer, Ask::Canvass(self.kept.id), timeout, Purpose::Look, now);
             }
         }
         self.outputs.push_back(Output::MayElect(self.may_elect(now)));
@@ -182,7 +200,44 @@ impl Agent {
         }
     }
 
-    /// Whether this member may try to control the register. One that reaches no majority of the voters must not: it would come
+    /// Notices whether the others can open connections to this member. It may reach all of them nevertheless: its port is another
+    /// one than the register has, or something between them lets connections through in one direction only.
+    pub(super) fn watch_reach(&mut self, now: Instant) {
+        let state = &self.view.state;
+        let reached = !self.is_member() || self.unreached_by(now).len() <= state.members.len() - state.majority();
+        let since = self.contacts.unreached_since.filter(|_| !reached);
+        self.contacts.unreached_since = since.or((!reached).then_some(now));
+    }
+
+    /// Members that have not asked this one anything lately.
+    fn unreached_by(&self, now: Instant) -> Vec<&MemberName> {
+        let lately = self.election_timeout * UNREACHED_TIMEOUTS;
+        let others = self.view.state.members.iter().filter(|(_, member)| member.id != self.kept.id);
+        others.filter(|(_, other)| !self.contacts.is_reached_by(other.id, lately, now)).map(|(name, _)| name).collect()
+    }
+
+    /// True when no majority of the members can open a connection to this one, and has not for a while. It must not control the
+    /// register, whose controller everybody asks, and not lead: replicas connect to their leader.
+    pub(super) fn is_unreached(&self, now: Instant) -> bool {
+        let since = self.contacts.unreached_since;
+        since.is_some_and(|since| now.saturating_duration_since(since) >= self.election_timeout * UNREACHED_TIMEOUTS)
+    }
+
+    /// What such a member says.
+    pub(super) fn unreached_text(&self, now: Instant) -> String {
+        let (name, state) = (&self.config.name, &self.view.state);
+        let silent: Vec<&str> = self.unreached_by(now).into_iter().map(MemberName::as_str).collect();
+        let peer = state.members.get(name).map_or("", |member| member.peer.as_str());
+        let what = if self.leads_by_register() { "this node may not lead on: " } else { "" };
+        format!(
+            "{what}{} cannot connect to {name} at {peer}, its peer address in the register, though {name} may reach them: look for a \
+             firewall and at --peer-listen; if its address has changed, `walferry remove --name {name}` and `walferry join --name \
+             {name}` give it the new one",
+            silent.join(", ")
+        )
+    }
+
+    /// Whether this member may control the register, or try to. One that reaches no majority of the voters must not: it would come
     /// back with a vote that topples a controller that everybody else hears (Raft's PreVote).
     fn may_elect(&self, now: Instant) -> bool {
         let state = &self.view.state;
@@ -195,7 +250,7 @@ impl Agent {
         }
         let votes = |member: &Member| self.view.voters.contains(&member.id);
         let voters = state.members.iter().filter(|(_, member)| votes(member)).map(|(name, _)| name);
-        self.is_member() && self.in_reach(voters, now) > self.view.voters.len() / 2
+        self.is_member() && !self.is_unreached(now) && self.in_reach(voters, now) > self.view.voters.len() / 2
     }
 
     pub(super) fn take_look(&mut self, answer: Result<Answer, String>) {

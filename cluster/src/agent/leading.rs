@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
-use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, part};
+use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, part, refusal};
 use crate::control::{Answer, Ask, Beat};
 use crate::failover::Aside;
 use crate::lease::Lease;
 use crate::member::MemberName;
 use crate::register::{Change, Holding, MemberId, Part};
+
+/// A leader that cannot change the in-sync set for longer says so.
+const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What the node was told last.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub(super) struct Leading {
     in_sync_settled: Option<(Epoch, u64)>,
     /// After a change of the in-sync set that failed.
     in_sync_at: Instant,
+    /// Since when no change of it was answered, and why.
+    in_sync_failing: Option<(Instant, String)>,
 }
 
 impl Leading {
@@ -64,6 +69,7 @@ impl Leading {
             in_sync_open: None,
             in_sync_settled: None,
             in_sync_at: now,
+            in_sync_failing: None,
         }
     }
 
@@ -153,7 +159,7 @@ impl Agent {
     /// Heartbeats to every member, this one included: it is a voter like the others.
     pub(super) fn send_heartbeats(&mut self, now: Instant) {
         let (Some((epoch, _)), Some(node)) = (&self.leading.lease, self.node) else { return };
-        if now < self.leading.heartbeat_at || node.stuck {
+        if now < self.leading.heartbeat_at || node.stuck || self.is_unreached(now) {
             return;
         }
         let epoch = *epoch;
@@ -161,6 +167,7 @@ impl Agent {
         let beat = Beat {
             epoch,
             leader: self.config.name.clone(),
+            id: self.kept.id,
             client_address: self.config.client_address.clone(),
             end: node.end,
         };
@@ -245,10 +252,21 @@ impl Agent {
     pub(super) fn take_in_sync_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
         self.leading.in_sync_changing = false;
         let known = matches!(answer, Ok(Answer::Change(_)));
+        let since = self.leading.in_sync_failing.take().map_or(now, |(since, _)| since);
+        if !known {
+            self.leading.in_sync_failing = Some((since, refusal(answer, "the controller")));
+        }
         if let Some((_, answered)) = &mut self.leading.in_sync_open {
             *answered = known;
         }
         self.leading.in_sync_at = now + if known { Duration::ZERO } else { self.config.heartbeat_interval };
+    }
+
+    /// What a leader says whose register does not follow its in-sync set.
+    pub(super) fn in_sync_text(&self, now: Instant) -> Option<String> {
+        let (since, reason) = self.leading.in_sync_failing.as_ref().filter(|_| self.leads_by_register())?;
+        let long = now.saturating_duration_since(*since) >= IN_SYNC_TIME_MAX;
+        long.then(|| format!("the register does not take changes of the in-sync set, which commits wait for: {reason}"))
     }
 
     /// How many of these members answered lately; this one counts as one that did.

@@ -245,7 +245,7 @@ pub enum Output {
     Form(BTreeMap<MemberId, String>),
     /// Take this step, as the controller; then [`Agent::handle_seated`].
     Seat(SeatStep),
-    /// Whether this member may try to control the register.
+    /// Whether this member may control the register, or try to.
     MayElect(bool),
     /// An order to the node.
     Order(Order),
@@ -428,6 +428,7 @@ impl Agent {
         if let Some(version) = self.is_removed(now) {
             return self.end(Over::Removed(version));
         }
+        self.watch_reach(now);
         self.look_around(now);
         self.tell_node(now);
         self.send_heartbeats(now);
@@ -562,6 +563,12 @@ impl Agent {
 
     fn take_answer(&mut self, from: MemberName, purpose: Purpose, answer: Result<Answer, String>, now: Instant) {
         match purpose {
+            // Whatever it was for: this incarnation was removed, or so the other one's register says.
+            Purpose::Heartbeat { .. } | Purpose::PreVote | Purpose::Fence | Purpose::Look | Purpose::InReach
+                if matches!(answer, Ok(Answer::Stranger(_))) =>
+            {
+                self.take_greeted(from, answer, now);
+            }
             Purpose::Heartbeat { sent_at, epoch } => self.take_heartbeat_answer(&from, sent_at, epoch, answer, now),
             Purpose::PreVote => self.take_pre_vote(&from, answer),
             Purpose::Fence => self.take_fenced(&from, answer, now),

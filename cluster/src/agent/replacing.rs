@@ -116,7 +116,7 @@ impl Agent {
         if self.view.state.version == 0 {
             return;
         }
-        let controls = self.view.controls && self.is_member();
+        let controls = self.view.controls && self.is_member() && !self.is_unreached(now);
         let (grant_left, promised) = (self.voter.grant_left(now), self.voter.promised());
         self.fencing.silence_said &= grant_left.is_zero();
         let outlook = Outlook { state: &self.view.state, controls, grant_left, promised, now };
@@ -131,6 +131,10 @@ impl Agent {
         let silent = if self.leads_by_register() { !self.holds_lease(now) } else { grant_left.is_zero() };
         if silent && self.in_reach(self.view.state.members.keys(), now) < self.view.state.majority() {
             let text = self.out_of_reach(now);
+            self.contacts.set_blocked(text);
+        } else if self.is_unreached(now) {
+            self.contacts.set_blocked(self.unreached_text(now));
+        } else if let Some(text) = self.in_sync_text(now) {
             self.contacts.set_blocked(text);
         } else if controls {
             let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
@@ -152,7 +156,7 @@ impl Agent {
             let leader = self.view.state.leader.as_ref().map_or("nobody", MemberName::as_str);
             tracing::info!(leader, "the leader is silent, asking the others");
         }
-        self.ask_all(&Ask::Canvass, self.election_timeout, &Purpose::PreVote, now);
+        self.ask_all(&Ask::Canvass(self.kept.id), self.election_timeout, &Purpose::PreVote, now);
     }
 
     pub(super) fn take_pre_vote(&mut self, member: &MemberName, answer: Result<Answer, String>) {
@@ -167,7 +171,7 @@ impl Agent {
                 continue;
             }
             self.fencing.asked.insert(member.clone(), epoch);
-            self.ask(&member, &peer, Ask::Seal(epoch), self.election_timeout * 4, Purpose::Fence, now);
+            self.ask(&member, &peer, Ask::Seal(epoch, self.kept.id), self.election_timeout * 4, Purpose::Fence, now);
         }
     }
 

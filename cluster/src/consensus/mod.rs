@@ -287,10 +287,14 @@ impl Register {
             Rpc::Snapshot(request) => RpcReply::Snapshot(self.raft.install_snapshot(request).await),
         })
     }
-    /// Whether this member may try to control. One that reaches no majority must not: it would come back with a vote that
-    /// topples a controller that everybody else hears (Raft's PreVote).
+
+    /// Whether this member may control, or try to. One that reaches no majority must not: it would come back with a vote that
+    /// topples a controller that everybody else hears (Raft's PreVote). One that no majority reaches must not: its heartbeats
+    /// would keep the others from a controller that they can ask.
     pub fn may_elect(&self, may: bool) {
-        self.raft.runtime_config().elect(may);
+        let config = self.raft.runtime_config();
+        config.elect(may);
+        config.heartbeat(may);
     }
 
     /// Ends this member's part.

@@ -117,7 +117,7 @@ impl Cluster {
     }
 
     fn send_packet(&mut self, from: NodeNo, to: NodeNo, request: u64, body: Body) {
-        if matches!(body, Body::Ask(Ask::Seal(_))) {
+        if matches!(body, Body::Ask(Ask::Seal(..))) {
             self.maybe_kill_bystander(from, to);
         }
         if let Some(delay) = self.network.borrow_mut().packet(from, to) {

@@ -384,7 +384,9 @@ impl Node {
             Role::Leader(_) if !self.may_speak() => {
                 troubles.push(format!("no lease: {}", self.why_silent()));
             }
-            Role::Leader(_) => {}
+            Role::Leader(_) => {
+                troubles.extend(self.membership.as_ref().map(|seat| seat.trouble()).filter(|text| !text.is_empty()));
+            }
         }
         if let Some(loss) = &self.sync_loss {
             let meanwhile = match loss.degraded {

@@ -1,7 +1,7 @@
 //! Clusters of real processes on a loopback address of their own: nodes and witnesses, to be killed, stopped and asked; and a
 //! load that follows their leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -29,6 +29,8 @@ pub struct Cluster {
     pub witness_flags: Vec<String>,
     pub nodes: BTreeMap<&'static str, Node>,
     pub witnesses: BTreeMap<&'static str, Child>,
+    /// Members whose peer address is another one than at first.
+    moved: BTreeSet<&'static str>,
 }
 
 pub fn is_witness(name: &str) -> bool {
@@ -60,6 +62,7 @@ impl Cluster {
             witness_flags,
             nodes: BTreeMap::new(),
             witnesses: BTreeMap::new(),
+            moved: BTreeSet::new(),
         };
         names.iter().for_each(|name| cluster.bring(name));
         cluster.leader();
@@ -81,7 +84,15 @@ impl Cluster {
 
     pub fn peer_address(&self, name: &str) -> String {
         let index = self.names.iter().position(|known| *known == name).expect("a member");
-        format!("{}:{}", self.host, 7001 + index)
+        let first = if self.moved.contains(name) { 7501 } else { 7001 };
+        format!("{}:{}", self.host, first + index)
+    }
+
+    /// From its next start on its peers reach it at another port, which only later starts are told.
+    pub fn move_peer(&mut self, name: &'static str) {
+        let old = self.peer_address(name);
+        self.moved.insert(name);
+        self.members = self.members.replace(&old, &self.peer_address(name));
     }
 
     pub fn client_address(&self, name: &str) -> SocketAddr {
