@@ -204,6 +204,8 @@ impl Agent {
     /// one than the register has, or something between them lets connections through in one direction only.
     pub(super) fn watch_reach(&mut self, now: Instant) {
         let state = &self.view.state;
+        // Incarnations come and go; those that are no members must not fill the map.
+        self.contacts.reached_by.retain(|id, _| state.members.values().any(|member| member.id == *id));
         let reached = !self.is_member() || self.unreached_by(now).len() <= state.members.len() - state.majority();
         let since = self.contacts.unreached_since.filter(|_| !reached);
         self.contacts.unreached_since = since.or((!reached).then_some(now));
