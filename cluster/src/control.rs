@@ -51,6 +51,8 @@ pub struct Greeting {
     pub members: Vec<String>,
     /// Where clients reach it; empty for a witness.
     pub client_address: String,
+    /// The sync policy that it was started with, for a cluster that is formed; a witness has none.
+    pub policy: String,
     /// With which version of the register an earlier incarnation was removed, if that is why this one began.
     pub removed: Option<u64>,
 }

@@ -7,6 +7,8 @@ use crate::register::{MEMBERS_MAX, Outcome};
 use crate::testing::name;
 
 const TIMEOUT: Duration = Duration::from_millis(400);
+/// A cluster with a member of this name has a witness, whose name comes first, and a sync policy.
+const WITNESS: &str = "arbiter";
 /// A controller that is gone is replaced after this.
 const ELECTION: Duration = Duration::from_millis(200);
 
@@ -108,22 +110,24 @@ impl Net {
         members.insert(member.clone(), peer(&member));
         let now = self.now;
         let site = self.sites.get_mut(&member).expect("a site");
+        let kind = if member.as_str() == WITNESS { Kind::Witness } else { Kind::Data };
+        let policy = if kind == Kind::Data && members.contains_key(&name(WITNESS)) { "ALL" } else { "" };
         let config = AgentConfig {
             name: member.clone(),
-            kind: Kind::Data,
+            kind,
             members,
             client_address: format!("{member}:6379"),
             cluster_id: None,
             new_cluster_id: ClusterId(7),
             election_timeout: TIMEOUT,
             heartbeat_interval: TIMEOUT / 4,
-            policy: String::new(),
+            policy: policy.to_owned(),
             min_in_sync: self.min_in_sync,
             history_epoch: site.last_epoch,
         };
         site.leads = None;
         site.view.controls = false;
-        site.agent = Some(Agent::new(config, site.kept.clone(), site.view.clone(), true, now));
+        site.agent = Some(Agent::new(config, site.kept.clone(), site.view.clone(), kind == Kind::Data, now));
     }
 
     fn kill(&mut self, member: &str) {
@@ -432,6 +436,13 @@ fn members_form_a_cluster_and_one_leads() {
 }
 
 /// Every sequence of three joins, removals and restarts from one, two and three members, and what is left can go on.
+#[test]
+fn cluster_a_witness_forms_has_the_data_members_policy() {
+    let net = Net::new("arbiter b c", "");
+    assert_eq!(net.state.members[&name(WITNESS)].kind, Kind::Witness);
+    assert_eq!(net.state.policy, "ALL");
+}
+
 #[test]
 fn every_short_sequence_of_changes_leaves_a_cluster_that_leads() {
     for formed in ["a", "a b", "a b c"] {

@@ -77,6 +77,7 @@ impl Agent {
             cluster_id: if state.version > 0 { Some(state.cluster_id) } else { self.config.cluster_id },
             members: self.config.member_texts(),
             client_address: self.config.client_address.clone(),
+            policy: self.config.policy.clone(),
             removed: self.kept.removed,
         }
     }

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 use super::{Agent, CHANGE_TIME_MAX, Output, Over, ProposalFor, Purpose};
 use crate::control::{Answer, Ask, Greeting, Strangeness};
 use crate::member::{ClusterId, MemberName};
-use crate::register::{Change, ClusterState, Holding, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
+use crate::register::{Change, ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
 
 /// How often members look for each other.
 const GREET_INTERVAL: Duration = Duration::from_millis(100);
@@ -373,7 +374,11 @@ impl Agent {
             Some((name.clone(), Member { id: greeting.id, peer, kind: greeting.kind, holding }))
         };
         let members: BTreeMap<MemberName, Member> = self.config.members.iter().filter_map(member).collect();
-        match ClusterState::formed(cluster_id, members, &self.config.policy) {
+        // Whoever controls the register may be a witness, which knows of no policy: that of the first member with data holds.
+        let mut with_data = self.config.members.keys().filter_map(greeting).filter(|them| them.kind == Kind::Data);
+        let policy =
+            with_data.next().filter(|_| !mutants::is_on("forget-the-policy")).map_or(&own.policy, |them| &them.policy);
+        match ClusterState::formed(cluster_id, members, policy) {
             Ok(mut state) => {
                 state.set_election_timeout(self.config.election_timeout);
                 self.propose(Change { state }, ProposalFor::First);
