@@ -16,6 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 
 use crate::member::{MEMBER_NAME_BYTES_MAX, MemberName, NameSyntax};
 
@@ -113,6 +114,8 @@ impl SyncPolicy {
         match self {
             SyncPolicy::None => Some(Lsn::MAX),
             SyncPolicy::First { k, names } => {
+                let anybody = [NamePattern::Every];
+                let names = if mutants::is_on("first-of-anybody") { &anybody } else { &names[..] };
                 let chosen = chosen(candidates, names);
                 let chosen = chosen.get(..*k)?;
                 chosen.iter().map(|index| candidates[*index].position).min()

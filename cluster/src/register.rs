@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use walferry_engine::lsn::Epoch;
+use walferry_engine::mutants;
 
 use crate::member::{ClusterId, MemberName};
 use crate::policy::{NamePattern, PolicySyntax, SyncPolicy};
@@ -275,6 +276,10 @@ impl ClusterState {
         self.members.iter().filter(|(_, member)| member.kind == Kind::Data).map(|(name, _)| name)
     }
 
+    fn is_witness(&self, name: &MemberName) -> bool {
+        self.members.get(name).is_some_and(|member| member.kind == Kind::Witness)
+    }
+
     /// How many members are a majority, for leases and seals. Of all members, whether they vote about the register or not: any
     /// two majorities have to share a member, also those of two versions between which one member came or went.
     pub fn majority(&self) -> usize {
@@ -349,6 +354,9 @@ impl ClusterState {
             SyncPolicy::None => awaited(0, Vec::new()),
             // Each commit was confirmed by every member of the set: one of them suffices.
             SyncPolicy::All if self.in_sync.iter().any(counts) => Ok(()),
+            SyncPolicy::All if mutants::is_on("count-a-witness") && sealed.iter().any(|name| self.is_witness(name)) => {
+                Ok(())
+            }
             SyncPolicy::All => awaited(usize::from(!self.in_sync.is_empty()), self.in_sync.iter().cloned().collect()),
             policy @ (SyncPolicy::First { k, .. } | SyncPolicy::Any { k, .. }) => {
                 let missing = self.confirming().filter(|name| !counts(name)).cloned();

@@ -38,6 +38,17 @@ pub enum Kind {
     Settled,
 }
 
+/// What a reply to a commit at a remote level says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// It holds this level.
+    AtTheLevel,
+    /// It does, or nobody is in sync: then a failover waits for its leader.
+    OrWithNobodyInSync,
+    /// It may hold a lower one, which COMMITINFO tells.
+    Degraded,
+}
+
 /// How much time clients let pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Tempo {
@@ -64,6 +75,8 @@ enum Doing {
     RegisterRead {
         call: Call,
     },
+    /// Asks at which level the write is held that was just answered.
+    Evidence(Acknowledged),
     Count(u64),
     Token,
     /// Reads back; what it must find at least.
@@ -72,7 +85,7 @@ enum Doing {
 }
 
 /// A write that was acknowledged.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
     pub key: String,
     pub value: String,
@@ -110,6 +123,7 @@ pub struct Client {
     /// It lets so much time pass, for once.
     rest_us: Option<u64>,
     tempo: Tempo,
+    answers: Answers,
     pub asked_at_us: u64,
     /// Counts its commands, so that a late timeout finds out that it is late.
     pub turn: u64,
@@ -146,7 +160,7 @@ pub struct Told {
 }
 
 impl Client {
-    pub fn new(number: usize, kind: Kind, nodes: usize, tempo: Tempo, seed: u64) -> Client {
+    pub fn new(number: usize, kind: Kind, nodes: usize, tempo: Tempo, answers: Answers, seed: u64) -> Client {
         let mut rng = fastrand::Rng::with_seed(seed);
         Client {
             number,
@@ -161,6 +175,7 @@ impl Client {
             watched: None,
             rest_us: None,
             tempo,
+            answers,
             asked_at_us: 0,
             turn: 0,
             written: 0,
@@ -285,6 +300,21 @@ impl Client {
         rest_us.unwrap_or_else(|| if after_error { PAUSE_US } else { 1 + self.rng.u64(0..self.tempo.think_us) })
     }
 
+    /// A write is held at the level that the node tells, which is the one that was asked for unless the node may degrade.
+    fn take_evidence(&self, ack: Acknowledged, reply: &Value, told: &mut Told) {
+        if let Some(met) = met_of(reply) {
+            if met > ack.level || met < ack.level && self.answers == Answers::AtTheLevel {
+                let Acknowledged { key, level, node, at_us, .. } = &ack;
+                told.broken.push(format!("{key} was answered at {level} by node {node} at {at_us} us, and met {met}"));
+            }
+            if self.answers == Answers::Degraded {
+                told.acknowledged.push(Acknowledged { level: met, ..ack });
+            }
+        } else if reply.error().is_none() {
+            told.broken.push(format!("client {}: COMMITINFO says {reply:?}", self.number));
+        }
+    }
+
     /// Bytes from its session. True when an error came.
     pub fn receive(&mut self, bytes: &[u8], now_us: u64, epoch: Epoch, told: &mut Told) -> Option<Outcome> {
         self.input.extend_from_slice(bytes);
@@ -297,6 +327,10 @@ impl Client {
         self.expected = 1;
         let doing = match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::Growing(step) => return Some(self.grown(step, &replies, now_us, told)),
+            Doing::Evidence(ack) => {
+                self.take_evidence(ack, &replies[0], told);
+                return Some(Outcome::Next);
+            }
             doing => doing,
         };
         let text = text_of(&replies[0]);
@@ -314,7 +348,15 @@ impl Client {
             Doing::Write { key, value } if !failed => {
                 assert_eq!(text, "+OK");
                 let (level, took_us) = (self.level(), now_us - self.asked_at_us);
-                told.acknowledged.push(Acknowledged { key, value, level, epoch, node, at_us: now_us, took_us });
+                let ack = Acknowledged { key, value, level, epoch, node, at_us: now_us, took_us };
+                let degrades = self.answers == Answers::Degraded;
+                if !degrades || !level.is_remote() {
+                    told.acknowledged.push(ack.clone());
+                }
+                if level.is_remote() && (degrades || level == CommitLevel::RemoteFlush) {
+                    self.doing = Doing::Evidence(ack);
+                    return Some(Outcome::Ask(command(&["COMMITINFO"])));
+                }
             }
             Doing::RegisterWrite { call } => match failed {
                 false => told.registers.wrote(call),
@@ -359,13 +401,21 @@ impl Client {
                 return Some(Outcome::Leave);
             }
             Doing::Write { .. } | Doing::Count(_) | Doing::Token => {}
-            Doing::Growing(_) => unreachable!("seen to above"),
+            Doing::Growing(_) | Doing::Evidence(_) => unreachable!("seen to above"),
         }
         if failed && is_elsewhere(&text[1..]) {
             return Some(Outcome::Leave);
         }
         Some(if failed { Outcome::Pause } else { Outcome::Next })
     }
+}
+
+/// What COMMITINFO says of the level that a commit is held at; `None` for an error: another epoch has written there since.
+fn met_of(reply: &Value) -> Option<CommitLevel> {
+    let Value::Array(words) = reply else { return None };
+    let at = words.iter().position(|word| *word == Value::Bulk("met".to_owned()))?;
+    let Value::Bulk(level) = words.get(at + 1)? else { return None };
+    level.parse().ok()
 }
 
 /// A refusal says that nothing was done.

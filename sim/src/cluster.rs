@@ -125,6 +125,10 @@ enum Event {
         watched: NodeNo,
         looks_left: u32,
     },
+    /// A leader that was cut off until members had promised their voice to the next one gets through again.
+    LeaderBack,
+    /// It dies for a moment.
+    Fall(NodeNo),
     /// Who controls the register dies, for long.
     Ambush(NodeNo),
     /// It is to lead again.
@@ -155,6 +159,8 @@ struct Process {
 /// One machine.
 struct Node {
     process: Option<Process>,
+    /// The process of a witness, which has no node.
+    witness: Option<Control>,
     kept: Kept,
     dir: PathBuf,
     disk: Disk,
@@ -186,6 +192,17 @@ struct Node {
     was_damaged: bool,
     /// When its process was started.
     started_us: u64,
+}
+
+impl Node {
+    /// The cluster thread of whatever runs there.
+    fn control(&self) -> Option<&Control> {
+        self.process.as_ref().map(|process| &process.control).or(self.witness.as_ref())
+    }
+
+    fn control_mut(&mut self) -> Option<&mut Control> {
+        self.process.as_mut().map(|process| &mut process.control).or(self.witness.as_mut())
+    }
 }
 
 /// What a run is about.
@@ -263,6 +280,8 @@ pub struct Cluster {
     base_copies: u64,
     /// Until then members that promise their voice may die of it.
     kills_sealed_until: u64,
+    /// How the leader is cut off meanwhile.
+    cut_off: Vec<(NodeNo, NodeNo)>,
     /// Who dies in the switchover that is under way.
     ambush: Option<troubles::Ambush>,
     /// Since when members that could have a leader have none.
@@ -285,17 +304,20 @@ impl Cluster {
         if !wanted.faults.is_empty() {
             plan.set_faults(wanted.faults.to_vec());
         }
+        if wanted.wide {
+            plan.widen(&mut fastrand::Rng::with_seed(!seed));
+        }
         (wanted.tune)(&mut plan);
         if variation != Variation::Faults {
             plan.make_calm(seed);
         }
-        let network = Rc::new(RefCell::new(Network::new(plan.nodes + plan.spares, plan.delays, rng.u64(..))));
+        let network = Rc::new(RefCell::new(Network::new(plan.machines(), plan.delays, rng.u64(..))));
         let clock = |rng: &mut fastrand::Rng| Clock {
             drift_ppm: rng.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX),
             wall_offset_us: rng.i64(-(SECOND_US as i64)..=SECOND_US as i64),
             suspended_us: 0,
         };
-        let clocks = (0..plan.nodes + plan.spares).map(|_| clock(&mut rng)).collect();
+        let clocks = (0..plan.machines()).map(|_| clock(&mut rng)).collect();
         let world = Rc::new(SimWorld::new(rng.u64(..), clocks, Rc::clone(&network)));
         enter(Some(world.clone() as Rc<dyn World>));
         let root = tempfile::Builder::new().prefix("sim").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
@@ -303,13 +325,14 @@ impl Cluster {
         std::env::set_current_dir(root.path()).expect("a directory just made");
         let mut members = BTreeMap::new();
         let mut nodes = Vec::new();
-        for node in 0..plan.nodes + plan.spares {
+        for node in 0..plan.machines() {
             let id = MemberId(rng.u64(1..));
-            if node < plan.nodes {
+            if node < plan.nodes || plan.is_witness(node) {
                 members.insert(name_of(node), peer_address(node));
             }
             nodes.push(Node {
                 process: None,
+                witness: None,
                 kept: Kept::new(id, Epoch(0), None),
                 // Relative, so that no message names another directory in another run.
                 dir: PathBuf::from(name_of(node).as_str()),
@@ -341,11 +364,10 @@ impl Cluster {
             election_timeout: ELECTION_TIMEOUT,
             heartbeat_interval: HEARTBEAT_INTERVAL,
         };
-        let clients = plan
-            .clients
-            .iter()
-            .enumerate()
-            .map(|(number, kind)| Client::new(number, *kind, plan.nodes + plan.spares, plan.tempo, rng.u64(..)));
+        let clients = plan.clients.iter().enumerate().map(|(number, kind)| {
+            let nodes = plan.data_nodes().len();
+            Client::new(number, *kind, nodes, plan.tempo, plan.answers(), rng.u64(..))
+        });
         let clients = clients.collect();
         let mut cluster = Cluster {
             world,
@@ -376,6 +398,7 @@ impl Cluster {
             restarts: 0,
             base_copies: 0,
             kills_sealed_until: 0,
+            cut_off: Vec::new(),
             ambush: None,
             leaderless_us: None,
             led: BTreeMap::new(),
@@ -441,7 +464,7 @@ impl Cluster {
         for node in 0..self.nodes.len() {
             self.mend(node);
             self.nodes[node].paused_until = self.now_us;
-            if self.nodes[node].process.is_none() {
+            if self.nodes[node].control().is_none() {
                 self.at(self.now_us, Event::Start(node));
             }
             self.schedule_turn(node, self.now_us);
@@ -492,7 +515,8 @@ impl Cluster {
             Event::AskTimeout(request) => self.answered(request, None),
             Event::Controller => {
                 self.choose_controller();
-                return self.somebody_leads();
+                self.somebody_leads()?;
+                return self.members_are_made_whole();
             }
             Event::Promised { node, life, id, epoch } => self.promised(node, life, id, epoch),
             Event::Propose { node, life, id, proposal } => return self.propose(node, life, id, proposal),
@@ -509,6 +533,8 @@ impl Cluster {
             Event::Fault => return self.inject(),
             Event::Crash { nodes, watched, looks_left } => self.crash(nodes, watched, looks_left),
             Event::GiveBack(node) => self.give_back(node),
+            Event::LeaderBack => self.let_leader_through(),
+            Event::Fall(node) => self.fall(node),
             Event::Ambush(node) => self.kill_for_long(node),
             Event::Replica => self.trouble_a_replica(),
             Event::Start(node) => return self.start(node),
@@ -593,21 +619,21 @@ impl Cluster {
             }
         }
         let Some(leader) = self.leader() else { return false };
-        if self.nodes.iter().any(|node| node.process.is_none())
+        if self.nodes.iter().any(|node| node.control().is_none())
             || !(0..self.nodes.len()).all(|node| self.is_healed(node))
             || !self.all_are_whole()
         {
             return false;
         }
         let ends: Vec<(Lsn, Lsn)> = self
-            .members()
+            .data_members()
             .filter_map(|node| self.nodes[node].process.as_ref())
             .map(|process| (process.member.sealed(), process.member.applied()))
             .collect();
         let served = self.told.acknowledged.iter().rev().any(|ack| {
             ack.node == leader && ack.level == CommitLevel::RemoteApply && ack.at_us > self.plan.faults_us + 500_000
         });
-        ends.len() == self.register.members.len()
+        ends.len() == self.register.data_members().count()
             && served
             && ends.iter().all(|(sealed, applied)| *sealed == ends[0].0 && *applied == ends[0].0)
     }
@@ -625,6 +651,7 @@ impl Cluster {
         for (number, node) in self.nodes.iter().enumerate() {
             self.world.be(number);
             match &node.process {
+                None if node.witness.is_some() => text.push_str(&format!("; {} is a witness", name_of(number))),
                 None => text.push_str(&format!("; {} is down", name_of(number))),
                 Some(process) => text.push_str(&format!(
                     "; {} ({}) epoch {} sealed {} flushed {} applied {} committed {} {}",
@@ -648,7 +675,7 @@ impl Cluster {
         crate::checks::nothing_acknowledged_is_lost(&self.told.acknowledged, self.member(leader), &self.leaders)?;
         crate::checks::nothing_confirmed_is_taken_back(&self.confirmed, self.member(leader))?;
         let end = self.member(leader).sealed();
-        for node in self.members() {
+        for node in self.data_members() {
             self.world.be(node);
             crate::checks::logs_agree(self.member(leader), self.member(node), end, SEGMENT_BYTES)?;
         }

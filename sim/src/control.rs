@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use walferry::simulated::{Control as NodeEnd, Order, Report};
+use walferry::simulated::{Control as NodeEnd, Order, Report, witness_agent};
 use walferry_cluster::agent::{
     Agent, AgentConfig, AskId, Command, Kept as AgentKept, NodeFacts, Output, Over, RegisterView,
 };
@@ -57,7 +57,8 @@ pub struct Control {
     pub may_elect: bool,
     agent: Agent,
     config: AgentConfig,
-    node: NodeEnd,
+    /// A witness has none.
+    node: Option<NodeEnd>,
     /// Whose questions the agent has to answer.
     asked: BTreeMap<u64, NodeNo>,
     last_command: u64,
@@ -73,6 +74,7 @@ pub fn node_of(name: &MemberName) -> NodeNo {
 }
 
 impl Control {
+    /// That of a member with data, whose node has a log of epochs up to `history_epoch`.
     pub fn new(
         node_no: NodeNo,
         kept: Kept,
@@ -97,19 +99,45 @@ impl Control {
             min_in_sync: setting.min_in_sync,
             history_epoch,
         };
-        let agent = Agent::new(config.clone(), kept.for_agent(), kept.view.clone(), true, now);
+        Control::of(config, kept, Some(node), now)
+    }
+
+    /// That of a witness.
+    pub fn witness(node_no: NodeNo, kept: Kept, setting: &Setting, now: Instant) -> Control {
+        let timeouts = (setting.election_timeout, setting.heartbeat_interval);
+        let config = witness_agent(name_of(node_no), setting.members.clone(), setting.cluster_id, timeouts);
+        Control::of(config, kept, None, now)
+    }
+
+    fn of(config: AgentConfig, kept: Kept, node: Option<NodeEnd>, now: Instant) -> Control {
+        let agent = Agent::new(config.clone(), kept.for_agent(), kept.view.clone(), node.is_some(), now);
+        let name = config.name.clone();
         Control { name, kept, may_elect: false, agent, config, node, asked: BTreeMap::new(), last_command: 0 }
     }
 
+    fn order(&self, order: Order) {
+        if let Some(node) = &self.node {
+            node.order(order);
+        }
+    }
+
+    fn set_lease(&self, until: Option<Instant>) {
+        if let Some(node) = &self.node {
+            node.set_lease(until);
+        }
+    }
+
     pub fn connection(&self, socket: std::os::fd::OwnedFd, address: std::net::SocketAddr) {
-        self.node.order(Order::Connection(socket, address));
+        self.order(Order::Connection(socket, address));
     }
 
     /// Hands over what the node reported, or that time has passed.
     pub fn turn(&mut self, now: Instant) {
-        self.agent.set_node(NodeFacts { end: self.node.log_end(), stuck: false });
         let mut quiet = true;
-        while let Some(report) = self.node.next_report() {
+        if let Some(node) = &self.node {
+            self.agent.set_node(NodeFacts { end: node.log_end(), stuck: false });
+        }
+        while let Some(report) = self.node.as_mut().and_then(NodeEnd::next_report) {
             if let Report::Agent(report) = report {
                 self.agent.handle_report(report, now);
                 quiet = false;
@@ -122,7 +150,7 @@ impl Control {
 
     /// The node has reported something.
     pub fn has_reports(&self) -> bool {
-        self.node.has_reports()
+        self.node.as_ref().is_some_and(NodeEnd::has_reports)
     }
 
     /// The register moved, as far as this member hears.
@@ -166,8 +194,8 @@ impl Control {
     pub fn poll_output(&mut self) -> Option<Output> {
         loop {
             match self.agent.poll_output()? {
-                Output::Order(order) => self.node.order(Order::Agent(order)),
-                Output::Lease(until) => self.node.set_lease(until),
+                Output::Order(order) => self.order(Order::Agent(order)),
+                Output::Lease(until) => self.set_lease(until),
                 Output::MayElect(may) => self.may_elect = may,
                 Output::Blocked(_) => {}
                 output => return Some(output),
@@ -193,9 +221,10 @@ impl Control {
             }
         };
         self.asked.clear();
-        self.node.set_lease(None);
-        self.node.order(Order::BeginAnew(self.kept.id, self.kept.promised));
-        self.agent = Agent::new(self.config.clone(), self.kept.for_agent(), self.kept.view.clone(), true, now);
+        self.set_lease(None);
+        self.order(Order::BeginAnew(self.kept.id, self.kept.promised));
+        let (kept, view) = (self.kept.for_agent(), self.kept.view.clone());
+        self.agent = Agent::new(self.config.clone(), kept, view, self.node.is_some(), now);
     }
 }
 

@@ -3,10 +3,11 @@
 
 use walferry_cluster::level::CommitLevel;
 
-use crate::clients::{Kind, Tempo};
+use crate::clients::{Answers, Kind, Tempo};
 use crate::kernel::Disk;
 use crate::network::Delays;
 use crate::runner::LATENCY_SEEDS;
+use crate::world::NodeNo;
 
 /// What may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,6 +60,15 @@ pub enum Fault {
     KillController,
 }
 
+impl Fault {
+    /// It happens to a node with a log.
+    pub fn is_of_a_log(self) -> bool {
+        let disk = [Fault::SlowDisk, Fault::StalledDisk, Fault::BrokenDisk, Fault::FullDisk];
+        let files = [Fault::Rot, Fault::Misread, Fault::KillHalfway, Fault::BrokenFile];
+        disk.contains(&self) || files.contains(&self)
+    }
+}
+
 /// Those that destroy most come more often.
 const ALL: [Fault; 27] = [
     Fault::Kill,
@@ -94,15 +104,20 @@ const ALL: [Fault; 27] = [
 pub struct Wanted<'a> {
     /// These faults and no others; none: those of the seed.
     pub faults: &'a [Fault],
+    /// Runs differ in what not every cluster has.
+    pub wide: bool,
     /// Changes the circumstances.
     pub tune: fn(&mut Plan),
 }
 
 impl<'a> From<&'a [Fault]> for Wanted<'a> {
     fn from(faults: &'a [Fault]) -> Wanted<'a> {
-        Wanted { faults, tune: |_| () }
+        Wanted { faults, wide: true, tune: |_| () }
     }
 }
+
+/// What a leader does without the replicas that the policy asks for, unless a plan says otherwise.
+const BLOCK: &str = "block";
 
 /// How long faults happen, unless a plan says otherwise.
 const FAULTS_US: u64 = 5_000_000;
@@ -112,8 +127,11 @@ pub struct Plan {
     pub nodes: usize,
     /// More that are no members at first.
     pub spares: usize,
+    /// Members that vote and have no log, numbered behind those that have one.
+    pub witnesses: usize,
     pub policy: &'static str,
     pub min_in_sync: usize,
+    pub on_sync_loss: &'static str,
     pub sync_method: &'static str,
     pub write_depth: usize,
     pub replica_lag_ms: u64,
@@ -123,6 +141,8 @@ pub struct Plan {
     pub zero_copy_bytes_min: usize,
     /// Log that is kept although nobody needs it.
     pub keep_bytes_min: u64,
+    /// And that is kept at most for a replica that needs it.
+    pub slot_keep_bytes_max: u64,
     pub disk: Disk,
     pub delays: Delays,
     /// A change of the register takes up to so long.
@@ -138,11 +158,24 @@ pub struct Plan {
 }
 
 impl Plan {
+    pub fn machines(&self) -> usize {
+        self.nodes + self.spares + self.witnesses
+    }
+
+    /// Those with a log.
+    pub fn data_nodes(&self) -> std::ops::Range<NodeNo> {
+        0..self.nodes + self.spares
+    }
+
+    pub fn is_witness(&self, node: NodeNo) -> bool {
+        !self.data_nodes().contains(&node)
+    }
+
     /// One replica more than a commit waits for, and nothing that goes wrong by itself.
     pub fn make_calm(&mut self, seed: u64) {
         let any_two = (seed / LATENCY_SEEDS).is_multiple_of(2);
         (self.nodes, self.policy) = if any_two { (4, "ANY 2 (*)") } else { (3, "") };
-        (self.spares, self.min_in_sync) = (0, 0);
+        (self.spares, self.witnesses, self.min_in_sync, self.on_sync_loss) = (0, 0, 0, BLOCK);
         self.delays.lost_per_mille = 0;
         (self.checkpoint_bytes, self.checkpoint_us) = (self.checkpoint_bytes.max(64 << 10), 1_000);
     }
@@ -169,8 +202,10 @@ impl Plan {
         let mut plan = Plan {
             nodes,
             spares: 0,
+            witnesses: 0,
             min_in_sync: 0,
             policy: if nodes == 5 && policy == "ANY 1 (*)" { "" } else { policy },
+            on_sync_loss: BLOCK,
             sync_method: if rng.bool() { "dsync" } else { "fdatasync" },
             write_depth: [1, 2, 4, 8][rng.usize(0..4)],
             replica_lag_ms: [300, 1_000, 10_000][rng.usize(0..3)],
@@ -180,6 +215,7 @@ impl Plan {
             checkpoint_us: [1_000, 30_000, 300_000][rng.usize(0..3)],
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
             keep_bytes_min: [256 << 10, 1 << 20, 256 << 20][rng.usize(0..3)],
+            slot_keep_bytes_max: 8 << 30,
             disk: Disk {
                 write_us: [60, 200, 2_000][rng.usize(0..3)],
                 spread_us: [20, 300, 8_000][rng.usize(0..3)],
@@ -206,5 +242,64 @@ impl Plan {
         }
         plan.set_faults(faults);
         plan
+    }
+
+    /// What some clusters have beside: a witness, a policy of the operator's own, leaders that degrade, little log for replicas that
+    /// are behind.
+    pub fn widen(&mut self, rng: &mut fastrand::Rng) {
+        match rng.u8(0..8) {
+            0 | 1 => self.take_a_witness(2),
+            2 => self.take_a_witness(4),
+            _ => {}
+        }
+        if rng.u8(0..4) == 0 {
+            self.policy = self.chosen_policy(rng);
+        }
+        if rng.u8(0..8) == 0 {
+            self.degrade();
+        }
+        if rng.u8(0..8) == 0 {
+            self.slot_keep_bytes_max = 1 << 20;
+        }
+    }
+
+    pub fn answers(&self) -> Answers {
+        match (self.on_sync_loss, self.policy) {
+            (BLOCK, "ALL") if self.min_in_sync == 0 => Answers::OrWithNobodyInSync,
+            (BLOCK, _) => Answers::AtTheLevel,
+            _ => Answers::Degraded,
+        }
+    }
+
+    /// So many members with data, and a witness.
+    pub fn take_a_witness(&mut self, nodes: usize) {
+        (self.nodes, self.witnesses) = (nodes, 1);
+        self.min_in_sync = self.min_in_sync.min(nodes - 1);
+        if nodes > 3 && self.policy == "ANY 1 (*)" {
+            self.policy = "";
+        }
+    }
+
+    /// A policy of the operator's own that whoever leads can meet with the other data members, also when one that it may name is removed.
+    fn chosen_policy(&self, rng: &mut fastrand::Rng) -> &'static str {
+        let any_name: &[&str] = match self.nodes {
+            2 => &["FIRST 1 (*)", "FIRST 1 (b, *)"],
+            3 => &["FIRST 1 (*)", "FIRST 1 (b, *)", "FIRST 2 (*)"],
+            _ => &["FIRST 2 (*)", "FIRST 2 (b, d, *)", "ANY 2 (*)"],
+        };
+        let named: &[&str] = match self.nodes {
+            2 => &["FIRST 1 (a, b)", "ANY 1 (a, b)"],
+            3 => &["FIRST 1 (a, b)", "ANY 1 (b, c)", "FIRST 2 (c, a, b)"],
+            _ => &["FIRST 2 (a, b, c)", "ANY 2 (b, c, d)", "FIRST 1 (a, b)"],
+        };
+        let some = if self.faults.contains(&Fault::ChangeMembers) || rng.bool() { any_name } else { named };
+        some[rng.usize(0..some.len())]
+    }
+
+    /// Without the replicas that the policy asks for commits are answered all the same, and clients are told at which level they are
+    /// held. Those whose values have to last whatever the level stay away.
+    pub fn degrade(&mut self) {
+        self.on_sync_loss = "degrade:local";
+        self.clients.retain(|kind| matches!(kind, Kind::Writer(_) | Kind::Reader(_)));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use walferry_cluster::level::CommitLevel;
 use walferry_engine::mutants::turn_on;
 
 use crate::clients::{Kind, Tempo};
@@ -10,7 +11,7 @@ use crate::faults::{Fault, Plan, Wanted};
 use crate::runner::run_all;
 
 /// Seeds within which each is found, under the faults that bring it out.
-pub const SEEDS_MAX: u64 = 120;
+pub const SEEDS_MAX: u64 = 80;
 
 /// A deliberate bug.
 pub struct Mutant {
@@ -26,7 +27,7 @@ const fn mutant(name: &'static str, what: &'static str, faults: &'static [Fault]
 }
 
 const fn tuned(name: &'static str, what: &'static str, faults: &'static [Fault], tune: fn(&mut Plan)) -> Mutant {
-    Mutant { name, what, wanted: Wanted { faults, tune } }
+    Mutant { name, what, wanted: Wanted { faults, wide: false, tune } }
 }
 
 const CRASHES: &[Fault] = &[Fault::Kill, Fault::KillAll, Fault::KillLeader];
@@ -59,6 +60,47 @@ fn some_log(plan: &mut Plan) {
 /// Between a promise and the new leader there is time.
 fn slow_register(plan: &mut Plan) {
     plan.register_us = 300_000;
+}
+
+/// So is the time in which a member that forgot its promise serves the leader of before.
+fn slower_register(plan: &mut Plan) {
+    plan.register_us = 600_000;
+    plan.delays.lost_per_mille = 0;
+}
+
+/// Two with the log, of which one soon has nobody in sync, and a witness.
+fn witness_of_one(plan: &mut Plan) {
+    impatient(plan);
+    plan.take_a_witness(2);
+    plan.min_in_sync = 0;
+}
+
+/// Whoever comes first, there is another that confirms sooner.
+fn named(plan: &mut Plan) {
+    (plan.nodes, plan.witnesses, plan.policy) = (3, 0, "FIRST 1 (a, b)");
+}
+
+/// A leader that has led for a while goes on without its only replica, and dies before that one has everything.
+fn alone_for_a_while(plan: &mut Plan) {
+    plan.take_a_witness(2);
+    plan.policy = "ANY 1 (*)";
+    plan.degrade();
+    (plan.pause_us, plan.faults_us) = ((400_000, 1_200_000), 9_000_000);
+}
+
+fn with_a_witness(plan: &mut Plan) {
+    plan.take_a_witness(2);
+    plan.policy = "ALL";
+}
+
+/// One of two needs a snapshot, and confirms nothing meanwhile: the newest checkpoint is old, and much is written at `local`.
+fn long_log_behind(plan: &mut Plan) {
+    plan.take_a_witness(2);
+    (plan.policy, plan.on_sync_loss, plan.min_in_sync) = ("", "block", 0);
+    (plan.checkpoint_bytes, plan.checkpoint_us) = (4 << 20, 1_000);
+    (plan.keep_bytes_min, plan.slot_keep_bytes_max) = (0, 256 << 10);
+    plan.clients.extend([Kind::Writer(CommitLevel::Local); 6]);
+    plan.pause_us = (1_000_000, 2_000_000);
 }
 
 /// Every flush is a step of its own.
@@ -162,7 +204,12 @@ pub const ALL: &[Mutant] = &[
         CUT_OFF_AND_KILLED,
     ),
     tuned("vote-twice", "a voter grants its voice to a leader that it promised to refuse", SEALS, slow_register),
-    tuned("forget-the-seal", "a promise to refuse older leaders is not on the disk", SEALS, slow_register),
+    tuned(
+        "forget-the-seal",
+        "a promise to refuse older leaders is not on the disk",
+        &[Fault::KillSealed],
+        slower_register,
+    ),
     mutant(
         "forget-the-loss",
         "a member that lost its disk counts as before",
@@ -230,6 +277,31 @@ pub const ALL: &[Mutant] = &[
         "a leader that promised to refuse its own epoch goes on with its heartbeats",
         &[Fault::KillController],
         long_and_quiet,
+    ),
+    tuned(
+        "count-a-witness",
+        "a failover takes a witness for one that has what was confirmed",
+        &[Fault::Isolate, Fault::KillLeader],
+        witness_of_one,
+    ),
+    tuned(
+        "forget-the-policy",
+        "a cluster that a witness forms has a witness's sync policy, which is none",
+        LEFT_ALONE,
+        with_a_witness,
+    ),
+    tuned("first-of-anybody", "FIRST k counts replicas that it does not name", LEFT_ALONE, named),
+    tuned(
+        "claim-what-was-asked",
+        "a commit that was answered at a lower level claims the one that was asked for",
+        &[Fault::Kill, Fault::KillLeader],
+        alone_for_a_while,
+    ),
+    tuned(
+        "old-snapshot",
+        "a snapshot is made of the newest checkpoint, however old that is",
+        &[Fault::LoseDisk],
+        long_log_behind,
     ),
     tuned("watch-by-lsn", "WATCH compares LSNs, which a later epoch uses again", &[Fault::ThereAndBack], watchers),
 ];

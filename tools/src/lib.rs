@@ -39,7 +39,7 @@ pub mod hostile {
 pub mod simulated {
     pub use crate::config::NodeConfig;
     pub use crate::daemon::DaemonError;
-    pub use crate::daemon::simulated::{Control, Member, Order, Report};
+    pub use crate::daemon::simulated::{Control, Member, Order, Report, witness_agent};
 }
 
 /// Runs the subcommand that the command line names, and turns its end into an exit code.

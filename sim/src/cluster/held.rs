@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use walferry_cluster::register::MemberId;
-use walferry_cluster::{MemberName, level::CommitLevel};
+use walferry_cluster::MemberName;
+use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::register::{Holding, MemberId};
 use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -53,7 +54,7 @@ impl Cluster {
             return Ok(());
         };
         let member = &process.member;
-        let confirmed = member.released(CommitLevel::RemoteFlush).min(member.flushed());
+        let confirmed = member.committed().min(member.flushed());
         let written_in = member.history().epoch_of_end(confirmed);
         let known = self.confirmed.entry(written_in).or_default();
         if confirmed <= *known {
@@ -61,6 +62,7 @@ impl Cluster {
         }
         *known = confirmed;
         self.enough_are_in_sync(node, (written_in, confirmed))?;
+        self.enough_confirmed(node, (written_in, confirmed))?;
         self.no_failover_misses_it()?;
         if self.model.is_behind(confirmed) { self.read_on(node, confirmed) } else { Ok(()) }
     }
@@ -77,6 +79,38 @@ impl Cluster {
                 name_of(leader),
                 self.plan.min_in_sync,
                 listed(&holders)
+            )));
+        }
+        Ok(())
+    }
+
+    /// So many of those that the policy names have it, or had it when they lost their disk.
+    fn enough_confirmed(&self, leader: NodeNo, position: (Epoch, Lsn)) -> Checked {
+        let policy = self.register.sync_policy();
+        let had = |node: NodeNo| {
+            let lost = self.nodes[node].lost.as_ref();
+            lost.is_some_and(|(_, history, durable)| has((history, *durable), position))
+        };
+        let has_it = |name: &MemberName| self.holds(node_of(name), position) || had(node_of(name));
+        let others = || self.register.confirming().filter(|name| node_of(name) != leader);
+        let (asked, have) = match &policy {
+            SyncPolicy::None => return Ok(()),
+            SyncPolicy::All => {
+                let counts = |name: &&MemberName| self.register.members[*name].holding == Holding::Whole;
+                let in_sync = others().filter(|name| self.register.in_sync.contains(*name)).filter(counts);
+                let has: Vec<bool> = in_sync.map(has_it).collect();
+                (has.len(), has.iter().filter(|has| **has).count())
+            }
+            SyncPolicy::First { k, .. } | SyncPolicy::Any { k, .. } => {
+                (*k, others().filter(|name| policy.names(name) && has_it(name)).count())
+            }
+        };
+        if have < asked {
+            let (epoch, lsn) = position;
+            return Err(Broken(format!(
+                "{} confirms {lsn} of epoch {epoch}: {policy} asks for {asked} and {have} of them have it; {}",
+                name_of(leader),
+                self.state_text()
             )));
         }
         Ok(())

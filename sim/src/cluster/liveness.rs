@@ -10,6 +10,8 @@ use crate::world::NodeNo;
 
 /// Nobody leads for so long although somebody could.
 const LEADERLESS_US_MAX: u64 = 3_000_000;
+/// A member that needs a snapshot has it, and what follows on it, so long after the last fault.
+const WHOLE_US_MAX: u64 = 10_000_000;
 
 impl Cluster {
     /// Looked at again and again.
@@ -25,6 +27,17 @@ impl Cluster {
             return Err(Broken(format!("nobody leads for {long} s, although a majority is well: {state}")));
         }
         Ok(())
+    }
+
+    /// Once faults are over, members that joined or lost their disk soon have everything. Looked at again and again.
+    pub(super) fn members_are_made_whole(&self) -> Checked {
+        let long = self.now_us > self.plan.faults_us + WHOLE_US_MAX;
+        if !self.calm || !long || self.all_are_whole() {
+            return Ok(());
+        }
+        let state = self.state_text();
+        let long = WHOLE_US_MAX / super::SECOND_US;
+        Err(Broken(format!("{long} s after the last fault a member is not whole, or not gone: {state}")))
     }
 
     /// A majority of the members is up, well and connected, has a majority of the voters in it and may elect one of its own; and
@@ -47,7 +60,7 @@ impl Cluster {
 
     fn is_well(&self, node: NodeNo) -> bool {
         let known = &self.nodes[node];
-        let stopped = known.process.as_ref().is_none_or(|process| process.member.stepped_down().is_some());
+        let stopped = known.process.as_ref().is_some_and(|process| process.member.stepped_down().is_some());
         let disk = &known.disk;
         let slow = disk.slowness > 1 || disk.stalled_until > self.now_us;
         self.is_up(node) && !stopped && !slow && known.rotten.is_none() && !self.world.is_troubled(node)

@@ -23,13 +23,15 @@ impl Cluster {
             (0..self.nodes.len()).map(|node| format!("{}={}", name_of(node), peer_address(node))).collect();
         let text = format!(
             "data = {:?}\nname = \"{}\"\nmembers = \"{}\"\nsync_method = \"{}\"\nwrite_depth = {}\nwaterfall = false\n\
-             peer_timeout = \"2s\"\nreplica_lag_time_max = \"{}ms\"\nlog_buffer_bytes = \"32MiB\"\nsegment_bytes = \"16MiB\"\n",
+             peer_timeout = \"2s\"\nreplica_lag_time_max = \"{}ms\"\nlog_buffer_bytes = \"32MiB\"\nsegment_bytes = \"16MiB\"\n\
+             on_sync_loss = \"{}\"\n",
             self.nodes[node].dir,
             name_of(node),
             members.join(","),
             self.plan.sync_method,
             self.plan.write_depth,
             self.plan.replica_lag_ms,
+            self.plan.on_sync_loss,
         );
         let mut config = Member::configure(&text).expect("a configuration of the simulator's");
         config.segment_bytes = SEGMENT_BYTES;
@@ -38,15 +40,20 @@ impl Cluster {
         config.store_cache_bytes = 1 << 20;
         config.zero_copy_bytes_min = self.plan.zero_copy_bytes_min;
         config.keep_bytes_min = self.plan.keep_bytes_min;
+        config.slot_keep_bytes_max = self.plan.slot_keep_bytes_max;
         config.min_in_sync = self.plan.min_in_sync;
         config
     }
 
     pub(super) fn start(&mut self, node: NodeNo) -> Checked {
-        if self.nodes[node].process.is_some() {
+        if self.nodes[node].control().is_some() {
             return Ok(());
         }
         self.world.be(node);
+        if self.plan.is_witness(node) {
+            self.start_witness(node);
+            return Ok(());
+        }
         let config = self.config(node);
         let kept = (self.nodes[node].kept.id, self.nodes[node].kept.promised);
         self.gather_lenders();
@@ -83,6 +90,16 @@ impl Cluster {
         self.node_is_sound(node)
     }
 
+    /// A witness has nothing on its disk but what its register keeps.
+    fn start_witness(&mut self, node: NodeNo) {
+        let known = &mut self.nodes[node];
+        known.life += 1;
+        known.witness = Some(Control::witness(node, known.kept.clone(), &self.setting, world::now()));
+        let life = known.life;
+        self.tell_register();
+        self.after(1, Event::Control(node, life));
+    }
+
     /// Kills a node and flips a bit of what its log says was durable.
     pub(super) fn rot(&mut self, node: NodeNo) {
         let end = self.nodes[node].process.as_ref().map(|process| process.member.flushed());
@@ -103,7 +120,9 @@ impl Cluster {
         self.kill(node);
         let id = MemberId(self.rng.u64(1..));
         let lost = &mut self.nodes[node];
-        std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
+        if !self.plan.is_witness(node) {
+            std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
+        }
         lost.lost = Some((lost.kept.id, std::mem::take(&mut lost.history), lost.durable));
         lost.kept = Kept::new(id, Epoch(0), None);
         (lost.durable, lost.seen_durable, lost.log_start) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
@@ -162,7 +181,7 @@ impl Cluster {
         if !is_damage || !error.contains(&rot.path().display().to_string()) {
             return Err(Broken(format!("{name} hides that {} is damaged: {error}", rot.path().display())));
         }
-        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        let others = self.plan.data_nodes().filter(|other| *other != node);
         let answers = |other: &NodeNo| {
             let network = self.network.borrow();
             self.is_up(*other) && network.passes(node, *other) && network.passes(*other, node)
@@ -206,7 +225,7 @@ impl Cluster {
             return true;
         }
         if self.now_us > self.nodes[node].started_us + SCRUB_US_MAX {
-            let held = (0..self.nodes.len()).any(|other| other != node && rot.is_held_by(self.member(other)));
+            let held = self.plan.data_nodes().any(|other| other != node && rot.is_held_by(self.member(other)));
             if !held {
                 // What nobody has any more only the operator can bring back.
                 rot.mend();
@@ -220,6 +239,10 @@ impl Cluster {
 
     /// `kill -9`, and what the disk makes of it.
     pub(super) fn kill(&mut self, node: NodeNo) {
+        if let Some(witness) = self.nodes[node].witness.take() {
+            self.restarts += 1;
+            self.nodes[node].kept = witness.kept;
+        }
         let Some(mut process) = self.nodes[node].process.take() else { return };
         self.world.be(node);
         self.restarts += 1;

@@ -10,7 +10,7 @@ use walferry_cluster::register::{Change, Holding, MemberId, Outcome};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::world;
 
-use super::{Body, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Checked, Cluster, Event};
+use super::{Body, Broken, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Checked, Cluster, Event};
 use crate::control::{Control, Proposal, name_of, node_of};
 use crate::world::NodeNo;
 
@@ -31,7 +31,7 @@ pub struct Engine {
 
 impl Cluster {
     pub(super) fn turn_control(&mut self, node: NodeNo, life: u64) {
-        if self.nodes[node].life != life || self.nodes[node].process.is_none() {
+        if self.nodes[node].life != life || self.nodes[node].control().is_none() {
             return;
         }
         if self.is_paused(node) {
@@ -53,12 +53,12 @@ impl Cluster {
     pub(super) fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control)) {
         self.world.be(node);
         let life = self.nodes[node].life;
-        let Some(process) = &mut self.nodes[node].process else { return };
-        act(&mut process.control);
+        let Some(control) = self.nodes[node].control_mut() else { return };
+        act(control);
         self.schedule_turn(node, self.now_us + 2);
-        while let Some(process) = &mut self.nodes[node].process {
-            let Some(output) = process.control.poll_output() else { break };
-            let id = process.control.kept.id;
+        while let Some(control) = self.nodes[node].control_mut() {
+            let Some(output) = control.poll_output() else { break };
+            let id = control.kept.id;
             self.carry_out(node, life, id, output);
         }
     }
@@ -76,8 +76,9 @@ impl Cluster {
                 }
             }
             Output::Answer(request, answer) => {
-                let Some(process) = &mut self.nodes[node].process else { return };
-                let Some(to) = process.control.asker(request) else { return };
+                let Some(to) = self.nodes[node].control_mut().and_then(|control| control.asker(request)) else {
+                    return;
+                };
                 if matches!(*answer, Answer::Sealed { .. }) {
                     self.maybe_kill_sealed(node);
                     self.maybe_kill_controller(node);
@@ -130,7 +131,7 @@ impl Cluster {
         if self.is_paused(to) {
             return self.at(self.nodes[to].paused_until, Event::Packet { from, to, request, body });
         }
-        if !self.network.borrow().passes(from, to) || self.nodes[to].process.is_none() {
+        if !self.network.borrow().passes(from, to) || self.nodes[to].control().is_none() {
             return;
         }
         match body {
@@ -147,7 +148,7 @@ impl Cluster {
 
     /// Tells an incarnation of a member something, if it is still there.
     fn tell(&mut self, node: NodeNo, life: u64, id: MemberId, act: impl FnOnce(&mut Control)) {
-        let there = self.nodes[node].process.as_ref().is_some_and(|process| process.control.kept.id == id);
+        let there = self.nodes[node].control().is_some_and(|control| control.kept.id == id);
         if there && self.nodes[node].life == life {
             self.move_control(node, act);
         }
@@ -161,13 +162,13 @@ impl Cluster {
     }
 
     pub(super) fn is_up(&self, node: NodeNo) -> bool {
-        self.nodes[node].process.is_some() && !self.is_paused(node)
+        self.nodes[node].control().is_some() && !self.is_paused(node)
     }
 
     /// Which incarnation of the member is there, or was last.
     pub(super) fn incarnation(&self, node: NodeNo) -> MemberId {
         let known = &self.nodes[node];
-        known.process.as_ref().map_or(known.kept.id, |process| process.control.kept.id)
+        known.control().map_or(known.kept.id, |control| control.kept.id)
     }
 
     /// Whether the register has this incarnation of the node among its members.
@@ -178,6 +179,11 @@ impl Cluster {
     /// Those whose incarnations the register has.
     pub(super) fn members(&self) -> impl Iterator<Item = NodeNo> {
         (0..self.nodes.len()).filter(|node| self.is_member(*node))
+    }
+
+    /// Those of them that have the log.
+    pub(super) fn data_members(&self) -> impl Iterator<Item = NodeNo> {
+        self.members().filter(|node| !self.plan.is_witness(*node))
     }
 
     /// No member misses anything that it confirmed, none is still catching up with its first log, and none is leaving.
@@ -215,8 +221,8 @@ impl Cluster {
             return;
         }
         let tries = |node: &NodeNo| {
-            let process = self.nodes[*node].process.as_ref();
-            process.is_some_and(|process| process.control.may_elect) && self.reaches_majority(*node, &voters)
+            let may_elect = self.nodes[*node].control().is_some_and(|control| control.may_elect);
+            may_elect && self.reaches_majority(*node, &voters)
         };
         let able: Vec<NodeNo> = (0..self.nodes.len()).filter(tries).collect();
         let Some(&chosen) = (!able.is_empty()).then(|| &able[self.rng.usize(0..able.len())]) else { return };
@@ -266,13 +272,13 @@ impl Cluster {
             self.after(CHANGE_TIME_US, Event::Proposed { node, life, id, number: proposal.id, outcome });
             return Ok(());
         }
-        let outcome = self.change_register(*proposal.change);
+        let outcome = self.change_register(*proposal.change)?;
         let delay = self.network.borrow_mut().delay_us();
         self.after(delay, Event::Proposed { node, life, id, number: proposal.id, outcome: Ok(outcome) });
         self.no_failover_misses_it()
     }
 
-    fn change_register(&mut self, change: Change) -> Outcome {
+    fn change_register(&mut self, change: Change) -> Checked<Outcome> {
         let before = self.register.epoch;
         let outcome = self.register.apply(change);
         let text = format!(
@@ -290,7 +296,13 @@ impl Cluster {
             self.leaders.push((self.register.epoch, leader));
         }
         self.tell_register();
-        outcome
+        if outcome == Outcome::Taken && self.register.policy != self.plan.policy {
+            let (policy, given) = (&self.register.policy, self.plan.policy);
+            return Err(Broken(format!(
+                "the members were started with the sync policy {given:?}, and the register has {policy:?}"
+            )));
+        }
+        Ok(outcome)
     }
 
     pub(super) fn proposed(

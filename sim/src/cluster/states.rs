@@ -114,7 +114,7 @@ impl Cluster {
         if self.model.is_lost() {
             return Ok(());
         }
-        for node in self.members() {
+        for node in self.data_members() {
             self.world.be(node);
             let same = self.model.compare(self.member(node).store());
             same.map_err(|text| Broken(format!("{}: {text}", name_of(node))))?;

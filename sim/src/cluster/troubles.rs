@@ -12,7 +12,7 @@ use crate::world::{NodeNo, Trouble};
 
 /// A member that promised its voice dies within this.
 const SEALED_US_MAX: u64 = 20_000;
-/// A member that lost its disk and is back at once.
+/// A member that lost its disk and is back at once, or only died.
 const BACK_AT_ONCE_US: std::ops::Range<u64> = 1_000..20_000;
 /// A member that died before its promise is back within this, and a controller that died after the leader's.
 const BYSTANDER_US: std::ops::Range<u64> = 30_000..300_000;
@@ -42,6 +42,8 @@ impl Cluster {
         self.after(pause, Event::Fault);
         let kind = self.plan.faults[self.rng.usize(0..self.plan.faults.len())];
         let node = self.rng.usize(0..self.nodes.len());
+        // A witness has no log, and nothing that its disk does is modelled but that it is lost.
+        let node = if kind.is_of_a_log() { node % self.plan.data_nodes().len() } else { node };
         let other = (node + 1 + self.rng.usize(0..self.nodes.len() - 1)) % self.nodes.len();
         let long = self.rng.u64(30_000..1_500_000);
         self.faults += 1;
@@ -85,7 +87,13 @@ impl Cluster {
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
             Fault::KillSealed => {
                 self.kills_sealed_until = self.now_us + long;
-                self.isolate(self.register.leader.as_ref().map_or(node, node_of), long);
+                self.let_leader_through();
+                let leader = self.register.leader.as_ref().map_or(node, node_of);
+                self.cut_off = self.around(leader);
+                for (from, to) in &self.cut_off {
+                    self.network.borrow_mut().cut(*from, *to);
+                }
+                self.after(long, Event::LeaderBack);
             }
             Fault::LoseDisk => {
                 if self.may_lose_a_disk(node) {
@@ -151,17 +159,45 @@ impl Cluster {
         self.after(long, Event::Heal(directions));
     }
 
-    fn isolate(&mut self, node: NodeNo, long: u64) {
+    /// From a node to all others and back.
+    fn around(&self, node: NodeNo) -> Vec<(NodeNo, NodeNo)> {
         let others = (0..self.nodes.len()).filter(|other| *other != node);
-        self.cut(others.flat_map(|other| [(node, other), (other, node)]).collect(), long);
+        others.flat_map(|other| [(node, other), (other, node)]).collect()
     }
 
-    /// A member has promised its voice to the next leader; it may not live to use it.
+    fn isolate(&mut self, node: NodeNo, long: u64) {
+        self.cut(self.around(node), long);
+    }
+
+    /// A member has promised its voice to the next leader; it may not live to use it, or be back before the next one leads, when the
+    /// last one gets through again.
     pub(super) fn maybe_kill_sealed(&mut self, node: NodeNo) {
-        if self.now_us < self.kills_sealed_until && !self.calm && self.rng.bool() {
-            let soon = self.rng.u64(0..SEALED_US_MAX);
-            self.after(soon, Event::Crash { nodes: vec![node], watched: node, looks_left: 0 });
+        if self.now_us >= self.kills_sealed_until || self.calm || self.rng.bool() {
+            return;
         }
+        let soon = self.rng.u64(0..SEALED_US_MAX);
+        if self.rng.bool() {
+            return self.after(soon, Event::Crash { nodes: vec![node], watched: node, looks_left: 0 });
+        }
+        self.after(soon, Event::Fall(node));
+    }
+
+    /// A member dies and is back at once, when the leader of before gets through again.
+    pub(super) fn fall(&mut self, node: NodeNo) {
+        if !self.calm {
+            self.kill(node);
+            let back = self.rng.u64(BACK_AT_ONCE_US);
+            self.after(back, Event::Start(node));
+            self.after(back, Event::LeaderBack);
+        }
+    }
+
+    /// The leader of before is there again for the others.
+    pub(super) fn let_leader_through(&mut self) {
+        for (from, to) in std::mem::take(&mut self.cut_off) {
+            self.network.borrow_mut().join(from, to);
+        }
+        self.schedule_network();
     }
 
     /// Begins a switchover in which the controller dies; where it leads, it is taken from the lead first.
@@ -170,7 +206,8 @@ impl Cluster {
         let (Some(leader), Some(controller)) = (leader, self.controller) else { return };
         let members: Vec<NodeNo> = self.members().filter(|member| self.is_up(*member)).collect();
         let whole = members.len() == self.register.members.len() && members.len() > MEMBERS_MIN;
-        let others: Vec<NodeNo> = members.into_iter().filter(|other| ![leader, controller].contains(other)).collect();
+        let able = |other: &NodeNo| ![leader, controller].contains(other) && !self.plan.is_witness(*other);
+        let others: Vec<NodeNo> = members.into_iter().filter(able).collect();
         if !whole || others.is_empty() {
             return;
         }
@@ -216,7 +253,7 @@ impl Cluster {
     fn may_lose_a_disk(&self, node: NodeNo) -> bool {
         // A change that leaves nobody in sync may be under way; then what the leader has is all there is.
         let leads = self.register.leader.as_ref() == Some(&name_of(node));
-        let few = self.register.in_sync.len() + 1 < self.register.members.len();
+        let few = self.register.in_sync.len() + 1 < self.register.data_members().count();
         let alone = self.plan.policy == "ALL" && (self.register.in_sync.is_empty() || leads && few);
         let all_are_there = self.members().count() == self.register.members.len();
         let majority = self.register.members.len() > self.register.majority();
@@ -235,9 +272,10 @@ impl Cluster {
     /// The operator does without a member, or takes a node in.
     fn change_members(&mut self, node: NodeNo) {
         let name = name_of(node);
+        let others_confirm = self.register.data_members().count() > MEMBERS_MIN;
         let command = if !self.is_member(node) {
             Command::Join(name, Some(peer_address(node)))
-        } else if self.register.members.len() > MEMBERS_MIN {
+        } else if self.register.members.len() > MEMBERS_MIN && (self.plan.is_witness(node) || others_confirm) {
             Command::Remove(name)
         } else {
             return;

@@ -21,6 +21,7 @@ use walferry_shipper::lend::Holding;
 
 use super::DaemonError;
 use super::cluster::Cluster;
+pub use super::cluster::witness::agent as witness_agent;
 pub use super::cluster::{Control, Order, Report};
 use super::host::SessionId;
 use super::node::{Node, Role};

@@ -1,5 +1,6 @@
 //! `walferry witness`: a member that votes and has no log, so that two hosts with data and a small third are a full cluster.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +102,28 @@ fn given<T>(key: &'static str, value: Option<T>) -> Result<T, Failure> {
     Ok(value.ok_or(ConfigError::Missing { key })?)
 }
 
+/// What a witness's agent goes by: it has no log, no clients and no say in who confirms commits.
+pub fn agent(
+    name: MemberName,
+    members: BTreeMap<MemberName, String>,
+    new_cluster_id: ClusterId,
+    (election_timeout, heartbeat_interval): (Duration, Duration),
+) -> AgentConfig {
+    AgentConfig {
+        name,
+        kind: Kind::Witness,
+        members,
+        client_address: String::new(),
+        cluster_id: None,
+        new_cluster_id,
+        election_timeout,
+        heartbeat_interval,
+        policy: String::new(),
+        min_in_sync: 0,
+        history_epoch: Epoch(0),
+    }
+}
+
 /// Runs a witness until a signal ends it.
 pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let settings = args.settings()?;
@@ -127,19 +150,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
     let listener = listener
         .map_err(|error| Failure::failed(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
-    let agent = AgentConfig {
-        name: name.clone(),
-        kind: Kind::Witness,
-        members: peers,
-        client_address: String::new(),
-        cluster_id: None,
-        new_cluster_id: ClusterId(rand::rng().random()),
-        election_timeout,
-        heartbeat_interval,
-        policy: String::new(),
-        min_in_sync: 0,
-        history_epoch: Epoch(0),
-    };
+    let agent = agent(name.clone(), peers, ClusterId(rand::rng().random()), (election_timeout, heartbeat_interval));
     let config = ClusterConfig { agent, tls: tls.clone() };
     let mut signals = Signals::block(0).map_err(Failure::failed)?;
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
