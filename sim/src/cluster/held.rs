@@ -67,12 +67,12 @@ impl Cluster {
         if self.model.is_behind(confirmed) { self.read_on(node, confirmed) } else { Ok(()) }
     }
 
-    /// As many as `min_in_sync` asks for have it, beside the leader.
+    /// As many as `min_in_sync` asks for have it, beside the leader: under `ALL` each of those that are in sync confirms.
     fn enough_are_in_sync(&self, leader: NodeNo, position: (Epoch, Lsn)) -> Checked {
         let others = self.register.members.keys().map(node_of).filter(|node| *node != leader);
         let has_it = |node: &NodeNo| self.is_member(*node) && self.holds(*node, position) || self.held(*node, position);
         let holders: Vec<MemberName> = others.filter(has_it).map(name_of).collect();
-        if self.register.sync_policy().waits() && holders.len() < self.plan.min_in_sync {
+        if self.register.sync_policy() == SyncPolicy::All && holders.len() < self.plan.min_in_sync {
             let (epoch, lsn) = position;
             return Err(Broken(format!(
                 "{} confirms {lsn} of epoch {epoch}: min_in_sync is {}, and it is on the disks of {} beside its own",
