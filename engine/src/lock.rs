@@ -1,8 +1,9 @@
-//! One process per data directory: an flock on `DIR/lock`, which the kernel lets go when the process ends, however
-//! it ends. The file holds the pid of the holder, for the error text of the second process.
+//! One process per data directory: an flock on the directory itself, which the kernel lets go when the process ends, however it
+//! ends, and which nobody can remove by removing a file. `DIR/lock` holds the pid of the holder, for the error text of the second
+//! process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -18,17 +19,17 @@ const PID_TEXT_BYTES_MAX: u64 = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process has it.
-    #[error("data directory {dir} is in use by {holder}: one process per data directory ({lock} is locked)", dir = dir.display(), lock = dir.join(LOCK_FILE).display())]
+    #[error("data directory {dir} is in use by {holder}: one process per data directory", dir = dir.display())]
     Held {
         /// The data directory.
         dir: PathBuf,
         /// `process 1234`, or a plain word when the pid is not known.
         holder: String,
     },
-    /// The lock file cannot be made.
+    /// The directory cannot be locked, or the file with the pid cannot be made.
     #[error("cannot lock {path}: {source}", path = path.display())]
     Io {
-        /// The lock file.
+        /// The directory or the file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -38,7 +39,7 @@ pub enum LockError {
 /// The data directory is ours while this lives.
 #[derive(Debug)]
 pub struct DirLock {
-    _file: Flock<File>,
+    _directory: Flock<File>,
 }
 
 impl DirLock {
@@ -46,28 +47,25 @@ impl DirLock {
     pub fn take(dir: &Path) -> Result<DirLock, LockError> {
         let path = dir.join(LOCK_FILE);
         let io = |source| LockError::Io { path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o644);
-        let file = options.open(&path).map_err(io)?;
-        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => file,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                return Err(LockError::Held { dir: dir.to_owned(), holder: holder(&mut file) });
+        let directory = File::open(dir).map_err(|source| LockError::Io { path: dir.to_owned(), source })?;
+        let directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => directory,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(LockError::Held { dir: dir.to_owned(), holder: holder(&path) });
             }
-            Err((_, errno)) => return Err(io(errno.into())),
+            Err((_, errno)) => return Err(LockError::Io { path: dir.to_owned(), source: errno.into() }),
         };
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o640);
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| file.write_all(pid.as_bytes()))
-            .map_err(io)?;
-        Ok(DirLock { _file: file })
+        options.open(&path).and_then(|mut file| file.write_all(pid.as_bytes())).map_err(io)?;
+        Ok(DirLock { _directory: directory })
     }
 }
 
-fn holder(file: &mut File) -> String {
+fn holder(path: &Path) -> String {
     let mut text = String::new();
-    let _ = file.take(PID_TEXT_BYTES_MAX).read_to_string(&mut text);
+    let _ = File::open(path).map(|file| file.take(PID_TEXT_BYTES_MAX).read_to_string(&mut text));
     match text.trim().parse::<u32>() {
         Ok(pid) => format!("process {pid}"),
         Err(_) => "another process".to_owned(),
@@ -84,6 +82,9 @@ mod tests {
         let first = DirLock::take(dir.path()).expect("the first lock");
         let text = DirLock::take(dir.path()).expect_err("held").to_string();
         assert!(text.contains(&format!("in use by process {}", std::process::id())), "{text}");
+        std::fs::remove_file(dir.path().join(LOCK_FILE)).expect("removed");
+        let text = DirLock::take(dir.path()).expect_err("held all the same").to_string();
+        assert!(text.contains("in use by another process"), "{text}");
         drop(first);
         DirLock::take(dir.path()).expect("free again");
     }

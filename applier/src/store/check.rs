@@ -2,6 +2,7 @@
 //! that rotted would be read as if nothing were wrong with it. So a node asks once, before it opens the store, which reads the
 //! whole file. A damaged store is no loss: the log or a base copy makes it anew.
 
+use std::io;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase};
@@ -18,6 +19,8 @@ pub enum Condition {
     Whole(Position),
     /// It is not to be read; why.
     Damaged(String),
+    /// It could not be looked at, and what it holds is not known: another process has it, or the system refuses. Why.
+    Unknown(String),
 }
 
 /// Reads the file of the store in `dir`.
@@ -31,9 +34,17 @@ pub fn examine(dir: &Path, cache_bytes: usize) -> Condition {
     match looked {
         Ok(Ok(Some(applied))) => Condition::Whole(applied),
         Ok(Ok(None)) => Condition::Damaged("a page is not what its checksum says".to_owned()),
+        Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Condition::Unknown("another process has it open".to_owned()),
+        Ok(Err(redb::Error::Io(error))) if !tells_of_content(&error) => Condition::Unknown(error.to_string()),
         Ok(Err(error)) => Condition::Damaged(error.to_string()),
         Err(text) => Condition::Damaged(format!("its pages make no sense ({text})")),
     }
+}
+
+/// Whether an error comes of what the file holds, or of the disk that holds it, and not of how it was opened.
+fn tells_of_content(error: &io::Error) -> bool {
+    let of_content = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
+    of_content || error.raw_os_error().is_none() || error.raw_os_error() == Some(libc::EIO)
 }
 
 fn look(path: &Path, cache_bytes: usize) -> Result<Option<Position>, redb::Error> {

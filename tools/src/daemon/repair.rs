@@ -247,6 +247,14 @@ pub(super) fn settle_store(
     let foreign = match &condition {
         Condition::Whole(position) => foreign_to_log(config, meta, history, position)?,
         Condition::Absent | Condition::Damaged(_) => None,
+        Condition::Unknown(reason) => {
+            let path = dir.join(STORE_FILE);
+            return Err(refused(format_args!(
+                "the store's file {} cannot be looked at: {reason}. Nothing was changed; `fuser {}` tells who has it",
+                path.display(),
+                path.display()
+            )));
+        }
     };
     let reason = match condition {
         Condition::Whole(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
@@ -255,7 +263,7 @@ pub(super) fn settle_store(
         Condition::Whole(Position { applied, .. }) => {
             foreign.unwrap_or_else(|| format!("it is of {applied}, and the log begins at {start} only"))
         }
-        Condition::Damaged(reason) => reason,
+        Condition::Damaged(reason) | Condition::Unknown(reason) => reason,
     };
     let path = dir.join(STORE_FILE);
     tracing::warn!(file = %path.display(), "the store is damaged: {reason}");
