@@ -677,11 +677,11 @@ impl Node {
 
     /// The end of a turn: what was released in it is handed to the sockets. For the accounting.
     pub fn account(&mut self) {
-        if self.waterfall.is_following() {
-            if let Role::Leader(shipper) = &mut self.role {
-                for (name, traced) in shipper.take_traced() {
-                    self.waterfall.traced(name.as_str(), traced);
-                }
+        if self.waterfall.is_following()
+            && let Role::Leader(shipper) = &mut self.role
+        {
+            for (name, traced) in shipper.take_traced() {
+                self.waterfall.traced(name.as_str(), traced);
             }
         }
         if self.waterfall.is_awaiting() {
