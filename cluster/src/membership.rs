@@ -95,14 +95,16 @@ pub enum MembershipError {
     },
     /// Commits at remote levels could not go on.
     #[error(
-        "the sync policy {policy} asks for {need} replicas, and without {name} the leader would have {have} of those that it \
-         names: every remote commit would wait for ever"
+        "the sync policy {policy} asks for {need} replicas, and without {name} there would be {have} of those that it names when \
+         {leader} leads: every remote commit would wait for ever; take a node that it names in first (`walferry join`)"
     )]
     Policy {
         /// The policy of the cluster.
         policy: String,
         /// Who is to go.
         name: MemberName,
+        /// Under whom commits would wait.
+        leader: MemberName,
         /// How many it asks for.
         need: usize,
         /// How many would stay.
@@ -314,19 +316,24 @@ impl ClusterState {
         }
     }
 
-    /// A policy of the operator's own stays as it is, so it has to be one that the members can meet.
+    /// A policy of the operator's own stays as it is, so it has to be one that the members can meet, whoever of them leads.
     fn check_policy(&self, before: &ClusterState, name: &MemberName) -> Result<(), MembershipError> {
         let policy = self.sync_policy();
         let (SyncPolicy::First { k, .. } | SyncPolicy::Any { k, .. }) = &policy else { return Ok(()) };
-        let of = |state: &ClusterState| {
-            let replica = |member: &&MemberName| Some(*member) != state.leader.as_ref() && policy.names(member);
-            state.data_members().filter(replica).count()
-        };
-        let (need, have) = (*k, of(self));
-        if self.follows_majority() || have >= need || have == of(before) {
+        if self.follows_majority() {
             return Ok(());
         }
-        Err(MembershipError::Policy { policy: self.policy.clone(), name: name.clone(), need, have })
+        let under = |state: &ClusterState, leader: &MemberName| {
+            state.data_members().filter(|member| *member != leader && policy.names(member)).count()
+        };
+        for leader in self.data_members() {
+            let (need, have) = (*k, under(self, leader));
+            if have < need && have < under(before, leader) {
+                let (policy, name, leader) = (self.policy.clone(), name.clone(), leader.clone());
+                return Err(MembershipError::Policy { policy, name, leader, need, have });
+            }
+        }
+        Ok(())
     }
 }
 
