@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
@@ -37,6 +38,14 @@ const SHIPPER_TOKEN: u64 = 1 << 55;
 /// The number of a link, never used twice by one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LinkNo(pub(crate) u32);
+
+impl LinkNo {
+    /// The next one. A later leadership has another shipper, and the operations of the earlier one's links may still end.
+    pub(crate) fn next() -> LinkNo {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        LinkNo(LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
+    }
+}
 
 /// What an operation on the ring is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -108,7 +108,6 @@ pub struct Shipper {
     reports: mpsc::Receiver<Report>,
     /// Bounded by LINKS_MAX.
     links: BTreeMap<LinkNo, Link>,
-    last_link: u32,
     /// Connections without a name that ended since the log told of them, and when it did.
     strangers: u64,
     strangers_told: Option<Instant>,
@@ -182,7 +181,6 @@ impl Shipper {
             common,
             reports,
             links: BTreeMap::new(),
-            last_link: 0,
             strangers: 0,
             strangers_told: None,
             slots,
@@ -274,8 +272,7 @@ impl Shipper {
             let text = format!("the leader has {LINKS_MAX} peer connections, which is its bound");
             return turn_away(&socket, &Refuse { code: RefuseCode::Full, text });
         }
-        self.last_link += 1;
-        let number = LinkNo(self.last_link);
+        let number = LinkNo::next();
         match Link::new(number, socket, address, ring, now) {
             Ok(link) => drop(self.links.insert(number, link)),
             Err(error) => tracing::warn!(%address, "cannot set up a peer connection: {error}"),

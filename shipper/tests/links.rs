@@ -238,6 +238,20 @@ fn replica_back_after_a_restart_under_all_confirms_again() {
 }
 
 #[test]
+fn late_completion_of_an_earlier_shipper_ends_no_link() {
+    let dir = directory();
+    let (config, mut leader, replica) = in_sync_under_all(dir.path(), Duration::from_secs(600));
+    // The receive of the old link ends, and its completion is taken after the new shipper has its first link.
+    leader.restart_shipper(config);
+    let log = leader.files(Lsn::ZERO, leader.log.flushed());
+    let again = Replica::connect(leader.address, "a", log);
+    leader.append([100]);
+    leader.wait_applied("a");
+    assert!(!again.ask(|seen| seen.over), "the new connection lasts");
+    drop(replica);
+}
+
+#[test]
 fn a_connected_replica_whose_log_is_gone_is_told() {
     let dir = directory();
     let config = ShipperConfig { slot_keep_bytes_max: 8 << 20, ..shipper_config(dir.path()) };
