@@ -278,6 +278,7 @@ impl SlotFile {
     pub fn write(&self, text: String) {
         let sender = self.contents.as_ref().expect("there until dropped");
         sender.send(text).expect("the thread lives as long as its channel");
+        self.task.iter().for_each(Task::wake);
     }
 
     /// The outcome of the last write, once it is known.

@@ -254,6 +254,7 @@ impl Store {
         if let Some(jobs) = &self.jobs {
             // The thread ends only after the sender is gone.
             let _ = jobs.send(job);
+            self.task.iter().for_each(Task::wake);
         }
         Ok(())
     }
