@@ -136,7 +136,7 @@ impl MarkFile {
         let newest = Mark::read(&path)?.flatten();
         let (led, sequence) = newest.map_or((Epoch(0), 0), |(mark, sequence)| (mark.led, sequence));
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o640).open(&path);
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
         let file = file.map_err(|source| LogError::Io { what: "open", path: path.clone(), source })?;
         let mut opened =
             MarkFile { path, file, mark: Mark { durable, epoch, led }, sequence, raised: None, stuck: false };
@@ -190,7 +190,7 @@ impl MarkFile {
         self.sequence += 1;
         let bytes = self.mark.encode(self.sequence);
         PLACES.into_iter().try_for_each(|place| {
-            world::replaces(&self.path, place, bytes.len())?;
+            world::replaces(&self.path, &self.file, place, bytes.len())?;
             self.file.write_all_at(&bytes, place)
         })
     }

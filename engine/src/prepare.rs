@@ -422,7 +422,15 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
 
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    File::open(path)?.sync_all()?;
+    world::synced_names(path);
+    Ok(())
+}
+
+/// Gives a file another name, which is durable after [`sync_dir`].
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    world::renames(from, to)?;
+    fs::rename(from, to)
 }
 
 /// Removes a file that may not be there.

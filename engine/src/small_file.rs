@@ -10,13 +10,14 @@
 //! crc HEX         CRC32C of all bytes before this line
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::durable::believe_flush_of;
-use crate::prepare::remove_if_there;
-use crate::world;
+use crate::mutants;
+use crate::prepare::{remove_if_there, rename, sync_dir};
+use crate::world::{self, Saving};
 
 const CRC_WORD: &str = "crc ";
 const COPY_SUFFIX: &str = ".copy";
@@ -109,15 +110,18 @@ fn read(path: &Path) -> io::Result<Found> {
 
 /// Puts `bytes` where `path` is, so that after a crash the file holds either the old or the new bytes, whole.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    world::saves(path, false)?;
+    world::saves(path, Saving::Begins)?;
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&partial)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&partial, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    rename(&partial, path)?;
+    world::saves(path, Saving::Named)?;
+    if !mutants::is_on("rename-without-directory-sync") {
+        sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    }
     believe_flush_of(path)?;
-    world::saves(path, true)
+    world::saves(path, Saving::Done)
 }
 
 #[cfg(test)]

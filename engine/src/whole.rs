@@ -1,11 +1,11 @@
 //! Files whose first bytes another library writes: they get their name only when they are whole and durable, so that a power loss
 //! while they are made leaves nothing that looks like damage. Used for the store's database and the register's; knows neither.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::prepare::{remove_if_there, sync_dir};
+use crate::prepare::{remove_if_there, rename, sync_dir};
 
 /// What the name of a file that is not whole yet ends with.
 const PARTIAL_EXTENSION: &str = "partial";
@@ -24,7 +24,7 @@ pub fn make_whole<E: From<io::Error>>(path: &Path, make: impl FnOnce(&Path) -> R
     remove_if_there(&partial)?;
     make(&partial)?;
     File::open(&partial)?.sync_all()?;
-    fs::rename(&partial, path)?;
+    rename(&partial, path)?;
     // The file's name, and that of its directory, which may be as new.
     for dir in path.ancestors().skip(1).take(2).filter(|dir| !dir.as_os_str().is_empty()) {
         sync_dir(dir)?;
@@ -34,6 +34,8 @@ pub fn make_whole<E: From<io::Error>>(path: &Path, make: impl FnOnce(&Path) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,7 @@
 //! nothing that runs on it reads a real clock or starts a real thread, and the same seed gives the same run (FoundationDB's
 //! way). The ring has its counterpart in `ring`.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -106,9 +107,12 @@ impl Task {
     pub fn wake(&self) {
         match &self.0 {
             Kind::Thread(thread) => thread.thread().unpark(),
-            // It looks again by itself.
             #[cfg(feature = "simulation")]
-            Kind::Simulated(_) => {}
+            Kind::Simulated(task) => {
+                if let Some(world) = simulated::world() {
+                    world.wake(*task);
+                }
+            }
         }
     }
 
@@ -160,7 +164,8 @@ pub enum Inbox<T> {
     Closed,
 }
 
-/// The next item of an inbox of background work. Waits for it, but not where the world is simulated.
+/// The next item of an inbox of background work. Waits for it, but not where the world is simulated: whoever puts something in calls
+/// [`Task::wake`] too.
 pub fn take<T>(inbox: &Receiver<T>) -> Inbox<T> {
     if is_simulated() {
         return match inbox.try_recv() {
@@ -263,30 +268,68 @@ pub fn misread(at: Lsn, bytes: &mut [u8]) {
     let _ = (at, bytes);
 }
 
-/// Bytes of a file beside the log are about to be replaced: until `synced`, a crash of a simulated machine may bring them back.
+/// Bytes of a file beside the log, open for reading too, are about to be replaced: until `synced`, a crash of a simulated machine may
+/// bring them back.
 #[inline]
-pub fn replaces(path: &Path, offset: u64, bytes: usize) -> io::Result<()> {
+pub fn replaces(path: &Path, file: &File, offset: u64, bytes: usize) -> io::Result<()> {
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
         // What is not there yet is zeros.
         let mut before = vec![0; bytes];
-        std::os::unix::fs::FileExt::read_at(&std::fs::File::open(path)?, &mut before, offset)?;
+        std::os::unix::fs::FileExt::read_at(file, &mut before, offset)?;
         return world.writes(path, simulated::Undo::Bytes(offset, before));
     }
-    let _ = (path, offset, bytes);
+    let _ = (path, file, offset, bytes);
     Ok(())
 }
 
-/// A small file is about to take the place of the one at `path`, or has: where the world is simulated its machine may go down here,
-/// or its disk fail.
+/// How far a small file has come that takes the place of an older one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saving {
+    /// Nothing was done yet.
+    Begins,
+    /// It has its name, which a power cut may take back.
+    Named,
+    /// It is durable.
+    Done,
+}
+
+/// A small file takes the place of the one at `path`: where the world is simulated its machine may go down here, or its disk fail.
 #[inline]
-pub fn saves(path: &Path, done: bool) -> io::Result<()> {
+pub fn saves(path: &Path, saving: Saving) -> io::Result<()> {
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
-        return world.saves(path, done);
+        return world.saves(path, saving);
     }
-    let _ = (path, done);
+    let _ = (path, saving);
     Ok(())
+}
+
+/// `from` is about to be renamed to `to`: until the names in its directory are durable, a crash of a simulated machine may take
+/// that back.
+#[inline]
+pub fn renames(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        let before = match std::fs::read(to) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        return world.writes(to, simulated::Undo::Name(from.to_owned(), before));
+    }
+    let _ = (from, to);
+    Ok(())
+}
+
+/// The names in the directory are durable.
+#[inline]
+pub fn synced_names(dir: &Path) {
+    #[cfg(feature = "simulation")]
+    if let Some(world) = simulated::world() {
+        world.synced_names(dir);
+    }
+    let _ = dir;
 }
 
 /// What was written to the file is durable.
@@ -304,11 +347,11 @@ pub fn synced(path: &Path) {
 pub mod simulated {
     use std::cell::RefCell;
     use std::io;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::rc::Rc;
     use std::time::{Duration, Instant, SystemTime};
 
-    use super::{Blocking, Work};
+    use super::{Blocking, Saving, Work};
     use crate::lsn::Lsn;
 
     /// Background work by number.
@@ -332,6 +375,8 @@ pub mod simulated {
         fn spawn_blocking(&self, name: &str, work: Blocking);
         /// Lets this much time pass for work that blocks, which is what runs.
         fn sleep(&self, time: Duration);
+        /// Background work that is asleep goes on.
+        fn wake(&self, task: TaskNo);
         /// One step of background work, now.
         fn step(&self, task: TaskNo);
         /// All its steps, now; one that would go on for ever is ended.
@@ -347,11 +392,12 @@ pub mod simulated {
         /// A file beside the log is about to change; an error when its node is going down. Until `synced` a crash may take any
         /// part of the change back.
         fn writes(&self, path: &Path, undo: Undo) -> io::Result<()>;
-        /// A small file is about to be replaced whole, or has been (`done`); an error when its node goes down there, or its disk
-        /// fails.
-        fn saves(&self, path: &Path, done: bool) -> io::Result<()>;
+        /// A small file is replaced whole; an error when its node goes down there, or its disk fails.
+        fn saves(&self, path: &Path, saving: Saving) -> io::Result<()>;
         /// What was written to the file is durable.
         fn synced(&self, path: &Path);
+        /// The names of the files in the directory are durable.
+        fn synced_names(&self, dir: &Path);
     }
 
     /// How a change of a file is taken back.
@@ -360,6 +406,8 @@ pub mod simulated {
         Bytes(u64, Vec<u8>),
         /// It had this length.
         Length(u64),
+        /// It had this name, and its name now was that of a file with these bytes, or of none.
+        Name(PathBuf, Option<Vec<u8>>),
     }
 
     thread_local! {

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use walferry::simulated::Member;
 use walferry_applier::record::{Fields, StreamId};
 use walferry_applier::store::StoreError;
 use walferry_applier::view::{Value, View};
 use walferry_cluster::level::CommitLevel;
+use walferry_engine::log::LOST_DIR;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::clients::Acknowledged;
 use crate::cluster::Broken;
 use crate::growing::{END, Growing, tokens};
+use crate::lost::lost_frames;
 use crate::world::NodeNo;
 
 /// Every write that was acknowledged at a level that survives what happened is there.
@@ -35,6 +38,38 @@ pub fn nothing_acknowledged_is_lost(
             return Err(Broken(format!(
                 "{} was acknowledged at {} in epoch {} by node {} at {} us, and {is}",
                 ack.key, ack.level, ack.epoch, ack.node, ack.at_us
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a node acknowledged when it had it on its disk, and the log has not any more, is in the node's `lost/`.
+pub fn what_was_cut_off_is_kept<'a>(
+    acknowledged: impl Iterator<Item = &'a Acknowledged>,
+    leader: &Member,
+    data: &Path,
+) -> Result<(), Broken> {
+    let mut kept = None;
+    for ack in acknowledged.filter(|ack| ack.level >= CommitLevel::Local) {
+        let found = leader.store().get(ack.key.as_bytes()).map_err(|error| Broken(error.to_string()))?;
+        if found.is_some() {
+            continue;
+        }
+        if kept.is_none() {
+            let files = lost_frames(data).map_err(Broken)?;
+            kept = Some(files.into_values().flat_map(|file| file.puts).collect::<BTreeMap<_, _>>());
+        }
+        let value = kept.as_ref().and_then(|kept| kept.get(ack.key.as_bytes()));
+        if value.is_none_or(|value| value != ack.value.as_bytes()) {
+            return Err(Broken(format!(
+                "{} was acknowledged at {} in epoch {} by node {} at {} us, was cut off, and is not in {}/{LOST_DIR}",
+                ack.key,
+                ack.level,
+                ack.epoch,
+                ack.node,
+                ack.at_us,
+                data.display()
             )));
         }
     }

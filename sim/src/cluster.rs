@@ -46,8 +46,14 @@ const TURN_US_MAX: u64 = 100_000;
 const IDLE_TURNS_MAX: u32 = 1_000;
 /// The register's own election: a controller that a majority does not hear is replaced after so long.
 const CONTROLLER_TIME_US: u64 = 250_000;
-/// Background work that sleeps looks so often whether it was woken.
-const LOOK_INTERVAL_US: u64 = 1_000;
+/// A thread that is woken runs after this: what comes meanwhile it finds too. Background work within a little more, and a checkpoint
+/// within what the plan says.
+const WAKE_US_MIN: u64 = 10;
+const WAKE_US_MAX: u64 = 1_000;
+/// Sockets that a node closed, or wrote to without its ring, are looked at within this.
+const NETWORK_LOOK_US: u64 = 400;
+/// Everybody has to be well for so long after the last fault.
+const WELL_US: u64 = SECOND_US;
 const CHANGE_TIME_US: u64 = 1_000_000;
 /// A crash that waits for a write looks so often, and so soon again.
 const CRASH_LOOKS: u32 = 200;
@@ -139,6 +145,11 @@ enum Event {
     Resume(NodeNo, u64),
     /// These directions are cut no longer.
     Heal(Vec<(NodeNo, NodeNo)>),
+    /// Connections in these directions are slow no longer, or were held back for long enough.
+    Quicken(Vec<(NodeNo, NodeNo)>),
+    Release(Vec<(NodeNo, NodeNo)>),
+    /// The operator tells the first that the second is to lead.
+    Switchover(NodeNo, NodeNo),
     ReadWell,
     Mend(NodeNo),
 }
@@ -180,12 +191,17 @@ struct Node {
     log_start: Lsn,
     /// Up to where its log was durable after its last turn.
     seen_durable: Lsn,
+    /// Its process after whose turn that was, and how many of the commits that it counted as lost were found in `lost/` by then.
+    seen_life: u64,
+    lost_seen: u64,
     /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
     committed: Lsn,
     checkpoint: Lsn,
     copies: u64,
     /// Which incarnation lost its disk there last, and what it had.
     lost: Option<(MemberId, EpochHistory, Lsn)>,
+    /// When its disk was lost last.
+    lost_us: Option<u64>,
     /// What is damaged on its disk.
     rotten: Option<Rot>,
     /// Something was damaged on its disk once.
@@ -346,10 +362,13 @@ impl Cluster {
                 history: EpochHistory::default(),
                 log_start: Lsn::ZERO,
                 seen_durable: Lsn::ZERO,
+                seen_life: 0,
+                lost_seen: 0,
                 committed: Lsn::ZERO,
                 checkpoint: Lsn::ZERO,
                 copies: 0,
                 lost: None,
+                lost_us: None,
                 rotten: None,
                 was_damaged: false,
                 started_us: 0,
@@ -496,6 +515,11 @@ impl Cluster {
             let delay = self.rng.u64(20..1_500);
             self.after(delay, Event::Task(node, task));
         }
+        for (node, task) in self.world.take_woken() {
+            let most = if self.world.is_checkpoint(task) { self.plan.checkpoint_us } else { WAKE_US_MAX };
+            let delay = self.rng.u64(WAKE_US_MIN..=most);
+            self.after(delay, Event::Task(node, task));
+        }
         Ok(())
     }
 
@@ -545,6 +569,18 @@ impl Cluster {
                 }
                 self.schedule_network();
             }
+            Event::Quicken(directions) => {
+                for (from, to) in directions {
+                    self.network.borrow_mut().slow_down(from, to, 0);
+                }
+            }
+            Event::Release(directions) => {
+                for (from, to) in directions {
+                    self.network.borrow_mut().release(from, to);
+                }
+                self.schedule_network();
+            }
+            Event::Switchover(at, to) => self.switch_over(at, to),
             Event::ReadWell => self.world.set_misreading(None),
             Event::Mend(node) => self.mend(node),
         }
@@ -570,6 +606,8 @@ impl Cluster {
         }
         self.network_at = None;
         let moved: BTreeSet<NodeNo> = self.network.borrow_mut().turn(self.now_us).into_iter().collect();
+        // A node that shuts a socket down ends what waits for it there.
+        let arrived = self.network.borrow_mut().look_at_arrivals();
         for node in 0..self.nodes.len() {
             // A stopped process accepts nothing; what its kernel was asked for goes on.
             let accepted: Vec<(OwnedFd, std::net::SocketAddr)> = match self.is_paused(node) {
@@ -581,11 +619,11 @@ impl Cluster {
             for (socket, address) in accepted {
                 process.control.connection(socket, address);
             }
-            if moved.contains(&node) {
-                process.kernel.progress_sockets();
+            if arrived || moved.contains(&node) {
+                process.kernel.progress_sockets(self.network.borrow_mut().arrived());
             }
             if woken || process.kernel.has_news() {
-                self.schedule_turn(node, self.now_us + 2);
+                self.schedule_turn(node, self.now_us + WAKE_US_MIN);
             }
         }
         let next_us = self.network.borrow().next_us(self.now_us, |node| !self.is_paused(node));
@@ -607,7 +645,7 @@ impl Cluster {
 
     /// Everybody is there and has the leader's log, and a commit that waits for all of it was just taken.
     fn has_recovered(&mut self) -> bool {
-        if self.now_us < self.plan.faults_us + 2 * SECOND_US {
+        if self.now_us < self.plan.faults_us + WELL_US {
             return false;
         }
         for node in 0..self.nodes.len() {
@@ -630,9 +668,9 @@ impl Cluster {
             .filter_map(|node| self.nodes[node].process.as_ref())
             .map(|process| (process.member.sealed(), process.member.applied()))
             .collect();
-        let served = self.told.acknowledged.iter().rev().any(|ack| {
-            ack.node == leader && ack.level == CommitLevel::RemoteApply && ack.at_us > self.plan.faults_us + 500_000
-        });
+        let lately = self.plan.faults_us + WELL_US / 2;
+        let mut acknowledged = self.told.acknowledged.iter().rev().take_while(|ack| ack.at_us > lately);
+        let served = acknowledged.any(|ack| ack.node == leader && ack.level == CommitLevel::RemoteApply);
         ends.len() == self.register.data_members().count()
             && served
             && ends.iter().all(|(sealed, applied)| *sealed == ends[0].0 && *applied == ends[0].0)
@@ -674,8 +712,15 @@ impl Cluster {
         self.world.be(leader);
         crate::checks::nothing_acknowledged_is_lost(&self.told.acknowledged, self.member(leader), &self.leaders)?;
         crate::checks::nothing_confirmed_is_taken_back(&self.confirmed, self.member(leader))?;
-        let end = self.member(leader).sealed();
         for node in self.data_members() {
+            let known = &self.nodes[node];
+            // A disk that lost something, or brought something else, may have lost this.
+            let since_us = if known.was_damaged { u64::MAX } else { known.lost_us.unwrap_or(0) };
+            let acknowledged = self.told.acknowledged.iter().filter(|ack| ack.node == node && ack.at_us > since_us);
+            crate::checks::what_was_cut_off_is_kept(acknowledged, self.member(leader), &known.dir)?;
+        }
+        let end = self.member(leader).sealed();
+        for node in self.data_members().filter(|node| *node != leader) {
             self.world.be(node);
             crate::checks::logs_agree(self.member(leader), self.member(node), end, SEGMENT_BYTES)?;
         }

@@ -58,6 +58,12 @@ pub enum Fault {
     /// A switchover: one member dies before it is asked for its promise, and who controls the register dies, for long, as soon as
     /// the leader has promised. The two that are left have to find a leader.
     KillController,
+    /// What the nodes send each other of their logs comes much later, or not before the end of it, while heartbeats pass.
+    SlowLinks,
+    /// The leader is killed, and is back at once or soon, behind such connections.
+    KillBehindSlowLinks,
+    /// The operator wants another leader while some members have slow disks or connections: often one of those.
+    SwitchoverWhileSlow,
 }
 
 impl Fault {
@@ -70,7 +76,7 @@ impl Fault {
 }
 
 /// Those that destroy most come more often.
-const ALL: [Fault; 27] = [
+const ALL: [Fault; 30] = [
     Fault::Kill,
     Fault::KillAll,
     Fault::KillAll,
@@ -98,6 +104,9 @@ const ALL: [Fault; 27] = [
     Fault::BrokenFile,
     Fault::ThereAndBack,
     Fault::KillController,
+    Fault::SlowLinks,
+    Fault::KillBehindSlowLinks,
+    Fault::SwitchoverWhileSlow,
 ];
 
 /// What is asked of a run apart from its seed.
@@ -143,6 +152,8 @@ pub struct Plan {
     pub keep_bytes_min: u64,
     /// And that is kept at most for a replica that needs it.
     pub slot_keep_bytes_max: u64,
+    /// Snapshots are sent no faster: the slower takes longer than `replica_lag_ms`. 0 for no limit.
+    pub base_copy_rate: u64,
     pub disk: Disk,
     pub delays: Delays,
     /// A change of the register takes up to so long.
@@ -216,6 +227,7 @@ impl Plan {
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
             keep_bytes_min: [256 << 10, 1 << 20, 256 << 20][rng.usize(0..3)],
             slot_keep_bytes_max: 8 << 30,
+            base_copy_rate: [0, 2 << 20, 512 << 10][rng.usize(0..3)],
             disk: Disk {
                 write_us: [60, 200, 2_000][rng.usize(0..3)],
                 spread_us: [20, 300, 8_000][rng.usize(0..3)],
@@ -259,7 +271,8 @@ impl Plan {
             self.degrade();
         }
         if rng.u8(0..8) == 0 {
-            self.slot_keep_bytes_max = 1 << 20;
+            // A snapshot that is sent slowly is never whole where more log is written meanwhile than is kept: the leader says so.
+            (self.slot_keep_bytes_max, self.base_copy_rate) = (1 << 20, 0);
         }
     }
 

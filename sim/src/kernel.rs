@@ -4,10 +4,11 @@
 //! A write that has not completed may be on the disk in any part, in sectors, in any order. So may one that has completed but
 //! was not flushed, where a flush is a step of its own. Whatever was durable stays, but for faults that are injected.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
@@ -27,6 +28,9 @@ const NOTIFICATION: u32 = 1 << 3;
 
 /// An operation of the disk by number.
 pub type DiskOpNo = u64;
+
+/// A socket, whatever descriptors it has: its inode.
+pub type SocketNo = u64;
 
 /// How the disk behaves.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +75,14 @@ struct Inode {
     file: File,
 }
 
+/// An operation on a socket that waits. As in the kernel, it holds the socket although the node may have closed it, and given its number
+/// to another one.
+struct SocketOp {
+    submission: Submission,
+    socket: OwnedFd,
+    number: SocketNo,
+}
+
 enum DiskOp {
     Write(Submission, Write, Option<Submission>),
     Flush(Submission, Rc<Inode>),
@@ -85,9 +97,15 @@ pub struct Kernel {
     volatile: Vec<Write>,
     /// Those of `disk_ops` and `volatile`.
     files: Vec<Rc<Inode>>,
-    sockets: Vec<Submission>,
+    sockets: Vec<SocketOp>,
+    /// Something was sent since the simulator asked last.
+    sent: Cell<bool>,
     pub disk: Disk,
     rng: fastrand::Rng,
+}
+
+pub fn socket_no(socket: &OwnedFd) -> SocketNo {
+    nix::sys::stat::fstat(socket).expect("an open socket").st_ino
 }
 
 fn would_block() -> bool {
@@ -108,6 +126,7 @@ impl Kernel {
             volatile: Vec::new(),
             files: Vec::new(),
             sockets: Vec::new(),
+            sent: Cell::new(false),
             disk,
             rng,
         }
@@ -116,6 +135,11 @@ impl Kernel {
     /// True when the node has completions to take.
     pub fn has_news(&self) -> bool {
         !self.queues.is_quiet()
+    }
+
+    /// True when the node sent something since this was asked last.
+    pub fn take_sent(&self) -> bool {
+        self.sent.take()
     }
 
     /// True when a crash now could leave a part of a write behind.
@@ -162,8 +186,12 @@ impl Kernel {
                 OP_FSYNC => DiskOp::Flush(submission, self.inode(submission.fd)),
                 // Those that wait already go on when something arrives, or makes space.
                 _ => {
-                    if !self.try_socket(&submission) {
-                        self.sockets.push(submission);
+                    if !self.try_socket(&submission, submission.fd) {
+                        // SAFETY: the node has it open: it had nothing for this operation just now.
+                        let socket = unsafe { BorrowedFd::borrow_raw(submission.fd) };
+                        let socket = socket.try_clone_to_owned().expect("a descriptor is left");
+                        let number = socket_no(&socket);
+                        self.sockets.push(SocketOp { submission, socket, number });
                     }
                     continue;
                 }
@@ -176,19 +204,18 @@ impl Kernel {
         begun
     }
 
-    /// Lets every operation on a socket end that can.
-    pub fn progress_sockets(&mut self) {
-        let mut waiting = Vec::new();
-        for submission in std::mem::take(&mut self.sockets) {
-            if !self.try_socket(&submission) {
-                waiting.push(submission);
-            }
-        }
-        self.sockets = waiting;
+    /// Lets every operation on a socket end that can. Those that receive can where something has `arrived`, and are taken out of it.
+    pub fn progress_sockets(&mut self, arrived: &mut BTreeSet<SocketNo>) {
+        let mut sockets = std::mem::take(&mut self.sockets);
+        sockets.retain(|SocketOp { submission, socket, number }| {
+            let may_end = submission.opcode != OP_RECEIVE || arrived.remove(number);
+            !(may_end && self.try_socket(submission, socket.as_raw_fd()))
+        });
+        self.sockets = sockets;
     }
 
-    fn try_socket(&self, submission: &Submission) -> bool {
-        let Submission { fd, address, bytes, op_flags, token, .. } = *submission;
+    fn try_socket(&self, submission: &Submission, fd: RawFd) -> bool {
+        let Submission { address, bytes, op_flags, token, .. } = *submission;
         let flags = op_flags as i32 | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: memory and descriptors of an operation are the node's to keep until it has completed.
         let result = unsafe {
@@ -210,6 +237,7 @@ impl Kernel {
             return false;
         }
         let result = outcome(result);
+        self.sent.set(self.sent.get() || [OP_SEND, OP_SEND_ZERO_COPY].contains(&submission.opcode));
         if submission.opcode == OP_SEND_ZERO_COPY {
             self.queues.complete(token, result, MORE);
             self.queues.complete(token, 0, NOTIFICATION);

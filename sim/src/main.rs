@@ -10,7 +10,7 @@
 //!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate
 //!  ├─ clients   what is asked and what was acknowledged; history, growing: whether it can have happened so
 //!  ├─ faults    what a seed decides before it begins; rot: damage, and what must become of it
-//!  └─ checks    what must hold at the end; model: what the log says
+//!  └─ checks    what must hold at the end; model: what the log says; lost: what was cut off and is kept
 //! runner    many runs, each in a process of its own; mutants: bugs that they have to find
 //! ```
 
@@ -23,6 +23,7 @@ mod faults;
 mod growing;
 mod history;
 mod kernel;
+mod lost;
 mod model;
 mod mutants;
 mod network;

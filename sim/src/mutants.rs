@@ -98,7 +98,7 @@ fn long_log_behind(plan: &mut Plan) {
     plan.take_a_witness(2);
     (plan.policy, plan.on_sync_loss, plan.min_in_sync) = ("", "block", 0);
     (plan.checkpoint_bytes, plan.checkpoint_us) = (4 << 20, 1_000);
-    (plan.keep_bytes_min, plan.slot_keep_bytes_max) = (0, 256 << 10);
+    (plan.keep_bytes_min, plan.slot_keep_bytes_max, plan.base_copy_rate) = (0, 256 << 10, 0);
     plan.clients.extend([Kind::Writer(CommitLevel::Local); 6]);
     plan.pause_us = (1_000_000, 2_000_000);
 }
@@ -302,6 +302,19 @@ pub const ALL: &[Mutant] = &[
         "a snapshot is made of the newest checkpoint, however old that is",
         &[Fault::LoseDisk],
         long_log_behind,
+    ),
+    mutant("rename-without-directory-sync", "a small file's new name is not durable when it is relied on", CRASHES),
+    tuned(
+        "count-without-keeping",
+        "a rewind counts what it cuts, and the file that keeps it gets no name",
+        &[Fault::Isolate, Fault::KillLeader],
+        often,
+    ),
+    tuned(
+        "keep-without-counting",
+        "a rewind keeps what it cuts and does not count it",
+        &[Fault::Isolate, Fault::KillLeader],
+        often,
     ),
     tuned("watch-by-lsn", "WATCH compares LSNs, which a later epoch uses again", &[Fault::ThereAndBack], watchers),
 ];

@@ -2,11 +2,12 @@
 //! them: what a node writes waits here until it is delivered, so that a full socket, a broken connection and a silent one look
 //! to the node as they do in production. Heartbeats and questions of the cluster's threads travel as packets.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use crate::kernel::{SocketNo, socket_no};
 use crate::world::NodeNo;
 
 /// Where node `n` is reached by its peers, before the number.
@@ -68,9 +69,20 @@ struct Lane {
 struct Connection {
     /// The simulator's ends: of the node that connected, and of the one that accepted.
     ends: [Option<OwnedFd>; 2],
+    /// What the kernel said of each end since everything that it had was read.
+    readable: [Readable; 2],
     lanes: [Lane; 2],
     /// The accepting node's end, until it was accepted.
     waiting: Option<(u64, OwnedFd)>,
+}
+
+/// What there is to be read of a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Readable {
+    Nothing,
+    Bytes,
+    /// Perhaps bytes, and then the end.
+    End,
 }
 
 impl Connection {
@@ -87,15 +99,73 @@ pub struct Network {
     last: LinkNo,
     /// `cut[a][b]`: nothing gets from a to b, for so many reasons.
     cut: Vec<Vec<u32>>,
+    /// `held[a][b]`: what a writes to its connections with b waits, for so many reasons; packets pass.
+    held: Vec<Vec<u32>>,
+    /// `slow_us[a][b]`: it takes so much longer.
+    slow_us: Vec<Vec<u64>>,
     /// Whether a process is there that listens.
     up: Vec<bool>,
     pub delays: Delays,
     rng: fastrand::Rng,
     /// Nodes of connections that broke since the last turn.
     broken: Vec<NodeNo>,
-    /// Kept for their memory.
+    /// Kept for its memory.
     buffer: Vec<u8>,
-    looks: Vec<libc::pollfd>,
+    /// The simulator's ends, by connection and side.
+    simulator_ends: Changes,
+    /// The nodes' ends, by socket.
+    node_ends: Changes,
+    /// Those of the nodes' ends at which something arrived that their node was not told of.
+    arrived: BTreeSet<SocketNo>,
+}
+
+/// Sockets whose changes the kernel tells once (epoll, edge-triggered): to ask each of them was a fifth of all time.
+struct Changes {
+    epoll: OwnedFd,
+    events: Vec<libc::epoll_event>,
+}
+
+const CHANGES_PER_CALL_MAX: usize = 64;
+const CLOSED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+
+impl Changes {
+    fn new() -> io::Result<Changes> {
+        // SAFETY: a plain system call; the descriptor that it returns is ours.
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if epoll < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+        Ok(Changes { epoll, events: vec![libc::epoll_event { events: 0, u64: 0 }; CHANGES_PER_CALL_MAX] })
+    }
+
+    /// Bytes that arrive at the socket, and its end, are told from now on, under this number, until it is closed.
+    fn add(&self, socket: &OwnedFd, number: u64) -> io::Result<()> {
+        let events = (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+        let mut event = libc::epoll_event { events, u64: number };
+        // SAFETY: the event lives through the call.
+        match unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &mut event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Calls `each` with the number of each socket that changed, and whether nothing comes after what it has now.
+    fn take(&mut self, mut each: impl FnMut(u64, bool)) {
+        loop {
+            let (list, most) = (self.events.as_mut_ptr(), self.events.len() as libc::c_int);
+            // SAFETY: the list lives through the call, which does not wait.
+            let count = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), list, most, 0) };
+            assert!(count >= 0, "epoll_wait: {}", io::Error::last_os_error());
+            for event in &self.events[..count as usize] {
+                each(event.u64, event.events & CLOSED != 0);
+            }
+            if (count as usize) < self.events.len() {
+                return;
+            }
+        }
+    }
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -115,12 +185,16 @@ impl Network {
             connections: BTreeMap::new(),
             last: 0,
             cut: vec![vec![0; nodes]; nodes],
+            held: vec![vec![0; nodes]; nodes],
+            slow_us: vec![vec![0; nodes]; nodes],
             up: vec![false; nodes],
             delays,
             rng: fastrand::Rng::with_seed(seed),
             broken: Vec::new(),
-            buffer: Vec::new(),
-            looks: Vec::new(),
+            buffer: vec![0; RECEIVE_BYTES],
+            simulator_ends: Changes::new().expect("a descriptor is left"),
+            node_ends: Changes::new().expect("a descriptor is left"),
+            arrived: BTreeSet::new(),
         }
     }
 
@@ -137,9 +211,30 @@ impl Network {
         self.cut[from][to] = self.cut[from][to].saturating_sub(1);
     }
 
+    /// What is written to connections in this direction waits.
+    pub fn hold(&mut self, from: NodeNo, to: NodeNo) {
+        self.held[from][to] += 1;
+    }
+
+    /// Takes one `hold` back.
+    pub fn release(&mut self, from: NodeNo, to: NodeNo) {
+        self.held[from][to] = self.held[from][to].saturating_sub(1);
+    }
+
+    /// What is written to connections in this direction takes so much longer from now on.
+    pub fn slow_down(&mut self, from: NodeNo, to: NodeNo, more_us: u64) {
+        self.slow_us[from][to] = more_us;
+    }
+
     /// Everything passes again.
     pub fn heal(&mut self) {
-        self.cut.iter_mut().flatten().for_each(|cut| *cut = 0);
+        self.cut.iter_mut().chain(&mut self.held).flatten().for_each(|reasons| *reasons = 0);
+        self.slow_us.iter_mut().flatten().for_each(|more_us| *more_us = 0);
+    }
+
+    /// Whether bytes of a connection get from one to the other now.
+    fn carries(&self, from: NodeNo, to: NodeNo) -> bool {
+        self.cut[from][to] == 0 && self.held[from][to] == 0
     }
 
     /// Whether anything gets from one to the other.
@@ -183,8 +278,13 @@ impl Network {
             |from, to| Lane { from, to, pieces: VecDeque::new(), bytes: 0, last_at: now_us, ended: false, done: false };
         self.last += 1;
         let at = now_us + self.delay_us();
+        for (side, (ours, theirs)) in [(&near_sim, &near), (&far_sim, &far)].into_iter().enumerate() {
+            self.simulator_ends.add(ours, self.last * 2 + side as u64)?;
+            self.node_ends.add(theirs, socket_no(theirs))?;
+        }
         let connection = Connection {
             ends: [Some(near_sim), Some(far_sim)],
+            readable: [Readable::Nothing; 2],
             lanes: [lane(from, to), lane(to, from)],
             waiting: Some((at, far)),
         };
@@ -229,15 +329,17 @@ impl Network {
     pub fn turn(&mut self, now_us: u64) -> Vec<NodeNo> {
         let mut moved = std::mem::take(&mut self.broken);
         let mut connections = std::mem::take(&mut self.connections);
-        self.look(&connections);
-        let mut looked = 0;
+        self.simulator_ends.take(|number, is_end| {
+            // One that broke meanwhile is not there any more.
+            if let Some(connection) = connections.get_mut(&(number / 2)) {
+                let readable = &mut connection.readable[number as usize % 2];
+                *readable = if is_end || *readable == Readable::End { Readable::End } else { Readable::Bytes };
+            }
+        });
         for connection in connections.values_mut() {
             for side in 0..2 {
-                if connection.is_read(side) {
-                    looked += 1;
-                    if self.looks[looked - 1].revents != 0 {
-                        self.take(connection, side, now_us, &mut moved);
-                    }
+                if connection.is_read(side) && connection.readable[side] != Readable::Nothing {
+                    self.take(connection, side, now_us, &mut moved);
                 }
             }
             for side in 0..2 {
@@ -255,18 +357,20 @@ impl Network {
         moved
     }
 
-    /// Asks the kernel once which of the ends have something to be read: to read each was a tenth of all time.
-    fn look(&mut self, connections: &BTreeMap<LinkNo, Connection>) {
-        self.looks.clear();
-        for connection in connections.values() {
-            for side in (0..2).filter(|side| connection.is_read(*side)) {
-                let fd = connection.ends[side].as_ref().expect("it is read").as_raw_fd();
-                self.looks.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-            }
-        }
-        // SAFETY: the list lives through the call, which does not wait.
-        let polled = unsafe { libc::poll(self.looks.as_mut_ptr(), self.looks.len() as libc::nfds_t, 0) };
-        assert!(polled >= 0, "poll: {}", io::Error::last_os_error());
+    /// Takes down at which of the nodes' ends something arrived, and which ended. Whether any did since the last call.
+    pub fn look_at_arrivals(&mut self) -> bool {
+        let Network { node_ends, arrived, .. } = self;
+        let mut any = false;
+        node_ends.take(|number, _| {
+            arrived.insert(number);
+            any = true;
+        });
+        any
+    }
+
+    /// Those ends; each stays there until it is taken out.
+    pub fn arrived(&mut self) -> &mut BTreeSet<SocketNo> {
+        &mut self.arrived
     }
 
     fn take(&mut self, connection: &mut Connection, side: usize, now_us: u64, moved: &mut Vec<NodeNo>) {
@@ -274,25 +378,30 @@ impl Network {
         let fd = end.as_raw_fd();
         let lane = &mut connection.lanes[side];
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(RECEIVE_BYTES, 0);
         while !lane.ended && lane.bytes < WINDOW_BYTES {
             // SAFETY: the buffer lives through the call.
             let got = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             let piece = match got {
                 1.. => Piece::Bytes(buffer[..got as usize].to_vec()),
                 0 => Piece::End,
-                _ if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => break,
+                _ if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => {
+                    connection.readable[side] = Readable::Nothing;
+                    break;
+                }
                 _ => Piece::End,
             };
-            lane.last_at = lane.last_at.max(now_us + self.delay_us());
+            lane.last_at = lane.last_at.max(now_us + self.delay_us() + self.slow_us[lane.from][lane.to]);
             match &piece {
                 Piece::Bytes(bytes) => lane.bytes += bytes.len(),
                 Piece::End => lane.ended = true,
             }
             lane.pieces.push_back((lane.last_at, piece));
             moved.push(lane.from);
-            // Less than was asked for: that was all, and an end is seen at the next look.
+            // Less than was asked for: that was all but for an end, which is seen at the next look.
             if got < RECEIVE_BYTES as isize {
+                if connection.readable[side] == Readable::Bytes {
+                    connection.readable[side] = Readable::Nothing;
+                }
                 break;
             }
         }
@@ -303,7 +412,7 @@ impl Network {
         let other = 1 - side;
         let lane = &mut connection.lanes[side];
         while let Some((at, _)) = lane.pieces.front() {
-            if *at > now_us || self.cut[lane.from][lane.to] > 0 {
+            if *at > now_us || !self.carries(lane.from, lane.to) {
                 return;
             }
             let Some(end) = &connection.ends[other] else {
@@ -342,7 +451,7 @@ impl Network {
 
     /// When something is due next. Nodes that are not `awake` accept nothing, and look by themselves when they are.
     pub fn next_us(&self, now_us: u64, awake: impl Fn(NodeNo) -> bool) -> Option<u64> {
-        let open = |lane: &&Lane| self.cut[lane.from][lane.to] == 0;
+        let open = |lane: &&Lane| self.carries(lane.from, lane.to);
         let lanes = self.connections.values().flat_map(|connection| connection.lanes.iter());
         let pieces = lanes.filter(open).filter_map(|lane| lane.pieces.front()).map(|(at, _)| *at);
         let accepting = |lane: &Lane| self.cut[lane.from][lane.to] == 0 && awake(lane.to);

@@ -14,7 +14,7 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use walferry_cluster::message::{Lend, Message, read_message};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::world::simulated::{TaskNo, Undo, World};
-use walferry_engine::world::{Blocking, Pace, Work};
+use walferry_engine::world::{Blocking, Pace, Saving, Work};
 use walferry_shipper::lend::{Holding, look_up};
 
 use crate::network::Network;
@@ -65,8 +65,8 @@ pub enum Trouble {
 #[derive(Clone, Copy, Debug)]
 struct Armed {
     trouble: Trouble,
-    /// Just after the file is there, else just before.
-    after: bool,
+    /// When that is.
+    at: Saving,
     /// So many files are left alone before.
     skips: u32,
     /// It waits for an epoch history, the file that a node forgets by.
@@ -122,6 +122,9 @@ pub struct SimWorld {
     last_job: Cell<TaskNo>,
     /// Started since the last look.
     started: RefCell<Vec<TaskNo>>,
+    /// Those that sleep until they are woken, and those that were woken since the last look.
+    asleep: RefCell<BTreeSet<TaskNo>>,
+    woken: RefCell<Vec<TaskNo>>,
     chance: RefCell<fastrand::Rng>,
     /// Whose disk is full.
     full: RefCell<BTreeSet<NodeNo>>,
@@ -150,6 +153,8 @@ impl SimWorld {
             jobs: RefCell::default(),
             last_job: Cell::new(0),
             started: RefCell::default(),
+            asleep: RefCell::default(),
+            woken: RefCell::default(),
             chance: RefCell::new(fastrand::Rng::with_seed(seed)),
             full: RefCell::default(),
             lenders: RefCell::default(),
@@ -214,8 +219,18 @@ impl SimWorld {
             }
             // As for the log: all of it, nothing, or any part.
             let share = rng.u8(0..=4);
+            let mut names_go_back = true;
             for undo in changes.into_iter().rev() {
-                take_back(&path, undo, sector_bytes, || rng.u8(0..4) < share);
+                match undo {
+                    // An older name comes back only where the newer one did not last.
+                    Undo::Name(from, before) => {
+                        names_go_back &= rng.u8(0..4) < share;
+                        if names_go_back {
+                            take_name_back(&path, &from, before);
+                        }
+                    }
+                    undo => take_back(&path, undo, sector_bytes, || rng.u8(0..4) < share),
+                }
             }
         }
     }
@@ -227,11 +242,12 @@ impl SimWorld {
 
     /// One of the next small files of a node brings trouble.
     pub fn arm(&self, node: NodeNo, trouble: Trouble, rng: &mut fastrand::Rng) {
-        let after = trouble == Trouble::Down && rng.bool();
+        let at =
+            [Saving::Begins, Saving::Named, Saving::Done][rng.usize(0..if trouble == Trouble::Down { 3 } else { 2 })];
         let history_only = rng.bool();
         // The history and its copy are two files.
         let skips = rng.u32(0..if history_only { 2 } else { ARMED_SKIPS_MAX });
-        self.armed.borrow_mut().insert(node, Armed { trouble, after, skips, history_only });
+        self.armed.borrow_mut().insert(node, Armed { trouble, at, skips, history_only });
     }
 
     /// Whatever was to come does not.
@@ -288,6 +304,18 @@ impl SimWorld {
         started.into_iter().filter_map(|task| Some((jobs.get(&task)?.node, task))).collect()
     }
 
+    /// Background work that was asleep and was woken since the last call, and whose.
+    pub fn take_woken(&self) -> Vec<(NodeNo, TaskNo)> {
+        let jobs = self.jobs.borrow();
+        let woken = std::mem::take(&mut *self.woken.borrow_mut());
+        woken.into_iter().filter_map(|task| Some((jobs.get(&task)?.node, task))).collect()
+    }
+
+    /// It is run again once it is woken, and not before.
+    pub fn put_to_sleep(&self, task: TaskNo) {
+        self.asleep.borrow_mut().insert(task);
+    }
+
     /// One step of background work as its node; `None` when there is none of that number.
     pub fn run(&self, task: TaskNo) -> Option<Pace> {
         let (node, mut work) = {
@@ -331,6 +359,17 @@ impl SimWorld {
     }
 }
 
+fn take_name_back(path: &Path, from: &Path, before: Option<Vec<u8>>) {
+    match std::fs::rename(path, from) {
+        // It was removed meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        outcome => {
+            let moved = outcome.and_then(|()| before.map_or(Ok(()), |bytes| std::fs::write(path, bytes)));
+            moved.expect("the simulator's own disk");
+        }
+    }
+}
+
 fn take_back(path: &Path, undo: Undo, sector_bytes: usize, mut chance: impl FnMut() -> bool) {
     let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file of a node's");
     match undo {
@@ -339,6 +378,7 @@ fn take_back(path: &Path, undo: Undo, sector_bytes: usize, mut chance: impl FnMu
                 file.set_len(bytes).expect("it had this length");
             }
         }
+        Undo::Name(..) => unreachable!("names are taken back whole"),
         Undo::Bytes(offset, bytes) => {
             for (index, sector) in bytes.chunks(sector_bytes).enumerate() {
                 if chance() {
@@ -389,6 +429,12 @@ impl World for SimWorld {
         unsafe { (*sleeper).suspend(time) };
         SLEEPER.set(Some(sleeper));
         self.node.set(node);
+    }
+
+    fn wake(&self, task: TaskNo) {
+        if self.asleep.borrow_mut().remove(&task) {
+            self.woken.borrow_mut().push(task);
+        }
     }
 
     fn step(&self, task: TaskNo) {
@@ -454,7 +500,7 @@ impl World for SimWorld {
         Ok(())
     }
 
-    fn saves(&self, path: &Path, done: bool) -> io::Result<()> {
+    fn saves(&self, path: &Path, saving: Saving) -> io::Result<()> {
         let node = self.node.get();
         let broken = || io::Error::from_raw_os_error(libc::EIO);
         if self.crashed.get() == Some(node) {
@@ -463,7 +509,7 @@ impl World for SimWorld {
         let mut all = self.armed.borrow_mut();
         let Some(armed) = all.get_mut(&node) else { return Ok(()) };
         let is_history = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(HISTORY_FILE));
-        if armed.history_only && !is_history || done != armed.after {
+        if armed.history_only && !is_history || saving != armed.at {
             return Ok(());
         }
         if armed.skips > 0 {
@@ -483,5 +529,18 @@ impl World for SimWorld {
         if self.crashed.get() != Some(node) {
             self.unsynced.borrow_mut().remove(&(node, path.to_owned()));
         }
+    }
+
+    fn synced_names(&self, dir: &Path) {
+        let node = self.node.get();
+        if self.crashed.get() == Some(node) {
+            return;
+        }
+        self.unsynced.borrow_mut().retain(|(of, path), changes| {
+            if *of == node && path.parent() == Some(dir) {
+                changes.retain(|change| !matches!(change, Undo::Name(..)));
+            }
+            !changes.is_empty()
+        });
     }
 }

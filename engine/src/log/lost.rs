@@ -11,7 +11,8 @@ use super::{LOG_DIR, Log, LogError};
 use crate::frame::{Frame, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::{Epoch, Lsn};
-use crate::prepare::sync_dir;
+use crate::mutants;
+use crate::prepare::{rename, sync_dir};
 use crate::reader::LogReader;
 
 /// The directory in the data directory.
@@ -100,7 +101,9 @@ impl LostFile {
     fn finish(self, from: Lsn, to: Lsn, epoch: Epoch) -> Result<Lost, LogError> {
         self.file.sync_all().map_err(failed("flush", &self.path))?;
         let path = self.dir.join(lost_name(epoch, (from, to), self.crc));
-        fs::rename(&self.path, &path).map_err(failed("rename", &self.path))?;
+        if !mutants::is_on("count-without-keeping") {
+            rename(&self.path, &path).map_err(failed("rename", &self.path))?;
+        }
         sync_dir(&self.dir).map_err(failed("flush", &self.dir))?;
         Ok(Lost { records: self.records, from, to, path })
     }

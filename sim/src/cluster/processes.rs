@@ -8,8 +8,8 @@ use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
 
 use super::{
-    Broken, Checked, Cluster, Event, IDLE_TURNS_MAX, LOOK_INTERVAL_US, Process, RESTART_US, SCRUB_US_MAX,
-    SEGMENT_BYTES, TURN_US_MAX,
+    Broken, Checked, Cluster, Event, IDLE_TURNS_MAX, NETWORK_LOOK_US, Process, RESTART_US, SCRUB_US_MAX, SEGMENT_BYTES,
+    TURN_US_MAX, WAKE_US_MIN,
 };
 use crate::control::{Control, Kept, name_of};
 use crate::kernel::{DiskOpNo, Kernel};
@@ -41,6 +41,7 @@ impl Cluster {
         config.zero_copy_bytes_min = self.plan.zero_copy_bytes_min;
         config.keep_bytes_min = self.plan.keep_bytes_min;
         config.slot_keep_bytes_max = self.plan.slot_keep_bytes_max;
+        config.base_copy_rate = self.plan.base_copy_rate;
         config.min_in_sync = self.plan.min_in_sync;
         config
     }
@@ -119,7 +120,9 @@ impl Cluster {
     pub(super) fn lose_disk(&mut self, node: NodeNo) {
         self.kill(node);
         let id = MemberId(self.rng.u64(1..));
+        let now_us = self.now_us;
         let lost = &mut self.nodes[node];
+        lost.lost_us = Some(now_us);
         if !self.plan.is_witness(node) {
             std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
         }
@@ -369,14 +372,14 @@ impl Cluster {
         let life = self.nodes[node].life;
         let Some(process) = &mut self.nodes[node].process else { return };
         let begun = process.kernel.take_submissions(now_us);
-        let news = process.kernel.has_news();
+        let (news, sent) = (process.kernel.has_news(), process.kernel.take_sent());
         for (at, op) in begun {
             self.at(at, Event::Disk(node, life, op));
         }
         if news {
-            self.schedule_turn(node, now_us + 3);
+            self.schedule_turn(node, now_us + WAKE_US_MIN);
         }
-        self.schedule_network_at(now_us + 1);
+        self.schedule_network_at(now_us + if sent { 1 } else { NETWORK_LOOK_US });
     }
 
     pub(super) fn run_task(&mut self, node: NodeNo, task: TaskNo) {
@@ -393,19 +396,16 @@ impl Cluster {
                 self.after(delay, Event::Task(node, task));
             }
             Pace::Idle(time) => {
+                // It may have written to a socket before.
+                self.schedule_network_at(self.now_us + 1);
                 let delay = self.world.true_us(node, time);
                 return self.after(delay, Event::Task(node, task));
             }
-            Pace::Asleep => {
-                // A checkpoint that it was given meanwhile takes so long.
-                let most = if self.world.is_checkpoint(task) { self.plan.checkpoint_us } else { LOOK_INTERVAL_US };
-                let delay = self.rng.u64(LOOK_INTERVAL_US..=most);
-                return self.after(delay, Event::Task(node, task));
-            }
+            Pace::Asleep => return self.world.put_to_sleep(task),
             Pace::Over => {}
         }
         // It woke the ring, or wrote to a socket.
-        self.schedule_turn(node, self.now_us + 2);
+        self.schedule_turn(node, self.now_us + WAKE_US_MIN);
         self.schedule_network_at(self.now_us + 1);
     }
 
@@ -418,6 +418,6 @@ impl Cluster {
         if let Some((at, next)) = process.kernel.finish_disk_op(op, now_us) {
             self.at(at, Event::Disk(node, life, next));
         }
-        self.schedule_turn(node, now_us + 1);
+        self.schedule_turn(node, now_us + WAKE_US_MIN);
     }
 }

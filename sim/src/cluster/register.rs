@@ -10,7 +10,9 @@ use walferry_cluster::register::{Change, Holding, MemberId, Outcome};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::world;
 
-use super::{Body, Broken, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Checked, Cluster, Event};
+use super::{
+    Body, Broken, CHANGE_TIME_US, CONTROL_INTERVAL_US, CONTROLLER_TIME_US, Checked, Cluster, Event, WAKE_US_MIN,
+};
 use crate::control::{Control, Proposal, name_of, node_of};
 use crate::world::NodeNo;
 
@@ -55,7 +57,7 @@ impl Cluster {
         let life = self.nodes[node].life;
         let Some(control) = self.nodes[node].control_mut() else { return };
         act(control);
-        self.schedule_turn(node, self.now_us + 2);
+        self.schedule_turn(node, self.now_us + WAKE_US_MIN);
         while let Some(control) = self.nodes[node].control_mut() {
             let Some(output) = control.poll_output() else { break };
             let id = control.kept.id;

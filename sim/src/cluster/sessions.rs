@@ -2,7 +2,7 @@
 
 use walferry_engine::lsn::Epoch;
 
-use super::{Broken, Checked, Cluster, Event, SECOND_US};
+use super::{Broken, Checked, Cluster, Event, SECOND_US, WAKE_US_MIN};
 use crate::clients::{Outcome, Wants};
 use crate::control::name_of;
 use crate::world::NodeNo;
@@ -59,7 +59,7 @@ impl Cluster {
         if let Some(process) = &mut self.nodes[node].process {
             process.member.input(session, bytes);
         }
-        self.schedule_turn(node, self.now_us + 1);
+        self.schedule_turn(node, self.now_us + WAKE_US_MIN);
     }
 
     pub(super) fn send_reply(&mut self, node: NodeNo, session: u64, epoch: Epoch, bytes: Vec<u8>) {

@@ -2,11 +2,12 @@
 //! had on its disk, and what is cut off is kept.
 
 use walferry_engine::EpochHistory;
-use walferry_engine::log::{LOG_DIR, LOST_DIR, lost_range};
+use walferry_engine::log::LOG_DIR;
 use walferry_engine::lsn::Lsn;
 
 use super::{Broken, Checked, Cluster};
 use crate::control::name_of;
+use crate::lost::lost_frames;
 use crate::world::NodeNo;
 
 impl Cluster {
@@ -15,12 +16,13 @@ impl Cluster {
         self.note_led(node);
         self.what_is_cut_is_kept(node)?;
         let Some(process) = &self.nodes[node].process else { return Ok(()) };
-        let (member, name) = (&process.member, name_of(node));
+        let member = &process.member;
         let stored = member.store().durable_position();
         let fits = stored.applied <= member.sealed() && member.history().epoch_of_end(stored.applied) == stored.epoch;
         if !fits {
             return Err(Broken(format!(
-                "{name}: the store's file holds {} of epoch {}, the log ends at {} and has epochs {:?}",
+                "{}: the store's file holds {} of epoch {}, the log ends at {} and has epochs {:?}",
+                name_of(node),
                 stored.applied,
                 stored.epoch,
                 member.sealed(),
@@ -32,7 +34,8 @@ impl Cluster {
         let led = self.led.get(&epoch).copied().unwrap_or_default();
         if applied > led {
             return Err(Broken(format!(
-                "{name} has applied up to {applied} of epoch {epoch}, of which its leader had only {led} on its disk ({})",
+                "{} has applied up to {applied} of epoch {epoch}, of which its leader had only {led} on its disk ({})",
+                name_of(node),
                 member.describe()
             )));
         }
@@ -65,6 +68,10 @@ impl Cluster {
         let member = &process.member;
         let (durable, start) = (member.flushed(), member.log_start());
         let (before, began) = (known.seen_durable, known.log_start);
+        let is_new = std::mem::replace(&mut known.seen_life, known.life) != known.life;
+        if is_new {
+            known.lost_seen = 0;
+        }
         (known.seen_durable, known.log_start) = (durable, start);
         if durable >= before && *member.history() == known.history {
             return Ok(());
@@ -74,15 +81,26 @@ impl Cluster {
         if fork >= before || known.was_damaged {
             return Ok(());
         }
-        let files = std::fs::read_dir(known.dir.join(LOST_DIR)).into_iter().flatten().flatten();
-        let kept: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
-        let holds = |name: &String| lost_range(name).is_some_and(|(from, to)| from <= fork && to >= before);
-        if !kept.iter().any(holds) {
+        let kept = lost_frames(&known.dir).map_err(Broken)?;
+        let Some(file) = kept.values().find(|file| file.from <= fork && file.to >= before) else {
             return Err(Broken(format!(
-                "{} had its log durable up to {before}, it was cut off at {fork}, and lost/ has only {kept:?}",
-                name_of(node)
+                "{} had its log durable up to {before}, it was cut off at {fork}, and lost/ has only {:?}",
+                name_of(node),
+                kept.keys().collect::<Vec<_>>()
+            )));
+        };
+        // A process that died between has counted it, and its number is gone with it.
+        let counted = member.lost_commits() - known.lost_seen;
+        if counted < file.commits && !is_new {
+            return Err(Broken(format!(
+                "{} lost {} commits between {} and {}, and counted {counted}",
+                name_of(node),
+                file.commits,
+                file.from,
+                file.to
             )));
         }
+        known.lost_seen += file.commits.min(counted);
         Ok(())
     }
 

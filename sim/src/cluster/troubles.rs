@@ -22,6 +22,9 @@ const CONTROLLER_AWAY_US: std::ops::Range<u64> = 4_500_000..6_000_000;
 const AWAY_US: std::ops::Range<u64> = 500_000..900_000;
 const BACK_US: std::ops::Range<u64> = 50_000..400_000;
 
+/// So much later comes what is sent over slow connections.
+const SLOW_LINK_US: std::ops::Range<u64> = 30_000..600_000;
+
 /// Who is to die in a switchover.
 pub(super) struct Ambush {
     leader: NodeNo,
@@ -82,6 +85,27 @@ impl Cluster {
                 self.after(away + back, Event::GiveBack(leader));
             }
             Fault::KillController => self.lie_in_ambush(node),
+            Fault::SlowLinks => self.slow_links(node, long * 2),
+            Fault::KillBehindSlowLinks => {
+                let leader = self.register.leader.as_ref().map_or(node, node_of);
+                self.slow_links(leader, long * 2);
+                self.kill(leader);
+                let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { self.rng.u64(BYSTANDER_US) };
+                self.after(back, Event::Start(leader));
+            }
+            Fault::SwitchoverWhileSlow => {
+                let slow = if self.rng.bool() { vec![node] } else { vec![node, other] };
+                for slow in slow {
+                    if self.rng.bool() {
+                        self.slow_links(slow, long);
+                    } else {
+                        self.set_disk(slow, |disk| disk.slowness = 50);
+                        self.after(long, Event::Mend(slow));
+                    }
+                }
+                let when = self.rng.u64(0..long);
+                self.after(when, Event::Switchover(other, node));
+            }
             Fault::Isolate => self.isolate(node, long),
             Fault::OneWay => self.cut(vec![(node, other)], long),
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
@@ -157,6 +181,31 @@ impl Cluster {
             self.network.borrow_mut().cut(*from, *to);
         }
         self.after(long, Event::Heal(directions));
+    }
+
+    /// What this node sends to its connections, or what is sent to it, or both, is held back for a while or comes much later.
+    fn slow_links(&mut self, node: NodeNo, long: u64) {
+        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        let mut directions: Vec<(NodeNo, NodeNo)> = others.flat_map(|other| [(node, other), (other, node)]).collect();
+        match self.rng.u8(0..4) {
+            0 => directions.retain(|(from, _)| *from == node),
+            1 => directions.retain(|(_, to)| *to == node),
+            _ => {}
+        }
+        if self.rng.bool() {
+            let more_us = self.rng.u64(SLOW_LINK_US);
+            directions.iter().for_each(|(from, to)| self.network.borrow_mut().slow_down(*from, *to, more_us));
+            self.after(long, Event::Quicken(directions));
+        } else {
+            directions.iter().for_each(|(from, to)| self.network.borrow_mut().hold(*from, *to));
+            self.after(long, Event::Release(directions));
+        }
+    }
+
+    pub(super) fn switch_over(&mut self, at: NodeNo, to: NodeNo) {
+        if !self.calm {
+            self.command(at, Command::Switchover(Some(name_of(to))));
+        }
     }
 
     /// From a node to all others and back.

@@ -179,6 +179,11 @@ impl Member {
         self.node.base_copies.taken
     }
 
+    /// Commits that were cut off from its log since it was opened, as it tells operators.
+    pub fn lost_commits(&self) -> u64 {
+        self.node.lost_commits
+    }
+
     /// True while it leads and may speak.
     pub fn leads(&self) -> bool {
         matches!(self.node.role, Role::Leader(_)) && self.node.may_speak_at(world::now())
