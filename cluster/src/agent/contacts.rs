@@ -231,7 +231,7 @@ impl Agent {
         let (name, state) = (&self.config.name, &self.view.state);
         let silent: Vec<&str> = self.unreached_by(now).into_iter().map(MemberName::as_str).collect();
         let peer = state.members.get(name).map_or("", |member| member.peer.as_str());
-        let what = if self.leads_by_register() { "this node may not lead on: " } else { "" };
+        let what = if self.leads_by_register() { format!("{name} may not lead on: ") } else { String::new() };
         format!(
             "{what}{} cannot connect to {name} at {peer}, its peer address in the register, though {name} may reach them: look for a \
              firewall and at --peer-listen; if its address has changed, `walferry remove --name {name}` and `walferry join --name \

@@ -201,15 +201,16 @@ impl Agent {
         let silent = state.members.keys().filter(|name| **name != self.config.name && !heard(name));
         let silent: Vec<&str> = silent.map(MemberName::as_str).collect();
         let what = match &state.leader {
-            Some(leader) if *leader == self.config.name => "this node may not lead on".to_owned(),
+            Some(leader) if *leader == self.config.name => format!("{leader} may not lead on"),
             Some(leader) => format!("the leader, {leader}, is silent, and nobody replaces it"),
             None => "nobody leads".to_owned(),
         };
         format!(
             "{what} without a majority of {} members: waiting for {}; if these are gone for good, `walferry promote \
-             --force-new-cluster` makes this node a cluster of its own",
+             --force-new-cluster` makes {} a cluster of its own",
             state.majority(),
-            silent.join(", ")
+            silent.join(", "),
+            self.config.name
         )
     }
 
