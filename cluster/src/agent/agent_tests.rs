@@ -39,6 +39,8 @@ struct Net {
     /// Fence requests to these get lost.
     deaf: BTreeSet<MemberName>,
     min_in_sync: usize,
+    /// These answer as incarnations that are no members yet.
+    anew: BTreeSet<MemberName>,
     /// Nobody opens a connection to these; they reach everybody.
     walled: BTreeSet<MemberName>,
     /// Stopped, with all that they know.
@@ -71,6 +73,7 @@ impl Net {
             last: 0,
             deaf: BTreeSet::new(),
             min_in_sync: 0,
+            anew: BTreeSet::new(),
             walled: BTreeSet::new(),
             paused: BTreeSet::new(),
             seats_fail: false,
@@ -262,6 +265,10 @@ impl Net {
                     || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(..));
                 if lost {
                     return self.with(member, |agent, now| agent.handle_answer(id, Err("no answer".to_owned()), now));
+                }
+                if self.anew.contains(&to) {
+                    let answer = Answer::Refused(format!("{to} is not a member yet"));
+                    return self.with(member, |agent, now| agent.handle_answer(id, Ok(answer), now));
                 }
                 self.last += 1;
                 let request = self.last;
@@ -528,6 +535,21 @@ fn dead_voter_of_two_cannot_be_removed_and_the_error_names_the_way_out() {
 }
 
 #[test]
+fn removal_does_not_rest_on_a_voter_that_lost_its_disk() {
+    let mut net = Net::new("a b c", "");
+    let leader = net.leader().expect("a leader").to_string();
+    let others: Vec<&str> = ["a", "b", "c"].into_iter().filter(|member| *member != leader).collect();
+    // It is reached, and the vote that the register counts on is gone with its disk.
+    net.anew.insert(name(others[1]));
+    let refused = net.remove(others[0]).expect_err("no majority of the voters would be left");
+    assert!(refused.contains(&format!("waiting for {}", others[1])), "{refused}");
+    assert!(net.state.leaving.is_empty(), "nothing has begun");
+    net.anew.clear();
+    assert!(net.run_until(20, |net| net.leader().is_some()), "it is there again");
+    net.remove(others[0]).expect("its vote counts");
+}
+
+#[test]
 fn removal_below_min_in_sync_is_refused_until_another_joins() {
     let mut net = Net::new("a b c", "d");
     net.min_in_sync = 2;
@@ -688,7 +710,10 @@ fn leader_without_a_majority_can_be_forced_while_it_runs() {
     assert_eq!(net.leader(), None, "its lease is over");
     let site = &net.sites[&leader];
     let blocked = site.agent.as_ref().expect("up").contacts.blocked().to_owned();
-    assert!(blocked.contains("this node") && blocked.contains("--force-new-cluster"), "{blocked}");
+    assert!(
+        blocked.contains(&format!("{leader} may not lead on")) && blocked.contains("--force-new-cluster"),
+        "{blocked}"
+    );
     net.command(leader.as_str(), Command::ForceNewCluster).expect("the operator's word");
     assert!(net.run_until(20, |net| net.leader() == Some(leader.clone())), "it leads alone");
 }

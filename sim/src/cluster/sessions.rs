@@ -106,7 +106,8 @@ impl Cluster {
         let before = self.told.acknowledged.len();
         let outcome = self.clients[client].receive(bytes, self.now_us, epoch, &mut self.told);
         if let Some(ack) = self.told.acknowledged.get(before) {
-            let level = ack.level;
+            // A write whose evidence was asked for later is of the epoch in which it was answered.
+            let (level, epoch) = (ack.level, ack.epoch);
             let speaker = *self.spoke.entry(epoch).or_insert(node);
             if speaker != node {
                 return Err(Broken(format!(
