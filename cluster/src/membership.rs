@@ -324,7 +324,9 @@ impl ClusterState {
             return Ok(());
         }
         let under = |state: &ClusterState, leader: &MemberName| {
-            state.data_members().filter(|member| *member != leader && policy.names(member)).count()
+            // One that joins confirms nothing that counts yet.
+            let counts = |member: &&MemberName| state.members[*member].holding != Holding::Joining;
+            state.data_members().filter(|member| *member != leader && policy.names(member)).filter(counts).count()
         };
         for leader in self.data_members() {
             let (need, have) = (*k, under(self, leader));

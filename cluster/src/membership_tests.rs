@@ -58,6 +58,15 @@ fn what_cannot_be_is_refused_with_the_reason() {
 }
 
 #[test]
+fn removal_waits_until_one_that_joins_counts() {
+    let state = led("a b c", "ANY 2 (*)").with_member(&name("d"), MemberId(9), "h:1", Kind::Data).expect("taken in");
+    let refused = state.without_member(&name("b"), &names("a b c d")).expect_err("d confirms nothing yet").to_string();
+    assert!(refused.contains("there would be 1 of those that it names when a leads"), "{refused}");
+    let state = state.with_whole(&name("d"), MemberId(9)).expect("it has caught up");
+    state.without_member(&name("b"), &names("a b c d")).expect("c and d are left");
+}
+
+#[test]
 fn who_was_removed_is_remembered_by_its_life_until_others_fill_the_list() {
     let everybody = names("a b c d");
     let mut state = led("a b c", "").without_member(&name("c"), &everybody).expect("it may");
