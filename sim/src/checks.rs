@@ -15,7 +15,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use crate::clients::Acknowledged;
 use crate::cluster::Broken;
 use crate::growing::{END, Growing, tokens};
-use crate::lost::lost_frames;
+use crate::lost::{keeps_a_store, lost_frames};
 use crate::world::NodeNo;
 
 /// Every write that was acknowledged at a level that survives what happened is there.
@@ -61,7 +61,7 @@ pub fn what_was_cut_off_is_kept<'a>(
             kept = Some(files.into_values().flat_map(|file| file.puts).collect::<BTreeMap<_, _>>());
         }
         let value = kept.as_ref().and_then(|kept| kept.get(ack.key.as_bytes()));
-        if value.is_none_or(|value| value != ack.value.as_bytes()) {
+        if value.is_none_or(|value| value != ack.value.as_bytes()) && !keeps_a_store(data) {
             return Err(Broken(format!(
                 "{} was acknowledged at {} in epoch {} by node {} at {} us, was cut off, and is not in {}/{LOST_DIR}",
                 ack.key,

@@ -45,6 +45,12 @@ impl LostFrames {
     }
 }
 
+/// Whether a store was kept in the place of log that had been recycled behind it; what it holds is not read here.
+pub fn keeps_a_store(data: &Path) -> bool {
+    let names = fs::read_dir(data.join(LOST_DIR)).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().starts_with("store-"))
+}
+
 /// All files of the data directory, by name.
 pub fn lost_frames(data: &Path) -> Result<BTreeMap<String, LostFrames>, String> {
     let files = fs::read_dir(data.join(LOST_DIR)).into_iter().flatten().flatten();
