@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use walferry_engine::lsn::Lsn;
+
 /// How far a commit must have come. Ordered: a later level includes the earlier ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CommitLevel {
@@ -39,6 +41,12 @@ impl CommitLevel {
             CommitLevel::RemoteFlush => "remote_flush",
             CommitLevel::RemoteApply => "remote_apply",
         }
+    }
+
+    /// The highest level up to this one that holds for a commit which ends at `lsn`, where each holds up to what `reached` says.
+    pub fn met(self, lsn: Lsn, reached: impl Fn(CommitLevel) -> Lsn) -> CommitLevel {
+        let mut lower = CommitLevel::ALL.into_iter().rev().filter(|lower| *lower <= self);
+        lower.find(|lower| reached(*lower) >= lsn).unwrap_or(CommitLevel::Off)
     }
 
     /// True when replicas have to confirm the commit.

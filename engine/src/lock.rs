@@ -45,20 +45,21 @@ pub struct DirLock {
 impl DirLock {
     /// Locks `dir` and writes this process's pid into the lock file. Never waits.
     pub fn take(dir: &Path) -> Result<DirLock, LockError> {
+        let failed = |path: &Path, source| LockError::Io { path: path.to_owned(), source };
         let path = dir.join(LOCK_FILE);
-        let io = |source| LockError::Io { path: path.clone(), source };
-        let directory = File::open(dir).map_err(|source| LockError::Io { path: dir.to_owned(), source })?;
+        let directory = File::open(dir).map_err(|error| failed(dir, error))?;
         let directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => directory,
             Err((_, Errno::EWOULDBLOCK)) => {
                 return Err(LockError::Held { dir: dir.to_owned(), holder: holder(&path) });
             }
-            Err((_, errno)) => return Err(LockError::Io { path: dir.to_owned(), source: errno.into() }),
+            Err((_, errno)) => return Err(failed(dir, errno.into())),
         };
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o640);
         let pid = format!("{}\n", std::process::id());
-        options.open(&path).and_then(|mut file| file.write_all(pid.as_bytes())).map_err(io)?;
+        let written = options.open(&path).and_then(|mut file| file.write_all(pid.as_bytes()));
+        written.map_err(|error| failed(&path, error))?;
         Ok(DirLock { _directory: directory })
     }
 }

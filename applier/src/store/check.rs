@@ -19,26 +19,25 @@ pub enum Condition {
     Whole(Position),
     /// It is not to be read; why.
     Damaged(String),
-    /// It could not be looked at, and what it holds is not known: another process has it, or the system refuses. Why.
-    Unknown(String),
 }
 
-/// Reads the file of the store in `dir`.
-pub fn examine(dir: &Path, cache_bytes: usize) -> Condition {
+/// Reads the file of the store in `dir`. An error says why it could not be looked at: another process has it, or the system refuses;
+/// then it is not known what it holds.
+pub fn examine(dir: &Path, cache_bytes: usize) -> Result<Condition, String> {
     let path = dir.join(STORE_FILE);
     if !path.exists() {
-        return Condition::Absent;
+        return Ok(Condition::Absent);
     }
     // The database reports what it finds; where it trips over a damaged page instead, that is a finding as well.
     let looked = panics::caught(|| look(&path, cache_bytes));
-    match looked {
+    Ok(match looked {
         Ok(Ok(Some(applied))) => Condition::Whole(applied),
         Ok(Ok(None)) => Condition::Damaged("a page is not what its checksum says".to_owned()),
-        Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Condition::Unknown("another process has it open".to_owned()),
-        Ok(Err(redb::Error::Io(error))) if !tells_of_content(&error) => Condition::Unknown(error.to_string()),
+        Ok(Err(redb::Error::DatabaseAlreadyOpen)) => return Err("another process has it open".to_owned()),
+        Ok(Err(redb::Error::Io(error))) if !tells_of_content(&error) => return Err(error.to_string()),
         Ok(Err(error)) => Condition::Damaged(error.to_string()),
         Err(text) => Condition::Damaged(format!("its pages make no sense ({text})")),
-    }
+    })
 }
 
 /// Whether an error comes of what the file holds, or of the disk that holds it, and not of how it was opened.

@@ -8,13 +8,7 @@ use walferry_engine::lsn::Lsn;
 
 use super::host::SessionId;
 
-const LEVELS: [CommitLevel; 5] = [
-    CommitLevel::Off,
-    CommitLevel::Local,
-    CommitLevel::RemoteWrite,
-    CommitLevel::RemoteFlush,
-    CommitLevel::RemoteApply,
-];
+const LEVELS: [CommitLevel; 5] = CommitLevel::ALL;
 
 /// One queue a level. LSNs are handed out in order, so each queue is sorted and only its front is looked at.
 /// Bounded by the sessions: a session adds an entry a batch of input and has a bounded number of held replies.

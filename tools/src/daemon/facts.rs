@@ -109,8 +109,7 @@ impl Host for Node {
         if !level.is_remote() || mutants::is_on("claim-what-was-asked") {
             return level;
         }
-        let lower = CommitLevel::ALL.into_iter().rev().filter(|lower| *lower <= level);
-        lower.into_iter().find(|lower| self.met_at(*lower) >= lsn).unwrap_or(CommitLevel::Off)
+        level.met(lsn, |lower| self.met_at(lower))
     }
 
     fn silent(&self) -> Option<String> {

@@ -235,11 +235,17 @@ pub(super) fn settle_store(
     let dir = config.data.join(STORE_DIR);
     let start = log_start(&config.data, meta.segment_bytes)?;
     let begun = world::now();
-    let bytes = std::fs::metadata(dir.join(STORE_FILE)).map_or(0, |facts| facts.len());
+    let path = dir.join(STORE_FILE);
+    let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
     // The whole file is read: no service manager may take that for a node that hangs.
     let time_max = REPAIR_WAIT_MAX + Duration::from_secs(bytes / EXAMINED_BYTES_A_SECOND_MIN);
     Notifier::new().needs_time(time_max);
-    let condition = examine(&dir, config.store_cache_bytes);
+    let condition = examine(&dir, config.store_cache_bytes).map_err(|reason| {
+        let path = path.display();
+        refused(format_args!(
+            "the store's file {path} cannot be looked at: {reason}. Nothing was changed; `fuser {path}` tells who has it"
+        ))
+    })?;
     let took = world::now().saturating_duration_since(begun);
     if took > EXAMINED_TIME_TOLD_MIN {
         tracing::info!(bytes, "the store was read whole, in {took:.1?}");
@@ -247,14 +253,6 @@ pub(super) fn settle_store(
     let foreign = match &condition {
         Condition::Whole(position) => foreign_to_log(config, meta, history, position)?,
         Condition::Absent | Condition::Damaged(_) => None,
-        Condition::Unknown(reason) => {
-            let path = dir.join(STORE_FILE);
-            return Err(refused(format_args!(
-                "the store's file {} cannot be looked at: {reason}. Nothing was changed; `fuser {}` tells who has it",
-                path.display(),
-                path.display()
-            )));
-        }
     };
     let reason = match condition {
         Condition::Whole(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
@@ -263,9 +261,8 @@ pub(super) fn settle_store(
         Condition::Whole(Position { applied, .. }) => {
             foreign.unwrap_or_else(|| format!("it is of {applied}, and the log begins at {start} only"))
         }
-        Condition::Damaged(reason) | Condition::Unknown(reason) => reason,
+        Condition::Damaged(reason) => reason,
     };
-    let path = dir.join(STORE_FILE);
     tracing::warn!(file = %path.display(), "the store is damaged: {reason}");
     if start == Lsn::ZERO {
         put_store_aside(config, &path)?;

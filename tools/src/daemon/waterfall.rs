@@ -38,13 +38,7 @@ const PRECISION: u8 = 3;
 const PRECISION_OFF: u8 = 0;
 
 /// Levels that commits may have.
-pub const LEVELS: [CommitLevel; 5] = [
-    CommitLevel::Off,
-    CommitLevel::Local,
-    CommitLevel::RemoteWrite,
-    CommitLevel::RemoteFlush,
-    CommitLevel::RemoteApply,
-];
+pub const LEVELS: [CommitLevel; 5] = CommitLevel::ALL;
 
 /// How far each level is, by the order of [`LEVELS`].
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +51,8 @@ pub struct LevelsReached {
 
 impl LevelsReached {
     /// What was met of `level` by a commit that ends at `lsn`.
-    pub fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
-        let lower = LEVELS.into_iter().rev().filter(|lower| *lower <= level);
-        lower.into_iter().find(|lower| self.met[*lower as usize] >= lsn).unwrap_or(CommitLevel::Off)
+    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
+        level.met(lsn, |lower| self.met[lower as usize])
     }
 }
 
