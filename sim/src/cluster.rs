@@ -191,9 +191,11 @@ struct Node {
     log_start: Lsn,
     /// Up to where its log was durable after its last turn.
     seen_durable: Lsn,
-    /// Its process after whose turn that was, and how many of the commits that it counted as lost were found in `lost/` by then.
+    /// Its process after whose turn that was, how many of the commits that it counted as lost were found in `lost/` by then, and
+    /// the files there.
     seen_life: u64,
     lost_seen: u64,
+    lost_files: BTreeSet<String>,
     /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
     committed: Lsn,
     checkpoint: Lsn,
@@ -364,6 +366,7 @@ impl Cluster {
                 seen_durable: Lsn::ZERO,
                 seen_life: 0,
                 lost_seen: 0,
+                lost_files: BTreeSet::new(),
                 committed: Lsn::ZERO,
                 checkpoint: Lsn::ZERO,
                 copies: 0,

@@ -82,7 +82,10 @@ impl Cluster {
             return Ok(());
         }
         let kept = lost_frames(&known.dir).map_err(Broken)?;
-        let Some(file) = kept.values().find(|file| file.from <= fork && file.to >= before) else {
+        // Frames that were cut off before, in the same place, do not answer for these.
+        let covering = kept.iter().filter(|(_, file)| file.from <= fork && file.to >= before);
+        let newest = covering.min_by_key(|(name, file)| (known.lost_files.contains(*name), file.commits));
+        let Some((_, file)) = newest else {
             return Err(Broken(format!(
                 "{} had its log durable up to {before}, it was cut off at {fork}, and lost/ has only {:?}",
                 name_of(node),
@@ -101,6 +104,7 @@ impl Cluster {
             )));
         }
         known.lost_seen += file.commits.min(counted);
+        known.lost_files.extend(kept.into_keys());
         Ok(())
     }
 
