@@ -1,7 +1,8 @@
 //! What must hold at the end of every run.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use walferry::simulated::Member;
@@ -92,9 +93,10 @@ pub fn logs_agree(ours: &Member, theirs: &Member, end: Lsn, segment_bytes: u64) 
     while at < end {
         let until = at.segment(segment_bytes).next().start(segment_bytes).min(end);
         let read = |member: &Member| {
-            let bytes = fs::read(member.segment_path(at)).map_err(|error| Broken(error.to_string()))?;
-            let from = at.offset(segment_bytes) as usize;
-            Ok(bytes[from..from + (until - at) as usize].to_vec())
+            let mut bytes = vec![0; (until - at) as usize];
+            let file = File::open(member.segment_path(at));
+            let read = file.and_then(|file| file.read_exact_at(&mut bytes, at.offset(segment_bytes)));
+            read.map(|()| bytes).map_err(|error| Broken(error.to_string()))
         };
         let (our_bytes, their_bytes) = (read(ours)?, read(theirs)?);
         if our_bytes != their_bytes {

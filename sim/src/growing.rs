@@ -144,7 +144,7 @@ impl Growing {
         for Recent { key, saw, as_of_us } in &self.recent {
             let due = self.appends.iter().find(|(token, append)| {
                 let done = append.asked.answered_us.is_some_and(|at| at <= *as_of_us);
-                append.key == *key && done && !saw.contains(token)
+                done && append.key == *key && !saw.contains(token)
             });
             if let Some((token, append)) = due {
                 return Err(format!("a read of {key} was to be as of {as_of_us} us and misses {token}: {append:?}"));
@@ -188,21 +188,24 @@ impl Growing {
         held: &BTreeMap<String, Vec<(String, String)>>,
         place_of: &BTreeMap<&str, (&str, usize)>,
     ) -> Result<(), String> {
+        let of_one_transaction: Vec<_> = place_of
+            .iter()
+            .filter_map(|(token, place)| {
+                let with = self.appends[*token].with.as_deref()?;
+                Some((token, place, with, place_of.get(with)?))
+            })
+            .collect();
         for look in &self.looks {
             for (key, saw) in &look.saw {
-                let is: Vec<&String> = held.get(key).into_iter().flatten().map(|(token, _)| token).collect();
-                if saw.len() > is.len() || saw.iter().zip(&is).any(|(saw, is)| saw != *is) {
+                let is = held.get(key).map_or(&[][..], Vec::as_slice);
+                if saw.len() > is.len() || saw.iter().zip(is).any(|(saw, (is, _))| saw != is) {
                     let last = saw.last();
                     return Err(format!("{key} was read with {} tokens up to {last:?}, and is another now", saw.len()));
                 }
             }
-            for (token, (key, index)) in place_of {
-                let Some(with) = self.appends[*token].with.as_deref().filter(|with| place_of.contains_key(with)) else {
-                    continue;
-                };
-                let (other, other_index) = place_of[with];
-                if let (Some(one), Some(two)) = (look.saw.get(*key), look.saw.get(other))
-                    && (*index < one.len()) != (other_index < two.len())
+            for (token, (key, index), with, (other, other_index)) in &of_one_transaction {
+                if let (Some(one), Some(two)) = (look.saw.get(*key), look.saw.get(*other))
+                    && (*index < one.len()) != (*other_index < two.len())
                 {
                     return Err(format!("{token} and {with} are of one transaction, and one of them was read alone"));
                 }

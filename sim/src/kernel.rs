@@ -260,12 +260,12 @@ impl Kernel {
         }
         match op {
             DiskOp::Write(submission, write, flush) => {
-                let (old, inode) = (write.before(), Rc::clone(&write.inode));
+                let inode = Rc::clone(&write.inode);
+                if submission.op_flags & libc::RWF_DSYNC as u32 == 0 {
+                    self.volatile.push(Write { bytes: write.before(), inode: Rc::clone(&inode), ..write });
+                }
                 write.put(0, &write.bytes);
                 self.queues.complete(submission.token, submission.bytes as i32, 0);
-                if submission.op_flags & libc::RWF_DSYNC as u32 == 0 {
-                    self.volatile.push(Write { bytes: old, ..write });
-                }
                 let flush = flush?;
                 let at = self.disk_time(now_us);
                 self.last_op += 1;

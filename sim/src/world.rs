@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
@@ -220,6 +221,7 @@ impl SimWorld {
             // As for the log: all of it, nothing, or any part.
             let share = rng.u8(0..=4);
             let mut names_go_back = true;
+            let mut file = None;
             for undo in changes.into_iter().rev() {
                 match undo {
                     // An older name comes back only where the newer one did not last.
@@ -227,9 +229,13 @@ impl SimWorld {
                         names_go_back &= rng.u8(0..4) < share;
                         if names_go_back {
                             take_name_back(&path, &from, before);
+                            file = None;
                         }
                     }
-                    undo => take_back(&path, undo, sector_bytes, || rng.u8(0..4) < share),
+                    undo => {
+                        let open = || File::options().write(true).open(&path).expect("a file of a node's");
+                        take_back(file.get_or_insert_with(open), undo, sector_bytes, || rng.u8(0..4) < share);
+                    }
                 }
             }
         }
@@ -370,8 +376,7 @@ fn take_name_back(path: &Path, from: &Path, before: Option<Vec<u8>>) {
     }
 }
 
-fn take_back(path: &Path, undo: Undo, sector_bytes: usize, mut chance: impl FnMut() -> bool) {
-    let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file of a node's");
+fn take_back(file: &File, undo: Undo, sector_bytes: usize, mut chance: impl FnMut() -> bool) {
     match undo {
         Undo::Length(bytes) => {
             if chance() {
