@@ -196,8 +196,12 @@ impl Outbox {
                 if released < lsn && !self.expire(part, id, host) {
                     return;
                 }
-                if released >= lsn {
-                    self.acknowledge(&part, host);
+                if released >= lsn
+                    && !self.acknowledge(&part, host)
+                    && let Some(reason) = host.unconfirmable(level)
+                {
+                    // Who had to confirm it is no member any more.
+                    self.replace(abandoned(part.hold, &reason));
                 }
             }
             // `expire` may have changed the length.
@@ -205,14 +209,16 @@ impl Outbox {
         }
     }
 
-    fn acknowledge(&mut self, part: &Part, host: &dyn Host) {
-        if let Hold::Commit(level, lsn) = part.hold {
-            let held_for = host.now().saturating_duration_since(part.at);
-            // A reply that outlives its leadership is abandoned: the epoch at `lsn` is the one that wrote the record.
-            let position = Position::at(lsn, host.history());
-            let met = host.met(level, lsn);
-            self.acknowledged = Some(Acknowledged { position, level, met, held_for, confirmed: met == level });
-        }
+    /// Notes the evidence of a commit. False when it does not hold the level that was asked for.
+    fn acknowledge(&mut self, part: &Part, host: &dyn Host) -> bool {
+        let Hold::Commit(level, lsn) = part.hold else { return true };
+        let held_for = host.now().saturating_duration_since(part.at);
+        // A reply that outlives its leadership is abandoned: the epoch at `lsn` is the one that wrote the record.
+        let position = Position::at(lsn, host.history());
+        let met = host.met(level, lsn);
+        let confirmed = met == level;
+        self.acknowledged = Some(Acknowledged { position, level, met, held_for, confirmed });
+        confirmed
     }
 
     /// Replaces the front part's reply by `-UNCERTAIN` if its time is up and it is durable here, or nobody may say so.

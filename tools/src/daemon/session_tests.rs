@@ -208,6 +208,24 @@ fn remote_level_that_nobody_confirms_is_refused_to_the_session() {
 }
 
 #[test]
+fn remote_commit_is_uncertain_when_its_last_replica_is_removed() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "COMMITLEVEL remote_flush");
+    client.send(&mut host, b"SET a 1\r\n");
+    host.flush();
+    client.session.release(&mut host);
+    assert_eq!(client.output(), "", "a replica has to confirm it");
+    // Nobody has to confirm anything from now on.
+    (host.degraded, host.unconfirmable) = (Some(CommitLevel::Local), Some("this cluster has no other data member".to_owned()));
+    client.session.release(&mut host);
+    let reply = client.output();
+    assert!(reply.starts_with("-UNCERTAIN the commit at "), "{reply}");
+    assert!(reply.ends_with("is not confirmed: this cluster has no other data member\r\n"), "{reply}");
+    let told = client.ask(&mut host, "COMMITINFO");
+    assert!(told.contains("met\r\n$5\r\nlocal\r\n") && told.contains("confirmed\r\n:0\r\n"), "{told}");
+}
+
+#[test]
 fn degraded_commit_tells_the_level_that_was_met() {
     let (mut host, mut client) = pair();
     client.ask(&mut host, "COMMITLEVEL remote_apply");
