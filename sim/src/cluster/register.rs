@@ -362,6 +362,10 @@ impl Cluster {
     /// `a whole, b lost`.
     pub(super) fn members_text(&self) -> String {
         let members = self.register.members.iter();
-        members.map(|(name, member)| format!("{name} {}", member.holding)).collect::<Vec<_>>().join(", ")
+        let leaves = |name| if self.register.leaving.contains(name) { " leaving" } else { "" };
+        members
+            .map(|(name, member)| format!("{name} {}{}", member.holding, leaves(name)))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }

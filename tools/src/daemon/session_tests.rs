@@ -216,7 +216,8 @@ fn remote_commit_is_uncertain_when_its_last_replica_is_removed() {
     client.session.release(&mut host);
     assert_eq!(client.output(), "", "a replica has to confirm it");
     // Nobody has to confirm anything from now on.
-    (host.degraded, host.unconfirmable) = (Some(CommitLevel::Local), Some("this cluster has no other data member".to_owned()));
+    (host.degraded, host.unconfirmable) =
+        (Some(CommitLevel::Local), Some("this cluster has no other data member".to_owned()));
     client.session.release(&mut host);
     let reply = client.output();
     assert!(reply.starts_with("-UNCERTAIN the commit at "), "{reply}");
