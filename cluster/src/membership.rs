@@ -96,7 +96,8 @@ pub enum MembershipError {
     /// Commits at remote levels could not go on.
     #[error(
         "the sync policy {policy} asks for {need} replicas, and without {name} there would be {have} of those that it names when \
-         {leader} leads: every remote commit would wait for ever; take a node that it names in first (`walferry join`)"
+         {leader} leads: every remote commit would wait for ever; take a node that it names in first (`walferry join`; it \
+         counts once it has caught up)"
     )]
     Policy {
         /// The policy of the cluster.
@@ -113,7 +114,8 @@ pub enum MembershipError {
     /// The leader would refuse commits at remote levels.
     #[error(
         "min_in_sync asks for {need} replicas in sync, and without {name} there would be {have}: every commit at a remote level \
-         would be refused; take another node in first (`walferry join`), or start the members with a smaller --min-in-sync"
+         would be refused; take another node in first (`walferry join`; it counts once it has caught up), or start the members with a \
+         smaller --min-in-sync"
     )]
     MinInSync {
         /// Who is to go.
@@ -232,12 +234,13 @@ impl ClusterState {
         Ok(next)
     }
 
-    /// Whether the members without this one are enough for `min_in_sync` replicas beside a leader. A witness is none.
+    /// Whether the members without this one are enough for `min_in_sync` replicas beside a leader. As in `check_policy`, those
+    /// are enough that count now: neither a witness nor a member that joins is one of them, so the removal of either takes none.
     pub fn check_min_in_sync(&self, name: &MemberName, min_in_sync: usize) -> Result<(), MembershipError> {
-        if !self.data_members().any(|member| member == name) {
+        if !self.confirming().any(|member| member == name) {
             return Ok(());
         }
-        let have = self.data_members().count().saturating_sub(2);
+        let have = self.confirming().count().saturating_sub(2);
         if have >= min_in_sync {
             return Ok(());
         }
@@ -324,11 +327,9 @@ impl ClusterState {
             return Ok(());
         }
         let under = |state: &ClusterState, leader: &MemberName| {
-            // One that joins confirms nothing that counts yet.
-            let counts = |member: &&MemberName| state.members[*member].holding != Holding::Joining;
-            state.data_members().filter(|member| *member != leader && policy.names(member)).filter(counts).count()
+            state.confirming().filter(|member| *member != leader && policy.names(member)).count()
         };
-        for leader in self.data_members() {
+        for leader in self.confirming() {
             let (need, have) = (*k, under(self, leader));
             if have < need && have < under(before, leader) {
                 let (policy, name, leader) = (self.policy.clone(), name.clone(), leader.clone());

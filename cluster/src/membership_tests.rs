@@ -67,6 +67,27 @@ fn removal_waits_until_one_that_joins_counts() {
 }
 
 #[test]
+fn min_in_sync_is_not_met_by_one_that_joins() {
+    let joining = led("a b c w?", "").with_member(&name("d"), MemberId(9), "h:1", Kind::Data).expect("taken in");
+    let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it has caught up");
+    // who is in the register, min_in_sync, who goes, how many would be left when that is too few
+    let table = [
+        (&joining, 2, "b", Some(1)),
+        (&joining, 1, "b", None),
+        (&joining, 2, "d", None),
+        (&joining, 2, "w", None),
+        (&whole, 2, "b", None),
+        (&whole, 2, "d", None),
+        (&whole, 3, "d", Some(2)),
+    ];
+    for (state, need, goes, left) in table {
+        let outcome = state.check_min_in_sync(&name(goes), need);
+        let refused = left.map(|have| MembershipError::MinInSync { name: name(goes), need, have });
+        assert_eq!(outcome.err(), refused, "min_in_sync {need} without {goes}");
+    }
+}
+
+#[test]
 fn who_was_removed_is_remembered_by_its_life_until_others_fill_the_list() {
     let everybody = names("a b c d");
     let mut state = led("a b c", "").without_member(&name("c"), &everybody).expect("it may");
