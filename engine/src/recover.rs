@@ -254,6 +254,29 @@ pub fn lineage_of(
     })
 }
 
+/// True when these segments were prepared, and nothing of this log was written to any of them from `begin` on: a segment is written
+/// from its start, so its first block is as it was made (zeros) or recycled (a frame of another position). Damage counts as written.
+pub fn is_unwritten(bytes: &mut impl LogBytes, begin: Lsn) -> Result<bool, RecoverError> {
+    let segment_bytes = bytes.segment_bytes();
+    for number in bytes.segments().to_vec() {
+        let at = number.start(segment_bytes).max(begin);
+        if at >= number.next().start(segment_bytes) {
+            continue;
+        }
+        let Some(header) = bytes.read_good(at, FRAME_HEADER_BYTES)? else { return Ok(false) };
+        let zeros = header.iter().all(|byte| *byte == 0);
+        let unwritten = match UnverifiedFrame::parse(header, at) {
+            Ok(_) => false,
+            Err(FrameError::Position(_)) => true,
+            Err(_) => zeros,
+        };
+        if !unwritten {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Follows the chain to its end.
 pub fn find_end(
     bytes: &mut impl LogBytes,

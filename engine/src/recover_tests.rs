@@ -33,6 +33,43 @@ impl LogBytes for Memory {
     }
 }
 
+#[test]
+fn segments_that_were_only_prepared_hold_no_log() {
+    let mut writer = Writer::new(1);
+    writer.frame(0, b"one");
+    let segment = SEGMENT_BYTES_MIN as usize;
+    let memory = |segments: &[u64], at: usize, frame: &[u8]| {
+        let mut bytes = vec![0; 4 * segment];
+        bytes[at..at + frame.len()].copy_from_slice(frame);
+        Memory { bytes, segments: segments.iter().map(|number| SegmentNo(*number)).collect(), bad: (0, 0) }
+    };
+    let frame = writer.bytes.as_slice();
+    let mut damaged = writer.bytes.clone();
+    damaged[0] ^= 1;
+    // segments, what stands where, whether they are unwritten
+    let table = [
+        (memory(&[2, 3], 0, &[]), true),
+        // Recycled: the frame names another position.
+        (memory(&[2, 3], 2 * segment, frame), true),
+        (memory(&[0, 1], 0, frame), false),
+        (memory(&[0, 1], 0, &damaged), false),
+        (memory(&[], 0, &[]), true),
+    ];
+    for (index, (mut memory, unwritten)) in table.into_iter().enumerate() {
+        assert_eq!(is_unwritten(&mut memory, Lsn::ZERO).expect("readable"), unwritten, "line {index}");
+    }
+    let mut unreadable = memory(&[1], 0, &[]);
+    unreadable.bad = (segment as u64, segment as u64 + 1);
+    assert!(!is_unwritten(&mut unreadable, Lsn::ZERO).expect("a bad sector alone"), "nobody knows what stands there");
+    // A log that begins within a segment.
+    let mut begun = memory(&[0, 1], 8192, &damaged);
+    assert!(!is_unwritten(&mut begun, Lsn(8192)).expect("readable"));
+    assert!(
+        is_unwritten(&mut begun, Lsn(12288)).expect("readable"),
+        "what stands before the origin is not of this log"
+    );
+}
+
 /// A log in the making: frames with one record each.
 struct Writer {
     bytes: Vec<u8>,

@@ -88,6 +88,37 @@ fn a_bit_that_flips_under_a_running_replica_is_found_and_mended() {
     assert_repaired(root.path(), &leader, &replica, segment);
 }
 
+/// What is left was prepared for later, and is no log that begins there.
+#[test]
+fn start_without_any_written_segment_is_repaired() {
+    let root = directory();
+    // More than the log is long: the store is still of 0/0.
+    let flags = ["--checkpoint-bytes", "256MiB", "--segment-bytes", "16MiB"];
+    let leader = Node::start(root.path(), "a", &flags);
+    let peer = leader.peer_listen.to_string();
+    let flags = [&["--follow", &peer][..], &flags].concat();
+    let mut a = leader.client();
+    let value = "v".repeat(VALUE_BYTES);
+    // One segment, then two.
+    for (round, keys) in [20, 100].into_iter().enumerate() {
+        let replica = Node::start(root.path(), "b", &flags);
+        for key in 0..keys {
+            assert_eq!(a.command(&["SET", &format!("key{round}.{key}"), &value]), Reply::Simple("OK".to_owned()));
+        }
+        wait_applied(&mut replica.client(), a.command(&["LSN"]).text());
+        let log = replica.data.join("log");
+        let end = lsn_bytes(a.command(&["LSN"]).text());
+        replica.kill();
+        let written = (0..=end / SEGMENT_BYTES).map(|number| log.join(format!("{number:016x}.wal")));
+        assert_eq!(written.map(|file| fs::remove_file(file).expect("written")).count(), round + 1);
+        assert_ne!(fs::read_dir(&log).expect("a directory").count(), 0, "prepared ones are left");
+        let replica = Node::try_start(root.path(), "b", &flags).unwrap_or_else(|log| panic!("the first start:\n{log}"));
+        wait_applied(&mut replica.client(), a.command(&["LSN"]).text());
+        assert_eq!(info(&mut replica.client(), "base_copies_taken"), "0", "the log was given back");
+        assert_eq!(replica.stop().0, Some(0));
+    }
+}
+
 /// What no recovery reads, for the store holds it already.
 #[test]
 fn damage_in_old_log_is_mended_after_a_start() {

@@ -15,7 +15,7 @@ use walferry_applier::base::fetch::{FetchConfig, FetchError, Fetching};
 use walferry_applier::base::incoming::Incoming;
 use walferry_applier::base::install;
 use walferry_applier::repair::plan::Source;
-use walferry_applier::repair::{Repaired, Repairer};
+use walferry_applier::repair::{RepairError, Repaired, Repairer};
 use walferry_applier::store::check::{Condition, examine};
 use walferry_applier::store::{Position, STORE_DIR, STORE_FILE};
 use walferry_cluster::ClusterId;
@@ -28,9 +28,9 @@ use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::mend::set_aside;
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::origin::{ORIGIN_FILE, Origin};
-use walferry_engine::recover::{Known, LastFrame, Lineage, Recovery, lineage_of, recover};
+use walferry_engine::recover::{Known, LastFrame, Lineage, Recovery, is_unwritten, lineage_of, recover};
 use walferry_engine::ring::Ring;
-use walferry_engine::segment::{DirBytes, list_segments, run_start};
+use walferry_engine::segment::{DirBytes, LogBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
@@ -233,7 +233,7 @@ pub(super) fn settle_store(
     waker: &Waker,
 ) -> Result<bool, DaemonError> {
     let dir = config.data.join(STORE_DIR);
-    let start = log_start(&config.data, meta.segment_bytes)?;
+    let mut start = log_start(&config.data, meta.segment_bytes)?;
     let begun = world::now();
     let path = dir.join(STORE_FILE);
     let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
@@ -254,9 +254,21 @@ pub(super) fn settle_store(
         Condition::Whole(position) => foreign_to_log(config, meta, history, position)?,
         Condition::Absent | Condition::Damaged(_) => None,
     };
-    let reason = match condition {
+    let condition = match condition {
         Condition::Whole(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
         Condition::Absent if start == Lsn::ZERO => return Ok(false),
+        condition => condition,
+    };
+    if let Some(newest) = lost_log(config, meta, history)? {
+        // Segments that were only prepared are no log that begins at `start`: the store is judged by the log that was lost.
+        start = newest;
+        if let (Condition::Whole(Position { applied, .. }), None) = (&condition, &foreign)
+            && (*applied >= start || regain_log(config, &repairer(config, meta, history, tls)?, *applied, count)?)
+        {
+            return Ok(false);
+        }
+    }
+    let reason = match condition {
         Condition::Absent => format!("it is missing, and the log begins at {start} only"),
         Condition::Whole(Position { applied, .. }) => {
             foreign.unwrap_or_else(|| format!("it is of {applied}, and the log begins at {start} only"))
@@ -277,6 +289,47 @@ pub(super) fn settle_store(
     }
     count.stores += 1;
     Ok(start > Lsn::ZERO)
+}
+
+/// When the segments that this node wrote are gone and those are left that were prepared for later: where the newest of those that
+/// are gone begins, as far as the durable mark tells.
+fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<Option<Lsn>, DaemonError> {
+    let log_dir = config.data.join(LOG_DIR);
+    if !log_dir.exists() {
+        return Ok(None);
+    }
+    let origin = Origin::load(&config.data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
+    let durable = match Mark::load(&config.data)? {
+        Marked::As(mark) => mark.bound(history),
+        Marked::Never | Marked::Damaged => Lsn::ZERO,
+    };
+    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes).map_err(refused)?;
+    if durable <= origin || bytes.segments().is_empty() || !is_unwritten(&mut bytes, origin).map_err(refused)? {
+        return Ok(None);
+    }
+    let newest = Lsn(durable.0 - 1).segment(meta.segment_bytes);
+    Ok(Some(newest.start(meta.segment_bytes).max(origin)))
+}
+
+/// Has other nodes give back the log from where a sound store ends. False when none of them holds all of it: then they have a newer
+/// state to give.
+fn regain_log(
+    config: &NodeConfig,
+    repairer: &Repairer,
+    applied: Lsn,
+    count: &mut RepairCount,
+) -> Result<bool, DaemonError> {
+    let known = Known { applied, mark: Mark::load(&config.data)?, origin: Origin::load(&config.data)? };
+    let look = || recover(&config.data.join(LOG_DIR), repairer.segment_bytes, known, &repairer.history);
+    match repairer.repair_all(look, &mut teller()) {
+        Ok((_, repaired)) => count.add(&repaired),
+        Err(error @ (RepairError::NotHeld { .. } | RepairError::Again { .. })) => {
+            tracing::warn!("{error}");
+            return Ok(false);
+        }
+        Err(error) => return Err(refused(error)),
+    }
+    Ok(true)
 }
 
 /// Why the store's state is not one of this log: it holds a frame that a truncation cut off.
