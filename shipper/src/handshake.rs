@@ -67,7 +67,10 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
     }
     if hello.segment_bytes != leader.segment_bytes {
         let (theirs, ours) = (hello.segment_bytes, leader.segment_bytes);
-        let text = format!("{name} has segments of {theirs} bytes, the leader of {ours}: they must be the same");
+        let text = format!(
+            "{name} has segments of {theirs} bytes, the leader of {ours}: they must be the same, and a data directory keeps the size that \
+             it was made with. Start {name} with an empty data directory and --segment-bytes {ours}"
+        );
         return refuse(RefuseCode::SegmentBytes, text);
     }
     let Some(theirs) = EpochHistory::from_entries(&hello.history) else {

@@ -303,7 +303,10 @@ impl Fetcher {
         }
         if offer.segment_bytes != self.config.segment_bytes {
             let (theirs, ours) = (offer.segment_bytes, self.config.segment_bytes);
-            return misfit(format!("the leader has segments of {theirs} bytes, this node of {ours}"));
+            return misfit(format!(
+                "the leader has segments of {theirs} bytes, this node of {ours}: start it with an empty data directory and \
+                 --segment-bytes {theirs}"
+            ));
         }
         let epoch = facts.history.last_epoch();
         if epoch.number() < self.config.epoch_min.number() {

@@ -49,6 +49,8 @@ struct Net {
     seats_fail: bool,
     /// What members ask of the controller gets lost.
     changes_lost: bool,
+    /// Members that do not answer are there, and speak otherwise.
+    misfits: bool,
 }
 
 fn peer(member: &MemberName) -> String {
@@ -78,6 +80,7 @@ impl Net {
             paused: BTreeSet::new(),
             seats_fail: false,
             changes_lost: false,
+            misfits: false,
         };
         for text in formed.split_whitespace().chain(others.split_whitespace()) {
             net.wipe(text);
@@ -263,6 +266,10 @@ impl Net {
                     || !self.is_up(&to)
                     || self.walled.contains(&to)
                     || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(..));
+                if lost && self.misfits {
+                    let why = "it speaks TLS".to_owned();
+                    return self.with(member, |agent, now| agent.handle_misfit(id, why, now));
+                }
                 if lost {
                     return self.with(member, |agent, now| agent.handle_answer(id, Err("no answer".to_owned()), now));
                 }
@@ -565,6 +572,42 @@ fn removal_below_min_in_sync_is_refused_until_another_joins() {
     assert_eq!(net.members(), "a b c", "nothing was changed");
     net.join("d").expect("taken in");
     net.remove(other).expect("two replicas are left");
+}
+
+/// A majority of two is two: the leader has no lease until the member that it took in grants it one.
+#[test]
+fn join_right_after_a_join_waits_for_the_lease() {
+    let mut net = Net::new("a", "b c arbiter");
+    for member in ["b", "c", WITNESS] {
+        net.join(member).expect("taken in");
+        assert_eq!(net.leader(), Some(name("a")), "it has its lease when the join of {member} is told");
+    }
+    // The lease is lost and comes back while the next change waits.
+    net.remove(WITNESS).expect("removed");
+    net.walled = ["b", "c"].map(name).into();
+    assert!(net.run_until(2, |net| net.leader().is_none()), "the lease ends");
+    net.with(&name("a"), |agent, now| {
+        assert!(!agent.holds_lease(now));
+        agent.handle_command(99, Command::Join(name(WITNESS), Some(peer(&name(WITNESS)))), now);
+    });
+    net.step();
+    assert!(!net.replies.contains_key(&99), "it waits");
+    net.walled.clear();
+    assert!(net.run_until(20, |net| net.replies.contains_key(&99)), "answered");
+    net.replies[&99].as_ref().expect("taken in");
+}
+
+#[test]
+fn member_that_cannot_be_spoken_with_is_not_called_gone() {
+    let mut net = Net::new("a b c", "");
+    net.paused = ["b", "c"].map(name).into();
+    assert!(net.run_until(20, |net| net.blocked(&name("a")).contains("--force-new-cluster")), "nobody answers");
+    net.misfits = true;
+    assert!(net.run_until(20, |net| net.blocked(&name("a")).contains("b is there, but it speaks TLS")), "told");
+    assert!(!net.blocked(&name("a")).contains("--force-new-cluster"), "{}", net.blocked(&name("a")));
+    net.misfits = false;
+    net.paused.clear();
+    assert!(net.run_until(30, |net| net.leader().is_some() && net.blocked(&name("a")).is_empty()), "led again");
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(super) struct Contacts {
     blocked_told: String,
     /// Since when, and whether it was logged.
     blocked_since: Option<(Instant, bool)>,
+    /// Members that are there and that this one cannot speak with, and why.
+    misfits: BTreeMap<MemberName, String>,
     /// What was last complained of, so that it is logged once.
     complaint: String,
     /// A member that lost its disk is being taken back, or was until then.
@@ -67,6 +69,7 @@ impl Contacts {
             blocked: String::new(),
             blocked_told: String::new(),
             blocked_since: None,
+            misfits: BTreeMap::new(),
             complaint: String::new(),
             taking_back: false,
             take_back_at: now,
@@ -80,6 +83,21 @@ impl Contacts {
 
     pub(super) fn heard(&mut self, name: &MemberName, now: Instant) {
         self.heard.insert(name.clone(), now);
+        self.misfits.remove(name);
+    }
+
+    /// A member is there, and the two do not speak the same.
+    pub(super) fn misfit(&mut self, name: &MemberName, why: String) {
+        if self.misfits.len() < GREETINGS_MAX || self.misfits.contains_key(name) {
+            self.misfits.insert(name.clone(), why);
+        }
+    }
+
+    /// Of those that are awaited, who is there and why this member cannot speak with it; nothing when that is the case with none.
+    pub(super) fn misfits_among(&self, awaited: &[&MemberName]) -> Option<String> {
+        let said = awaited.iter().filter_map(|name| Some((name, self.misfits.get(*name)?)));
+        let said: Vec<String> = said.map(|(name, why)| format!("{name} is there, but {why}")).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     pub(super) fn is_in_reach(&self, name: &MemberName, lately: Duration, now: Instant) -> bool {
@@ -313,13 +331,12 @@ impl Agent {
             );
         }
         let unheard = |other: &&MemberName| *other != name && !contacts.greetings.contains_key(*other);
-        let missing: Vec<&str> = self.config.members.keys().filter(unheard).map(MemberName::as_str).collect();
+        let missing: Vec<&MemberName> = self.config.members.keys().filter(unheard).collect();
         if !missing.is_empty() {
-            return format!(
-                "waiting for {} to form the cluster: every member has to be there once; start the nodes that are to form it with \
-                 --members that names no others",
-                missing.join(", ")
-            );
+            let names = missing.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+            let advice = "every member has to be there once; start the nodes that are to form it with --members that names no others";
+            let advice = contacts.misfits_among(&missing).unwrap_or_else(|| advice.to_owned());
+            return format!("waiting for {names} to form the cluster: {advice}");
         }
         if contacts.blocked.is_empty() { "the cluster is being formed".to_owned() } else { contacts.blocked.clone() }
     }

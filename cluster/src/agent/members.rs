@@ -59,7 +59,7 @@ enum Step {
     Changing { then: Then },
     /// The register has the member as leaving: its vote ends first.
     Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
-    /// The outcome is told once the voters have followed.
+    /// The outcome is told once the voters have followed, and a majority of the members of now lets this one lead.
     Seating { told: String, until: Instant },
     /// The outcome was told.
     Told,
@@ -184,14 +184,18 @@ impl Agent {
     pub(super) fn turn_changes(&mut self, now: Instant) {
         self.poll_changing(now);
         self.poll_step(now);
-        while self.changes.turn.is_none() {
+        // A leader that has just taken a member in may have to wait for its first grant: a majority of more members is a larger one.
+        while self.changes.turn.is_none() && (self.holds_lease(now) || !self.leads_by_register()) {
             let Some((asker, wanted, _)) = self.changes.waiting.pop_front() else { break };
             self.begin_change(asker, wanted, now);
         }
-        let other = self.changes.turn.as_ref().map(Turn::under_way).unwrap_or_default();
         while self.changes.waiting.front().is_some_and(|(.., until)| now >= *until) {
             let Some((asker, ..)) = self.changes.waiting.pop_front() else { break };
-            self.tell(asker, Err(format!("another change is under way: {other}")), now);
+            let text = match (&self.changes.turn, self.leading(now)) {
+                (Some(turn), _) => format!("another change is under way: {}", turn.under_way()),
+                (None, refused) => refused.err().unwrap_or_default(),
+            };
+            self.tell(asker, Err(text), now);
         }
         self.go_on_removing(now);
     }
@@ -281,9 +285,11 @@ impl Agent {
                     self.finish(Err("the register's voters could not change in time".to_owned()), now);
                 }
             }
-            Step::Seating { told, until } if self.view.is_seated() || now >= *until => {
-                let told = told.clone();
-                self.finish(Ok(told), now);
+            Step::Seating { told, until } => {
+                let (told, late) = (told.clone(), now >= *until);
+                if late || self.view.is_seated() && self.holds_lease(now) {
+                    self.finish(Ok(told), now);
+                }
             }
             _ => {}
         }

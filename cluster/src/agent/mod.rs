@@ -561,6 +561,14 @@ impl Agent {
         self.turn(now);
     }
 
+    /// No answer comes to what was asked of a member: it is there, and its connections are of another kind than this one's.
+    pub fn handle_misfit(&mut self, id: AskId, why: String, now: Instant) {
+        if let Some((name, _)) = self.asks.get(&id) {
+            self.contacts.misfit(name, why.clone());
+        }
+        self.handle_answer(id, Err(why), now);
+    }
+
     fn take_answer(&mut self, from: MemberName, purpose: Purpose, answer: Result<Answer, String>, now: Instant) {
         match purpose {
             // Whatever it was for: this incarnation was removed, or so the other one's register says.

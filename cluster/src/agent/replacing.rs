@@ -199,19 +199,22 @@ impl Agent {
         let state = &self.view.state;
         let heard = |name: &MemberName| self.contacts.is_in_reach(name, self.election_timeout * 2, now);
         let silent = state.members.keys().filter(|name| **name != self.config.name && !heard(name));
-        let silent: Vec<&str> = silent.map(MemberName::as_str).collect();
+        let silent: Vec<&MemberName> = silent.collect();
         let what = match &state.leader {
             Some(leader) if *leader == self.config.name => format!("{leader} may not lead on"),
             Some(leader) => format!("the leader, {leader}, is silent, and nobody replaces it"),
             None => "nobody leads".to_owned(),
         };
-        format!(
-            "{what} without a majority of {} members: waiting for {}; if these are gone for good, `walferry promote \
-             --force-new-cluster` makes {} a cluster of its own",
-            state.majority(),
-            silent.join(", "),
-            self.config.name
-        )
+        // Members that are there are not gone: nobody is to be told to go on without them.
+        let advice = self.contacts.misfits_among(&silent).unwrap_or_else(|| {
+            let name = &self.config.name;
+            format!(
+                "if these are gone for good, `walferry promote --force-new-cluster` makes {name} a cluster of its own"
+            )
+        });
+        let silent: Vec<&str> = silent.into_iter().map(MemberName::as_str).collect();
+        let (majority, silent) = (state.majority(), silent.join(", "));
+        format!("{what} without a majority of {majority} members: waiting for {silent}; {advice}")
     }
 
     /// What this member becomes when its operator says that the others are gone for good; the state of its own cluster.
