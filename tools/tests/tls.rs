@@ -360,6 +360,41 @@ fn peers_that_do_not_belong_together_say_so_on_both_sides() {
     until_logged(root.path(), "d", "it does not speak TLS; it said");
 }
 
+/// Neither is gone: nobody is told to go on without the other.
+#[test]
+fn member_without_tls_among_those_with_it_is_told_so() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let ca = Authority::new(cluster.root.path(), "cluster");
+    let secured = peer_flags(&ca.sign("member", &[&cluster.host]), &ca);
+    let both = "set peer_tls = true on both or on neither";
+    let told = |cluster: &Cluster, name: &str, says: &str| {
+        until(&format!("{name} tells {says}"), || {
+            let trouble = cluster.describe(name)["trouble"].to_string();
+            trouble.contains("is there, but") && trouble.contains(says) && !trouble.contains("gone for good")
+        });
+        let refused = |line: &&str| line.contains("a member cannot be asked") && line.contains(says);
+        let asked = || cluster.log_of(name).lines().filter(refused).count();
+        until("it is logged", || asked() > 0);
+        assert!(asked() <= 2, "once for each member:\n{}", cluster.log_of(name));
+    };
+    let other = cluster.replica();
+    cluster.kill(other);
+    let plain = std::mem::replace(&mut cluster.flags, secured.clone());
+    cluster.bring(other);
+    told(&cluster, other, "it does not speak TLS");
+    let leader = cluster.leader();
+    until("the other side logs it", || cluster.log_of(leader).contains(both));
+
+    let names = cluster.names.clone();
+    names.iter().for_each(|name| cluster.kill(name));
+    let others: Vec<&'static str> = names.into_iter().filter(|name| *name != other).collect();
+    cluster.bring_together(&others);
+    cluster.flags = plain;
+    cluster.bring(other);
+    told(&cluster, other, "it refuses this node: this node's peers speak TLS: set peer_tls");
+    until("the other side logs it", || cluster.log_of(others[0]).contains("it does not speak TLS"));
+}
+
 fn node_trouble(node: &Node) -> String {
     node.client().command(&["INFO"]).text().to_owned()
 }

@@ -184,6 +184,7 @@ impl Carrier for Peers {
 enum Event {
     Asked(Ask, oneshot::Sender<Answer>),
     Answered(AskId, Result<Answer, String>),
+    Misfit(AskId, String),
     Promised(Epoch, Result<(), String>),
     Proposed(u64, Result<Outcome, String>),
     Seated(Result<(), String>),
@@ -306,6 +307,7 @@ impl Driver {
                 self.agent.handle_ask(self.last, ask, now);
             }
             Event::Answered(id, answer) => self.agent.handle_answer(id, answer, now),
+            Event::Misfit(id, why) => self.agent.handle_misfit(id, why, now),
             Event::Promised(epoch, outcome) => self.agent.handle_promised(epoch, outcome, now),
             Event::Proposed(id, outcome) => self.agent.handle_proposed(id, outcome, now),
             Event::Seated(outcome) => self.agent.handle_seated(outcome, now),
@@ -331,7 +333,11 @@ impl Driver {
                 Output::Ask { id, peer, ask, timeout, .. } => {
                     let peer = self.peers.at(&peer);
                     self.then(async move {
-                        Event::Answered(id, peer.ask(&ask, timeout).await.map_err(|error| error.to_string()))
+                        let answer = peer.ask(&ask, timeout).await;
+                        match answer.as_ref().err().and_then(Peer::misfit_of) {
+                            Some(why) => Event::Misfit(id, why),
+                            None => Event::Answered(id, answer.map_err(|error| error.to_string())),
+                        }
                     });
                 }
                 Output::Answer(request, answer) => {

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
-use walferry_cluster::message::{ENVELOPE_BYTES, TLS_FIRST_BYTES};
+use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, TLS_FIRST_BYTES, read_message};
 use walferry_engine::world;
 use walferry_tls::{Accepted, Gate, PeerTls, Quota};
 
@@ -36,6 +36,20 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
 /// Connections that came through the gate and wait to be looked at; beyond it they are closed.
 const THROUGH_MAX: usize = 1024;
 
+/// Of a refusal that comes in place of an answer, the bytes that are read.
+const REFUSAL_BYTES_MAX: usize = 4096;
+
+/// Why two nodes that reach each other cannot speak: one has TLS on its peer port, and the other does not, or believes another CA.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Misfit(String);
+
+impl Misfit {
+    fn of(error: &io::Error) -> Option<&Misfit> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
@@ -46,13 +60,24 @@ async fn read_packet<T: DeserializeOwned>(stream: &mut OwnedReadHalf) -> io::Res
     stream.read_exact(&mut envelope[..1]).await?;
     let rest = async {
         stream.read_exact(&mut envelope[1..]).await?;
-        let bytes = body_bytes(&envelope).ok_or_else(|| invalid("not a message between members"))?;
+        let Some(bytes) = body_bytes(&envelope) else { return Err(not_a_packet(envelope, stream).await) };
         let mut body = vec![0; bytes];
         stream.read_exact(&mut body).await?;
         serde_json::from_slice(&body).map_err(io::Error::from)
     };
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it sent half a message");
     tokio::time::timeout(FIRST_BYTES_TIME_MAX, rest).await.map_err(late)?
+}
+
+/// Something else than a message between members came: the refusal of a gate, perhaps.
+async fn not_a_packet(envelope: [u8; ENVELOPE_BYTES], stream: &mut OwnedReadHalf) -> io::Error {
+    let mut bytes = envelope.to_vec();
+    // The rest may be cut off, and then it is no message.
+    let _ = stream.take((REFUSAL_BYTES_MAX - ENVELOPE_BYTES) as u64).read_to_end(&mut bytes).await;
+    match read_message(&mut bytes.as_slice()) {
+        Ok(Message::Refuse(refuse)) => io::Error::other(Misfit(format!("it refuses this node: {}", refuse.text))),
+        _ => invalid("not a message between members"),
+    }
 }
 
 /// Writes whole messages in the order of their arrival, until the connection or its owner is gone.
@@ -72,6 +97,8 @@ struct Line {
     outbox: mpsc::Sender<Vec<u8>>,
     waiting: Waiting,
     heard: Arc<Mutex<Instant>>,
+    /// Why the other side wants none of it, once it has said so.
+    misfit: Arc<Mutex<Option<String>>>,
 }
 
 impl Line {
@@ -86,22 +113,28 @@ impl Line {
         let (outbox, inbox) = mpsc::channel(WAITING_MAX);
         let waiting = Waiting::default();
         let heard = Arc::new(Mutex::new(world::now()));
-        let (answered, heard_now) = (Arc::clone(&waiting), Arc::clone(&heard));
+        let misfit = Arc::<Mutex<Option<String>>>::default();
+        let (answered, heard_now, refused) = (Arc::clone(&waiting), Arc::clone(&heard), Arc::clone(&misfit));
         tokio::spawn(async move {
             let writer = tokio::spawn(write_all(writing, inbox));
-            while let Ok(packet) = read_packet::<Answer>(&mut reading).await {
+            let ended = loop {
+                let packet = match read_packet::<Answer>(&mut reading).await {
+                    Ok(packet) => packet,
+                    Err(error) => break error,
+                };
                 *heard_now.lock().expect("nobody panics with it") = world::now();
                 let asked = answered.lock().expect("nobody panics with it").remove(&packet.number);
                 if let Some(asked) = asked {
                     // Who asked may have given up.
                     let _ = asked.send(packet.body);
                 }
-            }
+            };
+            *refused.lock().expect("nobody panics with it") = Misfit::of(&ended).map(ToString::to_string);
             // Whoever waits learns that nothing comes any more.
             answered.lock().expect("nobody panics with it").clear();
             writer.abort();
         });
-        Ok(Line { outbox, waiting, heard })
+        Ok(Line { outbox, waiting, heard, misfit })
     }
 }
 
@@ -122,7 +155,7 @@ pub(super) struct Peer {
     number: AtomicU64,
     line: tokio::sync::Mutex<Option<Line>>,
     tls: Option<Arc<PeerTls>>,
-    /// Why TLS did not work out last; said when it changes.
+    /// Why the two could not speak last; said when it changes.
     refusal: Mutex<String>,
 }
 
@@ -135,6 +168,11 @@ impl Peer {
             tls,
             refusal: Mutex::default(),
         }
+    }
+
+    /// Why an answer did not come, if it is that the two cannot speak.
+    pub(super) fn misfit_of(error: &io::Error) -> Option<String> {
+        Misfit::of(error).map(ToString::to_string)
     }
 
     /// Asks, and waits for the answer at most so long.
@@ -157,14 +195,18 @@ impl Peer {
         {
             let mut waiting = line.waiting.lock().expect("nobody panics with it");
             if waiting.len() >= WAITING_MAX {
-                return Err(io::Error::other(format!("{} has {WAITING_MAX} questions to answer", self.address)));
+                let text = format!("{} has {WAITING_MAX} questions to answer", self.address);
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
             }
             waiting.insert(number, sender);
         }
-        let closed =
-            || io::Error::new(io::ErrorKind::ConnectionReset, format!("{} closed the connection", self.address));
+        let closed = || match line.misfit.lock().expect("nobody panics with it").take() {
+            Some(text) => io::Error::other(Misfit(text)),
+            None => io::Error::new(io::ErrorKind::ConnectionReset, format!("{} closed the connection", self.address)),
+        };
         let sent = line.outbox.send(encode(&Packet { number, body: ask })).await;
         let answer = if sent.is_err() { Err(closed()) } else { answer.await.map_err(|_| closed()) };
+        self.tell_refusal(answer.as_ref().err());
         if answer.is_err() {
             *self.line.lock().await = None;
         }
@@ -177,7 +219,14 @@ impl Peer {
             return Ok(line.clone());
         }
         let opened = Line::open(&self.address, self.tls.as_ref()).await;
-        self.tell_refusal(opened.as_ref().err());
+        let opened = opened.map_err(|error| match error.kind() {
+            // What a handshake says of the other side.
+            io::ErrorKind::Other if self.tls.is_some() => io::Error::other(Misfit(error.to_string())),
+            _ => error,
+        });
+        if opened.is_err() {
+            self.tell_refusal(opened.as_ref().err());
+        }
         let opened = opened?;
         *line = Some(opened.clone());
         Ok(opened)
@@ -185,12 +234,19 @@ impl Peer {
 
     /// A member that is not there is nothing new; one that is there and speaks otherwise has to be looked at by somebody.
     fn tell_refusal(&self, error: Option<&io::Error>) {
-        let said = error.filter(|error| self.tls.is_some() && error.kind() == io::ErrorKind::Other);
+        let said = match error {
+            Some(error) => match Misfit::of(error) {
+                Some(misfit) => Some(misfit),
+                // It may be down for a moment, and says the same when it is back.
+                None => return,
+            },
+            None => None,
+        };
         let text = said.map(ToString::to_string).unwrap_or_default();
         let mut refusal = self.refusal.lock().expect("nobody panics with it");
         if *refusal != text {
             if !text.is_empty() {
-                tracing::warn!("a member cannot be asked: {text}");
+                tracing::warn!(address = %self.address, "a member cannot be asked: {text}");
             }
             *refusal = text;
         }
@@ -299,6 +355,19 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     }
 }
 
+/// Tells somebody who speaks TLS that this port does not; what it has sent is read, so that the answer is not lost with it.
+async fn refuse_tls(mut stream: TcpStream) {
+    let mut answer = Vec::new();
+    Message::Refuse(Refuse { code: RefuseCode::Protocol, text: MessageError::Tls.to_string() }).encode(&mut answer);
+    let part = async {
+        stream.write_all(&answer).await?;
+        stream.shutdown().await?;
+        stream.take(REFUSAL_BYTES_MAX as u64).read_to_end(&mut Vec::new()).await
+    };
+    // It may have hung up.
+    let _ = tokio::time::timeout(CONNECT_TIME_MAX, part).await;
+}
+
 async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl Answering>) -> io::Result<()> {
     let mut first = [0; ENVELOPE_BYTES];
     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "it said nothing");
@@ -316,6 +385,7 @@ async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl A
     };
     tokio::time::timeout(FIRST_BYTES_TIME_MAX, look).await.map_err(silent)??;
     if first.starts_with(&TLS_FIRST_BYTES) && first[5..] != [0; 3] {
+        refuse_tls(stream).await;
         return Err(io::Error::new(io::ErrorKind::InvalidData, MessageError::Tls));
     }
     if first[4] != CONTROL_KIND {
