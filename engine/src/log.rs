@@ -35,8 +35,9 @@ use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mark::MarkFile;
 use crate::mutants;
-use crate::prepare::{NoSegment, Preparer};
+use crate::prepare::{Cause, NoSegment, Preparer};
 use crate::retain::Needs;
+use crate::world;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
 pub use lost::{LOST_DIR, Lost, keep_lost, lost_range};
@@ -49,6 +50,9 @@ const READY_SEGMENTS_MIN: u64 = 2;
 const READY_SEGMENTS_MAX: u64 = 16;
 /// Ready segments take no more than this.
 const READY_BYTES_MAX: u64 = 1 << 30;
+/// A log that needs a segment waits no longer than this for descriptors or memory to be there again; the others may have a leader
+/// that can write by then.
+const SHORT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The index of the log buffer among the ring's fixed buffers.
 pub const LOG_BUFFER_INDEX: u16 = 0;
 
@@ -184,6 +188,8 @@ pub struct Log {
     mark: MarkFile,
     stopped: Option<String>,
     space_error: Option<NoSegment>,
+    /// Since when a segment has been needed that cannot be prepared for a reason that passes.
+    short_since: Option<Instant>,
     /// Last, so that the directory stays ours until everything else is gone.
     lock: Option<DirLock>,
 }
@@ -408,6 +414,14 @@ impl Log {
         if let Some(preparer) = &self.preparer {
             preparer.take(&mut self.segments, &mut self.space_error);
         }
+        if self.short_since.is_some() && !self.is_short_for_a_moment() {
+            self.short_since = None;
+        }
+    }
+
+    /// No segment can be prepared, for a reason that passes by itself.
+    fn is_short_for_a_moment(&self) -> bool {
+        self.space_error.as_ref().is_some_and(|failed| failed.cause == Cause::Passing)
     }
 
     /// Asks for as many segments ahead of `number` as are kept ready.
@@ -427,11 +441,25 @@ impl Log {
         self.flights.give_up_short_writes();
     }
 
-    /// The log needs segment `number` and it is not ready: keeps more of them ready from now on. Without hope for one (anything but
-    /// a full disk) the log stops: a leader that can never write again must not keep others from leading.
+    fn stop_for_want_of_a_segment(&mut self) {
+        let text = self.space_error.as_ref().map(|failed| failed.text.clone());
+        self.stop(text.unwrap_or_default());
+    }
+
+    /// The log needs segment `number` and it is not ready: keeps more of them ready from now on. Without hope for one the log stops:
+    /// a leader that can never write again must not keep others from leading. On a full disk there is hope for as long as it takes,
+    /// on what passes by itself for [`SHORT_TIME_MAX`].
     fn wait_for_segment(&mut self, number: SegmentNo) {
-        if let Some(failed) = self.space_error.as_ref().filter(|failed| !failed.for_want_of_space) {
-            return self.stop(failed.text.clone());
+        match self.space_error.as_ref().map(|failed| failed.cause) {
+            Some(Cause::Lasting) => return self.stop_for_want_of_a_segment(),
+            Some(Cause::Passing) => {
+                let now = world::now();
+                let since = *self.short_since.get_or_insert(now);
+                if now.saturating_duration_since(since) >= SHORT_TIME_MAX {
+                    return self.stop_for_want_of_a_segment();
+                }
+            }
+            Some(Cause::Space) | None => {}
         }
         if number > self.waited_for && self.space_error.is_none() {
             self.waited_for = number;

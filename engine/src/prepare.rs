@@ -27,6 +27,8 @@ pub const TEMPORARY_FILE: &str = "prepare.tmp";
 const ZERO_WRITE_BYTES: usize = 1 << 20;
 /// After a failure (no space, most often) the next attempt comes this much later.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// After one that may pass in a moment it comes so much later at first, and twice as much each time.
+const RETRY_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Released segments that are kept as future ones beyond what is wanted; further ones are deleted.
 const RECYCLED_SEGMENTS_MAX: u64 = 8;
 /// Recycled segments take no more than this beyond what is wanted.
@@ -66,8 +68,29 @@ struct Plan {
 pub struct NoSegment {
     /// What was attempted, where, and what the system said.
     pub text: String,
+    /// What it may need.
+    pub cause: Cause,
+}
+
+/// What the next attempt to prepare a segment needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
     /// The disk or a quota is full: there may be space again.
-    pub for_want_of_space: bool,
+    Space,
+    /// The process or the machine was short of descriptors or memory, or a signal came: it passes by itself, soon.
+    Passing,
+    /// Nothing that would be there by itself.
+    Lasting,
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Cause {
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => Cause::Space,
+            (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EAGAIN)) => Cause::Passing,
+            _ => Cause::Lasting,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -101,11 +124,13 @@ impl Preparer {
         waker: Waker,
     ) -> io::Result<Preparer> {
         remove_if_there(&config.log_dir.join(TEMPORARY_FILE))?;
+        let names = File::open(&config.log_dir)?;
         let (ready, space_error) = (VecDeque::new(), None);
         let plan = Plan { wanted_until, released_until: first, first, next, ready, space_error, stop: false };
         let (plan, change) = (Mutex::new(plan), Condvar::new());
         let shared = Arc::new(Shared { plan, change, news: AtomicBool::new(false) });
-        let mut work = Work { config, shared: Arc::clone(&shared), waker, rest: None };
+        let retry_after = RETRY_INTERVAL_MIN;
+        let mut work = Work { config, shared: Arc::clone(&shared), waker, names, rest: None, retry_after };
         let task = world::spawn("segments", Box::new(move || work.step()))?;
         Ok(Preparer { shared, task: Some(task) })
     }
@@ -194,8 +219,12 @@ struct Work {
     config: PrepareConfig,
     shared: Arc<Shared>,
     waker: Waker,
+    /// The directory, open from the start: to make names durable must not need a descriptor.
+    names: File,
     /// A step failed: nothing is tried again before then.
     rest: Option<(Instant, Step)>,
+    /// How much later the next attempt comes after a failure that passes.
+    retry_after: Duration,
 }
 
 impl Work {
@@ -220,13 +249,19 @@ impl Work {
             Step::Delete(old) => self.delete(old).map(|()| None),
         };
         match outcome {
-            Ok(made) => self.report(&step, made),
+            Ok(made) => {
+                self.retry_after = RETRY_INTERVAL_MIN;
+                self.report(&step, made);
+            }
             Err(failure) => {
-                self.fail(&step, &failure.error);
+                let cause = if failure.lasting { Cause::Lasting } else { Cause::of(&failure.error) };
+                self.fail(&step, &failure.error, cause);
                 if failure.lasting {
                     return Pace::Over;
                 }
-                self.rest = Some((world::now() + RETRY_INTERVAL, step));
+                let after = if cause == Cause::Passing { self.retry_after } else { RETRY_INTERVAL };
+                self.retry_after = (self.retry_after * 2).min(RETRY_INTERVAL);
+                self.rest = Some((world::now() + after, step));
             }
         }
         Pace::Again
@@ -268,7 +303,7 @@ impl Work {
         self.announce(plan);
     }
 
-    fn fail(&self, step: &Step, error: &io::Error) {
+    fn fail(&self, step: &Step, error: &io::Error, cause: Cause) {
         let what = match step {
             Step::Recycle(old, new) => {
                 format!("recycle segment {} as {}", old.file_name(), new.file_name())
@@ -281,10 +316,13 @@ impl Work {
         if plan.stop {
             return;
         }
-        let for_want_of_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let failed = NoSegment { text, for_want_of_space };
+        let failed = NoSegment { text, cause };
         if plan.space_error.as_ref() != Some(&failed) {
-            let then = if for_want_of_space { "appends will be refused" } else { "the log will stop" };
+            let then = match cause {
+                Cause::Space => "appends will be refused",
+                Cause::Passing => "it is tried again; appends will wait, and then the log will stop,",
+                Cause::Lasting => "the log will stop",
+            };
             tracing::error!("{}; {then} when no segment is left", failed.text);
             plan.space_error = Some(failed);
         }
@@ -331,7 +369,9 @@ impl Work {
     }
 
     fn sync_names(&self) -> Result<(), Failure> {
-        sync_dir(&self.config.log_dir).map_err(|error| Failure { error, lasting: true })
+        self.names.sync_all().map_err(|error| Failure { error, lasting: true })?;
+        world::synced_names(&self.config.log_dir);
+        Ok(())
     }
 
     /// True when the log has a segment in hand, so that zeros may leave the disk to its writes half of the time.

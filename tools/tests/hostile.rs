@@ -121,15 +121,7 @@ fn ten_thousand_idle_clients_cost_the_others_nothing_and_one_more_is_told_so() {
 #[test]
 fn with_too_few_descriptors_fewer_clients_are_taken_and_the_log_says_so() {
     let root = directory();
-    let run = "ulimit -n 300 && exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$0\" \"$@\"";
-    let mut probe = Command::new("sh");
-    probe.args(["-c", run, "sh", "-c", "ulimit -Hn 10000"]).stderr(std::process::Stdio::null());
-    if probe.status().map_or(true, |status| status.code() == Some(127)) {
-        eprintln!("skipped: setpriv is missing (util-linux)");
-        return;
-    }
-    let mut command = Command::new("sh");
-    command.args(["-c", run, env!("CARGO_BIN_EXE_walferry")]);
+    let Some(command) = limited(300) else { return };
     let node = Node::start_by(command, root.path(), "a", &[]);
     let mut operator = node.client();
     let fits = info(&mut operator, "maxclients");
@@ -141,6 +133,54 @@ fn with_too_few_descriptors_fewer_clients_are_taken_and_the_log_says_so() {
     until("the node is full", || info(&mut operator, "connected_clients") == fits);
     assert_eq!(read_to_end(&mut connect(node.listen)), "-ERR max number of clients reached\r\n");
     good.is_served();
+}
+
+/// `walferry` under a limit of descriptors that it may not raise; none where the machine has no `setpriv`.
+fn limited(descriptors: u64) -> Option<Command> {
+    let run = format!(
+        "ulimit -n {descriptors} && exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$0\" \"$@\""
+    );
+    let mut probe = Command::new("sh");
+    probe.args(["-c", &run, "sh", "-c", "ulimit -Hn 10000"]).stderr(std::process::Stdio::null());
+    if probe.status().map_or(true, |status| status.code() == Some(127)) {
+        eprintln!("skipped: setpriv is missing (util-linux)");
+        return None;
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", &run, env!("CARGO_BIN_EXE_walferry")]);
+    Some(command)
+}
+
+#[test]
+fn clients_cannot_take_the_descriptors_of_the_log() {
+    let root = directory();
+    let Some(command) = limited(140) else { return };
+    let node = Node::start_by(command, root.path(), "a", &["--segment-bytes", "16MiB"]);
+    let mut writer = node.client();
+    assert_eq!(info(&mut writer, "maxclients"), 12, "128 descriptors are kept for the node itself");
+    let _idle: Vec<TcpStream> = (0..200).map(|_| connect(node.listen)).collect();
+    until("the node is full", || info(&mut writer, "connected_clients") == 12);
+    let value = "v".repeat(1 << 20);
+    for key in 0..80 {
+        assert_eq!(writer.command(&["SET", &format!("key{key}"), &value]), ok(), "five segments of log");
+    }
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(!log.contains("Too many open files"), "{log}");
+}
+
+#[test]
+fn start_with_too_few_descriptors_says_how_many_it_needs() {
+    let root = directory();
+    let Some(mut command) = limited(100) else { return };
+    let data = root.path().join("x");
+    command
+        .args(["start", "--name", "x", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data"])
+        .arg(&data);
+    let output = command.output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("is 100, and a node needs 136") && text.contains("ulimit -Hn"), "{text}");
+    assert!(!data.join("log").exists(), "nothing was made");
 }
 
 #[test]

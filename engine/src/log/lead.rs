@@ -6,6 +6,7 @@ use super::{AppendError, Log, OpenFrame};
 use crate::frame::FrameHeader;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_TARGET_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
 use crate::lsn::{Epoch, Lsn};
+use crate::prepare::Cause;
 use crate::world;
 
 impl Log {
@@ -100,8 +101,8 @@ impl Log {
             self.wait_for_segment(number);
             return Err(match (&self.stopped, &self.space_error) {
                 (Some(text), _) => AppendError::Stopped(text.clone()),
-                (None, Some(failed)) => AppendError::NoSpace(failed.text.clone()),
-                (None, None) => AppendError::Busy,
+                (None, Some(failed)) if failed.cause != Cause::Passing => AppendError::NoSpace(failed.text.clone()),
+                (None, _) => AppendError::Busy,
             });
         }
         let end = number.next().start(self.config.segment_bytes);
@@ -175,7 +176,7 @@ impl Log {
             return true;
         }
         if self.segment_file(self.segment_of(self.sealed())).is_none() {
-            return self.space_error.is_some();
+            return self.space_error.is_some() && !self.is_short_for_a_moment();
         }
         self.buffer.room_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
     }

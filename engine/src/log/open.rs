@@ -181,6 +181,7 @@ impl Log {
             mark,
             stopped: None,
             space_error: None,
+            short_since: None,
             lock: Some(lock),
             config,
             log_dir,

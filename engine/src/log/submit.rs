@@ -89,6 +89,13 @@ impl Log {
     /// Seals and submits what the disk can take; once per turn of the ring thread's loop.
     pub fn poll(&mut self, ring: &mut Ring, now: Instant) {
         self.take_segments();
+        if self.short_since.is_some() {
+            let needed = self.segment_of(self.written());
+            match self.segment_file(needed) {
+                Some(_) => self.short_since = None,
+                None => self.wait_for_segment(needed),
+            }
+        }
         if self.stopped.is_some() {
             return;
         }

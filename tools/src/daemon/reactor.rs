@@ -118,7 +118,7 @@ impl Reactor {
         };
         let per_client = if config.tls.listen.is_some() { descriptors::RELAYED_CLIENT_DESCRIPTORS } else { 1 };
         let limits = ClientLimits {
-            clients_max: descriptors::make_room(config.clients_max, per_client),
+            clients_max: descriptors::make_room(config.clients_max, per_client).map_err(DaemonError::Refused)?,
             idle_timeout: config.client_idle_timeout,
             stalled_timeout: config.output_stalled_timeout,
             bytes_max: config.clients_bytes_max,
