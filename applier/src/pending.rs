@@ -8,7 +8,7 @@ use walferry_engine::lsn::Lsn;
 use crate::record::{StreamId, effects};
 use crate::store::overlay::{Overlay, State, hash_of};
 use crate::store::{Store, StoreError};
-use crate::view::{Value, View};
+use crate::view::{About, Value, View};
 
 /// Changes between the store's applied LSN and the end of the log. Bounded by the log buffer.
 #[derive(Debug, Default)]
@@ -45,6 +45,11 @@ impl Pending {
         }
     }
 
+    /// Keys with changes.
+    pub fn keys(&self) -> usize {
+        self.overlay.keys()
+    }
+
     /// The leadership ended: what is pending will not be read any more.
     pub fn clear(&mut self) {
         self.order.clear();
@@ -64,7 +69,26 @@ pub struct PendingView<'a> {
     store: &'a Store,
 }
 
+impl PendingView<'_> {
+    /// What the pending changes add to the number of keys in the store: a lookup for each.
+    pub fn net_keys(&self) -> Result<i64, StoreError> {
+        let mut net = 0;
+        for slot in self.pending.overlay.slots() {
+            let below = self.store.kind(&slot.key)?.is_some();
+            net += i64::from(!matches!(slot.state, State::Absent)) - i64::from(below);
+        }
+        Ok(net)
+    }
+}
+
 impl View for PendingView<'_> {
+    fn about(&self, key: &[u8]) -> Result<(Option<About>, Lsn), StoreError> {
+        match self.pending.overlay.find(hash_of(key), key) {
+            Some(slot) => Ok((slot.about(), slot.version)),
+            None => self.store.about(key),
+        }
+    }
+
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         match self.pending.overlay.find(hash_of(key), key) {
             Some(slot) => Ok(slot.value().map(|value| (value, slot.version))),
@@ -87,8 +111,8 @@ impl View for PendingView<'_> {
             None => return self.store.stream_range(key, from, to, reverse, limit, each),
         };
         // The store may have the first of the pending entries already.
-        let below = match self.store.get(key)? {
-            Some(Value::Stream(meta)) if !tail.fresh => Some(meta.last_id),
+        let below = match self.store.about(key)?.0 {
+            Some(About::Stream(meta)) if !tail.fresh => Some(meta.last_id),
             _ => None,
         };
         let newer = tail.between(from, to, below);
@@ -115,22 +139,12 @@ impl View for PendingView<'_> {
         Ok(())
     }
 
-    fn len(&self) -> Result<u64, StoreError> {
-        let mut count = self.store.len()?;
-        for slot in self.pending.overlay.slots() {
-            let below = self.store.kind(&slot.key)?.is_some();
-            let exists = !matches!(slot.state, State::Absent);
-            count = count + u64::from(exists && !below) - u64::from(!exists && below);
-        }
-        Ok(count)
-    }
-
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
         let (next, mut keys) = self.store.scan(cursor, count)?;
-        let inside = |hash: u64| hash >= cursor && (next == 0 || hash < next);
         let overlay = &self.pending.overlay;
         keys.retain(|key| overlay.find(hash_of(key), key).is_none());
-        let pending = overlay.slots().filter(|slot| inside(slot.hash()) && !matches!(slot.state, State::Absent));
+        let changed = overlay.slots_between(cursor, (next > 0).then_some(next));
+        let pending = changed.filter(|slot| !matches!(slot.state, State::Absent));
         keys.extend(pending.map(|slot| slot.key.to_vec()));
         Ok((next, keys))
     }

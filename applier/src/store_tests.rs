@@ -114,13 +114,16 @@ fn random_record(random: &mut Random, model: &mut Keys, next_id: &mut u64) -> Ve
 }
 
 fn check(view: &dyn View, model: &Keys, random: &mut Random) {
-    assert_eq!(view.len().unwrap(), model.len() as u64);
     for number in 0..40 {
         let key = format!("key:{number}").into_bytes();
         match (view.get(&key).unwrap(), model.get(&key)) {
-            (None, None) => {}
-            (Some(Value::String(found)), Some(Model::String(held))) => assert_eq!(&found[..], held),
+            (None, None) => assert_eq!(view.about(&key).unwrap().0, None),
+            (Some(Value::String(found)), Some(Model::String(held))) => {
+                assert_eq!(&found[..], held);
+                assert_eq!(view.about(&key).unwrap().0, Some(About::String(held.len())));
+            }
             (Some(Value::Stream(meta)), Some(Model::Stream(entries))) => {
+                assert_eq!(view.about(&key).unwrap().0, Some(About::Stream(meta)));
                 assert_eq!(meta.entries, entries.len() as u64);
                 assert_eq!(meta.last_id, entries.last().unwrap().0);
                 check_range(view, &key, entries, random);
@@ -141,6 +144,20 @@ fn check(view: &dyn View, model: &Keys, random: &mut Random) {
     scanned.sort();
     scanned.dedup();
     assert_eq!(scanned, model.keys().cloned().collect::<Vec<_>>(), "SCAN gives every key");
+}
+
+/// Counts in steps, as a node does between two turns.
+fn count(store: &mut Store, model: &Keys) {
+    let mut steps = 0;
+    let counted = loop {
+        let counted = store.count_keys(3).unwrap();
+        if counted.is_exact {
+            break counted.keys;
+        }
+        steps += 1;
+        assert!(steps < 1000, "every step counts some");
+    };
+    assert_eq!(counted, model.len() as u64);
 }
 
 fn check_range(view: &dyn View, key: &[u8], entries: &[(StreamId, Vec<u8>)], random: &mut Random) {
@@ -202,6 +219,9 @@ fn the_store_equals_a_model_through_checkpoints_rollbacks_and_restarts() {
             }
             assert_eq!(store.applied(), log.end, "seed {seed} round {round}");
             check(&store, &model, &mut random);
+            if random.below(3) == 0 {
+                count(&mut store, &model);
+            }
         }
     }
 }
@@ -409,4 +429,37 @@ fn store_that_is_open_or_not_readable_is_not_taken_for_damaged() {
     std::fs::remove_dir(&file).expect("removed");
     std::fs::write(&file, vec![7; 1 << 16]).expect("garbage");
     assert!(matches!(examine(dir.path(), 1 << 20), Ok(Condition::Damaged(_))));
+}
+
+#[test]
+fn key_changed_and_deleted_is_told_from_one_never_touched() {
+    let dir = temporary();
+    let mut store = open(dir.path());
+    let (mut log, mut version) = (TestLog::default(), Lsn::ZERO);
+    let mut change = |store: &mut Store, effect: Effect<'_>| {
+        let mut record = Vec::new();
+        effect.encode_into(&mut record);
+        log.seal(&[record]);
+        log.replay(store);
+    };
+    let of = |store: &Store, key: &[u8]| store.about(key).unwrap();
+    assert_eq!(of(&store, b"k"), (None, version));
+    change(&mut store, Effect::Put { key: b"k", value: b"1" });
+    change(&mut store, Effect::Delete { key: b"k" });
+    assert!(of(&store, b"k").1 > version, "it was there in between");
+    version = of(&store, b"k").1;
+    assert_eq!(of(&store, b"never").1, Lsn::ZERO);
+    checkpoint(&mut store);
+    assert!(of(&store, b"k").1 >= version, "a checkpoint forgets the deletion, but not that there was one");
+    let forgotten = of(&store, b"k").1;
+    change(&mut store, Effect::Put { key: b"other", value: b"1" });
+    checkpoint(&mut store);
+    assert_eq!(
+        of(&store, b"k").1,
+        forgotten,
+        "checkpoints without deletions change nothing for keys that do not exist"
+    );
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(of(&store, b"k").1, store.applied(), "after a restart only the file's position is known");
 }

@@ -34,12 +34,21 @@ pub enum Value {
     Stream(StreamMeta),
 }
 
-impl Value {
+/// What there is to know of a key's value without its bytes: never a copy of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// A string of this length.
+    String(usize),
+    /// A stream.
+    Stream(StreamMeta),
+}
+
+impl About {
     /// Which of the two.
     pub fn kind(&self) -> Kind {
         match self {
-            Value::String(_) => Kind::String,
-            Value::Stream(_) => Kind::Stream,
+            About::String(_) => Kind::String,
+            About::Stream(_) => Kind::Stream,
         }
     }
 }
@@ -48,6 +57,10 @@ impl Value {
 pub trait View {
     /// The key's value and the LSN of the last commit that changed it; `None` for a key that does not exist.
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError>;
+
+    /// What the key holds, if it exists, and a bound on the commit that changed it last: no commit behind that LSN did. For a key that
+    /// exists, or was deleted lately, it is that very commit.
+    fn about(&self, key: &[u8]) -> Result<(Option<About>, Lsn), StoreError>;
 
     /// Calls `each` with id and encoded fields of up to `limit` entries from `from` to `to`, both included, in ascending order or
     /// in `reverse`, until it returns false. A key without a stream has no entries.
@@ -61,9 +74,6 @@ pub trait View {
         each: &mut dyn FnMut(StreamId, &[u8]) -> bool,
     ) -> Result<(), StoreError>;
 
-    /// How many keys there are.
-    fn len(&self) -> Result<u64, StoreError>;
-
     /// At least `count` keys in hash order from `cursor` on (all that share a hash, so possibly more), and the cursor to go on
     /// with; 0 after the last. A key that exists during a whole iteration is returned at least once.
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError>;
@@ -75,16 +85,6 @@ pub trait View {
 
     /// What the key holds, if it exists.
     fn kind(&self, key: &[u8]) -> Result<Option<Kind>, StoreError> {
-        Ok(self.get(key)?.map(|value| value.kind()))
-    }
-
-    /// The LSN of the last commit that changed the key; `Lsn::ZERO` for a key that does not exist.
-    fn version(&self, key: &[u8]) -> Result<Lsn, StoreError> {
-        Ok(self.entry(key)?.map_or(Lsn::ZERO, |entry| entry.1))
-    }
-
-    /// True without any key.
-    fn is_empty(&self) -> Result<bool, StoreError> {
-        Ok(self.len()? == 0)
+        Ok(self.about(key)?.0.map(|about| about.kind()))
     }
 }

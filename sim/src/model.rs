@@ -12,6 +12,9 @@ use walferry_engine::reader::LogReader;
 
 use crate::cluster::SEGMENT_BYTES;
 
+/// Keys that one step of a scan reads.
+const SCANNED_AT_ONCE: usize = 1024;
+
 /// It may be behind by so much, and never by a segment.
 const BEHIND_BYTES_MAX: u64 = 32 << 10;
 
@@ -96,7 +99,18 @@ impl Model {
     /// Where the store differs, if it does.
     pub fn compare(&self, store: &Store) -> Result<(), String> {
         let failed = |error: walferry_applier::store::StoreError| error.to_string();
-        let count = store.len().map_err(failed)?;
+        let (mut count, mut cursor) = (0, 0);
+        loop {
+            let (next, keys) = store.scan(cursor, SCANNED_AT_ONCE).map_err(failed)?;
+            (count, cursor) = (count + keys.len() as u64, next);
+            if cursor == 0 {
+                break;
+            }
+        }
+        let counted = store.counted_keys().map_err(failed)?;
+        if counted.is_exact && counted.keys != count {
+            return Err(format!("the store has {count} keys and counts {}", counted.keys));
+        }
         if count != self.keys.len() as u64 {
             return Err(format!("the store has {count} keys, the log makes {}", self.keys.len()));
         }

@@ -199,13 +199,100 @@ fn a_client_that_closes_its_side_gets_its_replies() {
     assert_eq!(read_to_end(&mut half), "+OK\r\n".repeat(COMMITS), "every commit is confirmed, then the node closes");
     let mut operator = node.client();
     until("it is forgotten", || info(&mut operator, "connected_clients") == 2);
-    // One that blocks is closed as well, if late: it may be gone altogether.
+    // One that waits for its commit is closed as well, if late: it may be gone altogether.
     let mut blocked = connect(node.listen);
-    blocked.write_all(b"XREAD BLOCK 0 STREAMS s $\r\n").expect("it is read");
+    blocked.write_all(b"WAIT 1 0\r\n").expect("it is read");
     until("it blocks", || operator.command(&["CLIENT", "LIST"]).text().contains("flags=b db=0 multi=-1 qbuf=0 obl=0"));
     blocked.shutdown(Shutdown::Write).expect("an open socket");
     assert_eq!(read_to_end(&mut blocked), "");
     until("it is counted", || info(&mut operator, "half_closed_disconnections") == 1);
+}
+
+#[test]
+fn blocked_reader_that_closed_leaves_at_once() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let mut operator = node.client();
+    let mut blocked = connect(node.listen);
+    blocked.write_all(b"PING\r\nXREAD BLOCK 0 STREAMS s $\r\n").expect("it is read");
+    until("it blocks", || operator.command(&["CLIENT", "LIST"]).text().contains("flags=b"));
+    blocked.shutdown(Shutdown::Write).expect("an open socket");
+    assert_eq!(read_to_end(&mut blocked), "+PONG\r\n", "what was answered before still comes");
+    until("its place is free", || info(&mut operator, "connected_clients") == 1);
+    assert_eq!(info(&mut operator, "half_closed_disconnections"), 0, "nobody had to send it away");
+}
+
+#[test]
+fn web_page_that_posts_to_the_client_port_changes_nothing() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    let mut operator = node.client();
+    let requests = [
+        "POST / HTTP/1.1\r\nHost: x\r\n\r\nSET pwned 1\r\n",
+        "post / HTTP/1.1\r\nContent-Length: 13\r\n\r\nSET pwned 1\r\n",
+        "PUT /pwned HTTP/1.1\r\nHost: x\r\n\r\nSET pwned 1\r\n",
+        "GET / HTTP/1.1\r\nSET pwned 1\r\n",
+        "X y\r\nhost: x\r\nSET pwned 1\r\n",
+        "*2\r\n$4\r\nPOST\r\n$1\r\n/\r\nSET pwned 1\r\n",
+    ];
+    for request in requests {
+        let mut page = connect(node.listen);
+        page.write_all(request.as_bytes()).expect("it is read");
+        assert_eq!(read_to_end(&mut page), "", "no answer, and the end: {request}");
+    }
+    until("all are counted", || info(&mut operator, "http_disconnections") == requests.len() as u64);
+    assert_eq!(operator.command(&["EXISTS", "pwned"]), Reply::Integer(0));
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert_eq!(log.matches("possible attack").count(), 1, "told once in a while: {log}");
+    good.is_served();
+}
+
+#[test]
+fn client_that_writes_all_before_it_reads_is_answered() {
+    const ASKED: usize = 100_000;
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    let (value, large) = ("x".repeat(1 << 10), "y".repeat(4 << 20));
+    let mut operator = node.client();
+    assert_eq!(operator.command(&["SET", "value", &value]), ok());
+    assert_eq!(operator.command(&["SET", "large", &large]), ok());
+    let mut writer = connect(node.listen);
+    writer.write_all("GET value\r\n".repeat(ASKED).as_bytes()).expect("all of it is read");
+    let reply = format!("${}\r\n{value}\r\n", value.len());
+    let mut replies = vec![0; reply.len() * ASKED];
+    writer.read_exact(&mut replies).expect("every reply comes");
+    assert!(replies.chunks(reply.len()).all(|chunk| chunk == reply.as_bytes()), "in order");
+    // Few commands, which are large.
+    let set = "z".repeat(8 << 20);
+    let pipeline = format!("{}*3\r\n$3\r\nSET\r\n$1\r\nz\r\n${}\r\n{set}\r\n", "GET large\r\n".repeat(3), set.len());
+    writer.write_all(pipeline.as_bytes()).expect("all of it is read");
+    let mut replies = vec![0; 3 * (large.len() + "$4194304\r\n\r\n".len()) + "+OK\r\n".len()];
+    writer.read_exact(&mut replies).expect("every reply comes");
+    assert!(replies.ends_with(b"y\r\n+OK\r\n"));
+    good.is_served();
+}
+
+#[test]
+fn client_far_ahead_of_its_replies_is_disconnected() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    let good = GoodClient::start(node.listen);
+    let mut operator = node.client();
+    assert_eq!(operator.command(&["SET", "value", &"x".repeat(1 << 10)]), ok());
+    let mut writer = connect(node.listen);
+    let pipeline = "GET value\r\n".repeat(100_000);
+    let mut sent = 0;
+    while writer.write_all(pipeline.as_bytes()).is_ok() {
+        sent += pipeline.len();
+        assert!(sent < 256 << 20, "its commands are read without end");
+    }
+    assert!(sent > 60 << 20, "only {sent} bytes were read");
+    until("it is counted", || info(&mut operator, "client_query_buffer_limit_disconnections") == 1);
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(log.contains("it reads no replies and has sent"), "{log}");
+    good.is_served();
 }
 
 #[test]
@@ -323,7 +410,7 @@ fn garbage_and_half_a_handshake_on_the_peer_port_keep_no_replica_out() {
         stream
     };
     let mut staying: Vec<TcpStream> = (0..200).map(stay).collect();
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64]] {
+    for garbage in [&b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 4096], &[0; 64]] {
         let mut stream = connect(node.peer_listen);
         let _ = stream.write_all(garbage);
         read_to_end(&mut stream);
@@ -355,7 +442,7 @@ fn garbage_on_the_port_of_a_member_does_no_harm_to_its_cluster() {
             stream
         })
         .collect();
-    for garbage in [&b"\x05\0\0\0\x09\0\0\0right"[..], &[0xff; 4096]] {
+    for garbage in [&b"\x05\0\0\0\x09\0\0\0right"[..], b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", &[0xff; 4096]] {
         let mut stream = connect(peer);
         let _ = stream.write_all(garbage);
         read_to_end(&mut stream);

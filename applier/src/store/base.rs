@@ -21,7 +21,7 @@ use walferry_engine::whole::make_whole;
 use super::StoreError;
 use super::overlay::{Overlay, Slot, State};
 use crate::record::StreamId;
-use crate::view::{StreamMeta, Value};
+use crate::view::{About, StreamMeta, Value};
 
 pub(super) const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
 pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
@@ -106,18 +106,31 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
+fn stream_meta(bytes: &[u8]) -> Option<StreamMeta> {
+    let at = VALUE_HEAD_BYTES;
+    let last_id = (u64_at(bytes, at + 8)?, u64_at(bytes, at + 16)?);
+    Some(StreamMeta { entries: u64_at(bytes, at)?, last_id })
+}
+
 fn decode(bytes: &[u8]) -> Option<(Value, Lsn)> {
     let version = Lsn(u64_at(bytes, 0)?);
     let value = match *bytes.get(8)? {
         KIND_STRING => Value::String(Bytes::copy_from_slice(&bytes[VALUE_HEAD_BYTES..])),
-        KIND_STREAM => {
-            let at = VALUE_HEAD_BYTES;
-            let last_id = (u64_at(bytes, at + 8)?, u64_at(bytes, at + 16)?);
-            Value::Stream(StreamMeta { entries: u64_at(bytes, at)?, last_id })
-        }
+        KIND_STREAM => Value::Stream(stream_meta(bytes)?),
         _ => return None,
     };
     Some((value, version))
+}
+
+/// As `decode`, without the bytes of a string.
+fn decode_about(bytes: &[u8]) -> Option<(About, Lsn)> {
+    let version = Lsn(u64_at(bytes, 0)?);
+    let about = match *bytes.get(8)? {
+        KIND_STRING => About::String(bytes.len() - VALUE_HEAD_BYTES),
+        KIND_STREAM => About::Stream(stream_meta(bytes)?),
+        _ => return None,
+    };
+    Some((about, version))
 }
 
 fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, redb::Error> {
@@ -177,6 +190,13 @@ impl Base {
         let at = StoreError::at(&self.path);
         let found = self.snapshot.keys.get(&key_name(hash, key)[..]).map_err(|error| at(error.into()))?;
         found.map(|value| decode(value.value()).ok_or_else(|| self.damaged())).transpose()
+    }
+
+    /// What the key holds, and its version. Copies nothing of the value.
+    pub fn about(&self, hash: u64, key: &[u8]) -> Result<Option<(About, Lsn)>, StoreError> {
+        let at = StoreError::at(&self.path);
+        let found = self.snapshot.keys.get(&key_name(hash, key)[..]).map_err(|error| at(error.into()))?;
+        found.map(|value| decode_about(value.value()).ok_or_else(|| self.damaged())).transpose()
     }
 
     /// How many keys the file has.

@@ -26,10 +26,10 @@ use walferry_engine::mutants;
 use walferry_engine::world::{self, Inbox, Pace, Task};
 
 use crate::record::{RecordError, StreamId, effects};
-use crate::view::{Value, View};
+use crate::view::{About, Value, View};
 use base::{Base, write_checkpoint};
 pub use base::{Position, STORE_FILE};
-use overlay::{Overlay, Slot, State, hash_of};
+use overlay::{Count, Overlay, Slot, State, hash_of};
 
 /// The directory of the store in the data directory.
 pub const STORE_DIR: &str = "store";
@@ -95,6 +95,8 @@ impl StoreError {
 /// An overlay on its way into the file.
 struct Frozen {
     overlay: Arc<Overlay>,
+    /// What it adds to the number of keys in the file.
+    count: Count,
     position: Position,
     /// Handed to the thread; until then it waits for the commit LSN.
     writing: bool,
@@ -124,6 +126,17 @@ pub struct Store {
     asked_beyond: bool,
     /// A checkpoint went beyond the commit LSN because memory ran out; told once.
     warned_beyond: bool,
+    /// No key that is in neither file nor overlays was changed behind this: deletions that checkpoints have forgotten.
+    forgotten_delete: Lsn,
+}
+
+/// How many keys there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyCount {
+    /// The number, or an estimate.
+    pub keys: u64,
+    /// It is the number.
+    pub is_exact: bool,
 }
 
 impl Store {
@@ -159,9 +172,11 @@ impl Store {
                 checkpoint_log_bytes: config.checkpoint_log_bytes.max(checkpoint_bytes_min as u64),
                 ..config
             },
-            active: Overlay::default(),
+            active: Overlay::counted(),
             frozen: None,
             position: base.position(),
+            // What was deleted before is not known.
+            forgotten_delete: base.position().applied,
             base,
             jobs: Some(jobs),
             results,
@@ -272,14 +287,17 @@ impl Store {
     }
 
     fn freeze(&mut self) {
-        let overlay = Arc::new(std::mem::take(&mut self.active));
-        self.frozen = Some(Frozen { overlay, position: self.position, writing: false });
+        let mut overlay = std::mem::replace(&mut self.active, Overlay::counted());
+        let count = overlay.take_count();
+        self.frozen = Some(Frozen { overlay: Arc::new(overlay), count, position: self.position, writing: false });
     }
 
     fn finish(&mut self, outcome: Result<(), redb::Error>) -> Result<(), StoreError> {
         outcome.map_err(StoreError::at(&self.dir))?;
         self.base.renew()?;
-        self.frozen = None;
+        if let Some(frozen) = self.frozen.take() {
+            self.forgotten_delete = self.forgotten_delete.max(frozen.overlay.last_delete());
+        }
         self.checkpoints += 1;
         Ok(())
     }
@@ -359,7 +377,55 @@ impl Store {
     }
 }
 
+/// What the key holds below the active overlay, and its version, where either is known.
+fn about_below(
+    frozen: Option<&Frozen>,
+    base: &Base,
+    hash: u64,
+    key: &[u8],
+) -> Result<Option<(Option<About>, Lsn)>, StoreError> {
+    if let Some(slot) = frozen.and_then(|frozen| frozen.overlay.find(hash, key)) {
+        return Ok(Some((slot.about(), slot.version)));
+    }
+    Ok(base.about(hash, key)?.map(|(about, version)| (Some(about), version)))
+}
+
+impl Store {
+    /// How many keys there are. Whether a changed key existed before is looked up once, for up to `lookups` of them with this call:
+    /// as long as there are more, the number is an estimate.
+    pub fn count_keys(&mut self, mut lookups: usize) -> Result<KeyCount, StoreError> {
+        let base_keys = self.base.len()?;
+        if let Some(Frozen { overlay, count, .. }) = &mut self.frozen {
+            count
+                .go_on(overlay, &mut lookups, |hash, key| Ok(base_keys > 0 && self.base.about(hash, key)?.is_some()))?;
+        }
+        let (frozen, base) = (self.frozen.as_ref(), &self.base);
+        self.active.count_some(&mut lookups, |hash, key| {
+            let found = if base_keys == 0 && frozen.is_none() { None } else { about_below(frozen, base, hash, key)? };
+            Ok(found.is_some_and(|(about, _)| about.is_some()))
+        })?;
+        self.counted_keys()
+    }
+
+    /// How many keys there are, as far as they are counted.
+    pub fn counted_keys(&self) -> Result<KeyCount, StoreError> {
+        let counts = [Some(self.active.count()), self.frozen.as_ref().map(|frozen| &frozen.count)];
+        let net = counts.iter().flatten().map(|count| count.net()).sum();
+        let is_exact = counts.iter().flatten().all(|count| count.is_exact());
+        Ok(KeyCount { keys: self.base.len()?.saturating_add_signed(net), is_exact })
+    }
+}
+
 impl View for Store {
+    fn about(&self, key: &[u8]) -> Result<(Option<About>, Lsn), StoreError> {
+        let hash = hash_of(key);
+        if let Some(slot) = self.active.find(hash, key) {
+            return Ok((slot.about(), slot.version));
+        }
+        let below = about_below(self.frozen.as_ref(), &self.base, hash, key)?;
+        Ok(below.unwrap_or((None, self.forgotten_delete)))
+    }
+
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         let hash = hash_of(key);
         if let Some(slot) = self.active.find(hash, key) {
@@ -418,19 +484,6 @@ impl View for Store {
             newer(&mut counted);
         }
         Ok(())
-    }
-
-    fn len(&self) -> Result<u64, StoreError> {
-        let mut count = self.base.len()?;
-        let base_is_empty = count == 0;
-        let older = |slot: &Slot| self.active.find(slot.hash(), &slot.key).is_none();
-        let frozen = self.frozen.iter().flat_map(|frozen| frozen.overlay.slots()).filter(|slot| older(slot));
-        for slot in self.active.slots().chain(frozen) {
-            let in_base = !base_is_empty && self.base.entry(slot.hash(), &slot.key)?.is_some();
-            let exists = !matches!(slot.state, State::Absent);
-            count = count + u64::from(exists && !in_base) - u64::from(!exists && in_base);
-        }
-        Ok(count)
     }
 
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {

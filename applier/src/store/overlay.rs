@@ -7,7 +7,7 @@ use walferry_engine::lsn::Lsn;
 
 use crate::record::{Effect, StreamId};
 use crate::store::StoreError;
-use crate::view::{StreamMeta, Value};
+use crate::view::{About, StreamMeta, Value};
 
 /// Keys are spread over this many tables by the top bits of their hash, so that SCAN sorts a small part at a time.
 const SHARDS: usize = 1024;
@@ -65,12 +65,32 @@ pub struct Slot {
     pub version: Lsn,
     /// What it holds.
     pub state: State,
+    /// Whether the key exists underneath, where that is known: for counting keys.
+    below: Option<bool>,
 }
 
 impl Slot {
     /// The key's hash.
     pub fn hash(&self) -> u64 {
         self.hash
+    }
+
+    /// What the key holds, without its bytes; `None` when it is deleted.
+    pub fn about(&self) -> Option<About> {
+        match &self.state {
+            State::Absent => None,
+            State::String(value) => Some(About::String(value.len())),
+            State::Stream(tail) => Some(About::Stream(tail.meta)),
+        }
+    }
+
+    fn exists(&self) -> bool {
+        !matches!(self.state, State::Absent)
+    }
+
+    /// What the key adds to the number of keys underneath.
+    fn net(&self) -> i64 {
+        self.below.map_or(0, |below| i64::from(self.exists()) - i64::from(below))
     }
 
     /// The key's value; `None` when it is deleted.
@@ -89,11 +109,67 @@ pub struct Overlay {
     shards: Vec<HashTable<Slot>>,
     keys: usize,
     bytes: usize,
+    /// The last deletion.
+    last_delete: Lsn,
+    /// Kept where somebody counts keys.
+    count: Option<Count>,
+}
+
+/// What changed keys add to the number of keys underneath.
+#[derive(Debug, Default)]
+pub struct Count {
+    /// Hashes of the keys of which it is not known whether they exist underneath.
+    uncounted: Vec<u64>,
+    counted: usize,
+    net: i64,
+}
+
+impl Count {
+    /// True when it is known of every key.
+    pub fn is_exact(&self) -> bool {
+        self.uncounted.is_empty()
+    }
+
+    /// What the keys add. Those that are not counted yet are taken to be like the others.
+    pub fn net(&self) -> i64 {
+        match (self.counted, self.uncounted.len()) {
+            (_, 0) => self.net,
+            (0, uncounted) => uncounted as i64,
+            (counted, uncounted) => self.net + (i128::from(self.net) * uncounted as i128 / counted as i128) as i64,
+        }
+    }
+
+    /// Finds out about up to `lookups` keys of `overlay`, which does not change any more.
+    pub fn go_on(
+        &mut self,
+        overlay: &Overlay,
+        lookups: &mut usize,
+        mut exists_below: impl FnMut(u64, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        while *lookups > 0
+            && let Some(hash) = self.uncounted.pop()
+        {
+            *lookups -= 1;
+            self.counted += 1;
+            // Of two keys of one hash, which nobody meets by accident, the first counts twice.
+            let shard = &overlay.shards[Overlay::shard(hash)];
+            if let Some(slot) = shard.find(hash, |slot| slot.hash == hash && slot.below.is_none()) {
+                self.net += i64::from(slot.exists()) - i64::from(exists_below(hash, &slot.key)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for Overlay {
     fn default() -> Overlay {
-        Overlay { shards: (0..SHARDS).map(|_| HashTable::new()).collect(), keys: 0, bytes: 0 }
+        Overlay {
+            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
+            keys: 0,
+            bytes: 0,
+            last_delete: Lsn::ZERO,
+            count: None,
+        }
     }
 }
 
@@ -108,6 +184,47 @@ impl Overlay {
         self.bytes
     }
 
+    /// The last commit that deleted a key.
+    pub fn last_delete(&self) -> Lsn {
+        self.last_delete
+    }
+
+    /// Keeps count from now on; it is empty.
+    pub fn counted() -> Overlay {
+        Overlay { count: Some(Count::default()), ..Overlay::default() }
+    }
+
+    /// What the changed keys add to the number of keys underneath.
+    pub fn count(&self) -> &Count {
+        self.count.as_ref().expect("the store's overlays keep count")
+    }
+
+    /// Takes the count out: the overlay changes no more.
+    pub fn take_count(&mut self) -> Count {
+        self.count.take().unwrap_or_default()
+    }
+
+    /// Finds out about up to `lookups` keys whether they exist underneath.
+    pub fn count_some(
+        &mut self,
+        lookups: &mut usize,
+        mut exists_below: impl FnMut(u64, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let Some(count) = &mut self.count else { return Ok(()) };
+        while *lookups > 0
+            && let Some(hash) = count.uncounted.pop()
+        {
+            *lookups -= 1;
+            let shard = &mut self.shards[Overlay::shard(hash)];
+            if let Some(slot) = shard.find_mut(hash, |slot| slot.hash == hash && slot.below.is_none()) {
+                slot.below = Some(exists_below(hash, &slot.key)?);
+                count.counted += 1;
+                count.net += slot.net();
+            }
+        }
+        Ok(())
+    }
+
     fn shard(hash: u64) -> usize {
         (hash >> SHARD_SHIFT) as usize
     }
@@ -120,6 +237,13 @@ impl Overlay {
     /// Every changed key, in no order.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.shards.iter().flat_map(HashTable::iter)
+    }
+
+    /// Changed keys whose hash is `from` or greater, and less than `to` (none: all), in no order.
+    pub fn slots_between(&self, from: u64, to: Option<u64>) -> impl Iterator<Item = &Slot> {
+        let last = to.map_or(SHARDS - 1, Overlay::shard);
+        let slots = self.shards[Overlay::shard(from)..=last].iter().flat_map(HashTable::iter);
+        slots.filter(move |slot| slot.hash >= from && to.is_none_or(|to| slot.hash < to))
     }
 
     /// At least `count` changed keys in hash order from `from` on, and from where on there may be more.
@@ -145,17 +269,28 @@ impl Overlay {
     ) -> Result<u64, StoreError> {
         let key = effect.key();
         let hash = hash_of(key);
+        if let Effect::Delete { .. } = effect {
+            self.last_delete = self.last_delete.max(version);
+        }
         let shard = &mut self.shards[Overlay::shard(hash)];
         if let Some(slot) = shard.find_mut(hash, |slot| *slot.key == *key) {
             slot.version = version;
+            let net_before = slot.net();
             let (added, freed) = change(&mut slot.state, effect);
             self.bytes = (self.bytes + added).saturating_sub(freed);
+            if let Some(count) = &mut self.count {
+                count.net += slot.net() - net_before;
+            }
             return Ok(hash);
         }
         let state = first_change(effect, || below(hash, key))?;
         self.bytes += ENTRY_BYTES + key.len() + state_bytes(&state);
         self.keys += 1;
-        shard.insert_unique(hash, Slot { hash, key: key.into(), version, state }, |slot| slot.hash);
+        let slot = Slot { hash, key: key.into(), version, state, below: None };
+        if let Some(count) = &mut self.count {
+            count.uncounted.push(hash);
+        }
+        shard.insert_unique(hash, slot, |slot| slot.hash);
         Ok(hash)
     }
 
@@ -171,7 +306,7 @@ impl Overlay {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = Overlay::default();
+        *self = Overlay { count: self.count.as_ref().map(|_| Count::default()), ..Overlay::default() };
     }
 }
 

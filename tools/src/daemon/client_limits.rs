@@ -7,6 +7,12 @@ use std::time::{Duration, Instant};
 /// A client that has closed its side gets the replies that it still waits for within this time, or none.
 pub const HALF_CLOSED_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// A client that does not read its replies is read on up to so many bytes of commands, so that one that writes its whole pipeline
+/// before it reads comes to its end. Beyond it the client is disconnected.
+pub const INPUT_UNREAD_BYTES_MAX: usize = 64 << 20;
+/// A send that makes no progress for so long means that the client does not read at the moment.
+pub const UNREAD_TIME_MIN: Duration = Duration::from_millis(100);
+
 /// What clients may take of the node.
 #[derive(Clone, Debug)]
 pub struct ClientLimits {
@@ -48,6 +54,10 @@ pub enum Farewell {
     Killed,
     /// Its user is no more, or another one.
     UserChanged,
+    /// It speaks HTTP: a web page may send it.
+    Http,
+    /// It does not read its replies, and has sent so many bytes of commands that wait for that.
+    Unread(usize),
 }
 
 impl fmt::Display for Farewell {
@@ -64,6 +74,16 @@ impl fmt::Display for Farewell {
             ),
             Farewell::Killed => write!(f, "CLIENT KILL"),
             Farewell::UserChanged => write!(f, "its user was changed or removed in users_file"),
+            Farewell::Http => write!(
+                f,
+                "possible attack: it sent an HTTP request (POST, Host: or a request line), as a web page can to a port that speaks \
+                 text; nothing of it was executed"
+            ),
+            Farewell::Unread(bytes) => write!(
+                f,
+                "it reads no replies and has sent {bytes} bytes of commands that wait for that; a client may be {INPUT_UNREAD_BYTES_MAX} \
+                 bytes ahead of its replies: it has to read while it writes, or send shorter pipelines"
+            ),
         }
     }
 }
@@ -111,6 +131,10 @@ pub struct ClientCounts {
     pub evicted: u64,
     /// Sent away: `Farewell::Killed` and `Farewell::UserChanged`.
     pub killed: u64,
+    /// Sent away: `Farewell::Http`.
+    pub http: u64,
+    /// Sent away: `Farewell::Unread`.
+    pub unread: u64,
 }
 
 impl ClientCounts {
@@ -122,6 +146,8 @@ impl ClientCounts {
             Farewell::HalfClosed => &mut self.half_closed,
             Farewell::Evicted(_) => &mut self.evicted,
             Farewell::Killed | Farewell::UserChanged => &mut self.killed,
+            Farewell::Http => &mut self.http,
+            Farewell::Unread(_) => &mut self.unread,
         };
         *counter += 1;
     }

@@ -3,13 +3,13 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use io_uring::{cqueue, opcode, squeue, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 
-use super::client_limits::{ClientCounts, ClientLimits, Farewell, Signs};
+use super::client_limits::{ClientCounts, ClientLimits, Farewell, Signs, UNREAD_TIME_MIN};
 use super::client_list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use super::host::{Host, SessionId};
 use super::node::Node;
@@ -31,6 +31,9 @@ const _: () = assert!(CLIENTS_MAX as u64 <= SLOT_MASK);
 
 /// Clients that are sent away at once are logged one by one up to this number, and counted beyond it.
 const FAREWELLS_LOGGED_MAX: usize = 8;
+/// Clients that are sent away for what they sent are logged once in so long, and counted in between: whoever connects again at once
+/// must not fill the log.
+const EXPELLED_LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// One client's socket and session. Dropped only when no operation on it is in flight.
 struct Connection {
@@ -56,6 +59,14 @@ struct Connection {
 impl Connection {
     fn buffered_bytes(&self) -> usize {
         self.session.buffered_bytes() + self.outgoing.len()
+    }
+
+    /// Nothing more is read or written.
+    fn end_at_once(&mut self) {
+        self.ended = true;
+        // What the kernel still has for it is of no use; without this it stays in memory until the client takes it.
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        let _ = nix::sys::socket::setsockopt(&self.socket, nix::sys::socket::sockopt::Linger, &at_once);
     }
 
     fn signs(&self, waiting: bool) -> Signs {
@@ -91,6 +102,9 @@ pub struct Clients {
     settings: SessionSettings,
     limits: ClientLimits,
     counts: ClientCounts,
+    /// When a client that was expelled was logged last, and how many were since.
+    expelled_logged: Option<Instant>,
+    expelled_unlogged: u64,
 }
 
 fn token(slot: usize, op: u64) -> u64 {
@@ -127,6 +141,8 @@ impl Clients {
             settings,
             limits: ClientLimits { clients_max: connected_max, ..limits },
             counts: ClientCounts { connected_max, ..ClientCounts::default() },
+            expelled_logged: None,
+            expelled_unlogged: 0,
         }
     }
 
@@ -248,6 +264,7 @@ impl Clients {
         let Some(connection) = self.slots[slot].as_mut() else { return };
         connection.sending = false;
         if result > 0 {
+            connection.session.read_ahead(false);
             let _ = connection.outgoing.split_to(result as usize);
             if connection.outgoing.is_empty() {
                 connection.outgoing.clear();
@@ -279,6 +296,7 @@ impl Clients {
     }
 
     fn flush_one(&mut self, slot: usize, ring: &mut Ring, node: &mut Node) {
+        self.expel(slot, node.now());
         let Some(connection) = self.slots[slot].as_mut() else { return };
         connection.dirty = false;
         if !connection.sending && !connection.ended {
@@ -305,8 +323,9 @@ impl Clients {
             }
         }
         let drained = !connection.sending && connection.outgoing.is_empty() && connection.session.output().is_empty();
-        let finished =
-            connection.session.closing() || (connection.input_ended.is_some() && connection.session.is_done());
+        let session = &connection.session;
+        let needs_nothing = session.is_done() || session.only_awaits_entries();
+        let finished = session.closing() || (connection.input_ended.is_some() && needs_nothing);
         let over = connection.ended || (finished && drained);
         if !over {
             self.receive(slot, ring);
@@ -322,6 +341,26 @@ impl Clients {
         self.slots[slot] = None;
         self.generations[slot] = self.generations[slot].wrapping_add(1);
         self.free.push(slot);
+    }
+
+    /// Ends the connection if its session says so.
+    fn expel(&mut self, slot: usize, now: Instant) {
+        let Some(connection) = self.slots[slot].as_mut().filter(|connection| !connection.ended) else { return };
+        let Some(why) = connection.session.take_expelled() else { return };
+        connection.end_at_once();
+        self.counts.count(why);
+        if self.expelled_logged.is_some_and(|then| now.saturating_duration_since(then) < EXPELLED_LOG_PAUSE) {
+            self.expelled_unlogged += 1;
+            return;
+        }
+        self.expelled_logged = Some(now);
+        let more = std::mem::take(&mut self.expelled_unlogged);
+        let address = connection.address;
+        if more == 0 {
+            tracing::warn!(%address, "a client is disconnected: {why}");
+        } else {
+            tracing::warn!(%address, "a client is disconnected: {why}; {more} more were since the last such line");
+        }
     }
 
     /// Ten times a second: counts commands, wakes sessions whose time is up, and sends away whom the limits do not allow.
@@ -343,6 +382,14 @@ impl Clients {
             }
             if let Some(why) = self.limits.judge(&connection.signs(is_waiting), now) {
                 leaving.push((slot, why));
+            }
+            if connection.sending && now.saturating_duration_since(connection.sending_since) >= UNREAD_TIME_MIN {
+                connection.session.read_ahead(true);
+                if !connection.receiving && !connection.dirty {
+                    // Its receive is armed at the end of this turn.
+                    connection.dirty = true;
+                    self.dirty.push(slot);
+                }
             }
         }
         if buffered > self.limits.bytes_max {
@@ -378,14 +425,11 @@ impl Clients {
     fn send_away(&mut self, leaving: &[(usize, Farewell)]) {
         for (index, (slot, why)) in leaving.iter().enumerate() {
             let Some(connection) = self.slots[*slot].as_mut() else { continue };
-            connection.ended = true;
+            connection.end_at_once();
             self.counts.count(*why);
             if index < FAREWELLS_LOGGED_MAX {
                 tracing::warn!(address = %connection.address, "a client is disconnected: {why}");
             }
-            // What the kernel still has for it is of no use; without this it stays in memory until the client takes it.
-            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-            let _ = nix::sys::socket::setsockopt(&connection.socket, nix::sys::socket::sockopt::Linger, &at_once);
             self.mark(*slot);
         }
         if let Some(more) = leaving.len().checked_sub(FAREWELLS_LOGGED_MAX).filter(|more| *more > 0) {

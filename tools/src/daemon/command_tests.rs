@@ -228,8 +228,6 @@ fn the_connection() {
         ("ECHO", "-ERR wrong number of arguments for 'echo' command\r\n"),
         ("NOPE a b", "-ERR unknown command 'NOPE', with args beginning with: 'a' 'b' \r\n"),
         ("SELECT 0", "+OK\r\n"),
-        ("SELECT 1", "-ERR DB index is out of range\r\n"),
-        ("SELECT x", NOT_AN_INTEGER),
         ("CLIENT ID", ":1\r\n"),
         ("CLIENT GETNAME", "$-1\r\n"),
         ("CLIENT SETNAME me", "+OK\r\n"),
@@ -256,6 +254,17 @@ fn the_connection() {
         ("TIME", "*2\r\n$10\r\n1700000000\r\n$6\r\n123456\r\n"),
         ("QUIT", "+OK\r\n"),
     ]);
+    check_fresh(&[("SELECT x", NOT_AN_INTEGER)]);
+}
+
+#[test]
+fn refused_select_closes_the_connection() {
+    let mut host = TestHost::new();
+    let mut client = TestClient::new();
+    let batch = b"SELECT 1\r\nSET a 1\r\n";
+    assert_eq!(client.send(&mut host, batch), "-ERR DB index is out of range\r\n");
+    assert!(client.session.closing());
+    assert_eq!(host.pending_records(), 0, "what was meant for another database is written into none");
 }
 
 #[test]

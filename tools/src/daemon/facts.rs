@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
-use walferry_applier::store::Store;
+use walferry_applier::store::{KeyCount, Store, StoreError};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::AppendError;
@@ -46,6 +46,10 @@ impl Host for Node {
 
     fn pending(&self) -> &Pending {
         &self.pending
+    }
+
+    fn count_keys(&mut self) -> Result<KeyCount, StoreError> {
+        self.count_some_keys()
     }
 
     fn writable(&self, level: CommitLevel) -> Result<(), Refusal> {

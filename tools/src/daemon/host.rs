@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
-use walferry_applier::store::Store;
+use walferry_applier::store::{KeyCount, Store, StoreError};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -72,6 +72,8 @@ pub enum Wait {
     Acknowledged,
     /// An entry was applied to one of these streams.
     Streams(Vec<Vec<u8>>),
+    /// The store's keys are counted, or `Host::applied` moved.
+    Counted,
     /// The cluster answered an operator's command.
     Cluster,
     /// What was asked of all connections is answered.
@@ -210,6 +212,9 @@ pub trait Host {
     fn store(&self) -> &Store;
     /// The leader's changes that are not durable yet, to be read over `store`.
     fn pending(&self) -> &Pending;
+
+    /// How many keys the store has. When the number is an estimate, counting goes on in steps (`Wait::Counted`).
+    fn count_keys(&mut self) -> Result<KeyCount, StoreError>;
 
     /// `Err` when a write would be refused before it is even executed (replica, stopped, no space, too few replicas for
     /// `level`). Cheap: asked before each write.

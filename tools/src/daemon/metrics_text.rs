@@ -140,6 +140,8 @@ impl Page {
             ("half_closed", counts.half_closed),
             ("evicted", counts.evicted),
             ("killed", counts.killed),
+            ("http", counts.http),
+            ("unread", counts.unread),
         ] {
             self.sample("clients_sent_away_total", &[("reason", reason)], count);
         }

@@ -13,7 +13,7 @@ use walferry_applier::base::install;
 use walferry_applier::follower::{Follower, FollowerConfig};
 use walferry_applier::pending::Pending;
 use walferry_applier::replay;
-use walferry_applier::store::{STORE_DIR, Store, StoreConfig};
+use walferry_applier::store::{KeyCount, STORE_DIR, Store, StoreConfig, StoreError};
 use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
@@ -68,6 +68,11 @@ const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
 const REPLACED_TIMEOUTS_MAX: u32 = 4;
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
+
+/// Changed keys that are looked up in one turn at most, to count the store's keys.
+const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
+/// Counting that was asked for goes on for so long at most: keys may change faster.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How far a leader was.
 #[derive(Clone, Copy, Debug, Default)]
@@ -156,6 +161,10 @@ pub struct Node {
     /// This node leads and holds no lease.
     silence: Option<Silence>,
     more_to_apply: bool,
+    /// The store's keys are being counted, until then at the longest.
+    counting_until: Option<Instant>,
+    /// They were with this turn.
+    counted: bool,
 }
 
 /// A leader may answer nothing while no majority of the members confirms that it leads.
@@ -339,6 +348,8 @@ impl Node {
             sync_loss: None,
             silence: None,
             more_to_apply: false,
+            counting_until: None,
+            counted: false,
             config,
         };
         node.set_now(now, world::wall_clock());
@@ -515,7 +526,8 @@ impl Node {
 
     /// How long the loop may sleep at most; none: until something completes.
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
-        if self.more_to_apply || self.failure.is_some() || !self.client_asks.is_empty() {
+        if self.more_to_apply || self.counting_until.is_some() || self.failure.is_some() || !self.client_asks.is_empty()
+        {
             return Some(Duration::ZERO);
         }
         let link = match &self.role {
@@ -633,6 +645,7 @@ impl Node {
             self.log.poll(ring, now);
             self.take_base(ring)?;
         }
+        self.go_on_counting()?;
         self.make_base()?;
         self.show_base_copies();
         self.advance()?;
@@ -705,6 +718,26 @@ impl Node {
         let more = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;
         self.pending.forget(self.store.applied());
         Ok(more)
+    }
+
+    /// How many keys the store has; goes on counting with the next turns when that is not known exactly.
+    pub(super) fn count_some_keys(&mut self) -> Result<KeyCount, StoreError> {
+        let count = self.store.count_keys(COUNT_LOOKUPS_PER_TURN_MAX)?;
+        if count.is_exact {
+            self.counted |= self.counting_until.take().is_some();
+        } else if self.counting_until.is_none() {
+            self.counting_until = Some(self.clock.now + COUNT_TIME_MAX);
+        }
+        Ok(count)
+    }
+
+    fn go_on_counting(&mut self) -> Result<(), DaemonError> {
+        let Some(until) = self.counting_until else { return Ok(()) };
+        self.count_some_keys()?;
+        if self.clock.now >= until {
+            self.counting_until = None;
+        }
+        Ok(())
     }
 
     pub(super) fn committed(&self) -> Lsn {
@@ -945,6 +978,7 @@ impl Node {
             applied: (applied != self.applied_seen).then_some(applied),
             acknowledged: acknowledgements != self.acknowledged_seen || applied != self.applied_seen,
             fresh: self.heard.fresh != self.fresh_seen || (self.leads() && self.may_speak()),
+            counted: std::mem::take(&mut self.counted),
             turned: self.history.last_epoch() != self.epoch_seen || self.leads() != self.led_seen,
         };
         self.epoch_seen = self.history.last_epoch();

@@ -28,9 +28,13 @@ enum What {
     Replicas { commit: Position, wanted: usize },
     Durable { commit: Position, local: bool, wanted: usize },
     Streams(ReadRequest),
+    Count(Lsn),
     Cluster(super::cluster::Reply),
     Clients(ClientReply),
 }
+
+/// DBSIZE answers within so long, with an estimate when keys change faster than they are counted.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The moment `timeout` from now; zero is never.
 fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
@@ -72,6 +76,11 @@ impl Parked {
         Parked { what: What::Streams(request), deadline: deadline(timeout, host) }
     }
 
+    /// DBSIZE: until `newest` is applied and the keys are counted.
+    pub fn for_count(newest: Lsn, host: &dyn Host) -> Parked {
+        Parked { what: What::Count(newest), deadline: deadline(COUNT_TIME_MAX, host) }
+    }
+
     /// SWITCHOVER and its like: the cluster answers within a bounded time.
     pub fn for_cluster(answer: super::cluster::Reply) -> Parked {
         Parked { what: What::Cluster(answer), deadline: None }
@@ -80,6 +89,11 @@ impl Parked {
     /// CLIENT LIST and KILL: answered within a turn.
     pub fn for_clients(answer: ClientReply) -> Parked {
         Parked { what: What::Clients(answer), deadline: None }
+    }
+
+    /// XREAD BLOCK.
+    pub fn is_for_streams(&self) -> bool {
+        matches!(self.what, What::Streams(_))
     }
 
     /// When the wait ends at the latest.
@@ -95,6 +109,7 @@ impl Parked {
             What::Applied(lsn) => Wait::Applied(*lsn),
             What::Replicas { .. } | What::Durable { .. } => Wait::Acknowledged,
             What::Streams(request) => Wait::Streams(request.keys().map(<[u8]>::to_vec).collect()),
+            What::Count(_) => Wait::Counted,
             What::Cluster(_) => Wait::Cluster,
             What::Clients(_) => Wait::Clients,
         }
@@ -167,6 +182,25 @@ impl Parked {
                     return Ok(Some(Hold::Nothing));
                 }
                 return Err(self);
+            }
+            What::Count(newest) => {
+                let count = host.count_keys();
+                let hold = client.read(host).1;
+                let keys = match count {
+                    Ok(count) if (count.is_exact && host.applied() >= *newest) || over => count.keys,
+                    Ok(_) => return Err(self),
+                    Err(error) => {
+                        reply.error(format_args!("ERR {error}"));
+                        return Ok(Some(Hold::Nothing));
+                    }
+                };
+                match client.judge(host) {
+                    Verdict::Ready => reply.count(usize::try_from(keys).unwrap_or(usize::MAX)),
+                    Verdict::Refuse(error) => reply.error(error),
+                    Verdict::Wait(missing) if over => reply.error(client.waited(missing, host)),
+                    Verdict::Wait(_) => return Err(self),
+                }
+                return Ok(Some(hold));
             }
             What::Cluster(answer) => {
                 let answer = answer.lock().expect("nobody panics with it").take();

@@ -24,6 +24,8 @@ pub struct News {
     pub acknowledged: bool,
     /// The state became newer, or is known to be.
     pub fresh: bool,
+    /// The store's keys are counted.
+    pub counted: bool,
     /// The node's role or epoch is another.
     pub turned: bool,
 }
@@ -57,6 +59,7 @@ impl Parking {
                 Wait::Fresh => news.turned || news.fresh || news.applied.is_some(),
                 Wait::Acknowledged => news.turned || news.acknowledged,
                 Wait::Streams(_) => news.applied.is_some(),
+                Wait::Counted => news.counted || news.applied.is_some(),
                 Wait::Cluster => true,
                 // `clients` resumes it itself.
                 Wait::Clients => false,

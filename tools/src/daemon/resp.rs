@@ -170,6 +170,14 @@ impl Parser {
         Args { bytes: if self.is_inline { &self.inline } else { bytes }, ranges: &self.ranges }
     }
 
+    /// True when the command that `parse` found is a part of an HTTP request: a web page can have a browser send one to any port.
+    /// No command is called POST or `Host:`, as in redis-server; a request line of another method is known by its end.
+    pub fn speaks_http(&self, args: &Args<'_>) -> bool {
+        let Some(name) = args.get(0) else { return false };
+        let request_line = || self.is_inline && args.len() == 3 && args[2].starts_with(b"HTTP/");
+        name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") || request_line()
+    }
+
     /// Ready for the next command. `parse` may be called on a command that was already complete, until this is called.
     pub fn next(&mut self) {
         self.state = State::Start;

@@ -15,24 +15,23 @@ use bytes::{Buf, BytesMut};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::mutants;
 
+use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX};
 use super::command::transaction::{self, Transaction, Watched};
 use super::command::view::View;
 use super::command::{self, Outcome, Run, Spec, Writer};
 use super::host::{Host, Refusal, SessionId, Wait};
 use super::outbox::{Acknowledged, Hold, Outbox, Settling};
 use super::parked::Parked;
-use super::reading::{self, Facts, Guarantee, Mode, Position, Strong, Verdict};
+use super::reading::{self, Facts, Guarantee, Missing, Mode, Position, Strong, Verdict};
 use super::resp::{Args, COMMAND_BYTES_MAX, Parser, Progress, ProtocolError};
 use super::users::{User, Users};
 
 /// While a session cannot go on, no more than this is received for it.
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
-/// What a session keeps of its input at the very most; the socket is not read long before.
-const INPUT_BYTES_MAX: usize = COMMAND_BYTES_MAX + (16 << 20);
 /// A buffer that one large command made larger than this is given back.
 const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
 
-const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && COMMAND_BYTES_MAX < INPUT_BYTES_MAX);
+const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && 2 * COMMAND_BYTES_MAX < INPUT_UNREAD_BYTES_MAX);
 
 /// What a node gives each new session.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +82,7 @@ pub struct Client {
     /// Between MULTI and EXEC.
     pub transaction: Option<Transaction>,
     /// WATCH.
-    pub watched: Vec<Watched>,
+    pub watched: Watched,
     /// What the node gave it at its start.
     settings: SessionSettings,
 }
@@ -105,7 +104,7 @@ impl Client {
             firm: Position::default(),
             acknowledged: None,
             transaction: None,
-            watched: Vec::new(),
+            watched: Watched::new(),
             settings,
         }
     }
@@ -199,6 +198,11 @@ impl Client {
         reading::judge(&self.guarantee(), &self.facts(host))
     }
 
+    /// What a read answers that waited in vain.
+    pub fn waited(&self, missing: Missing, host: &dyn Host) -> String {
+        reading::waited(missing, &self.guarantee(), &self.facts(host))
+    }
+
     /// The session learned of the newest state without changing it: what its reply is held for.
     pub fn observe(&mut self, host: &dyn Host) -> Hold {
         // A replica's log may run ahead of what its readers see, but it has nothing pending: nothing of that was looked at.
@@ -236,6 +240,10 @@ pub struct Session {
     /// The command in front waits for room in the log; a leader that may not answer says so then.
     writes_until: Option<Instant>,
     closing: bool,
+    /// Why the client has to be disconnected at once, without its replies.
+    expelled: Option<Farewell>,
+    /// The client takes nothing of what is sent to it: it may have to write everything before it reads.
+    reads_ahead: bool,
     /// Commands were left because too much output was waiting.
     stalled: bool,
     commands: u64,
@@ -300,6 +308,8 @@ impl Session {
             reads_until: None,
             writes_until: None,
             closing: false,
+            expelled: None,
+            reads_ahead: false,
             stalled: false,
             commands: 0,
             last_command: "",
@@ -335,8 +345,11 @@ impl Session {
             // Nothing is touched before it arrives, so a large declared length costs address space only.
             self.input.reserve(expected - self.input.len());
         }
+        if self.input.len() + bytes.len() > INPUT_UNREAD_BYTES_MAX {
+            // A command is far smaller: these wait for the client to read.
+            return self.expel(Farewell::Unread(self.input.len() + bytes.len()));
+        }
         self.input.extend_from_slice(bytes);
-        debug_assert!(self.input.len() <= INPUT_BYTES_MAX, "the socket is read although wants_input is false");
     }
 
     fn execute_kept(&mut self, host: &mut dyn Host) {
@@ -359,6 +372,9 @@ impl Session {
                 Ok(Progress::More { forget }) => {
                     at += forget;
                     break;
+                }
+                Ok(Progress::Command { .. }) if parser.speaks_http(&parser.args(&bytes[at..])) => {
+                    self.expel(Farewell::Http);
                 }
                 Ok(Progress::Command { bytes: length }) => {
                     if let Step::Again = self.execute(&parser.args(&bytes[at..]), host) {
@@ -393,6 +409,17 @@ impl Session {
 
     fn is_runnable(&self) -> bool {
         self.parked.is_none() && !self.closing && !self.outbox.is_full()
+    }
+
+    fn expel(&mut self, why: Farewell) {
+        self.closing = true;
+        self.expelled = Some(why);
+        self.input = BytesMut::new();
+    }
+
+    /// Why the client has to be disconnected at once, if it has to; told once.
+    pub fn take_expelled(&mut self) -> Option<Farewell> {
+        self.expelled.take()
     }
 
     fn push(&mut self, hold: Hold, host: &mut dyn Host) {
@@ -436,7 +463,7 @@ impl Session {
         self.commands += 1;
         self.last_command = spec.name;
         if let Some(transaction) = &mut self.client.transaction
-            && !spec.ends_queueing()
+            && !spec.ends_queueing(args)
         {
             match transaction.queue(spec, args) {
                 Ok(()) => self.outbox.reply.simple("QUEUED"),
@@ -536,7 +563,7 @@ impl Session {
                     self.parked = Some(parked);
                     return Some(Step::Again);
                 }
-                reading::waited(missing, &self.client.guarantee(), &self.client.facts(host))
+                self.client.waited(missing, host)
             }
         };
         self.reads_until = None;
@@ -730,7 +757,18 @@ impl Session {
 
     /// False while the socket should not be read: too much is waiting already.
     pub fn wants_input(&self) -> bool {
-        !self.closing && (self.is_runnable() || self.input.len() < BACKLOG_BYTES_MAX)
+        !self.closing && (self.is_runnable() || self.reads_ahead || self.input.len() < BACKLOG_BYTES_MAX)
+    }
+
+    /// Whether more than the usual backlog is received although nothing can be executed, up to `INPUT_UNREAD_BYTES_MAX`: while the
+    /// client takes nothing of its replies. It may not be able to before it has sent all of its pipeline.
+    pub fn read_ahead(&mut self, on: bool) {
+        self.reads_ahead = on;
+    }
+
+    /// True when all that it waits for is entries of streams: a client that is gone needs none.
+    pub fn only_awaits_entries(&self) -> bool {
+        self.parked.as_ref().is_some_and(Parked::is_for_streams) && !self.outbox.is_holding()
     }
 
     /// Commands executed since the last call.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
+use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX};
 use super::host::{Host, Refusal, ReplicationRow, SessionId, Wait};
 use super::outbox::OUTPUT_BYTES_MAX;
 use super::resp::VALUE_BYTES_MAX;
@@ -532,6 +533,30 @@ fn a_client_that_does_not_read_is_not_executed_for() {
     }
     assert_eq!(total, 1000 * (60_000 + "$60000\r\n\r\n".len()) + 20_000 * "+PONG\r\n".len());
     assert!(client.session.wants_input());
+}
+
+#[test]
+fn unread_client_is_read_ahead_up_to_its_bound() {
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, &format!("SET a {}", "v".repeat(60_000)));
+    let gets = b"GET a\r\n".repeat(20_000);
+    client.session.handle_input(&gets, &mut host);
+    assert!(!client.session.wants_input());
+    client.session.read_ahead(true);
+    let mut kept = gets.len();
+    while kept + gets.len() <= INPUT_UNREAD_BYTES_MAX {
+        assert!(client.session.wants_input(), "{kept} bytes are kept");
+        client.session.handle_input(&gets, &mut host);
+        kept += gets.len();
+    }
+    assert_eq!(client.session.take_expelled(), None);
+    assert!(client.session.buffered_bytes() > kept - gets.len(), "it is accounted for");
+    client.session.read_ahead(false);
+    assert!(!client.session.wants_input(), "it reads again: it has to take replies first");
+    client.session.handle_input(&gets, &mut host);
+    client.session.handle_input(&gets, &mut host);
+    assert!(matches!(client.session.take_expelled(), Some(Farewell::Unread(bytes)) if bytes > INPUT_UNREAD_BYTES_MAX));
+    assert!(!client.session.wants_input() && client.session.buffered_bytes() < 4 << 20);
 }
 
 #[test]

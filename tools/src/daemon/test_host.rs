@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use walferry_applier::pending::Pending;
-use walferry_applier::store::{Store, StoreConfig};
+use walferry_applier::store::{KeyCount, Store, StoreConfig, StoreError};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::{Frame, FrameHeader};
@@ -179,6 +179,9 @@ impl Host for TestHost {
     }
     fn pending(&self) -> &Pending {
         &self.pending
+    }
+    fn count_keys(&mut self) -> Result<KeyCount, StoreError> {
+        self.store.count_keys(usize::MAX)
     }
     fn writable(&self, _: CommitLevel) -> Result<(), Refusal> {
         self.refusal.clone().map_or(Ok(()), Err)

@@ -173,6 +173,50 @@ fn watch_of_an_lsn_that_a_later_epoch_reused_fails_exec() {
 }
 
 #[test]
+fn watched_key_that_came_and_went_fails_exec() {
+    let (mut host, mut client) = pair();
+    let mut other = TestClient::with(&SessionSettings::default(), 2);
+    client.ask(&mut host, "SET else 1");
+    for (flushed, result) in [(false, "*-1\r\n"), (true, "*-1\r\n")] {
+        assert_eq!(client.ask(&mut host, "WATCH a"), "+OK\r\n");
+        for line in ["SET a 1", "DEL a"] {
+            if flushed {
+                other.ask(&mut host, line);
+            } else {
+                other.send(&mut host, format!("{line}\r\n").as_bytes());
+            }
+        }
+        client.ask(&mut host, "MULTI");
+        client.ask(&mut host, "SET b 1");
+        assert_eq!(client.ask(&mut host, "EXEC"), result, "flushed: {flushed}");
+    }
+    // It was deleted before it was watched, and other keys changed since.
+    assert_eq!(client.ask(&mut host, "WATCH a never"), "+OK\r\n");
+    other.ask(&mut host, "SET c 1");
+    other.ask(&mut host, "DEL c");
+    client.ask(&mut host, "MULTI");
+    client.ask(&mut host, "SET b 1");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n+OK\r\n");
+}
+
+#[test]
+fn quit_and_refused_select_end_a_transaction_unexecuted() {
+    for (line, reply) in [("QUIT", "+OK\r\n"), ("SELECT 1", "-ERR DB index is out of range\r\n")] {
+        let (mut host, mut client) = pair();
+        client.ask(&mut host, "MULTI");
+        client.ask(&mut host, "SET a 1");
+        let batch = format!("{line}\r\nSET b 1\r\nEXEC\r\n");
+        assert_eq!(client.send(&mut host, batch.as_bytes()), reply);
+        assert!(client.session.closing());
+        assert_eq!(host.pending_records(), 0, "nothing after {line} is executed");
+    }
+    let (mut host, mut client) = pair();
+    client.ask(&mut host, "MULTI");
+    assert_eq!(client.ask(&mut host, "SELECT 0"), "+QUEUED\r\n");
+    assert_eq!(client.ask(&mut host, "EXEC"), "*1\r\n+OK\r\n");
+}
+
+#[test]
 fn wait_and_commitinfo_of_a_commit_cut_off_are_refused() {
     let (mut host, mut client) = pair();
     client.ask(&mut host, "SET a 1");

@@ -44,14 +44,17 @@ pub fn reset(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Re
     Outcome::DONE
 }
 
-/// SELECT 0
+/// SELECT 0. Any other closes the connection: a client that goes on would write into a database that it did not choose.
 pub fn select(_: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match integer(&args[1]) {
-        Some(0) => reply.ok(),
+        Some(0) => {
+            reply.ok();
+            return Outcome::DONE;
+        }
         Some(_) => reply.error("ERR DB index is out of range"),
         None => reply.error(CommandError::NotAnInteger),
     }
-    Outcome::DONE
+    Outcome::Close
 }
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";

@@ -4,11 +4,16 @@ use std::collections::HashSet;
 
 use walferry_applier::record::Effect;
 
+use crate::daemon::host::Host;
+use crate::daemon::parked::Parked;
+use crate::daemon::reading::Mode;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
+use crate::daemon::session::Client;
 
+use super::replication::poll_or_park;
 use super::view::{Kind, View};
-use super::{CommandError, Executed, Writer, integer};
+use super::{CommandError, Executed, Outcome, Writer, integer};
 
 /// SCAN looks at this many keys when no COUNT is given.
 const SCAN_COUNT_DEFAULT: usize = 10;
@@ -43,10 +48,22 @@ pub fn exists(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
     Ok(())
 }
 
-/// DBSIZE
-pub fn dbsize(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Executed {
-    reply.count(view.key_count()?);
+/// DBSIZE in a transaction, where nothing waits.
+pub fn dbsize_now(view: &View<'_>, _: &Args<'_>, reply: &mut Reply) -> Executed {
+    let stored = view.stored_keys()?;
+    match view.net_keys()?.filter(|_| stored.is_exact) {
+        Some(net) => reply.count(usize::try_from(stored.keys.saturating_add_signed(net)).unwrap_or(usize::MAX)),
+        None => {
+            return Err(CommandError::text("ERR the keys that changed are not counted yet: ask DBSIZE before MULTI"));
+        }
+    }
     Ok(())
+}
+
+/// DBSIZE: waits until the keys are counted, in steps, so that nobody else has to.
+pub fn dbsize(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let newest = if client.mode == Mode::Strong { host.log_end() } else { client.seen.lsn };
+    poll_or_park(Parked::for_count(newest, host), client, host, reply)
 }
 
 struct ScanOptions<'a> {

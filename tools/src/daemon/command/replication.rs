@@ -60,7 +60,7 @@ fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply
 }
 
 /// Polls once, and parks if there is nothing yet.
-fn poll_or_park(parked: Parked, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+pub fn poll_or_park(parked: Parked, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match parked.poll(client, host, reply) {
         Ok(hold) => hold.map_or(Outcome::DONE, Outcome::Done),
         Err(parked) => Outcome::Park(parked),

@@ -9,7 +9,6 @@ use crate::daemon::session::Client;
 
 use super::connection::{REDIS_VERSION, unknown_subcommand};
 use super::keys::glob_matches;
-use super::view::View;
 use super::{COMMANDS, Outcome, Spec, lookup, wrong_arity};
 
 /// TIME
@@ -105,9 +104,14 @@ pub fn info(_: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Re
     let everything =
         |section: &[u8]| [&b"all"[..], b"default", b"everything"].iter().any(|word| section.eq_ignore_ascii_case(word));
     let whole = args.len() == 1 || args.from(1).any(everything);
+    let wanted = |title: &str| whole || args.from(1).any(|wanted| wanted.eq_ignore_ascii_case(title.as_bytes()));
     let mut text = String::new();
-    for (title, lines) in sections(host) {
-        if !whole && !args.from(1).any(|wanted| wanted.eq_ignore_ascii_case(title.as_bytes())) {
+    let mut sections = sections(host);
+    if wanted("Keyspace") {
+        sections.push(("Keyspace", keyspace(host)));
+    }
+    for (title, lines) in sections {
+        if !wanted(title) {
             continue;
         }
         let separator = if text.is_empty() { "" } else { "\r\n" };
@@ -158,16 +162,21 @@ fn sections(host: &dyn Host) -> Vec<InfoSection> {
                 line("output_stalled_disconnections", &facts.clients.stalled),
                 line("half_closed_disconnections", &facts.clients.half_closed),
                 line("killed_clients", &facts.clients.killed),
+                line("http_disconnections", &facts.clients.http),
+                line("client_query_buffer_limit_disconnections", &facts.clients.unread),
             ],
         ),
         ("Replication", replication(host, &facts)),
     ];
     sections.extend(host.info_sections());
-    // INFO answers even when the store cannot be read: the rest of it says why.
-    let keys = View::durable(host).key_count().unwrap_or(0);
-    let keyspace = if keys == 0 { vec![] } else { vec![line("db0", &format!("keys={keys},expires=0,avg_ttl=0"))] };
-    sections.push(("Keyspace", keyspace));
     sections
+}
+
+/// INFO never waits: while changed keys are being counted the number is an estimate, and the next INFO has it.
+fn keyspace(host: &mut dyn Host) -> Vec<(String, String)> {
+    // INFO answers even when the store cannot be read: the rest of it says why.
+    let keys = host.count_keys().map_or(0, |count| count.keys);
+    if keys == 0 { vec![] } else { vec![("db0".to_owned(), format!("keys={keys},expires=0,avg_ttl=0"))] }
 }
 
 /// The replicas that have a connection: what clients of redis-server expect. REPLICATION and DESCRIBE show the others too.

@@ -8,6 +8,9 @@ use crate::daemon::resp::{Args, VALUE_BYTES_MAX};
 use super::view::View;
 use super::{CommandError, Executed, Writer, integer, wrong_arity};
 
+/// A number in decimal is at most this long: `i64::MIN`.
+const INTEGER_BYTES_MAX: usize = 20;
+
 /// GET key
 pub fn get(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
     reply.bulk_or_null(view.string(&args[1])?.as_deref());
@@ -32,7 +35,7 @@ pub fn mget(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
 
 /// STRLEN key
 pub fn strlen(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    reply.count(view.string(&args[1])?.map_or(0, |value| value.len()));
+    reply.count(view.length(&args[1])?.unwrap_or(0));
     Ok(())
 }
 
@@ -120,7 +123,7 @@ pub fn getdel(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Ex
 
 /// APPEND key value
 pub fn append(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
-    let length = writer.view().string(&args[1])?.map(|value| value.len());
+    let length = writer.view().length(&args[1])?;
     let after = length.unwrap_or(0) + args[2].len();
     if after > VALUE_BYTES_MAX {
         return Err(CommandError::text(format!("ERR too large: a value has at most {VALUE_BYTES_MAX} bytes")));
@@ -157,7 +160,12 @@ pub fn decrby(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Ex
 }
 
 fn add(writer: &mut Writer<'_>, key: &[u8], delta: i64, reply: &mut Reply) -> Executed {
-    let value = match writer.view().string(key)? {
+    let view = writer.view();
+    if view.length(key)?.is_some_and(|length| length > INTEGER_BYTES_MAX) {
+        // Nothing is copied to find that out.
+        return Err(CommandError::NotAnInteger);
+    }
+    let value = match view.string(key)? {
         Some(text) => integer(&text).ok_or(CommandError::NotAnInteger)?,
         None => 0,
     };

@@ -60,8 +60,10 @@ impl Spec {
     }
 
     /// Executed at once between MULTI and EXEC instead of being queued.
-    pub fn ends_queueing(&self) -> bool {
-        matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
+    pub fn ends_queueing(&self, args: &Args<'_>) -> bool {
+        // A SELECT that is going to be refused: the commands after it are meant for another database.
+        let refused = self.name == "select" && args.get(1) != Some(&b"0"[..]);
+        refused || matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
     }
 }
 
@@ -185,7 +187,7 @@ pub static COMMANDS: &[Spec] = &[
     control("hello", -1, OPEN, "connection", connection::hello, "Chooses the protocol and authenticates"),
     control("auth", -2, OPEN, "connection", connection::auth, "Authenticates the connection"),
     control("acl", -2, CONNECTION, "server", connection::acl, "Tells of the users, and reads their file again"),
-    control("quit", -1, OPEN, "connection", connection::quit, "Closes the connection"),
+    control("quit", -1, CONNECTION_RESET, "connection", connection::quit, "Closes the connection"),
     control(
         "reset",
         1,
@@ -215,7 +217,7 @@ pub static COMMANDS: &[Spec] = &[
         group: "server",
         since: "1.0.0",
         summary: "Returns the number of keys",
-        run: Run::Read(keys::dbsize),
+        run: Run::Await(keys::dbsize_now, keys::dbsize),
     },
     control("time", 1, CONNECTION, "server", server::time, "Returns the node's clock"),
     control("wait", 3, BLOCKING, "generic", replication::wait, "Awaits replicas that have applied the last commit"),

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use walferry_applier::pending::Pending;
 use walferry_applier::record::{Effect, Fields};
-use walferry_applier::store::{Store, StoreError};
-use walferry_applier::view::Value;
+use walferry_applier::store::{KeyCount, Store, StoreError};
+use walferry_applier::view::{About, Value};
 use walferry_engine::lsn::Lsn;
 
 use crate::daemon::host::Host;
@@ -16,6 +16,9 @@ use super::CommandError;
 
 pub use walferry_applier::record::StreamId as Id;
 pub use walferry_applier::view::Kind;
+
+/// DBSIZE in a transaction looks up at most so many keys that are not in the store yet.
+const NET_LOOKUPS_MAX: usize = 4096;
 
 /// What there is to know of a stream without its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +141,25 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The length of the key's string value. Copies nothing of it.
+    pub fn length(&self, key: &[u8]) -> Result<Option<usize>, CommandError> {
+        match self.change(key) {
+            Some(Change::Deleted) => Ok(None),
+            Some(Change::Put(value)) => Ok(Some(value.len())),
+            Some(Change::Append(tail)) => Ok(Some(self.length_below(key)?.unwrap_or(0) + tail.len())),
+            Some(Change::Stream { .. }) => Err(CommandError::WrongType),
+            None => self.length_below(key),
+        }
+    }
+
+    fn length_below(&self, key: &[u8]) -> Result<Option<usize>, CommandError> {
+        match self.below(|view| view.about(key))?.0 {
+            Some(About::String(length)) => Ok(Some(length)),
+            Some(About::Stream(_)) => Err(CommandError::WrongType),
+            None => Ok(None),
+        }
+    }
+
     /// The key's string value.
     pub fn string(&self, key: &[u8]) -> Result<Option<Bytes>, CommandError> {
         match self.change(key) {
@@ -176,9 +198,9 @@ impl<'a> View<'a> {
     }
 
     fn stream_below(&self, key: &[u8]) -> Result<Option<Stream>, CommandError> {
-        match self.below(|view| view.get(key))? {
-            Some(Value::Stream(meta)) => Ok(Some(Stream { entries: meta.entries, last_id: meta.last_id })),
-            Some(Value::String(_)) => Err(CommandError::WrongType),
+        match self.below(|view| view.about(key))?.0 {
+            Some(About::Stream(meta)) => Ok(Some(Stream { entries: meta.entries, last_id: meta.last_id })),
+            Some(About::String(_)) => Err(CommandError::WrongType),
             None => Ok(None),
         }
     }
@@ -198,7 +220,9 @@ impl<'a> View<'a> {
         };
         let mut left = limit;
         let own = |left: &mut usize, each: &mut dyn FnMut(Id, &[u8]) -> bool| {
-            let inside = entries.iter().filter(|(id, _)| (from..=to).contains(id));
+            let start = entries.partition_point(|(id, _)| *id < from);
+            let end = entries.partition_point(|(id, _)| *id <= to);
+            let inside = entries[start.min(end)..end].iter();
             let mut ordered: Box<dyn Iterator<Item = &(Id, Vec<u8>)>> =
                 if reverse { Box::new(inside.rev()) } else { Box::new(inside) };
             *left > 0
@@ -244,23 +268,34 @@ impl<'a> View<'a> {
         Ok((next, keys))
     }
 
-    /// How many keys there are.
-    pub fn key_count(&self) -> Result<usize, CommandError> {
-        let mut count = self.below(|view| view.len())? as usize;
-        for (key, change) in self.overlay.iter().flat_map(|overlay| &overlay.changes) {
-            let existed = self.below(|view| view.kind(key))?.is_some();
-            match (existed, change) {
-                (true, Change::Deleted) => count -= 1,
-                (false, Change::Deleted) | (true, _) => {}
-                (false, _) => count += 1,
+    /// What this view adds to the number of keys in the store; none when that takes more than `NET_LOOKUPS_MAX` lookups.
+    pub fn net_keys(&self) -> Result<Option<i64>, CommandError> {
+        let mut net = 0;
+        if let Some(pending) = self.pending {
+            if pending.keys() > NET_LOOKUPS_MAX {
+                return Ok(None);
             }
+            net += pending.over(self.store).net_keys().map_err(|error| CommandError::Store(error.to_string()))?;
         }
-        Ok(count)
+        let changes = self.overlay.map(|overlay| &overlay.changes);
+        if changes.is_some_and(|changes| changes.len() > NET_LOOKUPS_MAX) {
+            return Ok(None);
+        }
+        for (key, change) in changes.into_iter().flatten() {
+            let existed = self.below(|view| view.kind(key))?.is_some();
+            net += i64::from(!matches!(change, Change::Deleted)) - i64::from(existed);
+        }
+        Ok(Some(net))
     }
 
-    /// The end of the last commit that changed the key (below a transaction).
+    /// How many keys the store has, as far as they are counted.
+    pub fn stored_keys(&self) -> Result<KeyCount, CommandError> {
+        self.store.counted_keys().map_err(|error| CommandError::Store(error.to_string()))
+    }
+
+    /// A bound on the commit that changed the key last (below a transaction): none behind it did.
     pub fn version(&self, key: &[u8]) -> Result<Lsn, CommandError> {
-        self.below(|view| view.version(key))
+        Ok(self.below(|view| view.about(key))?.1)
     }
 }
 
