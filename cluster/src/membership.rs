@@ -69,6 +69,14 @@ pub enum MembershipError {
     /// The leader cannot be removed.
     #[error("{0} leads: `walferry switchover` first, then remove it")]
     Leads(MemberName),
+    /// What the others can do without is known for one at a time.
+    #[error("{other} is leaving, and {name} can be removed once it has left: `walferry describe` shows who leaves")]
+    Leaving {
+        /// Who is to go.
+        name: MemberName,
+        /// Who goes first.
+        other: MemberName,
+    },
     /// The others could not go on.
     #[error(
         "without {name} the members would be {members}, and no majority of them answers: waiting for {silent}; \
@@ -219,6 +227,12 @@ impl ClusterState {
         };
         if self.leader.as_ref() == Some(name) {
             return Err(MembershipError::Leads(name.clone()));
+        }
+        // Both may be one too many.
+        if let Some(other) = self.leaving.first()
+            && !self.leaving.contains(name)
+        {
+            return Err(MembershipError::Leaving { name: name.clone(), other: other.clone() });
         }
         let mut next = self.next();
         next.members.remove(name);

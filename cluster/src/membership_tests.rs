@@ -67,6 +67,16 @@ fn removal_waits_until_one_that_joins_counts() {
 }
 
 #[test]
+fn removal_waits_until_another_one_has_ended() {
+    let state = led("a b c", "ANY 1 (*)").with_leaving(&name("b")).expect("c is left");
+    let refused = state.without_member(&name("c"), &names("a b c")).expect_err("nobody would be left").to_string();
+    assert_eq!(refused, "b is leaving, and c can be removed once it has left: `walferry describe` shows who leaves");
+    let state = state.without_member(&name("b"), &names("a b c")).expect("it was first");
+    let refused = state.without_member(&name("c"), &names("a c")).expect_err("ANY 1").to_string();
+    assert!(refused.contains("there would be 0 of those that it names when a leads"), "{refused}");
+}
+
+#[test]
 fn min_in_sync_is_not_met_by_one_that_joins() {
     let joining = led("a b c w?", "").with_member(&name("d"), MemberId(9), "h:1", Kind::Data).expect("taken in");
     let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it has caught up");

@@ -101,9 +101,11 @@ fn member_line(member: &Value, leads: bool) -> String {
         return format!("  {name:<10} leader");
     }
     if member["kind"] == "witness" {
-        return format!("  {name:<10} witness");
+        let leaving = if member["leaving"] == true { ", leaving" } else { "" };
+        return format!("  {name:<10} witness{leaving}");
     }
     let standing = match (member["in_sync"].as_bool(), member["holding"].as_str()) {
+        _ if member["leaving"] == true => "leaving",
         (_, Some("lost")) => "rebuilding",
         (_, Some("joining")) => "joining",
         (Some(true), _) => "in sync",

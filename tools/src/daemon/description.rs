@@ -75,6 +75,7 @@ impl Node {
             value["id"] = json!(member.id.to_string());
             value["holding"] = json!(member.holding);
             value["in_sync"] = json!(membership.state.in_sync.contains(name));
+            value["leaving"] = json!(membership.state.leaving.contains(name));
             value
         };
         membership.state.members.iter().map(describe).collect()
