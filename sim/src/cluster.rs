@@ -673,7 +673,10 @@ impl Cluster {
             .collect();
         let lately = self.plan.faults_us + WELL_US / 2;
         let mut acknowledged = self.told.acknowledged.iter().rev().take_while(|ack| ack.at_us > lately);
-        let served = acknowledged.any(|ack| ack.node == leader && ack.level == CommitLevel::RemoteApply);
+        // A node alone has nobody to confirm a commit, and refuses the remote levels.
+        let alone = self.register.data_members().count() == 1;
+        let level = if alone { CommitLevel::Local } else { CommitLevel::RemoteApply };
+        let served = acknowledged.any(|ack| ack.node == leader && ack.level == level);
         ends.len() == self.register.data_members().count()
             && served
             && ends.iter().all(|(sealed, applied)| *sealed == ends[0].0 && *applied == ends[0].0)
