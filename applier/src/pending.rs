@@ -142,10 +142,21 @@ impl View for PendingView<'_> {
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
         let (next, mut keys) = self.store.scan(cursor, count)?;
         let overlay = &self.pending.overlay;
-        keys.retain(|key| overlay.find(hash_of(key), key).is_none());
-        let changed = overlay.slots_between(cursor, (next > 0).then_some(next));
-        let pending = changed.filter(|slot| !matches!(slot.state, State::Absent));
-        keys.extend(pending.map(|slot| slot.key.to_vec()));
-        Ok((next, keys))
+        let to = (next > 0).then_some(next);
+        let mut changed: Vec<_> = overlay.slots_between(cursor, to).collect();
+        let mut end = to;
+        if changed.len() > count {
+            changed.sort_unstable_by_key(|slot| slot.hash());
+            // All keys of one hash come together.
+            let last = changed[count.max(1) - 1].hash();
+            if let Some(after) = changed.iter().map(|slot| slot.hash()).find(|hash| *hash > last) {
+                end = Some(after);
+            }
+        }
+        let inside = |hash: u64| end.is_none_or(|end| hash < end);
+        keys.retain(|key| inside(hash_of(key)) && overlay.find(hash_of(key), key).is_none());
+        let exist = changed.into_iter().filter(|slot| inside(slot.hash()) && !matches!(slot.state, State::Absent));
+        keys.extend(exist.map(|slot| slot.key.to_vec()));
+        Ok((end.unwrap_or(0), keys))
     }
 }

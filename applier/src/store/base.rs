@@ -2,7 +2,10 @@
 //! through a snapshot that is renewed after each. Knows the log by that LSN alone.
 //!
 //! ```text
-//! keys     hash 8 (big-endian) | key                             -> version 8 | kind 1 | string, or entries 8, last id 16
+//! keys     hash 8 (big-endian) | key                             -> version 8 | kind 1 | of a short string: its bytes; of a long one:
+//!                                                                   length 8; of a stream: entries 8, last id 16
+//! values   hash 8 (big-endian) | key                             -> the bytes of a long string, so that nobody reads them who asks
+//!                                                                   for something else
 //! entries  hash 8 | key length 4 | key | id 16 (big-endian)      -> fields
 //! facts    "applied", "applied_at_us", "epoch", "crc"             -> number, those of the last frame
 //! ```
@@ -24,6 +27,7 @@ use crate::record::StreamId;
 use crate::view::{About, StreamMeta, Value};
 
 pub(super) const KEYS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("keys");
+pub(super) const VALUES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("values");
 pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 const APPLIED: &str = "applied";
@@ -38,6 +42,9 @@ const HASH_BYTES: usize = 8;
 const VALUE_HEAD_BYTES: usize = 9;
 const KIND_STRING: u8 = 1;
 const KIND_STREAM: u8 = 2;
+const KIND_LONG_STRING: u8 = 3;
+/// A string that is longer than this stands in `values`: a page of the file has room for several that are not.
+const SHORT_BYTES_MAX: usize = 1 << 10;
 
 /// Keys with their hashes.
 pub type HashedKeys = Vec<(u64, Vec<u8>)>;
@@ -82,6 +89,7 @@ pub struct Base {
 
 struct Snapshot {
     keys: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    values: ReadOnlyTable<&'static [u8], &'static [u8]>,
     entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
     position: Position,
 }
@@ -112,21 +120,12 @@ fn stream_meta(bytes: &[u8]) -> Option<StreamMeta> {
     Some(StreamMeta { entries: u64_at(bytes, at)?, last_id })
 }
 
-fn decode(bytes: &[u8]) -> Option<(Value, Lsn)> {
-    let version = Lsn(u64_at(bytes, 0)?);
-    let value = match *bytes.get(8)? {
-        KIND_STRING => Value::String(Bytes::copy_from_slice(&bytes[VALUE_HEAD_BYTES..])),
-        KIND_STREAM => Value::Stream(stream_meta(bytes)?),
-        _ => return None,
-    };
-    Some((value, version))
-}
-
-/// As `decode`, without the bytes of a string.
-fn decode_about(bytes: &[u8]) -> Option<(About, Lsn)> {
+/// What a row of `keys` says of its value, and the version.
+fn decode(bytes: &[u8]) -> Option<(About, Lsn)> {
     let version = Lsn(u64_at(bytes, 0)?);
     let about = match *bytes.get(8)? {
         KIND_STRING => About::String(bytes.len() - VALUE_HEAD_BYTES),
+        KIND_LONG_STRING => About::String(usize::try_from(u64_at(bytes, VALUE_HEAD_BYTES)?).ok()?),
         KIND_STREAM => About::Stream(stream_meta(bytes)?),
         _ => return None,
     };
@@ -159,6 +158,7 @@ impl Base {
     fn make_tables(database: &Database) -> Result<(), redb::Error> {
         let transaction = database.begin_write()?;
         transaction.open_table(KEYS)?;
+        transaction.open_table(VALUES)?;
         transaction.open_table(ENTRIES)?;
         transaction.open_table(FACTS)?;
         transaction.commit()?;
@@ -188,15 +188,29 @@ impl Base {
     /// The key's value and version.
     pub fn entry(&self, hash: u64, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         let at = StoreError::at(&self.path);
-        let found = self.snapshot.keys.get(&key_name(hash, key)[..]).map_err(|error| at(error.into()))?;
-        found.map(|value| decode(value.value()).ok_or_else(|| self.damaged())).transpose()
+        let name = key_name(hash, key);
+        let Some(row) = self.snapshot.keys.get(&name[..]).map_err(|error| at(error.into()))? else { return Ok(None) };
+        let row = row.value();
+        let (about, version) = decode(row).ok_or_else(|| self.damaged())?;
+        let value = match about {
+            About::Stream(meta) => Value::Stream(meta),
+            About::String(_) if row[8] == KIND_STRING => {
+                Value::String(Bytes::copy_from_slice(&row[VALUE_HEAD_BYTES..]))
+            }
+            About::String(length) => {
+                let found = self.snapshot.values.get(&name[..]).map_err(|error| at(error.into()))?;
+                let found = found.filter(|value| value.value().len() == length).ok_or_else(|| self.damaged())?;
+                Value::String(Bytes::copy_from_slice(found.value()))
+            }
+        };
+        Ok(Some((value, version)))
     }
 
-    /// What the key holds, and its version. Copies nothing of the value.
+    /// What the key holds, and its version. Reads and copies nothing of a long value.
     pub fn about(&self, hash: u64, key: &[u8]) -> Result<Option<(About, Lsn)>, StoreError> {
         let at = StoreError::at(&self.path);
         let found = self.snapshot.keys.get(&key_name(hash, key)[..]).map_err(|error| at(error.into()))?;
-        found.map(|value| decode_about(value.value()).ok_or_else(|| self.damaged())).transpose()
+        found.map(|value| decode(value.value()).ok_or_else(|| self.damaged())).transpose()
     }
 
     /// How many keys the file has.
@@ -230,19 +244,20 @@ impl Base {
         Ok(true)
     }
 
-    /// At least `count` keys in hash order from `from` on, and from where on there may be more.
-    pub fn scan(&self, from: u64, count: usize) -> Result<(HashedKeys, Option<u64>), StoreError> {
+    /// At least `count` keys in hash order from `from` on, or keys of `bytes_max` bytes, and from where on there may be more.
+    pub fn scan(&self, from: u64, count: usize, bytes_max: usize) -> Result<(HashedKeys, Option<u64>), StoreError> {
         let at = StoreError::at(&self.path);
         let first = from.to_be_bytes();
         let range = self.snapshot.keys.range(&first[..]..).map_err(|error| at(error.into()))?;
-        let mut found = HashedKeys::new();
+        let (mut found, mut bytes) = (HashedKeys::new(), 0);
         for row in range {
             let (name, _) = row.map_err(|error| at(error.into()))?;
             let (hash, key) = name.value().split_at_checked(HASH_BYTES).ok_or_else(|| self.damaged())?;
             let hash = u64::from_be_bytes(hash.try_into().expect("split at eight bytes"));
-            if found.len() >= count && found.last().is_some_and(|last| last.0 != hash) {
+            if (found.len() >= count || bytes >= bytes_max) && found.last().is_some_and(|last| last.0 != hash) {
                 return Ok((found, Some(hash)));
             }
+            bytes += key.len();
             found.push((hash, key.to_vec()));
         }
         Ok((found, None))
@@ -260,6 +275,7 @@ impl Snapshot {
         let facts = transaction.open_table(FACTS)?;
         Ok(Snapshot {
             keys: transaction.open_table(KEYS)?,
+            values: transaction.open_table(VALUES)?,
             entries: transaction.open_table(ENTRIES)?,
             position: Position::read(&facts)?,
         })
@@ -280,12 +296,13 @@ pub fn write_checkpoint(
     transaction.set_quick_repair(true);
     {
         let mut keys = transaction.open_table(KEYS)?;
+        let mut values = transaction.open_table(VALUES)?;
         let mut entries = transaction.open_table(ENTRIES)?;
         let mut slots: Vec<&Slot> = overlay.slots().collect();
         // In the file's order, so that neighbours are written together.
         slots.sort_unstable_by(|a, b| (a.hash(), &a.key).cmp(&(b.hash(), &b.key)));
         for slot in slots {
-            write_slot(&mut keys, &mut entries, slot)?;
+            write_slot(&mut keys, &mut values, &mut entries, slot)?;
         }
         let mut facts = transaction.open_table(FACTS)?;
         position.write(&mut facts)?;
@@ -297,9 +314,19 @@ pub fn write_checkpoint(
 
 type Rows<'a> = Table<'a, &'static [u8], &'static [u8]>;
 
-fn write_slot(keys: &mut Rows<'_>, entries: &mut Rows<'_>, slot: &Slot) -> Result<(), redb::Error> {
+fn write_slot(
+    keys: &mut Rows<'_>,
+    values: &mut Rows<'_>,
+    entries: &mut Rows<'_>,
+    slot: &Slot,
+) -> Result<(), redb::Error> {
     let name = key_name(slot.hash(), &slot.key);
-    let below_is_stream = keys.get(&name[..])?.is_some_and(|old| old.value().get(8) == Some(&KIND_STREAM));
+    let kind_below = keys.get(&name[..])?.and_then(|old| old.value().get(8).copied());
+    let is_long = |value: &[u8]| value.len() > SHORT_BYTES_MAX;
+    if kind_below == Some(KIND_LONG_STRING) && !matches!(&slot.state, State::String(value) if is_long(value)) {
+        values.remove(&name[..])?;
+    }
+    let below_is_stream = kind_below == Some(KIND_STREAM);
     let keeps_below = matches!(&slot.state, State::Stream(tail) if !tail.fresh);
     if below_is_stream && !keeps_below {
         let first = entry_name(slot.hash(), &slot.key, (0, 0));
@@ -311,6 +338,12 @@ fn write_slot(keys: &mut Rows<'_>, entries: &mut Rows<'_>, slot: &Slot) -> Resul
     match &slot.state {
         State::Absent => {
             keys.remove(&name[..])?;
+        }
+        State::String(value) if is_long(value) => {
+            head.push(KIND_LONG_STRING);
+            head.extend_from_slice(&(value.len() as u64).to_le_bytes());
+            keys.insert(&name[..], &head[..])?;
+            values.insert(&name[..], &value[..])?;
         }
         State::String(value) => {
             head.push(KIND_STRING);

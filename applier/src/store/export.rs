@@ -13,7 +13,7 @@ use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTabl
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Lsn;
 
-use super::base::{ENTRIES, FACTS, KEYS, Position};
+use super::base::{ENTRIES, FACTS, KEYS, Position, VALUES};
 use super::{Store, StoreError};
 
 /// Rows that are written at once.
@@ -83,7 +83,7 @@ impl Export {
             hand_to_disk(&file);
             written(bytes)
         };
-        for table in [KEYS, ENTRIES] {
+        for table in [KEYS, VALUES, ENTRIES] {
             if !copy_rows(&self.transaction, &database, table, &mut written).map_err(&at)? {
                 return Err(ExportError::Stopped);
             }

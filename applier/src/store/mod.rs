@@ -16,6 +16,8 @@ pub mod overlay;
 #[cfg(feature = "simulation")]
 mod simulated;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,7 +27,7 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 use walferry_engine::world::{self, Inbox, Pace, Task};
 
-use crate::record::{RecordError, StreamId, effects};
+use crate::record::{Effect, RecordError, StreamId, effects};
 use crate::view::{About, Value, View};
 use base::{Base, write_checkpoint};
 pub use base::{Position, STORE_FILE};
@@ -37,6 +39,10 @@ pub const STORE_DIR: &str = "store";
 const OVERLAY_CHECKPOINTS_MAX: usize = 4;
 /// What `checkpoint_bytes` and `checkpoint_log_bytes` are taken to be at least.
 const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
+/// More streams than this that got entries in one turn are not named one by one.
+const ADDED_STREAMS_MAX: usize = 16 << 10;
+/// A SCAN ends behind the key with which its keys are this long together.
+const SCAN_BYTES_MAX: usize = 256 << 10;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +134,8 @@ pub struct Store {
     warned_beyond: bool,
     /// No key that is in neither file nor overlays was changed behind this: deletions that checkpoints have forgotten.
     forgotten_delete: Lsn,
+    /// While somebody watches streams: the last entry of each to which entries were added, by the hash of its key.
+    added: Option<HashMap<u64, StreamId>>,
 }
 
 /// How many keys there are.
@@ -182,6 +190,7 @@ impl Store {
             results,
             task: Some(task),
             checkpoints: 0,
+            added: None,
             asked_for: Lsn::ZERO,
             asked_beyond: false,
             warned_beyond: false,
@@ -230,11 +239,16 @@ impl Store {
             for effect in effects(record) {
                 let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
                 let (frozen, base) = (&self.frozen, &self.base);
-                self.active.apply(&effect, lsn, |hash, key| {
+                let hash = self.active.apply(&effect, lsn, |hash, key| {
                     Ok(below_active(frozen.as_ref(), base, hash, key)?.map(|entry| entry.0))
                 })?;
+                if let (Effect::StreamAdd { id, .. }, Some(added)) = (&effect, &mut self.added) {
+                    added.insert(hash, *id);
+                }
             }
         }
+        // Too many to be named: whoever watches looks at all.
+        self.added.take_if(|added| added.len() > ADDED_STREAMS_MAX);
         let header = frame.header();
         let (applied, at_us) = (header.end(), header.sealed_at_us);
         self.position = Position { applied, at_us, epoch: header.epoch, crc: header.crc };
@@ -391,6 +405,22 @@ fn about_below(
 }
 
 impl Store {
+    /// From now on `take_added` tells what is added to streams.
+    pub fn watch_streams(&mut self) {
+        self.added.get_or_insert_default();
+    }
+
+    /// Nobody watches streams.
+    pub fn ignore_streams(&mut self) {
+        self.added = None;
+    }
+
+    /// The last entry of each stream to which entries were added since the last call, by the hash of its key. `None` when that was
+    /// not watched, or there are too many.
+    pub fn take_added(&mut self) -> Option<HashMap<u64, StreamId>> {
+        self.added.as_mut().map(std::mem::take)
+    }
+
     /// How many keys there are. Whether a changed key existed before is looked up once, for up to `lookups` of them with this call:
     /// as long as there are more, the number is an estimate.
     pub fn count_keys(&mut self, mut lookups: usize) -> Result<KeyCount, StoreError> {
@@ -477,6 +507,8 @@ impl View for Store {
         if reverse && !newer(&mut counted) {
             return Ok(());
         }
+        // A look is cheap, and finding the place among entries may read large ones of other streams.
+        let in_base = in_base && matches!(self.base.about(hash, key)?, Some((About::Stream(_), _)));
         if in_base && !self.base.stream_range((hash, key), (from, to), reverse, limit, &mut counted)? {
             return Ok(());
         }
@@ -487,17 +519,16 @@ impl View for Store {
     }
 
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
-        let (mut keys, mut next) = self.base.scan(cursor, count)?;
-        let mut changed = Vec::new();
+        let (keys, mut next) = self.base.scan(cursor, count, SCAN_BYTES_MAX)?;
+        let mut keys: Vec<(u64, Cow<'_, [u8]>)> = keys.into_iter().map(|(hash, key)| (hash, Cow::Owned(key))).collect();
         for overlay in self.overlays() {
             let (slots, overlay_next) = overlay.scan(cursor, count);
-            changed.extend(slots.into_iter().map(|slot| (slot.hash(), slot.key.to_vec())));
+            keys.extend(slots.into_iter().map(|slot| (slot.hash(), Cow::Borrowed(&*slot.key))));
             next = match (next, overlay_next) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             };
         }
-        keys.append(&mut changed);
         keys.sort_unstable();
         keys.dedup();
         // Beyond `next` some source has not been asked yet.
@@ -506,8 +537,18 @@ impl View for Store {
             Some(slot) => !matches!(slot.state, State::Absent),
             None => true,
         };
-        keys.retain(|(hash, key)| exists(*hash, key));
-        Ok((next.unwrap_or(0), keys.into_iter().map(|(_, key)| key).collect()))
+        let (mut found, mut bytes, mut last) = (Vec::new(), 0, cursor);
+        for (hash, key) in keys {
+            if (found.len() >= count || bytes >= SCAN_BYTES_MAX) && hash != last {
+                return Ok((hash, found));
+            }
+            last = hash;
+            bytes += key.len();
+            if exists(hash, &key) {
+                found.push(key.into_owned());
+            }
+        }
+        Ok((next.unwrap_or(0), found))
     }
 }
 
