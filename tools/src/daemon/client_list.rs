@@ -12,7 +12,7 @@ use super::session::Description;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientAsk {
-    /// CLIENT LIST; of these, or of all when there are none.
+    /// CLIENT LIST; of these, in ascending order, or of all when there are none.
     List(Vec<u64>),
     /// CLIENT KILL in its newer form: the answer is a count.
     Kill {
@@ -77,7 +77,7 @@ impl ClientAsk {
     /// Whether the question concerns this connection.
     pub fn concerns(&self, asking: SessionId, id: SessionId, address: SocketAddr, user: &str) -> bool {
         match self {
-            ClientAsk::List(ids) => ids.is_empty() || ids.contains(&id.0),
+            ClientAsk::List(ids) => ids.is_empty() || ids.binary_search(&id.0).is_ok(),
             ClientAsk::KillAddress(wanted) => address == *wanted,
             ClientAsk::Kill { id: wanted_id, address: wanted_address, user: wanted_user, skip_me } => {
                 !(*skip_me && id == asking)

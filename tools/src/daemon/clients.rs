@@ -99,6 +99,8 @@ pub struct Clients {
     free: Vec<usize>,
     dirty: Vec<usize>,
     starved: Vec<usize>,
+    /// Sessions that left commands for the next turn.
+    yielded: Vec<usize>,
     settings: SessionSettings,
     limits: ClientLimits,
     counts: ClientCounts,
@@ -138,6 +140,7 @@ impl Clients {
             free: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
+            yielded: Vec::new(),
             settings,
             limits: ClientLimits { clients_max: connected_max, ..limits },
             counts: ClientCounts { connected_max, ..ClientCounts::default() },
@@ -283,6 +286,21 @@ impl Clients {
         }
     }
 
+    /// True when the next turn must come at once.
+    pub fn have_yielded(&self) -> bool {
+        !self.yielded.is_empty()
+    }
+
+    /// Lets sessions go on with what they left in the last turn.
+    pub fn go_on(&mut self, node: &mut Node) {
+        for slot in std::mem::take(&mut self.yielded) {
+            if let Some(connection) = self.slots[slot].as_mut().filter(|connection| !connection.ended) {
+                connection.session.go_on(node);
+            }
+            self.mark(slot);
+        }
+    }
+
     /// Sends what sessions have answered, arms receives, and closes what has ended. Once a turn.
     pub fn flush(&mut self, ring: &mut Ring, node: &mut Node) {
         for slot in std::mem::take(&mut self.starved) {
@@ -321,6 +339,9 @@ impl Clients {
                 // SAFETY: `outgoing` is not touched and the connection not dropped while `sending`.
                 unsafe { ring.push(entry) };
             }
+        }
+        if connection.session.has_yielded() && !connection.ended {
+            self.yielded.push(slot);
         }
         let drained = !connection.sending && connection.outgoing.is_empty() && connection.session.output().is_empty();
         let session = &connection.session;

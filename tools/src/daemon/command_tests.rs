@@ -463,7 +463,8 @@ fn another_reader_of_the_protocol_understands_every_reply() {
 
 #[test]
 fn patterns_match_as_redis_servers_do() {
-    use super::command::keys::glob_matches;
+    use super::command::glob::{Glob, PATTERN_BYTES_MAX};
+    let glob_matches = |pattern: &[u8], text: &[u8]| Glob::new(pattern).expect("short").matches(text);
     for (pattern, text, expected) in [
         ("*", "", true),
         ("", "", true),
@@ -489,4 +490,13 @@ fn patterns_match_as_redis_servers_do() {
     // A pattern that a backtracking matcher would take years for.
     let pattern = "a*".repeat(64) + "b";
     assert!(!glob_matches(pattern.as_bytes(), "a".repeat(4096).as_bytes()));
+    // More states than a word has bits, and the longest pattern.
+    let pattern = format!("{}*[^x]?{}", "a".repeat(100), "b".repeat(100));
+    let text = |end: &str| format!("{}x-y{}{end}", "a".repeat(100), "b".repeat(100));
+    assert!(
+        glob_matches(pattern.as_bytes(), text("").as_bytes())
+            && !glob_matches(pattern.as_bytes(), text("a").as_bytes())
+    );
+    assert!(glob_matches(&[b'?'; PATTERN_BYTES_MAX], &[0; PATTERN_BYTES_MAX]));
+    assert!(Glob::new(&[b'*'; PATTERN_BYTES_MAX + 1]).is_err());
 }

@@ -36,6 +36,14 @@ impl Host for Node {
         world::now()
     }
 
+    fn turn_time(&self) -> Duration {
+        world::now().saturating_duration_since(self.now())
+    }
+
+    fn report_slow(&mut self, command: &'static str, took: Duration) {
+        self.watchdog.command(command, took);
+    }
+
     fn wall_clock_us(&self) -> u64 {
         self.wall_us()
     }
@@ -170,6 +178,9 @@ impl Host for Node {
     }
 
     fn park(&mut self, session: SessionId, wait: Wait) {
+        if let Wait::Streams(_) = wait {
+            self.store.watch_streams();
+        }
         self.parking.park(session, wait);
     }
 
@@ -208,6 +219,7 @@ impl Host for Node {
             uptime_s: (world::now() - self.started).as_secs(),
             clients: self.clients,
             commands: self.commands,
+            turns: self.watchdog.turns().clone(),
             repairs: self.repaired,
             end: self.log.end(),
             written: self.log.written(),

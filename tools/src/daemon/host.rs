@@ -8,12 +8,14 @@
 //! 3. what a parked session waits for may have come: `Session::resume` (a needless call does no harm);
 //! 4. `Session::deadline` has passed: `Session::resume`;
 //! 5. the node stopped answering commits: `Session::abandon`;
-//! 6. send `Session::output`; once it was taken and `Session::can_go_on`: `Session::resume`; close after the last byte once
+//! 6. `Session::has_yielded` after any of these: `Session::go_on` in the next turn, which comes at once;
+//! 7. send `Session::output`; once it was taken and `Session::can_go_on`: `Session::resume`; close after the last byte once
 //!    `Session::closing`, and `Host::unpark` a session that is gone.
 
 use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
+use walferry_applier::record::StreamId;
 use walferry_applier::store::{KeyCount, Store, StoreError};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
@@ -24,6 +26,7 @@ use super::client_list::{ClientAsk, ClientReply};
 use super::cluster::{Command, Reply};
 use super::reading::Strong;
 use super::repair::RepairCount;
+use super::watchdog::Turns;
 
 /// The number of a client connection, never used twice by one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +73,9 @@ pub enum Wait {
     Fresh,
     /// A replica acknowledged something, or `Host::flushed` moved.
     Acknowledged,
-    /// An entry was applied to one of these streams.
-    Streams(Vec<Vec<u8>>),
+    /// An entry was applied to one of these streams, named by the hashes of their keys, behind this id. Or the node's role or epoch
+    /// changed.
+    Streams(Vec<(u64, StreamId)>),
     /// The store's keys are counted, or `Host::applied` moved.
     Counted,
     /// The cluster answered an operator's command.
@@ -153,6 +157,8 @@ pub struct NodeFacts {
     pub clients: ClientCounts,
     /// What of its data was damaged and is whole again.
     pub repairs: RepairCount,
+    /// How long the turns of its loop took.
+    pub turns: Turns,
     /// Commands executed by all sessions since the start.
     pub commands: u64,
     /// The end of the log, its open frame included.
@@ -205,6 +211,10 @@ pub trait Host {
     fn now(&self) -> Instant;
     /// The time of this very moment; for what must not have been true some time ago.
     fn clock(&self) -> Instant;
+    /// How long this turn of the loop has lasted.
+    fn turn_time(&self) -> Duration;
+    /// A command took so long, `watchdog::SLOW` or longer.
+    fn report_slow(&mut self, command: &'static str, took: Duration);
     /// Wall clock of this turn of the loop, microseconds since the Unix epoch.
     fn wall_clock_us(&self) -> u64;
 

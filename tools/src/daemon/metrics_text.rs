@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::client_limits::ClientCounts;
 use super::host::{NodeFacts, ReplicationRow};
+use super::watchdog::Turns;
 
 /// Microseconds in a second.
 const SECOND_US: f64 = 1e6;
@@ -96,6 +97,7 @@ impl Page {
         self.single("clients", "gauge", "Client connections.", facts.clients.connected);
         self.clients(&facts.clients);
         self.single("commands_total", "counter", "Commands executed.", facts.commands);
+        self.turns(&facts.turns);
         let repairs = &facts.repairs;
         let help = "Damaged parts of the log that other nodes gave back.";
         self.single("log_repaired_ranges_total", "counter", help, repairs.ranges);
@@ -121,6 +123,16 @@ impl Page {
             self.single("lag_bytes", "gauge", "The leader's log that is not applied here.", following.lag_bytes);
             let lag = following.lag_us as f64 / SECOND_US;
             self.single("lag_seconds", "gauge", "For how long the oldest of it waits.", lag);
+        }
+    }
+
+    fn turns(&mut self, turns: &Turns) {
+        let help = "The longest turn of the loop: for so long no client was served.";
+        self.single("turn_seconds_max", "gauge", help, turns.longest.as_secs_f64());
+        self.single("slow_turns_total", "counter", "Turns of the loop of 50 ms and longer.", turns.slow);
+        self.family("slow_commands_total", "counter", "Commands that took 50 ms or longer, by name.");
+        for (command, count) in &turns.slow_commands {
+            self.sample("slow_commands_total", &[("command", command)], count);
         }
     }
 

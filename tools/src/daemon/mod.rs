@@ -49,6 +49,7 @@ pub mod simulated;
 pub mod tls;
 mod turn;
 pub mod users;
+mod watchdog;
 mod waterfall;
 mod waterfall_report;
 
@@ -64,6 +65,8 @@ mod session_tests;
 mod test_host;
 #[cfg(test)]
 mod transaction_tests;
+#[cfg(test)]
+mod turn_tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

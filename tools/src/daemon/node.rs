@@ -44,6 +44,7 @@ use super::repair::{self, RepairCount};
 use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
 use super::users::Users;
+use super::watchdog::Watchdog;
 use super::waterfall::{LEVELS, LevelsReached, ReplicaReached, Step, Waterfall};
 use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
 use crate::role;
@@ -70,7 +71,7 @@ const REPLACED_TIMEOUTS_MAX: u32 = 4;
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
 /// Changed keys that are looked up in one turn at most, to count the store's keys.
-const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
+pub(super) const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
 /// Counting that was asked for goes on for so long at most: keys may change faster.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -165,6 +166,10 @@ pub struct Node {
     counting_until: Option<Instant>,
     /// They were with this turn.
     counted: bool,
+    /// The store went back in this turn.
+    rolled_back: bool,
+    /// How long turns and commands take.
+    pub(super) watchdog: Watchdog,
 }
 
 /// A leader may answer nothing while no majority of the members confirms that it leads.
@@ -350,6 +355,8 @@ impl Node {
             more_to_apply: false,
             counting_until: None,
             counted: false,
+            rolled_back: false,
+            watchdog: Watchdog::default(),
             config,
         };
         node.set_now(now, world::wall_clock());
@@ -820,6 +827,7 @@ impl Node {
     /// The store went back to what a new leader has: replies about what it held are none any more.
     fn notice_rollback(&mut self) {
         let applied = self.store.applied();
+        self.rolled_back |= applied < self.applied_before;
         if applied < self.applied_before && self.abandoned.is_none() {
             self.abandoned = Some(format!("a failover took it back, this node's state ends at {applied} now"));
             self.queue = CommitQueue::default();
@@ -964,6 +972,7 @@ impl Node {
         queue.release(|level| self.released_at(level), ready);
         queue.release_settled(|| self.settled_at(), ready);
         self.queue = queue;
+        self.wake_readers(ready);
         if self.parking.is_empty() {
             return;
         }
@@ -979,7 +988,9 @@ impl Node {
             acknowledged: acknowledgements != self.acknowledged_seen || applied != self.applied_seen,
             fresh: self.heard.fresh != self.fresh_seen || (self.leads() && self.may_speak()),
             counted: std::mem::take(&mut self.counted),
-            turned: self.history.last_epoch() != self.epoch_seen || self.leads() != self.led_seen,
+            turned: self.history.last_epoch() != self.epoch_seen
+                || self.leads() != self.led_seen
+                || std::mem::take(&mut self.rolled_back),
         };
         self.epoch_seen = self.history.last_epoch();
         self.led_seen = self.leads();
@@ -987,6 +998,21 @@ impl Node {
         self.applied_seen = applied;
         self.acknowledged_seen = acknowledgements;
         self.parking.wake(news, ready);
+    }
+
+    /// Wakes who waits for entries of streams that were added since the last turn.
+    fn wake_readers(&mut self, ready: &mut Vec<SessionId>) {
+        if !self.parking.has_readers() {
+            return self.store.ignore_streams();
+        }
+        match self.store.take_added() {
+            Some(added) => added.into_iter().for_each(|(hash, newest)| self.parking.wake_readers(hash, newest, ready)),
+            // The store is another one, or too many streams changed to be named.
+            None => {
+                self.store.watch_streams();
+                self.parking.wake_all_readers(ready);
+            }
+        }
     }
 
     /// Commits up to the LSN that this gives hold `level`. `Local` follows the store: what is answered can be read.

@@ -18,6 +18,8 @@ use super::session::Client;
 pub struct Parked {
     what: What,
     deadline: Option<Instant>,
+    /// XREAD: the state was not good enough to be read; it waits for that first.
+    unready: Option<Wait>,
 }
 
 #[derive(Debug)]
@@ -41,54 +43,66 @@ fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
     (!timeout.is_zero()).then(|| host.now() + timeout)
 }
 
+fn wait_for(missing: Missing, floor: Lsn) -> Wait {
+    match missing {
+        Missing::Floor => Wait::Floor(floor),
+        Missing::Fresh | Missing::Replay => Wait::Fresh,
+    }
+}
+
 impl Parked {
     /// Until the log takes records again, or `deadline`: then the command is executed again.
     pub fn for_room(deadline: Option<Instant>) -> Parked {
-        Parked { what: What::Room, deadline }
+        Parked { what: What::Room, deadline, unready: None }
     }
 
     /// Until the state is good enough for a read with this floor, or `deadline`: then the command is executed again.
     pub fn for_reading(missing: Missing, floor: Lsn, deadline: Instant) -> Parked {
-        let wait = match missing {
-            Missing::Floor => Wait::Floor(floor),
-            Missing::Fresh | Missing::Replay => Wait::Fresh,
-        };
-        Parked { what: What::Readable(wait), deadline: Some(deadline) }
+        let wait = wait_for(missing, floor);
+        Parked { what: What::Readable(wait), deadline: Some(deadline), unready: None }
     }
 
     /// WAITLSN.
     pub fn for_applied(lsn: Lsn, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Applied(lsn), deadline: deadline(timeout, host) }
+        Parked { what: What::Applied(lsn), deadline: deadline(timeout, host), unready: None }
     }
 
     /// WAIT: `wanted` replicas that have applied `commit`.
     pub fn for_replicas(commit: Position, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Replicas { commit, wanted }, deadline: deadline(timeout, host) }
+        Parked { what: What::Replicas { commit, wanted }, deadline: deadline(timeout, host), unready: None }
     }
 
     /// WAITAOF: durable here if `local`, and on `wanted` replicas.
     pub fn for_durable(commit: Position, local: bool, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Durable { commit, local, wanted }, deadline: deadline(timeout, host) }
+        Parked { what: What::Durable { commit, local, wanted }, deadline: deadline(timeout, host), unready: None }
     }
 
     /// XREAD BLOCK.
     pub fn for_streams(request: ReadRequest, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Streams(request), deadline: deadline(timeout, host) }
+        Parked { what: What::Streams(request), deadline: deadline(timeout, host), unready: None }
     }
 
     /// DBSIZE: until `newest` is applied and the keys are counted.
     pub fn for_count(newest: Lsn, host: &dyn Host) -> Parked {
-        Parked { what: What::Count(newest), deadline: deadline(COUNT_TIME_MAX, host) }
+        Parked { what: What::Count(newest), deadline: deadline(COUNT_TIME_MAX, host), unready: None }
     }
 
     /// SWITCHOVER and its like: the cluster answers within a bounded time.
     pub fn for_cluster(answer: super::cluster::Reply) -> Parked {
-        Parked { what: What::Cluster(answer), deadline: None }
+        Parked { what: What::Cluster(answer), deadline: None, unready: None }
     }
 
     /// CLIENT LIST and KILL: answered within a turn.
     pub fn for_clients(answer: ClientReply) -> Parked {
-        Parked { what: What::Clients(answer), deadline: None }
+        Parked { what: What::Clients(answer), deadline: None, unready: None }
+    }
+
+    /// The memory that it takes.
+    pub fn kept_bytes(&self) -> usize {
+        match &self.what {
+            What::Streams(request) => request.kept_bytes(),
+            _ => 0,
+        }
     }
 
     /// XREAD BLOCK.
@@ -108,7 +122,9 @@ impl Parked {
             What::Readable(wait) => wait.clone(),
             What::Applied(lsn) => Wait::Applied(*lsn),
             What::Replicas { .. } | What::Durable { .. } => Wait::Acknowledged,
-            What::Streams(request) => Wait::Streams(request.keys().map(<[u8]>::to_vec).collect()),
+            What::Streams(request) => {
+                self.unready.clone().unwrap_or_else(|| Wait::Streams(request.awaited().collect()))
+            }
             What::Count(_) => Wait::Counted,
             What::Cluster(_) => Wait::Cluster,
             What::Clients(_) => Wait::Clients,
@@ -116,7 +132,7 @@ impl Parked {
     }
 
     /// The reply, once there is one: `Ok(Some(hold))`; `Ok(None)` when the session only goes on; `Err(self)`: wait on.
-    pub fn poll(self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
+    pub fn poll(mut self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
         let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
         // A failover may take the commit back while it is waited for: what replicas have at its LSN then is another one.
         if let What::Replicas { commit, .. } | What::Durable { commit, .. } = &self.what
@@ -150,6 +166,7 @@ impl Parked {
                 reply.count(replicas);
             }
             What::Streams(request) => {
+                self.unready = None;
                 match client.judge(host) {
                     Verdict::Ready => {}
                     Verdict::Refuse(error) => {
@@ -161,13 +178,17 @@ impl Parked {
                         reply.null_array();
                         return Ok(Some(Hold::Nothing));
                     }
-                    Verdict::Wait(_) => return Err(self),
+                    Verdict::Wait(missing) => {
+                        self.unready = Some(wait_for(missing, client.seen.lsn));
+                        return Err(self);
+                    }
                 }
                 let (view, hold) = client.read(host);
                 match request.read(&view, reply) {
                     // Judged again once it was read: the process may have been stopped in between.
                     Ok(true) if client.judge(host) != Verdict::Ready => {
                         reply.undo();
+                        self.unready = Some(Wait::Fresh);
                         return Err(self);
                     }
                     Ok(true) => return Ok(Some(hold)),

@@ -1,7 +1,7 @@
 //! The node's one thread: waits on the ring, hands each completion to its owner, and lets node and clients do their duties
 //! once a turn. The only place where crates, sockets and signals are wired together. Holds no protocol knowledge.
 //!
-//! A turn: 1. dispatch completions (input is executed, records land in the open frame) -> 2. the node seals, submits, ships,
+//! A turn: 1. sessions that left commands go on, dispatch completions (input is executed, records land in the open frame) -> 2. the node seals, submits, ships,
 //! applies and says whose replies are released -> 3. sessions are woken -> 4. what they wrote is sealed, what they answered is
 //! sent -> 5. one system call submits all of it and waits.
 
@@ -29,6 +29,7 @@ use super::signals::Signals;
 use super::tls::{Entrance, Tls, unopened, warn_of_open_doors};
 use super::turn;
 use super::users::{Grant, Users};
+use super::watchdog::Phases;
 use crate::config::{self, NodeConfig};
 
 const ACCEPT_CLIENTS: u64 = 0;
@@ -205,6 +206,7 @@ impl Reactor {
         let mut ready = Vec::new();
         loop {
             let timeout = self.node.timeout(world::now()).map_or(TURN_MAX, |timeout| timeout.min(TURN_MAX));
+            let timeout = if self.clients.have_yielded() { Duration::ZERO } else { timeout };
             self.ring.submit_and_wait(Some(timeout)).map_err(DaemonError::Ring)?;
             if self.turn(&mut ready)? {
                 break;
@@ -225,12 +227,14 @@ impl Reactor {
         let now = world::now();
         self.node.set_now(now, world::wall_clock());
         let mut ending = false;
+        self.clients.go_on(&mut self.node);
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
         for completion in completions.drain(..) {
             ending |= self.dispatch(&completion, now)?;
         }
         self.completions = completions;
+        let received = world::now();
         if now.duration_since(self.deadlines_checked) >= TURN_MAX {
             self.deadlines_checked = now;
             self.periodic(now, ready);
@@ -242,8 +246,14 @@ impl Reactor {
         for asked in self.node.take_client_asks() {
             self.clients.answer(asked, now, &mut self.node);
         }
+        let served = world::now();
         self.clients.flush(&mut self.ring, &mut self.node);
         self.node.account();
+        let ended = world::now();
+        let phases = Phases { input: received - now, node: served - received, output: ended - served };
+        if let Some(line) = self.node.watchdog.turn(&phases, ended) {
+            tracing::warn!("{line}");
+        }
         Ok(ending || self.node.ended().is_some())
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use bytes::{BufMut, BytesMut};
 
 /// One reply is at most this long; a longer one is replaced by an error that names this bound.
-pub const REPLY_BYTES_MAX: usize = 256 << 20;
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
 
 const _: () = assert!(REPLY_BYTES_MAX > 2 * super::resp::VALUE_BYTES_MAX);
 
@@ -18,6 +18,8 @@ pub struct Reply {
     pub resp3: bool,
     /// Where the reply in writing starts.
     start: usize,
+    /// Bytes of the reply that this is going to be a part of.
+    outer: usize,
     overflown: bool,
 }
 
@@ -51,12 +53,12 @@ impl Reply {
 
     /// An empty one for a part whose length must be known before it is written here.
     pub fn scratch(&self) -> Reply {
-        Reply { resp3: self.resp3, ..Reply::default() }
+        Reply { resp3: self.resp3, outer: self.outer + self.written(), ..Reply::default() }
     }
 
     /// Adds a part that was written apart.
     pub fn append(&mut self, part: Reply) {
-        if part.overflown || self.written() + part.buffered() > REPLY_BYTES_MAX {
+        if part.overflown || self.outer + self.written() + part.buffered() > REPLY_BYTES_MAX {
             self.overflown = true;
         } else if self.written() == 0 && self.start == 0 && self.bytes.capacity() < part.buffered() {
             self.bytes = part.bytes;
@@ -136,7 +138,7 @@ impl Reply {
 
     /// `$length` and the bytes.
     pub fn bulk(&mut self, bytes: &[u8]) {
-        if self.bytes.len() - self.start + bytes.len() > REPLY_BYTES_MAX {
+        if self.outer + self.written() + bytes.len() > REPLY_BYTES_MAX {
             self.overflown = true;
             return;
         }
@@ -196,19 +198,24 @@ impl Reply {
 }
 
 /// `number` in decimal, written into `text`.
-pub fn decimal(number: i64, text: &mut [u8; 20]) -> &[u8] {
-    let (mut rest, mut at) = (number.unsigned_abs(), text.len());
+pub fn digits(mut number: u64, text: &mut [u8; 20]) -> &[u8] {
+    let mut at = text.len();
     loop {
         at -= 1;
-        text[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
+        text[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &text[at..];
         }
     }
-    if number < 0 {
-        at -= 1;
-        text[at] = b'-';
+}
+
+/// The same with a sign where one is needed.
+pub fn decimal(number: i64, text: &mut [u8; 20]) -> &[u8] {
+    let at = text.len() - digits(number.unsigned_abs(), text).len();
+    if number >= 0 {
+        return &text[at..];
     }
-    &text[at..]
+    text[at - 1] = b'-';
+    &text[at - 1..]
 }

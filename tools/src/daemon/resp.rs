@@ -12,6 +12,8 @@ use walferry_cluster::message::TLS_FIRST_BYTES;
 
 /// A value, key or any other argument is at most this long.
 pub const VALUE_BYTES_MAX: usize = 16 << 20;
+/// A key that is written is at most this long.
+pub const KEY_BYTES_MAX: usize = 64 << 10;
 /// A command is at most this long, lengths and line ends included. A longer one is read past and answered with an error.
 pub const COMMAND_BYTES_MAX: usize = 24 << 20;
 /// A command has at most this many arguments; more is a protocol error.
@@ -149,6 +151,11 @@ impl<'a> Args<'a> {
     pub fn from(&self, first: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
         self.ranges.iter().skip(first).map(move |&(start, end)| &bytes[start as usize..end as usize])
+    }
+
+    /// The arguments from `first` on and before `last`.
+    pub fn span(&self, first: usize, last: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.from(first).take(last.saturating_sub(first))
     }
 
     /// The length of all arguments together.

@@ -23,14 +23,27 @@ use super::host::{Host, Refusal, SessionId, Wait};
 use super::outbox::{Acknowledged, Hold, Outbox, Settling};
 use super::parked::Parked;
 use super::reading::{self, Facts, Guarantee, Missing, Mode, Position, Strong, Verdict};
-use super::resp::{Args, COMMAND_BYTES_MAX, Parser, Progress, ProtocolError};
+use super::resp::{
+    Args, COMMAND_BYTES_MAX, KEY_BYTES_MAX, Parser, Progress, ProtocolError, UNAUTHENTICATED_ARG_BYTES_MAX,
+};
 use super::users::{User, Users};
+use super::watchdog;
 
 /// While a session cannot go on, no more than this is received for it.
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
 /// A buffer that one large command made larger than this is given back.
 const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
 
+/// A session that executed commands for so long in one turn goes on with the next one: the others are served in between.
+const SLICE: Duration = Duration::from_millis(2);
+/// The same in a turn that has lasted so long already.
+const LONG_TURN: Duration = Duration::from_millis(10);
+/// The clock is read after so many light commands, and after every other one.
+const LIGHT_COMMANDS: usize = 8;
+/// What a watched key takes besides its bytes.
+const WATCHED_BYTES: usize = 96;
+
+const _: () = assert!(SLICE.as_millis() < LONG_TURN.as_millis() && LONG_TURN.as_millis() < watchdog::SLOW.as_millis());
 const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && 2 * COMMAND_BYTES_MAX < INPUT_UNREAD_BYTES_MAX);
 
 /// What a node gives each new session.
@@ -111,6 +124,10 @@ impl Client {
 
     /// The client says who it is; false when that is not so.
     pub fn authenticate(&mut self, name: &[u8], password: &[u8]) -> bool {
+        if name.len().max(password.len()) > UNAUTHENTICATED_ARG_BYTES_MAX {
+            // It is nobody's, and hashing it would take long.
+            return false;
+        }
         let user = self.settings.users.borrow().authenticate(name, password);
         let right = user.is_some();
         if right {
@@ -246,6 +263,10 @@ pub struct Session {
     reads_ahead: bool,
     /// Commands were left because too much output was waiting.
     stalled: bool,
+    /// Commands were left for the next turn, because others have to be served.
+    yielded: bool,
+    /// Commands that were executed since the clock was read, if all of them were light.
+    light: usize,
     commands: u64,
     last_command: &'static str,
 }
@@ -311,6 +332,8 @@ impl Session {
             expelled: None,
             reads_ahead: false,
             stalled: false,
+            yielded: false,
+            light: 0,
             commands: 0,
             last_command: "",
         }
@@ -366,6 +389,8 @@ impl Session {
     fn execute_all(&mut self, bytes: &[u8], host: &mut dyn Host) -> usize {
         let mut at = 0;
         let mut parser = std::mem::take(&mut self.parser);
+        let began = host.turn_time();
+        let mut looked = began;
         while at < bytes.len() && self.is_runnable() {
             parser.unauthenticated = self.client.user.is_none();
             match parser.parse(&bytes[at..]) {
@@ -382,6 +407,14 @@ impl Session {
                     }
                     at += length;
                     parser.next();
+                    if self.light.is_multiple_of(LIGHT_COMMANDS) {
+                        let now = host.turn_time();
+                        if now - looked >= watchdog::SLOW {
+                            host.report_slow(self.last_command, now - looked);
+                        }
+                        looked = now;
+                        self.yielded = at < bytes.len() && (now - began >= SLICE || now >= LONG_TURN);
+                    }
                 }
                 Ok(Progress::TooLarge { bytes: length }) => {
                     self.refuse_large(host);
@@ -408,7 +441,7 @@ impl Session {
     }
 
     fn is_runnable(&self) -> bool {
-        self.parked.is_none() && !self.closing && !self.outbox.is_full()
+        self.parked.is_none() && !self.closing && !self.yielded && !self.outbox.is_full()
     }
 
     fn expel(&mut self, why: Farewell) {
@@ -462,6 +495,7 @@ impl Session {
         };
         self.commands += 1;
         self.last_command = spec.name;
+        self.light = if spec.is_light(args) { self.light + 1 } else { 0 };
         if let Some(transaction) = &mut self.client.transaction
             && !spec.ends_queueing(args)
         {
@@ -591,6 +625,9 @@ impl Session {
             return Err(format!("ERR {} is not allowed in a transaction", String::from_utf8_lossy(&args[0])));
         }
         if let Run::Write(_) = spec.run {
+            if spec.has_long_key(args) {
+                return Err(format!("ERR too large: a key has at most {KEY_BYTES_MAX} bytes"));
+            }
             match host.writable(self.client.level) {
                 Ok(()) | Err(Refusal::Busy) => {}
                 Err(refusal) => return Err(command::refusal_text(&refusal)),
@@ -666,7 +703,13 @@ impl Session {
         self.release_held(host);
         if let Some(parked) = self.parked.take() {
             self.outbox.reply.begin();
-            match parked.poll(&mut self.client, host, &mut self.outbox.reply) {
+            let began = host.turn_time();
+            let polled = parked.poll(&mut self.client, host, &mut self.outbox.reply);
+            let took = host.turn_time() - began;
+            if took >= watchdog::SLOW {
+                host.report_slow(self.last_command, took);
+            }
+            match polled {
                 Err(parked) => {
                     host.park(self.client.id, parked.wait());
                     self.parked = Some(parked);
@@ -680,6 +723,18 @@ impl Session {
             }
         }
         if !self.closing {
+            self.execute_kept(host);
+        }
+    }
+
+    /// True when commands were left for the next turn: call `go_on` then.
+    pub fn has_yielded(&self) -> bool {
+        self.yielded
+    }
+
+    /// Goes on with the commands that were left in the last turn.
+    pub fn go_on(&mut self, host: &mut dyn Host) {
+        if std::mem::take(&mut self.yielded) && self.parked.is_none() && !self.closing {
             self.execute_kept(host);
         }
     }
@@ -729,13 +784,15 @@ impl Session {
 
     /// True when no reply will come that is not in `output`, unless more input does.
     pub fn is_done(&self) -> bool {
-        !self.is_waiting() && !self.stalled
+        !self.is_waiting() && !self.stalled && !self.yielded
     }
 
     /// The memory that its client takes: what is half sent, queued, and not yet read.
     pub fn buffered_bytes(&self) -> usize {
         let queued = self.client.transaction.as_ref().map_or(0, Transaction::kept_bytes);
-        self.input.len() + queued + self.outbox.kept_bytes()
+        let parked = self.parked.as_ref().map_or(0, Parked::kept_bytes);
+        let watched: usize = self.client.watched.keys().map(|key| key.len() + WATCHED_BYTES).sum();
+        self.input.len() + queued + parked + watched + self.outbox.kept_bytes()
     }
 
     /// What CLIENT LIST tells.

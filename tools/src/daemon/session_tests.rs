@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use walferry_applier::store::overlay::hash_of;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
@@ -341,7 +342,10 @@ fn xread_waits_for_entries_that_are_durable() {
     let (mut host, mut reader) = pair();
     let mut writer = TestClient::with(&SessionSettings::default(), 2);
     assert_eq!(reader.send(&mut host, b"XREAD BLOCK 1000 STREAMS s t $ $\r\nPING\r\n"), "");
-    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::Streams(vec![b"s".to_vec(), b"t".to_vec()])));
+    assert_eq!(
+        host.parked.get(&SessionId(1)),
+        Some(&Wait::Streams(vec![(hash_of(b"s"), (0, 0)), (hash_of(b"t"), (0, 0))]))
+    );
     writer.send(&mut host, b"XADD t 1-0 f v\r\n");
     assert_eq!(reader.resume(&mut host), "");
     host.flush();
@@ -509,7 +513,7 @@ fn values_up_to_the_bound_are_kept_and_larger_ones_refused() {
     assert_eq!(client.ask(&mut host, "APPEND a x"), "-ERR too large: a value has at most 16777216 bytes\r\n");
     assert_eq!(client.ask(&mut host, "PING"), "+PONG\r\n");
     let gets = format!("MGET{}", " a".repeat(17));
-    assert!(client.ask(&mut host, &gets).starts_with("-ERR the reply would be larger than 268435456 bytes"));
+    assert!(client.ask(&mut host, &gets).starts_with("-ERR the reply would be larger than 67108864 bytes"));
 }
 
 #[test]

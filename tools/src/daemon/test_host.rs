@@ -19,6 +19,7 @@ use super::cluster::{Command, Reply};
 use super::host::{
     Evidence, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
+use super::node::COUNT_LOOKUPS_PER_TURN_MAX;
 use super::reading::Strong;
 use super::session::{Session, SessionSettings};
 
@@ -64,6 +65,10 @@ pub struct TestHost {
     pub staleness: Option<Duration>,
     /// Whether it answers strong reads.
     pub strong: Strong,
+    /// When this turn began, for tests of how long it takes; none: turns take no time.
+    pub turn_began: Option<Instant>,
+    /// Commands that sessions found slow.
+    pub slow: Vec<(&'static str, Duration)>,
     /// After so many looks at the clock the process is stopped for so long: it loses its lease, and its state gets older.
     pub stopped_after: Cell<Option<(u32, Duration)>>,
     _dir: TempDir,
@@ -102,6 +107,8 @@ impl TestHost {
             committed: None,
             staleness: Some(Duration::ZERO),
             strong: Strong::Held,
+            turn_began: None,
+            slow: Vec::new(),
             stopped_after: Cell::new(None),
             _dir: dir,
         }
@@ -134,6 +141,16 @@ impl TestHost {
         self.open_start = header.end();
         self.flushed = header.end();
         self.pending.forget(self.flushed);
+    }
+
+    /// Everything that is durable goes into the store's file.
+    pub fn checkpoint(&mut self) {
+        self.flush();
+        self.store.ask_for_checkpoint(self.flushed, true);
+        while self.store.durable_applied() < self.flushed {
+            self.store.poll_checkpoint(Lsn::MAX).expect("a checkpoint");
+            self.store.settle().expect("a checkpoint");
+        }
     }
 
     /// A remote level has reached everything.
@@ -171,6 +188,12 @@ impl Host for TestHost {
             None => self.now,
         }
     }
+    fn turn_time(&self) -> Duration {
+        self.turn_began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+    fn report_slow(&mut self, command: &'static str, took: Duration) {
+        self.slow.push((command, took));
+    }
     fn wall_clock_us(&self) -> u64 {
         1_700_000_000_123_456
     }
@@ -181,7 +204,7 @@ impl Host for TestHost {
         &self.pending
     }
     fn count_keys(&mut self) -> Result<KeyCount, StoreError> {
-        self.store.count_keys(usize::MAX)
+        self.store.count_keys(COUNT_LOOKUPS_PER_TURN_MAX)
     }
     fn writable(&self, _: CommitLevel) -> Result<(), Refusal> {
         self.refusal.clone().map_or(Ok(()), Err)

@@ -239,7 +239,11 @@ fn clients_asked(subcommand: &[u8], args: &Args<'_>) -> Result<ClientAsk, Comman
     if subcommand == b"LIST" {
         return match args.len() {
             2 => Ok(ClientAsk::List(Vec::new())),
-            4.. if is(2, b"ID") => args.from(3).map(number).collect::<Result<_, _>>().map(ClientAsk::List),
+            4.. if is(2, b"ID") => {
+                let mut ids = args.from(3).map(number).collect::<Result<Vec<_>, _>>()?;
+                ids.sort_unstable();
+                Ok(ClientAsk::List(ids))
+            }
             _ => Err(CommandError::unsupported(&args[2], "CLIENT LIST")),
         };
     }

@@ -11,6 +11,7 @@ use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
 
+use super::glob::Glob;
 use super::replication::poll_or_park;
 use super::view::{Kind, View};
 use super::{CommandError, Executed, Outcome, Writer, integer};
@@ -18,7 +19,7 @@ use super::{CommandError, Executed, Outcome, Writer, integer};
 /// SCAN looks at this many keys when no COUNT is given.
 const SCAN_COUNT_DEFAULT: usize = 10;
 /// SCAN looks at no more keys than this, whatever COUNT says.
-const SCAN_COUNT_MAX: usize = 10_000;
+const SCAN_COUNT_MAX: usize = 4096;
 
 /// DEL key...
 pub fn del(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
@@ -67,7 +68,7 @@ pub fn dbsize(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mu
 }
 
 struct ScanOptions<'a> {
-    pattern: Option<&'a [u8]>,
+    pattern: Option<Glob>,
     kind: Option<&'a [u8]>,
     count: usize,
 }
@@ -78,7 +79,7 @@ fn scan_options<'a>(args: &Args<'a>) -> Result<ScanOptions<'a>, CommandError> {
     while let Some(option) = rest.next() {
         let value = rest.next();
         match (&option.to_ascii_uppercase()[..], value) {
-            (b"MATCH", Some(pattern)) => options.pattern = Some(pattern),
+            (b"MATCH", Some(pattern)) => options.pattern = Some(Glob::new(pattern)?),
             (b"TYPE", Some(kind)) => options.kind = Some(kind),
             (b"COUNT", Some(count)) => match integer(count).ok_or(CommandError::NotAnInteger)? {
                 count @ 1.. => options.count = usize::try_from(count).unwrap_or(usize::MAX).min(SCAN_COUNT_MAX),
@@ -97,7 +98,7 @@ pub fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
     let options = scan_options(args)?;
     let (next, mut keys) = view.scan(cursor, options.count)?;
     if let Some(pattern) = options.pattern {
-        keys.retain(|key| glob_matches(pattern, key));
+        keys.retain(|key| pattern.matches(key));
     }
     if let Some(wanted) = options.kind {
         let mut kept = Vec::new();
@@ -120,72 +121,4 @@ pub fn scan(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
         reply.bulk(key);
     }
     Ok(())
-}
-
-/// Whether `text` matches a pattern of redis-server's kind: `*`, `?`, `[a-c]`, `[^a]`, `\` before a character meant as itself.
-/// Takes at most `pattern * text` steps, whatever the pattern.
-pub fn glob_matches(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    // Where to go on when a match fails: after the last star, which then swallows one more byte.
-    let mut star: Option<(usize, usize)> = None;
-    loop {
-        if pattern.get(p) == Some(&b'*') {
-            p += 1;
-            star = Some((p, t));
-            continue;
-        }
-        match text.get(t) {
-            None if p == pattern.len() => return true,
-            // No star can help: the text is too short.
-            None => return false,
-            Some(&byte) => match glob_one(&pattern[p..], byte) {
-                Some(length) => (p, t) = (p + length, t + 1),
-                None => {
-                    let Some((after, from)) = star else {
-                        return false;
-                    };
-                    (p, t) = (after, from + 1);
-                    star = Some((after, from + 1));
-                }
-            },
-        }
-    }
-}
-
-/// The length of the pattern's first element, if it matches `byte`.
-fn glob_one(pattern: &[u8], byte: u8) -> Option<usize> {
-    match pattern {
-        [] => None,
-        [b'?', ..] => Some(1),
-        [b'\\', escaped, ..] => (*escaped == byte).then_some(2),
-        [b'[', rest @ ..] => {
-            let negated = rest.first() == Some(&b'^');
-            let (matched, length) = glob_class(&rest[usize::from(negated)..], byte);
-            (matched != negated).then_some(1 + usize::from(negated) + length)
-        }
-        [literal, ..] => (*literal == byte).then_some(1),
-    }
-}
-
-/// Whether `byte` is in the class, and the class's length with its bracket. An open class ends with the pattern.
-fn glob_class(class: &[u8], byte: u8) -> (bool, usize) {
-    let (mut at, mut matched) = (0, false);
-    loop {
-        match &class[at..] {
-            [] => return (matched, at),
-            [b']', ..] => return (matched, at + 1),
-            [b'\\', escaped, ..] => {
-                matched |= *escaped == byte;
-                at += 2;
-            }
-            [low, b'-', high, ..] => {
-                matched |= (*low.min(high)..=*low.max(high)).contains(&byte);
-                at += 3;
-            }
-            [literal, ..] => {
-                matched |= *literal == byte;
-                at += 1;
-            }
-        }
-    }
 }

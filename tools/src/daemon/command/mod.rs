@@ -4,13 +4,14 @@
 //! gets the session itself. None of them knows what its reply is held for: the session decides by what they did.
 
 pub mod connection;
+pub mod glob;
 pub mod keys;
 pub mod reading;
 pub mod replication;
 pub mod server;
 pub mod stream;
 pub mod string;
-mod table;
+pub mod table;
 pub mod transaction;
 pub mod view;
 
@@ -20,7 +21,7 @@ use super::host::{Host, Refusal};
 use super::outbox::Hold;
 use super::parked::Parked;
 use super::reply::Reply;
-use super::resp::Args;
+use super::resp::{Args, KEY_BYTES_MAX};
 use super::session::Client;
 use view::{Overlay, View};
 
@@ -106,7 +107,17 @@ pub fn find(args: &Args<'_>) -> Result<&'static Spec, String> {
         exact @ 0.. => args.len() == exact as usize,
         at_least => args.len() >= at_least.unsigned_abs() as usize,
     };
-    if enough { Ok(spec) } else { Err(wrong_arity(spec.name)) }
+    if !enough {
+        return Err(wrong_arity(spec.name));
+    }
+    let args_max = spec.args_max();
+    if args.len() > args_max {
+        return Err(format!("ERR too many arguments for '{}' command: it takes at most {}", spec.name, args_max - 1));
+    }
+    if spec.has_long_argument(args) {
+        return Err(format!("ERR too large: an argument of '{}' has at most {KEY_BYTES_MAX} bytes", spec.name));
+    }
+    Ok(spec)
 }
 
 /// The command of this name in any case.

@@ -6,9 +6,10 @@ use crate::daemon::host::{Following, Host, InfoSection, NodeFacts, ReplicationRo
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
+use crate::daemon::watchdog::Turns;
 
 use super::connection::{REDIS_VERSION, unknown_subcommand};
-use super::keys::glob_matches;
+use super::glob::Glob;
 use super::{COMMANDS, Outcome, Spec, lookup, wrong_arity};
 
 /// TIME
@@ -36,8 +37,14 @@ pub fn config(_: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut 
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into();
     all.extend(host.config());
-    let wanted = |key: &str| args.from(2).any(|pattern| glob_matches(&pattern.to_ascii_lowercase(), key.as_bytes()));
-    all.retain(|(key, _)| wanted(key));
+    let patterns: Result<Vec<Glob>, _> = args.from(2).map(|pattern| Glob::new(&pattern.to_ascii_lowercase())).collect();
+    match patterns {
+        Ok(patterns) => all.retain(|(key, _)| patterns.iter().any(|pattern| pattern.matches(key.as_bytes()))),
+        Err(error) => {
+            reply.error(error);
+            return Outcome::DONE;
+        }
+    }
     reply.map(all.len());
     for (key, value) in &all {
         reply.bulk(key.as_bytes());
@@ -164,12 +171,21 @@ fn sections(host: &dyn Host) -> Vec<InfoSection> {
                 line("killed_clients", &facts.clients.killed),
                 line("http_disconnections", &facts.clients.http),
                 line("client_query_buffer_limit_disconnections", &facts.clients.unread),
+                line("longest_turn_us", &facts.turns.longest.as_micros()),
+                line("slow_turns", &facts.turns.slow),
+                line("slow_commands", &facts.turns.slow_commands.values().sum::<u64>()),
+                line("slowest_command", &slowest(&facts.turns)),
             ],
         ),
         ("Replication", replication(host, &facts)),
     ];
     sections.extend(host.info_sections());
     sections
+}
+
+/// The command that held up the others longest.
+fn slowest(turns: &Turns) -> String {
+    turns.slowest.map(|(name, took)| format!("name={name},us={}", took.as_micros())).unwrap_or_default()
 }
 
 /// INFO never waits: while changed keys are being counted the number is an estimate, and the next INFO has it.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use walferry_applier::record::Effect;
+use walferry_applier::store::overlay::hash_of;
 
 use crate::daemon::host::Host;
 use crate::daemon::parked::Parked;
-use crate::daemon::reply::Reply;
+use crate::daemon::reply::{Reply, digits};
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
 
@@ -16,6 +17,15 @@ use super::{CommandError, Executed, Outcome, Writer, answer, integer, wrong_arit
 
 const ID_MIN: Id = (0, 0);
 const ID_MAX: Id = (u64::MAX, u64::MAX);
+/// Entries of one XRANGE or XREVRANGE at most.
+pub const ENTRIES_MAX: usize = 128 << 10;
+/// An XREAD ends with this many entries, or bytes of them: what is left comes with the next one.
+const XREAD_ENTRIES_MAX: usize = 32 << 10;
+const XREAD_BYTES_MAX: usize = 16 << 20;
+/// Streams of one XREAD at most.
+pub const XREAD_STREAMS_MAX: usize = 1 << 10;
+/// What a stream that is waited for takes besides its key: in the request, and where the node finds who waits for it.
+const STREAM_BYTES: usize = 256;
 /// Options of redis-server's XADD that this server does not have.
 const XADD_UNSUPPORTED: [&[u8]; 4] = [b"NOMKSTREAM", b"MAXLEN", b"MINID", b"LIMIT"];
 
@@ -112,21 +122,31 @@ pub fn xlen(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Executed {
 }
 
 fn write_id(id: Id, reply: &mut Reply) {
-    reply.text(format_args!("{}-{}", id.0, id.1));
+    let (mut ms, mut seq) = ([0; 20], [0; 20]);
+    let (ms, seq) = (digits(id.0, &mut ms), digits(id.1, &mut seq));
+    let mut text = [0; 41];
+    text[..ms.len()].copy_from_slice(ms);
+    text[ms.len()] = b'-';
+    let length = ms.len() + 1 + seq.len();
+    text[ms.len() + 1..length].copy_from_slice(seq);
+    reply.bulk(&text[..length]);
 }
 
-/// The entries from `from` to `to`, both included, as an array; false (and nothing written) when there are none.
-fn write_entries(
-    view: &View<'_>,
-    key: &[u8],
+/// What of a stream is wanted.
+#[derive(Clone, Copy)]
+struct Part {
     span: (Id, Id),
     reverse: bool,
     limit: usize,
-    reply: &mut Reply,
-) -> Result<bool, CommandError> {
+    /// Bytes with which it ends, complete or not.
+    bytes_max: usize,
+}
+
+/// Entries as an array; how many, and with none nothing is written.
+fn write_entries(view: &View<'_>, key: &[u8], part: Part, reply: &mut Reply) -> Result<usize, CommandError> {
     let mut count = 0;
     let mut entries = reply.scratch();
-    view.range(key, span, reverse, limit, &mut |id, encoded| {
+    view.range(key, part.span, part.reverse, part.limit, &mut |id, encoded| {
         count += 1;
         entries.array(2);
         write_id(id, &mut entries);
@@ -134,13 +154,13 @@ fn write_entries(
         for field in fields(encoded) {
             entries.bulk(field);
         }
-        !entries.is_over()
+        !entries.is_over() && entries.buffered() < part.bytes_max
     })?;
     if count > 0 {
         reply.array(count);
         reply.append(entries);
     }
-    Ok(count > 0)
+    Ok(count)
 }
 
 /// XRANGE key start end [COUNT count]
@@ -179,9 +199,21 @@ fn range(view: &View<'_>, args: &Args<'_>, (start, end): (&[u8], &[u8]), reverse
     };
     if view.stream(&args[1])?.is_none() {
         reply.array(0);
-    } else if limit == 0 {
+        return Ok(());
+    }
+    if limit == 0 {
         reply.null_array();
-    } else if from > to || !write_entries(view, &args[1], (from, to), reverse, limit, reply)? {
+        return Ok(());
+    }
+    let bounded = limit.min(ENTRIES_MAX + 1);
+    let part = Part { span: (from, to), reverse, limit: bounded, bytes_max: usize::MAX };
+    let count = if from > to { 0 } else { write_entries(view, &args[1], part, reply)? };
+    if count > ENTRIES_MAX {
+        return Err(CommandError::text(format!(
+            "ERR the reply would have more than {ENTRIES_MAX} entries: ask for less (COUNT)"
+        )));
+    }
+    if count == 0 {
         reply.array(0);
     }
     Ok(())
@@ -223,6 +255,9 @@ impl ReadRequest {
                 "ERR Unbalanced XREAD list of streams: for each stream key an ID or '$' must be specified.",
             ));
         }
+        if count / 2 > XREAD_STREAMS_MAX {
+            return Err(CommandError::text(format!("ERR XREAD takes at most {XREAD_STREAMS_MAX} streams")));
+        }
         for index in first..first + count / 2 {
             let (key, id) = (&args[index], &args[index + count / 2]);
             let stream = view.stream(key)?;
@@ -240,21 +275,40 @@ impl ReadRequest {
         Ok(Some(request))
     }
 
-    /// The streams' keys.
-    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        self.streams.iter().map(|(key, _)| key.as_slice())
+    /// What is waited for: the hash of each stream's key, and the id that a new entry is behind.
+    pub fn awaited(&self) -> impl Iterator<Item = (u64, Id)> {
+        self.streams.iter().map(|(key, after)| (hash_of(key), *after))
+    }
+
+    /// The memory that it takes while it is waited for.
+    pub fn kept_bytes(&self) -> usize {
+        self.streams.iter().map(|(key, _)| key.len() + STREAM_BYTES).sum()
     }
 
     /// Writes what there is; false (and nothing written) when there is nothing.
     pub fn read(&self, view: &View<'_>, reply: &mut Reply) -> Result<bool, CommandError> {
-        let mut count = 0;
+        let (mut count, mut entries_left) = (0, XREAD_ENTRIES_MAX);
         let mut streams = reply.scratch();
         for (key, after) in &self.streams {
+            let bytes_left = XREAD_BYTES_MAX.saturating_sub(streams.buffered());
+            if entries_left == 0 || bytes_left == 0 {
+                break;
+            }
             let Some(from) = next_id(*after) else {
                 continue;
             };
-            let mut entries = reply.scratch();
-            if write_entries(view, key, (from, ID_MAX), false, self.limit, &mut entries)? {
+            // Cheaper than to look for entries, and what most of many streams answer.
+            match view.stream(key) {
+                Ok(Some(stream)) if stream.last_id > *after => {}
+                Ok(_) | Err(CommandError::WrongType) => continue,
+                Err(error) => return Err(error),
+            }
+            let limit = self.limit.min(entries_left);
+            let part = Part { span: (from, ID_MAX), reverse: false, limit, bytes_max: bytes_left };
+            let mut entries = streams.scratch();
+            let written = write_entries(view, key, part, &mut entries)?;
+            if written > 0 {
+                entries_left -= written;
                 count += 1;
                 if !reply.resp3 {
                     streams.array(2);

@@ -1,9 +1,18 @@
 //! The table of commands: the one place that names them all. COMMAND tells what stands here.
 
-use crate::daemon::resp::Args;
+use crate::daemon::resp::{Args, KEY_BYTES_MAX};
 use crate::daemon::users::Grant;
 
+use super::stream::XREAD_STREAMS_MAX;
+use super::transaction::WATCHED_KEYS_MAX;
 use super::{Control, Read, Write, connection, keys, reading, replication, server, stream, string, transaction};
+
+/// Keys (of MSET: pairs) of one command at most.
+pub const KEYS_MAX: usize = 16 << 10;
+/// Names or numbers that COMMAND and CLIENT are asked for at most.
+pub const NAMES_MAX: usize = 1 << 10;
+/// Arguments of a command that is not named in `Spec::args_max`.
+pub const ARGS_MAX: usize = 64;
 
 /// How a command is executed.
 #[derive(Clone, Copy)]
@@ -52,6 +61,59 @@ impl Spec {
         let subcommand = |word: &str| args.get(1).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
         let of_operators = ADMIN_SUBCOMMANDS.iter().any(|(name, word)| *name == self.name && subcommand(word));
         if flagged("write") || flagged("admin") || of_operators { Grant::All } else { Grant::Read }
+    }
+
+    /// Arguments with the name at most: what one command may take of the loop's time.
+    pub fn args_max(&self) -> usize {
+        match self.name {
+            "exists" | "del" | "mget" => KEYS_MAX + 1,
+            "mset" | "xadd" => 2 * KEYS_MAX + 3,
+            "watch" => WATCHED_KEYS_MAX + 1,
+            // COUNT, BLOCK and STREAMS; then keys and ids.
+            "xread" => 2 * XREAD_STREAMS_MAX + 6,
+            "client" | "command" => NAMES_MAX + 3,
+            _ => ARGS_MAX,
+        }
+    }
+
+    /// Takes long for how few arguments it has and how little it may answer.
+    pub fn is_heavy(&self) -> bool {
+        const HEAVY: &[&str] = &[
+            "scan",
+            "info",
+            "waterfall",
+            "describe",
+            "replication",
+            "config",
+            "command",
+            "acl",
+            "role",
+            "hello",
+            "dbsize",
+        ];
+        HEAVY.contains(&self.name)
+    }
+
+    /// One of the commands that take about a microsecond.
+    pub fn is_light(&self, args: &Args<'_>) -> bool {
+        args.len() <= 8
+            && self.keys == ONE
+            && matches!(self.run, Run::Read(_) | Run::Write(_))
+            && self.group == "string"
+    }
+
+    /// Words, numbers and names are not as long as values.
+    pub fn has_long_argument(&self, args: &Args<'_>) -> bool {
+        let short = matches!(self.run, Run::Control(_)) && !matches!(self.name, "ping" | "echo");
+        short && args.from(1).any(|arg| arg.len() > KEY_BYTES_MAX)
+    }
+
+    /// True when a key is longer than a key may be.
+    pub fn has_long_key(&self, args: &Args<'_>) -> bool {
+        let (first, last, step) = self.keys;
+        let first = usize::try_from(first).unwrap_or(0);
+        let last = if last < 0 { args.len() } else { last as usize + 1 };
+        first > 0 && args.span(first, last).step_by(step.max(1) as usize).any(|key| key.len() > KEY_BYTES_MAX)
     }
 
     /// Not allowed between MULTI and EXEC.

@@ -16,8 +16,12 @@ use super::view::{Overlay, View};
 use super::{CommandError, Outcome, Run, Spec, Writer, answer, refusal_text};
 
 /// A transaction has at most this many commands...
-pub const TRANSACTION_COMMANDS_MAX: usize = 64 << 10;
-/// ...of at most this many bytes and arguments together.
+pub const TRANSACTION_COMMANDS_MAX: usize = 16 << 10;
+/// ...and so many arguments, the commands' names included...
+pub const TRANSACTION_ARGS_MAX: usize = 64 << 10;
+/// ...and so many of the commands that take long for how small they are: it is executed in one go.
+pub const TRANSACTION_HEAVY_MAX: usize = 8;
+/// All of it takes at most so many bytes.
 pub const TRANSACTION_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 /// A session watches at most this many keys.
 pub const WATCHED_KEYS_MAX: usize = 4096;
@@ -31,6 +35,7 @@ pub struct Transaction {
     bytes: Vec<u8>,
     ranges: Vec<(u32, u32)>,
     commands: Vec<Queued>,
+    heavy: usize,
     aborted: bool,
 }
 
@@ -53,10 +58,16 @@ impl Transaction {
             return Ok(());
         }
         let bytes = self.bytes.len() + args.bytes_len() + (self.ranges.len() + args.len()) * size_of::<(u32, u32)>();
-        if self.commands.len() >= TRANSACTION_COMMANDS_MAX || bytes > TRANSACTION_BYTES_MAX {
+        self.heavy += usize::from(spec.is_heavy());
+        let fits = self.commands.len() < TRANSACTION_COMMANDS_MAX
+            && self.ranges.len() + args.len() <= TRANSACTION_ARGS_MAX
+            && bytes <= TRANSACTION_BYTES_MAX
+            && self.heavy <= TRANSACTION_HEAVY_MAX;
+        if !fits {
             self.abort();
             return Err(format!(
-                "ERR a transaction has at most {TRANSACTION_COMMANDS_MAX} commands of at most {TRANSACTION_BYTES_MAX} bytes"
+                "ERR a transaction has at most {TRANSACTION_COMMANDS_MAX} commands with {TRANSACTION_ARGS_MAX} arguments of \
+                 {TRANSACTION_BYTES_MAX} bytes in all, and {TRANSACTION_HEAVY_MAX} of the kind of SCAN and INFO"
             ));
         }
         let first = self.ranges.len();
