@@ -271,12 +271,19 @@ mod tests {
         let facts = NodeFacts {
             name: "a\"\\".to_owned(),
             staleness: Some(Duration::from_millis(1500)),
+            turns: Turns {
+                longest: Duration::from_millis(250),
+                slow_commands: [("exec", 2)].into(),
+                ..Turns::default()
+            },
             ..NodeFacts::default()
         };
         let text = render(&Snapshot { facts, replicas: vec![row], accounting });
         for line in [
             "walferry_node_info{name=\"a\\\"\\\\\",role=\"leader\",cluster_id=\"\"} 1",
             "walferry_staleness_seconds 1.5",
+            "walferry_turn_seconds_max 0.25",
+            "walferry_slow_commands_total{command=\"exec\"} 2",
             "walferry_replica_lag_seconds{replica=\"b\"} 0.0015",
             "walferry_replica_lsn_bytes{replica=\"b\",position=\"flushed\"} 4096",
             "walferry_saved_flushes_total 8",

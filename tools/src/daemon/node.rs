@@ -72,6 +72,10 @@ const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
 /// Changed keys that are looked up in one turn at most, to count the store's keys.
 pub(super) const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
+/// So many at once; then the time is looked at. Where the store's file is not in memory each of them reads from the disk.
+const COUNT_LOOKUPS_AT_ONCE: usize = 32;
+/// After so long the next turn goes on.
+const COUNT_TURN_TIME_MAX: Duration = Duration::from_millis(2);
 /// Counting that was asked for goes on for so long at most: keys may change faster.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -729,7 +733,15 @@ impl Node {
 
     /// How many keys the store has; goes on counting with the next turns when that is not known exactly.
     pub(super) fn count_some_keys(&mut self) -> Result<KeyCount, StoreError> {
-        let count = self.store.count_keys(COUNT_LOOKUPS_PER_TURN_MAX)?;
+        let (began, mut lookups) = (world::now(), 0);
+        let count = loop {
+            let count = self.store.count_keys(COUNT_LOOKUPS_AT_ONCE)?;
+            lookups += COUNT_LOOKUPS_AT_ONCE;
+            let over = lookups >= COUNT_LOOKUPS_PER_TURN_MAX || world::now() - began >= COUNT_TURN_TIME_MAX;
+            if count.is_exact || over {
+                break count;
+            }
+        };
         if count.is_exact {
             self.counted |= self.counting_until.take().is_some();
         } else if self.counting_until.is_none() {

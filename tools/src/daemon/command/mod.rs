@@ -110,9 +110,9 @@ pub fn find(args: &Args<'_>) -> Result<&'static Spec, String> {
     if !enough {
         return Err(wrong_arity(spec.name));
     }
-    let args_max = spec.args_max();
-    if args.len() > args_max {
-        return Err(format!("ERR too many arguments for '{}' command: it takes at most {}", spec.name, args_max - 1));
+    if args.len() > table::ARGS_MAX && args.len() > spec.args_max() {
+        let most = spec.args_max() - 1;
+        return Err(format!("ERR too many arguments for '{}' command: it takes at most {most}", spec.name));
     }
     if spec.has_long_argument(args) {
         return Err(format!("ERR too large: an argument of '{}' has at most {KEY_BYTES_MAX} bytes", spec.name));

@@ -11,7 +11,7 @@ use super::{Control, Read, Write, connection, keys, reading, replication, server
 pub const KEYS_MAX: usize = 16 << 10;
 /// Names or numbers that COMMAND and CLIENT are asked for at most.
 pub const NAMES_MAX: usize = 1 << 10;
-/// Arguments of a command that is not named in `Spec::args_max`.
+/// Arguments of a command that is not named in `Spec::args_max`; the least of all these bounds.
 pub const ARGS_MAX: usize = 64;
 
 /// How a command is executed.
