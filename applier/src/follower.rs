@@ -599,7 +599,11 @@ impl Follower {
                     self.receive_raw(ring, log);
                     break;
                 }
-                Ok(Progress::Wait) => break,
+                Ok(Progress::Wait) => {
+                    // It is this node that does not listen: that says nothing of the leader.
+                    self.heard_at = now;
+                    break;
+                }
                 Err(StepError::Link(error)) => self.fail(error, now),
                 Err(StepError::Follow(error)) => return Err(error),
             }
@@ -624,21 +628,32 @@ impl Follower {
                 self.welcomed(&welcome, log, store, history)?;
                 self.receiver.accept();
                 self.phase = Phase::Streaming;
-                self.backoff = BACKOFF_MIN;
-                self.last_error.clear();
                 Ok(Progress::Again)
             }
             Step::Refuse(refuse) => Err(LinkError::Refused { code: refuse.code, text: refuse.text }.into()),
             Step::Frame { wire_bytes, traced } => self.take_frame(wire_bytes, traced, log, now),
             Step::Heartbeat(heartbeat) => {
-                self.heard(heartbeat, now);
+                let has_all = log.sealed() >= heartbeat.end;
+                self.heard(heartbeat, has_all, now);
                 Ok(Progress::Again)
             }
             Step::Raw => self.take_raw(log, now),
         }
     }
 
-    fn heard(&mut self, heartbeat: Heartbeat, now: Instant) {
+    /// The link has brought something, or there is nothing to bring: one that is welcomed and fails before that, as when the leader
+    /// cannot read its own log, is not tried again at once.
+    fn works(&mut self) {
+        if self.backoff != BACKOFF_MIN || !self.last_error.is_empty() {
+            self.backoff = BACKOFF_MIN;
+            self.last_error.clear();
+        }
+    }
+
+    fn heard(&mut self, heartbeat: Heartbeat, has_all: bool, now: Instant) {
+        if has_all {
+            self.works();
+        }
         self.leader_end = heartbeat.end;
         self.leader_flushed = self.leader_flushed.max(heartbeat.flushed);
         self.committed = self.committed.max(heartbeat.committed);
@@ -667,6 +682,7 @@ impl Follower {
             self.leader_flushed = self.leader_flushed.max(frame.claimed().flushed);
             self.committed = self.committed.max(frame.claimed().committed);
         }
+        self.works();
         self.leader_end = self.leader_end.max(log.sealed());
         self.acks.handle_received(log.sealed(), now);
         if traced {
@@ -692,7 +708,11 @@ impl Follower {
 
     fn received_raw(&mut self, bytes: usize, log: &mut Log, now: Instant) -> Result<(), LinkError> {
         self.receiver.raw_done(bytes as u64);
+        let before = log.sealed();
         log.receive_advance(bytes, now)?;
+        if log.sealed() > before {
+            self.works();
+        }
         // A leader sends from its files only what it has made durable.
         self.leader_flushed = self.leader_flushed.max(log.sealed());
         self.leader_end = self.leader_end.max(log.sealed());

@@ -16,4 +16,6 @@ pub mod repair;
 pub mod replay;
 mod rewind;
 pub mod store;
+#[cfg(test)]
+mod test_replica;
 pub mod view;

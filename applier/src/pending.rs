@@ -24,6 +24,11 @@ impl Pending {
         self.order.is_empty()
     }
 
+    /// Memory in use, about.
+    pub fn bytes(&self) -> usize {
+        self.overlay.bytes()
+    }
+
     /// The record that ends at `lsn` was appended.
     pub fn record(&mut self, lsn: Lsn, record: &[u8], store: &Store) -> Result<(), StoreError> {
         for effect in effects(record) {

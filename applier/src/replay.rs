@@ -4,12 +4,24 @@
 use walferry_engine::error::RecoverError;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
+use walferry_engine::mutants;
 use walferry_engine::reader::LogReader;
 
 use crate::store::{Store, StoreError};
 
-/// Bytes of frames that are applied in one turn at most: what one turn may cost the clients.
-const APPLY_BYTES_PER_TURN_MAX: u64 = 4 << 20;
+/// Bytes of frames that are applied in one turn at most, and one frame: what one turn may cost the clients.
+pub const APPLY_BYTES_PER_TURN_MAX: u64 = 4 << 20;
+
+/// How applying ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// There is more to do at once.
+    More,
+    /// The store has everything that it may have now.
+    All,
+    /// Too many changes wait in memory for a checkpoint; its end wakes the node.
+    Waits,
+}
 
 /// Why the log cannot be applied. Fatal for the node.
 #[derive(Debug, thiserror::Error)]
@@ -22,30 +34,49 @@ pub enum ReplayError {
     Store(#[from] StoreError),
 }
 
-/// Applies what is durable here and ends at or before `limit`. True when there is more to do at once.
-pub fn apply_flushed(log: &mut Log, store: &mut Store, limit: Lsn) -> Result<bool, ReplayError> {
+/// Applies what is durable here and ends at or before `limit`, as far as the store has memory for it. What the log holds back
+/// meanwhile fills the log buffer, and then whoever sends to it waits.
+pub fn apply_flushed(log: &mut Log, store: &mut Store, limit: Lsn) -> Result<Applied, ReplayError> {
     if store.applied() < log.taken() {
         return replay_files(log, store, limit);
     }
     let begun = store.applied();
-    while let Some(frame) = log.next_flushed_until(limit) {
+    while !is_full(store) {
+        let Some(frame) = log.next_flushed_until(limit) else { return Ok(Applied::All) };
         store.apply(&frame)?;
         if store.applied().since(begun) >= APPLY_BYTES_PER_TURN_MAX {
-            return Ok(true);
+            return Ok(Applied::More);
         }
     }
-    Ok(false)
+    Ok(Applied::Waits)
 }
 
-/// Applies from the segment files what the log handed out before this process or a rollback.
-fn replay_files(log: &Log, store: &mut Store, limit: Lsn) -> Result<bool, ReplayError> {
-    let until = log.taken().min(limit);
-    let mut reader = LogReader::open(log.log_dir(), log.config().segment_bytes, store.applied(), until)?;
+fn is_full(store: &Store) -> bool {
+    store.overloaded() && !mutants::is_on("apply-without-bound")
+}
+
+/// Applies from the segment files what the log handed out before this process or a rollback, as much as one turn may.
+fn replay_files(log: &Log, store: &mut Store, limit: Lsn) -> Result<Applied, ReplayError> {
+    if is_full(store) {
+        return Ok(Applied::Waits);
+    }
+    let (begun, until) = (store.applied(), log.taken().min(limit));
+    let mut reader = LogReader::open(log.log_dir(), log.config().segment_bytes, begun, until)?;
     while let Some(frame) = reader.next_frame()? {
         if frame.header().end() > until {
-            return Ok(false);
+            return Ok(Applied::All);
         }
         store.apply(&frame)?;
+        if is_full(store) {
+            return Ok(Applied::Waits);
+        }
+        if store.applied().since(begun) >= APPLY_BYTES_PER_TURN_MAX {
+            return Ok(Applied::More);
+        }
     }
-    Ok(store.applied() == log.taken())
+    Ok(if store.applied() == log.taken() { Applied::More } else { Applied::All })
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -1,86 +1,20 @@
 //! A node dies after each step of a rewind; whatever the next start finds, nothing that was cut is lost.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use walferry_engine::limits::SEGMENT_BYTES_MIN;
-use walferry_engine::log::{LOST_DIR, LogConfig, SyncMethod};
+use walferry_engine::log::LOST_DIR;
 use walferry_engine::lsn::Epoch;
-use walferry_engine::ring::{Owner, Ring};
-use walferry_engine::waker::{WakeSource, Waker};
 
 use super::*;
-use crate::record::Effect;
-use crate::replay::apply_flushed;
-use crate::store::{STORE_DIR, StoreConfig};
+use crate::test_replica::{PATIENCE, Replica};
 use crate::view::View;
 
-/// No test waits longer for one event.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Commits before the fork, and behind it.
 const KEPT: u64 = 5;
 const CUT: u64 = 7;
 
-/// A node's log and store, without anything that drives them.
-struct Replica {
-    log: Log,
-    store: Store,
-    history: EpochHistory,
-    ring: Ring,
-    source: WakeSource,
-    _waker: Waker,
-}
-
 impl Replica {
-    fn open(dir: &Path) -> Replica {
-        let mut ring = Ring::new(256).expect("io_uring");
-        let (waker, source) = WakeSource::new().expect("eventfd");
-        source.arm(&mut ring);
-        let history = EpochHistory::load(dir).expect("a history");
-        let store_config =
-            StoreConfig { checkpoint_bytes: 1 << 20, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
-        let store = Store::open(&dir.join(STORE_DIR), store_config, Box::new(|| ())).expect("a store");
-        let config = LogConfig {
-            dir: dir.to_owned(),
-            segment_bytes: SEGMENT_BYTES_MIN,
-            write_depth: 4,
-            sync_method: SyncMethod::Dsync,
-            buffered: true,
-            commit_delay: Duration::ZERO,
-            log_buffer_bytes: 2 * SEGMENT_BYTES_MIN as usize,
-            keep_bytes_min: 0,
-        };
-        let opened = Log::open(config, store.applied(), &history, &mut ring, waker.clone());
-        let (log, _) = opened.expect("the log opens");
-        Replica { log, store, history, ring, source, _waker: waker }
-    }
-
-    /// Commits `key`, alone in its frame.
-    fn put(&mut self, key: u64) {
-        let mut record = Vec::new();
-        Effect::Put { key: &key.to_be_bytes(), value: b"v" }.encode_into(&mut record);
-        self.log.append(&record).expect("there is space");
-        let started = Instant::now();
-        while self.log.flushed() < self.log.end() || !self.log.idle() {
-            assert!(started.elapsed() < PATIENCE, "waited too long for the disk");
-            let now = Instant::now();
-            self.log.poll(&mut self.ring, now);
-            self.ring.submit_and_wait(Some(Duration::from_millis(2))).expect("the ring waits");
-            let mut completions = Vec::new();
-            self.ring.completions(&mut completions);
-            for completion in completions {
-                match completion.token.owner() {
-                    Owner::Wake => self.source.handle_completion(&completion, &mut self.ring),
-                    _ => self.log.handle_completion(&completion, now).expect("the disk works"),
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self) {
-        while apply_flushed(&mut self.log, &mut self.store, Lsn::MAX).expect("it applies") {}
-    }
-
     fn rewind(&mut self, dir: &Path, leads: &EpochHistory, steps: &[Step]) -> (Outcome, u64) {
         let mut lost_commits = 0;
         let start = leads.fork_with(&self.history, self.log.flushed());
@@ -175,7 +109,7 @@ fn checkpoint_that_ends_meanwhile_decides_before_anything_is_cut() {
     let end = replica.log.sealed();
     // It goes beyond the commit LSN, and its end was not looked at yet.
     replica.store.ask_for_checkpoint(end, true);
-    replica.store.poll_checkpoint(Lsn::ZERO).expect("handed to its thread");
+    replica.store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("handed to its thread");
     assert_eq!(replica.store.durable_applied(), Lsn::ZERO);
     let mut outcome = replica.rewind(dir.path(), &leads, &STEPS);
     let started = Instant::now();
@@ -194,7 +128,7 @@ fn store_of_another_epoch_below_the_fork_is_beyond_it() {
     let (mut replica, _, _) = former_leader(dir.path());
     let end = replica.log.sealed();
     replica.store.ask_for_checkpoint(end, true);
-    replica.store.poll_checkpoint(Lsn::ZERO).expect("handed to its thread");
+    replica.store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("handed to its thread");
     replica.store.settle().expect("written");
     // As long as the leader's, whose frames before that LSN are of another epoch.
     let leads = history(&[(2, Lsn::ZERO)]);

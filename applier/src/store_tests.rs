@@ -73,8 +73,12 @@ impl TestLog {
 }
 
 fn open(dir: &Path) -> Store {
-    let config =
-        StoreConfig { checkpoint_bytes: CHECKPOINT_BYTES_MIN, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
+    let config = StoreConfig {
+        checkpoint_bytes: CHECKPOINT_BYTES_MIN,
+        checkpoint_log_bytes: u64::MAX,
+        checkpoint_interval: Duration::MAX,
+        cache_bytes: 1 << 20,
+    };
     Store::open(dir, config, Box::new(|| ())).expect("a store in a temporary directory")
 }
 
@@ -184,10 +188,10 @@ fn check_range(view: &dyn View, key: &[u8], entries: &[(StreamId, Vec<u8>)], ran
 
 /// Waits for a checkpoint of everything.
 fn checkpoint(store: &mut Store) {
-    store.poll_checkpoint(Lsn::MAX).unwrap();
+    store.poll_checkpoint(Lsn::MAX, Instant::now()).unwrap();
     store.settle().unwrap();
     store.freeze();
-    store.poll_checkpoint(Lsn::MAX).unwrap();
+    store.poll_checkpoint(Lsn::MAX, Instant::now()).unwrap();
     store.settle().unwrap();
 }
 
@@ -215,7 +219,7 @@ fn the_store_equals_a_model_through_checkpoints_rollbacks_and_restarts() {
                     store = open(dir.path());
                     log.replay(&mut store);
                 }
-                _ => store.poll_checkpoint(Lsn::MAX).unwrap(),
+                _ => store.poll_checkpoint(Lsn::MAX, Instant::now()).unwrap(),
             }
             assert_eq!(store.applied(), log.end, "seed {seed} round {round}");
             check(&store, &model, &mut random);
@@ -274,13 +278,13 @@ fn a_checkpoint_waits_for_the_commit_lsn_unless_memory_runs_out() {
         log.replay(store);
     };
     fill(&mut log, &mut store, 0);
-    store.poll_checkpoint(Lsn::ZERO).unwrap();
+    store.poll_checkpoint(Lsn::ZERO, Instant::now()).unwrap();
     assert!(store.frozen.as_ref().is_some_and(|frozen| !frozen.writing), "nothing beyond the commit LSN is written");
     for number in 1..=OVERLAY_CHECKPOINTS_MAX as u64 + 1 {
         fill(&mut log, &mut store, number);
     }
     assert!(store.overloaded());
-    store.poll_checkpoint(Lsn::ZERO).unwrap();
+    store.poll_checkpoint(Lsn::ZERO, Instant::now()).unwrap();
     store.settle().unwrap();
     assert!(store.durable_applied() > Lsn::ZERO, "memory is bounded even without confirmations");
 }
@@ -339,12 +343,17 @@ fn open_with_one_record(dir: &Path) -> (Store, TestLog) {
 fn few_keys_written_again_and_again_still_get_a_checkpoint() {
     let dir = temporary();
     let limit = CHECKPOINT_BYTES_MIN as u64;
-    let config = StoreConfig { checkpoint_bytes: 64 << 20, checkpoint_log_bytes: limit, cache_bytes: 1 << 20 };
+    let config = StoreConfig {
+        checkpoint_bytes: 64 << 20,
+        checkpoint_log_bytes: limit,
+        checkpoint_interval: Duration::MAX,
+        cache_bytes: 1 << 20,
+    };
     let mut store = Store::open(dir.path(), config, Box::new(|| ())).expect("a store");
     let mut log = TestLog::default();
     while log.end <= Lsn(limit) {
         log.replay(&mut store);
-        store.poll_checkpoint(Lsn::MAX).expect("nothing to do");
+        store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("nothing to do");
         assert!(store.frozen.is_none(), "the log is {} bytes long", log.end.0);
         let mut record = Vec::new();
         Effect::Put { key: b"key", value: &[7; 100_000] }.encode_into(&mut record);
@@ -352,10 +361,10 @@ fn few_keys_written_again_and_again_still_get_a_checkpoint() {
     }
     log.replay(&mut store);
     // It waits for the commit LSN as every other.
-    store.poll_checkpoint(Lsn::ZERO).expect("it waits");
+    store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
     store.settle().expect("nothing is written");
     assert_eq!(store.durable_applied(), Lsn::ZERO);
-    store.poll_checkpoint(log.end).expect("it is written");
+    store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
     store.settle().expect("a checkpoint");
     assert_eq!(store.durable_applied(), log.end);
 }
@@ -365,17 +374,60 @@ fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
     for beyond in [false, true] {
         let dir = temporary();
         let (mut store, log) = open_with_one_record(dir.path());
-        store.poll_checkpoint(Lsn::MAX).expect("nothing to do");
+        store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("nothing to do");
         store.settle().expect("nothing to do");
         assert_eq!(store.durable_applied(), Lsn::ZERO, "it is far too small for one");
         store.ask_for_checkpoint(log.end, beyond);
-        store.poll_checkpoint(Lsn::ZERO).expect("it is written, or waits");
+        store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it is written, or waits");
         store.settle().expect("it is written, or waits");
         assert_eq!(store.durable_applied() == log.end, beyond);
-        store.poll_checkpoint(log.end).expect("it is written");
+        store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
         store.settle().expect("it is written");
         assert_eq!(store.durable_applied(), log.end);
     }
+}
+
+#[test]
+fn checkpoint_comes_after_its_interval_though_little_changed() {
+    let dir = temporary();
+    let interval = Duration::from_secs(300);
+    let config = StoreConfig {
+        checkpoint_bytes: 64 << 20,
+        checkpoint_log_bytes: u64::MAX,
+        checkpoint_interval: interval,
+        cache_bytes: 1 << 20,
+    };
+    let mut store = Store::open(dir.path(), config, Box::new(|| ())).expect("a store");
+    let begun = Instant::now();
+    store.poll_checkpoint(Lsn::MAX, begun).expect("nothing to do");
+    assert_eq!(store.next_timeout(begun), None, "nothing changed");
+    let mut log = TestLog::default();
+    let mut record = Vec::new();
+    Effect::Put { key: b"k", value: b"v" }.encode_into(&mut record);
+    log.seal(&[record]);
+    log.replay(&mut store);
+    store.poll_checkpoint(Lsn::MAX, begun).expect("nothing to do yet");
+    assert_eq!(store.next_timeout(begun), Some(interval));
+    store.poll_checkpoint(Lsn::MAX, begun + interval - Duration::from_millis(1)).expect("nothing to do yet");
+    assert!(store.frozen.is_none());
+    store.poll_checkpoint(Lsn::MAX, begun + interval).expect("it is written");
+    store.settle().expect("a checkpoint");
+    assert_eq!((store.durable_applied(), store.checkpoints()), (log.end, 1));
+    store.poll_checkpoint(Lsn::MAX, begun + interval * 9).expect("nothing to do");
+    assert!(store.frozen.is_none() && store.next_timeout(begun).is_none(), "nothing changed since");
+}
+
+#[test]
+fn checkpoint_for_space_waits_for_the_commit_lsn() {
+    let dir = temporary();
+    let (mut store, log) = open_with_one_record(dir.path());
+    store.ask_for_space_before(log.end);
+    store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
+    store.settle().expect("nothing is written");
+    assert_eq!(store.durable_applied(), Lsn::ZERO);
+    store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
+    store.settle().expect("a checkpoint");
+    assert_eq!(store.durable_applied(), log.end);
 }
 
 #[test]
@@ -389,7 +441,10 @@ fn a_checkpoint_that_a_read_only_filesystem_took_does_not_count() {
     // The database's own descriptor still takes writes, as ext4 does after a remount by force: only its path tells.
     mounts::make_read_only(dir.path()).expect("read-only now");
     store.ask_for_checkpoint(log.end, false);
-    let refused = store.poll_checkpoint(log.end).and_then(|()| store.settle()).expect_err("nothing is durable there");
+    let refused = store
+        .poll_checkpoint(log.end, Instant::now())
+        .and_then(|()| store.settle())
+        .expect_err("nothing is durable there");
     assert!(refused.to_string().contains("Read-only file system"), "{refused}");
     assert_eq!(store.durable_applied(), Lsn::ZERO, "the log before it is kept");
     mounts::make_writable(dir.path()).expect("writable again");

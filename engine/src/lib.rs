@@ -16,8 +16,8 @@
 //!
 //! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
 //! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `origin`, `lock`;
-//! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed. `probe` measures a disk; `whole` makes files that other libraries write;
-//! `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `panics` says what becomes of
+//! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed, `held` whether the open files are still those of the directory. `probe` measures a disk; `whole` makes files that other libraries write;
+//! `told` keeps logs from saying the same again and again; `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `panics` says what becomes of
 //! a panic; `limits` has every bound.
 
 pub mod buffer;
@@ -26,6 +26,7 @@ pub mod durable;
 pub mod epoch;
 pub mod error;
 pub mod frame;
+pub mod held;
 pub mod ledger;
 pub mod limits;
 pub mod lock;
@@ -46,6 +47,7 @@ pub mod retain;
 pub mod ring;
 pub mod segment;
 pub mod small_file;
+pub mod told;
 pub mod waker;
 pub mod whole;
 pub mod world;

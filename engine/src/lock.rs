@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::held::HeldFile;
+
 /// The lock's name in the data directory.
 pub const LOCK_FILE: &str = "lock";
 /// The most of the lock file that is read for the pid.
@@ -40,6 +42,7 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct DirLock {
     _directory: Flock<File>,
+    held: [HeldFile; 2],
 }
 
 impl DirLock {
@@ -58,9 +61,16 @@ impl DirLock {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o640);
         let pid = format!("{}\n", std::process::id());
-        let written = options.open(&path).and_then(|mut file| file.write_all(pid.as_bytes()));
-        written.map_err(|error| failed(&path, error))?;
-        Ok(DirLock { _directory: directory })
+        let mut file = options.open(&path).map_err(|error| failed(&path, error))?;
+        let written = file.write_all(pid.as_bytes()).and_then(|()| HeldFile::open(&path, &file));
+        let lock = written.map_err(|error| failed(&path, error))?;
+        let held = HeldFile::open(dir, &directory).map_err(|error| failed(dir, error))?;
+        Ok(DirLock { _directory: directory, held: [held, lock] })
+    }
+
+    /// The directory and the lock file, to be looked at.
+    pub fn held(&self) -> &[HeldFile] {
+        &self.held
     }
 }
 

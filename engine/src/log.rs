@@ -29,8 +29,9 @@ use crate::buffer::{LogBuffer, PinId};
 use crate::commit::Commit;
 use crate::epoch::EpochHistory;
 use crate::frame::{Frame, FrameHeader};
+use crate::held::HeldFile;
 use crate::ledger::Ledger;
-use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mark::MarkFile;
@@ -40,7 +41,7 @@ use crate::retain::Needs;
 use crate::world;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
-pub use lost::{LOST_DIR, Lost, keep_lost, lost_range};
+pub use lost::{LOST_DIR, Lost, keep_lost, lost_range, make_lost_dir};
 pub use open::{LOG_DIR, direct_io_refusal};
 use submit::Flights;
 
@@ -300,7 +301,10 @@ impl Log {
     /// The pin that keeps the log from taking more, if one does.
     pub fn pin_blocking(&self) -> Option<PinId> {
         let evictable = self.commit.applied();
-        self.short_of_room.then(|| self.buffer.lowest_pin(evictable)).flatten()
+        // A leader asks before it appends (`has_room`), and appends nothing that would find out.
+        let full = || self.buffer.room_after_eviction(self.end(), evictable) < FRAME_TARGET_BYTES;
+        let short = self.short_of_room || self.leading.is_some() && full();
+        short.then(|| self.buffer.lowest_pin(evictable)).flatten()
     }
 
     /// The next frame that became durable here, for applying. Each is handed out once, in order.
@@ -328,7 +332,9 @@ impl Log {
     /// not need either (`retain.rs`) are recycled.
     pub fn release_before(&mut self, lsn: Lsn) {
         let (taken, flushed) = (self.commit.applied(), self.commit.flushed());
-        let needs = Needs { node: lsn, taken, flushed, keep_bytes_min: self.config.keep_bytes_min };
+        // A full disk needs the space more than a replica without a slot needs the log.
+        let keep_bytes_min = if self.is_short_of_space() { 0 } else { self.config.keep_bytes_min };
+        let needs = Needs { node: lsn, taken, flushed, keep_bytes_min };
         let until = needs.oldest_segment(self.config.segment_bytes);
         if until > self.first_segment {
             self.first_segment = until;
@@ -339,6 +345,24 @@ impl Log {
     /// Where a segment's file is.
     pub fn segment_path(&self, number: SegmentNo) -> PathBuf {
         self.log_dir.join(number.file_name())
+    }
+
+    /// The segment that is written to, once its file is ready.
+    pub fn current_segment(&self) -> Option<SegmentNo> {
+        self.segments.front().map(|(number, _)| *number)
+    }
+
+    /// Its file, to be looked at.
+    pub fn current_file(&self) -> std::io::Result<Option<HeldFile>> {
+        self.segments.front().map(|(number, file)| HeldFile::open(&self.segment_path(*number), file)).transpose()
+    }
+
+    /// What else of the directory is open as long as the log is.
+    pub fn held_files(&self) -> std::io::Result<Vec<HeldFile>> {
+        let mut held: Vec<HeldFile> = self.lock.iter().flat_map(DirLock::held).cloned().collect();
+        held.push(HeldFile::at(&self.log_dir)?);
+        held.push(self.mark.held()?);
+        Ok(held)
     }
 
     /// The directory of the segments.
@@ -369,6 +393,11 @@ impl Log {
     /// Why no segment can be prepared at the moment. Appends go on until the ready ones are full.
     pub fn space_error(&self) -> Option<&str> {
         self.space_error.as_ref().map(|failed| failed.text.as_str())
+    }
+
+    /// True while no segment can be prepared because the disk is full: one that is let go becomes the next.
+    pub fn is_short_of_space(&self) -> bool {
+        self.space_error.as_ref().is_some_and(|failed| failed.cause == Cause::Space)
     }
 
     /// True when no write is in flight and nothing waits for one.

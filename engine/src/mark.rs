@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::durable;
 use crate::epoch::EpochHistory;
+use crate::held::HeldFile;
 use crate::log::LogError;
 use crate::lsn::{Epoch, Lsn};
 use crate::prepare::sync_dir;
@@ -143,6 +144,11 @@ impl MarkFile {
         opened.flush()?;
         sync_dir(dir).map_err(|source| LogError::Io { what: "flush", path: dir.to_owned(), source })?;
         Ok(opened)
+    }
+
+    /// The file, to be looked at.
+    pub(crate) fn held(&self) -> io::Result<HeldFile> {
+        HeldFile::open(&self.path, &self.file)
     }
 
     /// The last epoch in which this node led; 0 if it never did.

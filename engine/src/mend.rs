@@ -18,6 +18,8 @@ use crate::segment::list_segments;
 pub const DAMAGED_DIR: &str = "damaged";
 /// The directory takes so much; what is damaged beyond it is repaired without being kept.
 pub const DAMAGED_BYTES_MAX: u64 = 256 << 20;
+/// ... and so many files.
+pub const DAMAGED_FILES_MAX: usize = 1024;
 /// Copied or written at once.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -28,11 +30,13 @@ fn room(data: &Path) -> io::Result<(PathBuf, u64)> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => sync_dir(data)?,
     }
-    let mut used = 0;
+    let (mut used, mut files) = (0, 0);
     for entry in fs::read_dir(&dir)? {
         used += entry?.metadata()?.len();
+        files += 1;
     }
-    Ok((dir, DAMAGED_BYTES_MAX.saturating_sub(used)))
+    let left = if files < DAMAGED_FILES_MAX { DAMAGED_BYTES_MAX.saturating_sub(used) } else { 0 };
+    Ok((dir, left))
 }
 
 /// The log of a data directory, to be mended.
@@ -54,19 +58,24 @@ impl Mender {
     }
 
     /// Segments that are shorter than they have to be are filled up with zeros: what they lost is then judged as any damage is.
-    /// Each with the length that it had. One that is as long as a segment of another size could be is left alone: it may be one.
+    /// Each with the length that it had. Where all are equally long, as segments of another size are, they are left alone.
     pub fn fill_up(&self) -> io::Result<Vec<(PathBuf, u64)>> {
-        let mut filled = Vec::new();
+        let mut found = Vec::new();
         for number in list_segments(&self.data.join(LOG_DIR))? {
             let path = self.path(number);
             let length = fs::metadata(&path)?.len();
-            let other_size = length >= SEGMENT_BYTES_MIN && length.is_multiple_of(FRAME_ALIGN_BYTES as u64);
-            if length < self.segment_bytes && !other_size {
-                self.write_zeros(&path, length)?;
-                filled.push((path, length));
-            }
+            found.push((path, length));
         }
-        Ok(filled)
+        let is_size = |length: u64| length >= SEGMENT_BYTES_MIN && length.is_multiple_of(FRAME_ALIGN_BYTES as u64);
+        let alike = found.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        if found.len() > 1 && alike && is_size(found[0].1) {
+            return Ok(Vec::new());
+        }
+        found.retain(|(_, length)| *length < self.segment_bytes);
+        for (path, length) in &found {
+            self.write_zeros(path, *length)?;
+        }
+        Ok(found)
     }
 
     /// Makes the segment, of zeros, if its file is gone.
@@ -126,15 +135,19 @@ impl Mender {
         Ok(Some(kept))
     }
 
-    /// Writes a frame, given without its padding, where it belongs, durably.
-    pub fn write(&self, at: Lsn, wire: &[u8]) -> io::Result<()> {
-        debug_assert!(at.offset(FRAME_ALIGN_BYTES as u64) == 0);
+    /// Writes frames of one segment, given without their padding, where they belong, durably.
+    pub fn write(&self, frames: &[(Lsn, &[u8])]) -> io::Result<()> {
+        let Some((first, _)) = frames.first() else { return Ok(()) };
+        let segment = first.segment(self.segment_bytes);
         // Never made anew here: a segment that is gone meanwhile was given up.
-        let file = OpenOptions::new().write(true).open(self.path(at.segment(self.segment_bytes)))?;
-        // In whole blocks: a part of one would be read first, which a bad sector refuses.
-        let mut blocks = wire.to_vec();
-        blocks.resize(wire.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
-        file.write_all_at(&blocks, at.offset(self.segment_bytes))?;
+        let file = OpenOptions::new().write(true).open(self.path(segment))?;
+        for (at, wire) in frames {
+            debug_assert!(at.offset(FRAME_ALIGN_BYTES as u64) == 0 && at.segment(self.segment_bytes) == segment);
+            // In whole blocks: a part of one would be read first, which a bad sector refuses.
+            let mut blocks = wire.to_vec();
+            blocks.resize(wire.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
+            file.write_all_at(&blocks, at.offset(self.segment_bytes))?;
+        }
         durable::flush(&file)
     }
 }
@@ -161,6 +174,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn short_segment_is_filled_up_whatever_its_length() {
+        let segment_bytes = 4 * SEGMENT_BYTES_MIN;
+        let lay = |lengths: &[u64]| {
+            let data = tempfile::tempdir().expect("a directory");
+            fs::create_dir(data.path().join(LOG_DIR)).expect("made");
+            let mender = Mender::new(data.path(), segment_bytes);
+            for (number, length) in lengths.iter().enumerate() {
+                File::create(mender.path(SegmentNo(number as u64)))
+                    .and_then(|file| file.set_len(*length))
+                    .expect("made");
+            }
+            let filled = mender.fill_up().expect("looked");
+            filled.into_iter().map(|(_, length)| length).collect::<Vec<_>>()
+        };
+        let whole = segment_bytes;
+        for short in [0, 5, 20_000_001, SEGMENT_BYTES_MIN - 1, SEGMENT_BYTES_MIN, 2 * SEGMENT_BYTES_MIN, whole - 4096] {
+            assert_eq!(lay(&[whole, short, whole]), [short]);
+            assert_eq!(lay(&[short]), [short], "the description of the directory tells the size");
+        }
+        assert_eq!(lay(&[SEGMENT_BYTES_MIN; 3]), [], "segments of another size");
+        assert_eq!(lay(&[whole; 2]), []);
+    }
+
+    #[test]
     fn damage_is_kept_before_it_is_written_over_and_short_segments_are_filled_up() {
         let data = tempfile::tempdir().expect("a directory");
         let log = data.path().join(LOG_DIR);
@@ -175,12 +212,26 @@ mod tests {
         let at = SegmentNo(1).start(segment_bytes).advance(4096);
         let kept = mender.keep(at, at.advance(8192)).expect("kept").expect("room");
         assert_eq!(fs::read(kept).expect("bytes"), vec![7; 8192]);
-        mender.write(at, &[9; 5000]).expect("written");
+        mender.write(&[(at, &[9; 5000])]).expect("written");
         let bytes = fs::read(mender.path(SegmentNo(1))).expect("bytes");
         assert_eq!((&bytes[4096..9096], &bytes[9096..12288]), (&[9; 5000][..], &[0; 3192][..]));
         assert_eq!((bytes[4095], bytes[12288]), (7, 7));
-        assert!(mender.write(SegmentNo(5).start(segment_bytes), &[1]).is_err(), "a segment that is not there");
+        assert!(mender.write(&[(SegmentNo(5).start(segment_bytes), &[1])]).is_err(), "a segment that is not there");
         // Bounded.
+        for number in 1..DAMAGED_FILES_MAX as u64 {
+            let at = SegmentNo(1).start(segment_bytes);
+            fs::write(data.path().join(DAMAGED_DIR).join(format!("{number}")), b"").expect("made");
+            assert_eq!(
+                mender.keep(at, at.advance(4096)).expect("looked").is_some(),
+                number + 1 < DAMAGED_FILES_MAX as u64
+            );
+            fs::remove_file(data.path().join(DAMAGED_DIR).join(format!(
+                "log-{:016X}-{:016X}.bytes",
+                at.0,
+                at.0 + 4096
+            )))
+            .ok();
+        }
         assert_eq!(mender.keep(Lsn(0), Lsn(DAMAGED_BYTES_MAX + 1)).expect("looked"), None);
     }
 }

@@ -31,6 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Released segments that are kept as future ones beyond what is wanted; further ones are deleted.
 const RECYCLED_SEGMENTS_MAX: u64 = 8;
+/// Segments without which the log cannot go on: one that is written, one that was and is not in a checkpoint yet, one that is next.
+const SEGMENTS_NEEDED: u64 = 3;
 /// Recycled segments take no more than this beyond what is wanted.
 const RECYCLED_BYTES_MAX: u64 = 1 << 30;
 
@@ -357,6 +359,7 @@ impl Work {
 
     fn zero(&self, new: SegmentNo) -> Result<File, Failure> {
         let temporary = self.config.log_dir.join(TEMPORARY_FILE);
+        self.leave_spare(new)?;
         let written = write_zeros(&temporary, self.config.segment_bytes, self.config.buffered, || self.pace());
         if let Err(error) = written {
             // What was taken of the disk is given back: others may need it more while we wait.
@@ -366,6 +369,19 @@ impl Work {
         fs::rename(&temporary, self.path(new))?;
         self.sync_names()?;
         Ok(open_segment(&self.path(new), self.config.buffered)?)
+    }
+
+    /// Beyond the segments that the log cannot do without, a new one leaves twice its own space to others: the store, whose
+    /// checkpoint lets old segments go, cannot wait for space as the log can.
+    fn leave_spare(&self, new: SegmentNo) -> io::Result<()> {
+        let here = new.0 - self.shared.plan().first.0;
+        if here < SEGMENTS_NEEDED || world::is_simulated() {
+            return Ok(());
+        }
+        match free_bytes(&self.config.log_dir)? < 3 * self.config.segment_bytes {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
     }
 
     fn sync_names(&self) -> Result<(), Failure> {

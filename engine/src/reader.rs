@@ -39,7 +39,8 @@ impl LogReader {
         }
         let at = self.at;
         let (path, offset) = self.bytes.locate(at);
-        let gap = Gap { from: at, previous_crc: self.previous_crc, needed: Lsn(at.0 + 1) };
+        // Closed where the log goes on by itself: frames that are lost beside each other are one gap.
+        let gap = Gap { from: at, previous_crc: self.previous_crc, needed: self.until };
         let bad = |reason| RecoverError::Rot {
             path: path.clone(),
             offset,

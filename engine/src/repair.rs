@@ -80,6 +80,11 @@ impl<'a> Patch<'a> {
         self.at
     }
 
+    /// True once something was taken.
+    pub fn is_begun(&self) -> bool {
+        self.at > self.gap.from
+    }
+
     /// The crc of the frame that ends there, if it is known.
     pub fn previous_crc(&self) -> Option<u32> {
         self.crc

@@ -89,6 +89,28 @@ fn many_writes_in_flight_become_durable_in_order() {
     }
 }
 
+/// Two flushes of one file at once share one error of the page cache, and one of them would not get it.
+#[test]
+fn buffered_log_has_one_write_in_flight() {
+    let dir = directory();
+    for (buffered, at_once) in [(true, 1), (false, 3)] {
+        let config = LogConfig { buffered, write_depth: 8, ..config(&dir.path().join(at_once.to_string())) };
+        std::fs::create_dir(&config.dir).expect("made");
+        let mut node = Node::leader(config);
+        let mut in_flight = 0;
+        for number in 0..3 {
+            node.append(&record(number));
+            let before = node.log.written();
+            node.log.poll(&mut node.ring, std::time::Instant::now());
+            in_flight += u32::from(node.log.written() > before);
+        }
+        assert_eq!(in_flight, at_once, "buffered: {buffered}");
+        node.flush();
+        assert_eq!(node.log.flushed(), node.log.end());
+        node.close();
+    }
+}
+
 #[test]
 fn segments_are_filled_and_recycled() {
     let dir = directory();
@@ -191,7 +213,10 @@ fn settings_out_of_bounds_are_named() {
     assert!(refuse(LogConfig { segment_bytes: 4096, ..config(dir.path()) }).contains("4096"));
     assert!(refuse(LogConfig { write_depth: 0, ..config(dir.path()) }).contains("write depth"));
     assert!(refuse(LogConfig { log_buffer_bytes: 1 << 20, ..config(dir.path()) }).contains("log buffer"));
-    Node::leader(config(dir.path())).close();
+    let mut node = Node::leader(config(dir.path()));
+    // One alone may have been cut.
+    node.run("a second segment is there", |log| log.segment_path(SegmentNo(1)).exists());
+    node.close();
     let other = LogConfig { segment_bytes: 2 * SEGMENT_BYTES_MIN, log_buffer_bytes: 64 << 20, ..config(dir.path()) };
     let text = refuse(other);
     assert!(text.contains("segment"), "{text}");

@@ -24,3 +24,9 @@ pub fn make_read_only(dir: &Path) -> nix::Result<()> {
 pub fn make_writable(dir: &Path) -> nix::Result<()> {
     umount(dir)
 }
+
+/// A filesystem in memory of so many bytes at `dir`. It takes no O_DIRECT.
+pub fn make_small(dir: &Path, bytes: u64) -> nix::Result<()> {
+    let options = format!("size={bytes}");
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+}

@@ -19,8 +19,12 @@ const KEYS: usize = 4096;
 const RECORDS_PER_FRAME: usize = 64;
 const VALUE_BYTES: usize = 100;
 /// As a node has it by default; the overlay stays below the first, so nothing is frozen.
-const CONFIG: StoreConfig =
-    StoreConfig { checkpoint_bytes: 64 << 20, checkpoint_log_bytes: u64::MAX, cache_bytes: 128 << 20 };
+const CONFIG: StoreConfig = StoreConfig {
+    checkpoint_bytes: 64 << 20,
+    checkpoint_log_bytes: u64::MAX,
+    checkpoint_interval: Duration::MAX,
+    cache_bytes: 128 << 20,
+};
 
 const _: () = assert!(KEYS <= BASE_KEYS && KEYS.is_multiple_of(RECORDS_PER_FRAME));
 

@@ -25,6 +25,7 @@ use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Ring};
+use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
@@ -111,6 +112,9 @@ pub struct Shipper {
     /// Connections without a name that ended since the log told of them, and when it did.
     strangers: u64,
     strangers_told: Option<Instant>,
+    /// What the log has told of links that ended or were refused, and of slots that cannot be saved.
+    links_told: Told,
+    slots_told: Told,
     /// Every replica that has a slot.
     replicas: BTreeMap<MemberName, Replica>,
     slots: Slots,
@@ -183,6 +187,8 @@ impl Shipper {
             links: BTreeMap::new(),
             strangers: 0,
             strangers_told: None,
+            links_told: Told::default(),
+            slots_told: Told::default(),
             slots,
             slot_file,
             bases,
@@ -268,14 +274,20 @@ impl Shipper {
         }
         // Those that are closed only wait for the ring to be done with them.
         if self.links.values().filter(|link| !matches!(link.phase, Phase::Closed)).count() >= LINKS_MAX {
-            tracing::warn!(%address, "a replica is refused: {LINKS_MAX} connections are open");
             let text = format!("the leader has {LINKS_MAX} peer connections, which is its bound");
+            if let Some(repeated) = self.links_told.tell(&text, now) {
+                tracing::warn!(%address, repeated, "a replica is refused: {text}");
+            }
             return turn_away(&socket, &Refuse { code: RefuseCode::Full, text });
         }
         let number = LinkNo::next();
         match Link::new(number, socket, address, ring, now) {
             Ok(link) => drop(self.links.insert(number, link)),
-            Err(error) => tracing::warn!(%address, "cannot set up a peer connection: {error}"),
+            Err(error) => {
+                if let Some(repeated) = self.links_told.tell(&error.to_string(), now) {
+                    tracing::warn!(%address, repeated, "cannot set up a peer connection: {error}");
+                }
+            }
         }
     }
 
@@ -376,10 +388,19 @@ impl Shipper {
             self.links.insert(report.link, link);
         }
         if let Some(outcome) = self.slot_file.poll() {
-            if let Err(error) = &outcome {
-                tracing::error!("the slots cannot be saved, no log is recycled meanwhile: {error}");
+            match &outcome {
+                Ok(()) if self.slots_told.is_over() => tracing::info!("the slots are saved again"),
+                Ok(()) => {}
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.slots_told.tell(&text, now).is_some() {
+                        tracing::error!(
+                            "the slots cannot be saved, no log is recycled meanwhile; it is tried again: {text}"
+                        );
+                    }
+                }
             }
-            self.slots.saved(outcome.is_ok());
+            self.slots.saved(outcome.is_ok(), now);
         }
     }
 
@@ -428,7 +449,10 @@ impl Shipper {
         }
         for (name, base) in self.bases.poll(self.view.sealed, now) {
             if !self.slots.hold_from(&name, base) {
-                tracing::warn!(replica = %name, "no slot for a base copy: the leader has as many as it can take");
+                let text = format!("no slot for the snapshot of {name}: the leader has as many as it can take");
+                if self.links_told.tell(&text, now).is_some() {
+                    tracing::warn!("{text}");
+                }
             }
         }
     }
@@ -678,7 +702,7 @@ impl Shipper {
             self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
             self.links.insert(number, link);
         }
-        if let Some(text) = self.slots.poll_save(false) {
+        if let Some(text) = self.slots.poll_save(false, now) {
             self.slot_file.write(text);
         }
     }
@@ -687,9 +711,13 @@ impl Shipper {
     fn end(&mut self, link: &mut Link, error: &LinkError, ring: &mut Ring, log: &mut Log, now: Instant) {
         let replica = link.replica().and_then(|name| self.replicas.get_mut(name));
         if let Some(name) = replica.as_ref().map(|replica| replica.name.as_str()).filter(|_| link.is_open()) {
-            tracing::warn!(replica = name, address = %link.address, "replica disconnected: {error}");
+            if let Some(repeated) = self.links_told.tell(&format!("{name}: {error}"), now) {
+                tracing::warn!(replica = name, address = %link.address, repeated, "replica disconnected: {error}");
+            }
         } else if let LinkError::Refused(refuse) = error {
-            tracing::warn!(address = %link.address, "a replica is refused: {refuse}");
+            if let Some(repeated) = self.links_told.tell(&refuse.to_string(), now) {
+                tracing::warn!(address = %link.address, repeated, "a replica is refused: {refuse}");
+            }
         } else if link.is_open() {
             self.strangers += 1;
             let told = self.strangers_told.is_some_and(|told| now.duration_since(told) < STRANGERS_TOLD_INTERVAL);
@@ -722,6 +750,11 @@ impl Shipper {
         }
     }
 
+    /// The data directory is not this node's any more: nothing is written there.
+    pub fn forget_slots(&mut self) {
+        self.slots = Slots::default();
+    }
+
     /// Ends every connection and makes the slots durable: the node stops, or steps down. The shipper is dropped next.
     pub fn close_all(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
         for (_, mut link) in std::mem::take(&mut self.links) {
@@ -729,15 +762,15 @@ impl Shipper {
         }
         if self.slots.is_saving() {
             let outcome = self.slot_file.wait();
-            self.slots.saved(outcome.is_ok());
+            self.slots.saved(outcome.is_ok(), now);
         }
-        if let Some(text) = self.slots.poll_save(true) {
+        if let Some(text) = self.slots.poll_save(true, now) {
             self.slot_file.write(text);
             let outcome = self.slot_file.wait();
             if let Err(error) = &outcome {
                 tracing::error!("the slots cannot be saved: {error}");
             }
-            self.slots.saved(outcome.is_ok());
+            self.slots.saved(outcome.is_ok(), now);
         }
     }
 }

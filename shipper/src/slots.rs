@@ -16,6 +16,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use walferry_cluster::member::MemberName;
 use walferry_engine::lsn::Lsn;
@@ -27,6 +28,9 @@ use walferry_engine::world::{self, Inbox, Pace, Task};
 pub const SLOTS_MAX: usize = 256;
 /// The file in the data directory.
 pub const SLOTS_FILE: &str = "slots";
+/// The first pause after the file could not be written; it doubles up to SAVE_PAUSE_MAX.
+const SAVE_PAUSE_MIN: Duration = Duration::from_secs(1);
+const SAVE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A slot that moved by this much is written to the file.
 const PERSIST_BYTES: u64 = 64 << 20;
 const HEADING: &str = "walferry slots 1";
@@ -50,6 +54,8 @@ pub struct Slots {
     slots: BTreeMap<MemberName, Slot>,
     /// The contents that are being written, and the positions in them.
     saving: Option<Vec<(MemberName, Lsn, bool)>>,
+    /// The file could not be written: it is tried again then, and the pause after that.
+    rest: Option<(Instant, Duration)>,
 }
 
 /// The slots' file is not what this build wrote.
@@ -161,8 +167,11 @@ impl Slots {
         holding.map(|slot| slot.durable).min().unwrap_or(Lsn::MAX)
     }
 
-    /// What to write to the file now, if it is time (`all`: if anything differs). `saved` follows.
-    pub fn poll_save(&mut self, all: bool) -> Option<String> {
+    /// What to write to the file now, if it is time (`all`: if anything differs, for the last time). `saved` follows.
+    pub fn poll_save(&mut self, all: bool, now: Instant) -> Option<String> {
+        if self.rest.is_some_and(|(until, _)| now < until) && !all {
+            return None;
+        }
         let enough = if all { 1 } else { PERSIST_BYTES };
         let due = |slot: &Slot| slot.unsaved || slot.restart.since(slot.durable) >= enough;
         if self.saving.is_some() || !self.slots.values().any(due) {
@@ -178,9 +187,11 @@ impl Slots {
         self.saving.is_some()
     }
 
-    /// What `poll_save` gave is durable, or could not be written: then it is given again, and meanwhile nothing is
+    /// What `poll_save` gave is durable, or could not be written: then it is given again after a pause, and meanwhile nothing is
     /// released.
-    pub fn saved(&mut self, success: bool) {
+    pub fn saved(&mut self, success: bool, now: Instant) {
+        let pause = self.rest.map_or(SAVE_PAUSE_MIN, |(_, pause)| (pause * 2).min(SAVE_PAUSE_MAX));
+        self.rest = (!success).then_some((now + pause, pause));
         for (name, restart, lost) in self.saving.take().into_iter().flatten().filter(|_| success) {
             // One that was forgotten meanwhile is of no interest any more.
             let Some(slot) = self.slots.get_mut(&name) else { continue };
@@ -313,31 +324,39 @@ mod tests {
     }
 
     fn save(slots: &mut Slots, all: bool) -> String {
-        let text = slots.poll_save(all).expect("something to save");
-        slots.saved(true);
+        let text = slots.poll_save(all, Instant::now()).expect("something to save");
+        slots.saved(true, Instant::now());
         text
     }
 
     #[test]
     fn nothing_is_released_before_the_file_says_so() {
-        let mut slots = Slots::default();
+        let (mut slots, now) = (Slots::default(), Instant::now());
         assert_eq!(slots.hold(), Lsn::MAX);
         assert!(slots.attach(&name("a"), Lsn(100)));
         assert_eq!(slots.hold(), Lsn(100));
         save(&mut slots, false);
         slots.advance(&name("a"), Lsn(100 + PERSIST_BYTES - 1));
-        assert_eq!((slots.poll_save(false), slots.hold()), (None, Lsn(100)));
+        assert_eq!((slots.poll_save(false, now), slots.hold()), (None, Lsn(100)));
         slots.advance(&name("a"), Lsn(100 + PERSIST_BYTES));
-        assert!(slots.poll_save(false).is_some());
+        assert!(slots.poll_save(false, now).is_some());
         // Moved on while the write was under way: only what was written counts.
         slots.advance(&name("a"), Lsn(900 + PERSIST_BYTES));
-        assert_eq!((slots.poll_save(true), slots.hold()), (None, Lsn(100)));
-        slots.saved(false);
+        assert_eq!((slots.poll_save(true, now), slots.hold()), (None, Lsn(100)));
+        slots.saved(false, now);
         assert_eq!(slots.hold(), Lsn(100), "the write failed");
-        assert!(slots.poll_save(false).is_some());
-        slots.saved(true);
+        // A disk that is full is not asked again at once, and ever less often.
+        let mut at = now;
+        for pause in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
+            assert_eq!(slots.poll_save(false, at + pause - Duration::from_millis(1)), None, "after {pause:?}");
+            at += pause;
+            assert!(slots.poll_save(false, at).is_some(), "after {pause:?}");
+            slots.saved(false, at);
+        }
+        assert!(slots.poll_save(true, at).is_some(), "at the end it is tried at once");
+        slots.saved(true, at);
         assert_eq!(slots.hold(), Lsn(900 + PERSIST_BYTES));
-        assert_eq!(slots.poll_save(true), None);
+        assert_eq!(slots.poll_save(true, now), None);
     }
 
     #[test]

@@ -182,7 +182,9 @@ impl Worker {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
-                tracing::warn!(%error, option = self.config.option, "a connection could not be accepted");
+                if self.quota.take(now) {
+                    tracing::warn!(%error, option = self.config.option, "a connection could not be accepted");
+                }
                 self.accept_from = now + ACCEPT_PAUSE;
                 return;
             }
@@ -197,6 +199,7 @@ impl Worker {
         }
         match Handshake::accept(socket, self.config.identity.current().server) {
             Ok(handshake) => self.step(Pending { handshake, address, since: now, waits: PollFlags::POLLIN }, now),
+            Err(error) if !self.quota.take(now) => tracing::debug!(%address, "a handshake cannot begin: {error}"),
             Err(error) => tracing::warn!(%address, "a handshake cannot begin: {error}"),
         }
     }
@@ -222,6 +225,9 @@ impl Worker {
             Ok((socket, protection)) => {
                 self.config.terminator.counts().accepted.fetch_add(1, Ordering::Relaxed);
                 (self.config.deliver)(Accepted { socket, address, protection });
+            }
+            Err(error) if !self.quota.take(Instant::now()) => {
+                tracing::debug!(%address, "a TLS connection cannot be taken over: {error}");
             }
             Err(error) => tracing::warn!(%address, "a TLS connection cannot be taken over: {error}"),
         }

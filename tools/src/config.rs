@@ -196,6 +196,8 @@ pub struct NodeConfig {
     pub commit_delay: Duration,
     /// Size of a log file, for init.
     pub segment_bytes: u64,
+    /// The same, where flags or file name one.
+    pub segment_bytes_given: Option<u64>,
     /// Frames in flight to the disk; none takes what init measured.
     pub write_depth: Option<usize>,
     /// How a write is made durable; none takes what init measured.
@@ -238,6 +240,7 @@ impl NodeConfig {
     /// The node that these flags and this file describe.
     pub fn new(flags: Settings, file: Settings) -> Result<NodeConfig, ConfigError> {
         let given = flags.or(file);
+        let segment_bytes_given = given.segment_bytes.map(|size| size.0);
         let sync = given.sync.as_ref().map(|checked| checked.value.clone());
         let all = given.complete();
         let given = "Settings::defaults() names it";
@@ -273,6 +276,7 @@ impl NodeConfig {
             on_sync_loss: all.on_sync_loss.expect(given).value,
             commit_delay: all.commit_delay.expect(given).0,
             segment_bytes: all.segment_bytes.expect(given).0,
+            segment_bytes_given,
             write_depth: all.write_depth,
             sync_method: all.sync_method.map(|checked| checked.value),
             buffered: all.buffered.expect(given),

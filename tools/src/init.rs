@@ -55,8 +55,12 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
             meta.name, config.name, meta.name
         )));
     }
-    if meta.segment_bytes != config.segment_bytes {
-        tracing::debug!("segment_bytes is {} since --data {dir} was initialised", meta.segment_bytes);
+    if let Some(given) = config.segment_bytes_given.filter(|given| *given != meta.segment_bytes) {
+        let (given, here) = (crate::units::ByteSize(given), crate::units::ByteSize(meta.segment_bytes));
+        return Err(DaemonError::Refused(format!(
+            "--data {dir} has segments of {here} since its init, and segment_bytes = {given}: the size cannot be changed; leave \
+             segment_bytes out or set it to {here}, or begin with an empty directory"
+        )));
     }
     Ok(meta)
 }

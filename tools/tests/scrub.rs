@@ -157,3 +157,36 @@ fn who_needs_log_that_is_damaged_for_good_gets_a_base_copy() {
     let log = fs::read_to_string(root.path().join("a.log")).expect("a log");
     assert!(log.contains("the old log is damaged, replicas that need it before 0/1000000 get a base copy"), "{log}");
 }
+
+/// Thousands of frames beside each other are lost with one segment: they are one gap, whatever each of them is.
+#[test]
+fn hole_of_many_small_frames_is_repaired_as_one_range() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &SMALL);
+    let peer = leader.peer_listen.to_string();
+    let replica = Node::start(root.path(), "b", &[&["--follow", &peer][..], &SMALL].concat());
+    let (mut a, mut b) = (leader.client(), replica.client());
+    // One commit at a time has a frame of one page for itself.
+    for _ in 0..SEGMENT_BYTES / 4096 + 100 {
+        assert_eq!(a.command(&["SET", "key", "small"]), Reply::Simple("OK".to_owned()));
+    }
+    assert!(lsn_bytes(a.command(&["LSN"]).text()) > SEGMENT_BYTES);
+    let value = "v".repeat(VALUE_BYTES);
+    until("the replica's store holds a segment of log", || {
+        a.command(&["SET", "turn", &value]);
+        lsn_bytes(&info(&mut b, "store_checkpoint_lsn")) > SEGMENT_BYTES
+    });
+    let data = replica.data.clone();
+    assert_eq!(replica.stop().0, Some(0));
+    let segment = "0000000000000000.wal";
+    let file = OpenOptions::new().write(true).open(data.join("log").join(segment)).expect("a segment");
+    file.set_len(0).expect("cut");
+    let replica = Node::start(root.path(), "b", &[&["--follow", &peer][..], &SMALL].concat());
+    let mut b = replica.client();
+    until("INFO tells of the repair", || info(&mut b, "log_repaired_ranges") != "0");
+    assert_eq!(info(&mut b, "log_repaired_ranges"), "1");
+    let of = |node: &Node| fs::read(node.data.join("log").join(segment)).expect("a segment");
+    assert!(of(&leader) == of(&replica), "the segment is the leader's again");
+    let kept = fs::read_dir(data.join("damaged")).expect("kept").count();
+    assert!(kept <= 2, "{kept} files are kept of one gap");
+}

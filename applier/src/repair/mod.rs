@@ -151,7 +151,7 @@ impl Repairer {
             cluster_id: ClusterId(self.cluster_id),
             name: self.name.clone(),
             from: patch.position(),
-            to: needed.max(Lsn(patch.position().0 + 1)),
+            to: wanted_end(patch, needed),
             segment_bytes: self.segment_bytes,
             crc: patch.previous_crc(),
             history: self.history.entries().to_vec(),
@@ -230,8 +230,9 @@ impl Repairer {
             }
             from = to;
         }
-        for (at, wire) in frames {
-            mender.write(at, wire).map_err(failed("write", &mender.path(at.segment(self.segment_bytes))))?;
+        for of_segment in frames.chunk_by(|a, b| a.0.segment(self.segment_bytes) == b.0.segment(self.segment_bytes)) {
+            let path = mender.path(of_segment[0].0.segment(self.segment_bytes));
+            mender.write(of_segment).map_err(failed("write", &path))?;
         }
         Ok(taken)
     }
@@ -267,6 +268,12 @@ impl Repairer {
             }
         }
     }
+}
+
+/// What is asked for at once: first one frame, since most damage is no larger; where the log does not go on behind that, all of it.
+fn wanted_end(patch: &Patch<'_>, needed: Lsn) -> Lsn {
+    let one = Lsn(patch.position().0 + 1);
+    if patch.is_begun() { needed.max(one) } else { one }
 }
 
 enum Taken {

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use walferry_engine::frame::Frame;
 use walferry_engine::lsn::Lsn;
@@ -37,6 +38,8 @@ use overlay::{Count, Overlay, Slot, State, hash_of};
 pub const STORE_DIR: &str = "store";
 /// The overlay may grow to this many times `checkpoint_bytes` while the one before it is being written; then `overloaded`.
 const OVERLAY_CHECKPOINTS_MAX: usize = 4;
+/// Overlays in memory: the one that takes changes, and the one that is being written.
+const OVERLAYS_MAX: usize = 2;
 /// What `checkpoint_bytes` and `checkpoint_log_bytes` are taken to be at least.
 const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
 /// More streams than this that got entries in one turn are not named one by one.
@@ -52,6 +55,8 @@ pub struct StoreConfig {
     /// Log behind the newest checkpoint, bytes, that triggers another. A few keys that are written again and again change little in
     /// memory, but the log behind the newest checkpoint cannot be recycled.
     pub checkpoint_log_bytes: u64,
+    /// Changes are no longer than this in memory only, so that a restart has little to replay.
+    pub checkpoint_interval: Duration,
     /// Pages of the file that stay in memory, bytes.
     pub cache_bytes: usize,
 }
@@ -113,6 +118,14 @@ struct Job {
     position: Position,
 }
 
+impl StoreConfig {
+    /// The most that overlays take in memory, where no frame is larger than `frame_bytes` and applying stops at [`Store::overloaded`]
+    /// after at most `turn_bytes`. Keys and entries that are small cost more in memory than in the log; see `overlay::ENTRY_BYTES`.
+    pub fn overlay_bytes_max(&self, turn_bytes: usize) -> usize {
+        OVERLAYS_MAX * (self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN) * OVERLAY_CHECKPOINTS_MAX + turn_bytes)
+    }
+}
+
 /// The store of one node. Used by one thread; checkpoints are written on another.
 pub struct Store {
     dir: PathBuf,
@@ -126,6 +139,8 @@ pub struct Store {
     results: Receiver<Result<(), redb::Error>>,
     task: Option<Task>,
     checkpoints: u64,
+    /// When a checkpoint was last due for want of changes: since then there are some that only memory holds.
+    changed_since: Option<Instant>,
     /// Somebody waits for a checkpoint that holds everything before this.
     asked_for: Lsn,
     /// ... and cannot wait for the commit LSN.
@@ -191,10 +206,16 @@ impl Store {
             task: Some(task),
             checkpoints: 0,
             added: None,
+            changed_since: None,
             asked_for: Lsn::ZERO,
             asked_beyond: false,
             warned_beyond: false,
         })
+    }
+
+    /// Where its file is.
+    pub fn path(&self) -> &Path {
+        self.base.path()
     }
 
     /// End of the last frame that was applied.
@@ -256,11 +277,10 @@ impl Store {
     }
 
     /// Moves checkpoints along; once a turn. `committed` is the commit LSN as this node knows it.
-    pub fn poll_checkpoint(&mut self, committed: Lsn) -> Result<(), StoreError> {
+    pub fn poll_checkpoint(&mut self, committed: Lsn, now: Instant) -> Result<(), StoreError> {
         self.take_outcome()?;
-        let asked = self.asked_for > self.durable_applied() && self.applied() >= self.asked_for;
-        let long = self.applied().since(self.durable_applied()) > self.config.checkpoint_log_bytes;
-        if self.frozen.is_none() && (asked || long || self.active.bytes() >= self.config.checkpoint_bytes) {
+        if self.frozen.is_none() && self.is_due(now) {
+            self.changed_since = None;
             self.freeze();
         }
         let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.durable_applied();
@@ -288,11 +308,36 @@ impl Store {
         Ok(())
     }
 
+    /// True when a checkpoint is to be begun: one was asked for, or the changes in memory are large, long in the log, or old.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let (applied, durable) = (self.applied(), self.durable_applied());
+        if applied <= durable {
+            self.changed_since = None;
+            return false;
+        }
+        let since = *self.changed_since.get_or_insert(now);
+        (self.asked_for > durable && applied >= self.asked_for)
+            || applied.since(durable) > self.config.checkpoint_log_bytes
+            || now.saturating_duration_since(since) >= self.config.checkpoint_interval
+            || self.active.bytes() >= self.config.checkpoint_bytes
+    }
+
+    /// When `poll_checkpoint` is due at the latest, though nothing else happens.
+    pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
+        let since = self.changed_since.filter(|_| self.frozen.is_none())?;
+        Some(since.checked_add(self.config.checkpoint_interval)?.saturating_duration_since(now))
+    }
+
     /// A checkpoint that holds everything before `lsn` is wanted, sooner than the size of the changes would bring it. It comes with
     /// the commit LSN, as every other, unless it is to go `beyond`.
     pub fn ask_for_checkpoint(&mut self, lsn: Lsn, beyond: bool) {
         self.asked_for = self.asked_for.max(lsn);
         self.asked_beyond = beyond;
+    }
+
+    /// A checkpoint that holds everything before `lsn` would let log go that the disk has no space for. It waits for the commit LSN.
+    pub fn ask_for_space_before(&mut self, lsn: Lsn) {
+        self.asked_for = self.asked_for.max(lsn);
     }
 
     /// True when a checkpoint was not to wait for the commit LSN: memory ran out, or a base copy was wanted.
@@ -320,6 +365,7 @@ impl Store {
     pub fn rollback(&mut self) -> Result<(), StoreError> {
         self.settle()?;
         self.frozen = None;
+        self.changed_since = None;
         self.active.clear();
         if !mutants::is_on("keep-what-was-applied") {
             self.position = self.base.position();
@@ -354,7 +400,7 @@ impl Store {
         if self.frozen.is_none() && self.active.keys() > 0 {
             self.freeze();
         }
-        self.poll_checkpoint(committed)?;
+        self.poll_checkpoint(committed, world::now())?;
         self.settle()
     }
 }

@@ -162,7 +162,9 @@ impl Agent {
             (Some(asker), outcome) => self.answer(asker, outcome.map_or_else(Answer::Refused, Answer::Told), now),
             (None, Ok(_)) => {}
             (None, Err(text)) => {
-                tracing::warn!("the members did not change yet: {text}");
+                if self.told.tell(&text, now).is_some() {
+                    tracing::warn!("the members did not change yet: {text}");
+                }
                 self.changes.own_at = now + RETRY_PAUSE;
             }
         }

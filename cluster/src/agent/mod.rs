@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::told::Told;
 
 use crate::control::{Answer, Ask, Greeting};
 use crate::failover::Failover;
@@ -318,6 +319,8 @@ pub struct Agent {
     removed: Option<(u64, Instant)>,
     outputs: VecDeque<Output>,
     over: bool,
+    /// What the log has told of proposals that were refused; they are made again.
+    told: Told,
 }
 
 impl Agent {
@@ -346,6 +349,7 @@ impl Agent {
             removed: None,
             outputs: VecDeque::new(),
             over: false,
+            told: Told::default(),
         };
         agent.compare_timeouts();
         agent.turn(now);
@@ -383,20 +387,28 @@ impl Agent {
         match self.proposals.remove(&id) {
             None => {}
             Some(ProposalFor::Failover) => {
-                if let Err(error) = outcome {
+                if let Err(error) = outcome
+                    && self.told.tell(&error, now).is_some()
+                {
                     tracing::warn!("a new leader could not be agreed on: {error}");
                 }
                 self.failover.handle_proposed();
             }
             Some(ProposalFor::TakeBack) => {
-                if let Err(error) = outcome {
+                if let Err(error) = outcome
+                    && self.told.tell(&error, now).is_some()
+                {
                     tracing::warn!("a member is not taken back yet: {error}");
                 }
                 self.contacts.end_taking_back(now + self.election_timeout);
             }
             Some(ProposalFor::First) => match outcome {
                 Ok(_) => tracing::info!("the cluster is formed"),
-                Err(error) => tracing::warn!("the cluster is not formed yet: {error}"),
+                Err(error) => {
+                    if self.told.tell(&error, now).is_some() {
+                        tracing::warn!("the cluster is not formed yet: {error}");
+                    }
+                }
             },
             Some(ProposalFor::Asker(asker)) => {
                 let answer = outcome.map_or_else(Answer::Refused, Answer::Change);

@@ -184,7 +184,9 @@ impl Agent {
                 let sealed = Sealed { id, promised, last_epoch, flushed, granted_until };
                 self.failover.handle_sealed(&self.view.state, member, sealed);
             }
-            Ok(Answer::Refused(text)) => tracing::warn!(%member, "not fenced: {text}"),
+            Ok(Answer::Refused(text)) if self.told.tell(&format!("{member}: {text}"), now).is_some() => {
+                tracing::warn!(%member, "not fenced: {text}");
+            }
             _ => {}
         }
     }

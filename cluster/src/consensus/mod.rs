@@ -305,7 +305,9 @@ impl Register {
 
 /// What a member's identity, vote and promises stand in, in its data directory: the register's database, and the number of its
 /// writes.
-pub const REGISTER_FILES: [&str; 2] = ["cluster.redb", guard::WRITES_FILE];
+pub const REGISTER_FILES: [&str; 2] = [REGISTER_FILE, guard::WRITES_FILE];
+/// The one of them that holds the promises; open as long as the member takes part.
+pub const REGISTER_FILE: &str = "cluster.redb";
 
 /// The file of the register in a data directory.
 pub fn register_path(dir: &Path) -> std::path::PathBuf {

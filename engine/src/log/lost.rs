@@ -12,11 +12,16 @@ use crate::frame::{Frame, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::{Epoch, Lsn};
 use crate::mutants;
-use crate::prepare::{rename, sync_dir};
+use crate::prepare::{remove_if_there, rename, sync_dir};
 use crate::reader::LogReader;
 
 /// The directory in the data directory.
 pub const LOST_DIR: &str = "lost";
+/// It takes so much; before more is put there, the oldest files go, each with a line in the log. What is being put there is kept
+/// whole, whatever its size.
+pub const LOST_BYTES_MAX: u64 = 1 << 30;
+/// ... and so many files.
+pub const LOST_FILES_MAX: usize = 1000;
 
 /// What was put aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +63,45 @@ pub fn lost_range(name: &str) -> Option<(Lsn, Lsn)> {
     Some((Lsn(from), Lsn(to)))
 }
 
+/// Makes `lost/` of a data directory if it is not there, and removes its oldest files while they are beyond its bounds.
+pub fn make_lost_dir(data: &Path) -> io::Result<PathBuf> {
+    let dir = data.join(LOST_DIR);
+    match fs::create_dir(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => sync_dir(data)?,
+    }
+    bound(&dir, LOST_BYTES_MAX, LOST_FILES_MAX)?;
+    Ok(dir)
+}
+
+/// Removes the oldest files of a directory until what is left is below both bounds.
+fn bound(dir: &Path, bytes_max: u64, files_max: usize) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let facts = entry.metadata()?;
+        if facts.is_file() {
+            files.push((facts.modified()?, entry.path(), facts.len()));
+        }
+    }
+    files.sort();
+    let (mut bytes, mut left) = (files.iter().map(|file| file.2).sum::<u64>(), files.len());
+    for (_, path, length) in files {
+        if bytes < bytes_max && left < files_max {
+            break;
+        }
+        tracing::warn!(
+            file = %path.display(), bytes = length,
+            "{LOST_DIR}/ has reached its bound of {LOST_FILES_MAX} files and {} MiB: the oldest file with lost commits is removed; move \
+             away what is still needed",
+            LOST_BYTES_MAX >> 20
+        );
+        remove_if_there(&path)?;
+        (bytes, left) = (bytes - length, left - 1);
+    }
+    Ok(())
+}
+
 /// The name of the file while it is written; one that a crash left is written over.
 const PARTIAL_FILE: &str = "partial";
 
@@ -73,12 +117,8 @@ struct LostFile {
 
 impl LostFile {
     fn make(data: &Path) -> Result<LostFile, LogError> {
-        let dir = data.join(LOST_DIR);
+        let dir = make_lost_dir(data).map_err(failed("make", &data.join(LOST_DIR)))?;
         let path = dir.join(PARTIAL_FILE);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(error)),
-            _ => sync_dir(data).map_err(failed("flush", data))?,
-        }
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o640).open(&path);
         let file = file.map_err(failed("make", &path))?;
@@ -163,6 +203,27 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn oldest_lost_files_go_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let made = |number: u64| {
+            let path = dir.path().join(format!("{}", 9 - number));
+            let file = File::create(&path).expect("made");
+            file.set_len(10).expect("ten bytes");
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(number);
+            file.set_modified(time).expect("a time");
+            path
+        };
+        let paths: Vec<PathBuf> = (0..6).map(made).collect();
+        let left = || paths.iter().map(|path| path.exists()).collect::<Vec<_>>();
+        bound(dir.path(), 100, 7).expect("looked");
+        assert_eq!(left(), [true; 6], "below both bounds");
+        bound(dir.path(), 100, 6).expect("removed");
+        assert_eq!(left(), [false, true, true, true, true, true], "space for one more");
+        bound(dir.path(), 21, 100).expect("removed");
+        assert_eq!(left(), [false, false, false, false, true, true]);
+    }
 
     #[test]
     fn name_of_lost_frames_tells_their_range() {

@@ -160,7 +160,7 @@ impl Log {
         let preparer = Preparer::start(prepare, on_disk.first, on_disk.next, wanted, waker)
             .map_err(io_error("prepare segments in", &log_dir))?;
         let mut log = Log {
-            commit: Commit::new(end, config.write_depth),
+            commit: Commit::new(end, writes_in_flight_max(&config)),
             registered: register(ring, &buffer),
             open: OpenFrame::EMPTY,
             crc: recovery.crc,
@@ -194,6 +194,12 @@ impl Log {
         }
         Ok(log)
     }
+}
+
+/// In the page cache a failed write is told to one flush of the file and to no other: two flushes at once would share one error, and
+/// the one that does not get it would call lost pages durable.
+fn writes_in_flight_max(config: &LogConfig) -> usize {
+    if config.buffered { 1 } else { config.write_depth }
 }
 
 fn make_log_dir(config: &LogConfig) -> Result<PathBuf, LogError> {

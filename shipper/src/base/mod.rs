@@ -22,7 +22,9 @@ use walferry_cluster::member::MemberName;
 use walferry_cluster::message::{Fetch, Offer, Refuse, RefuseCode};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
+use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 
 use file::BaseFile;
 use serve::{Job, Serving, Shelf};
@@ -77,6 +79,8 @@ pub struct Bases {
     looked: bool,
     /// `rate` is not observed at present: see `NEAR_DIVISOR`.
     hurried: bool,
+    /// What the log has told of copies that failed.
+    told: Told,
 }
 
 impl Bases {
@@ -93,6 +97,7 @@ impl Bases {
             used_at: now,
             looked: false,
             hurried: false,
+            told: Told::default(),
         }
     }
 
@@ -179,7 +184,11 @@ impl Bases {
         match Serving::start(job) {
             Ok(serving) => drop(self.servings.insert(name, serving)),
             // Its socket is closed with the job; the replica comes again.
-            Err(error) => tracing::warn!(replica = %name, "cannot give a base copy: {error}"),
+            Err(error) => {
+                if self.told.tell(&error.to_string(), now).is_some() {
+                    tracing::warn!(replica = %name, "cannot give a base copy: {error}");
+                }
+            }
         }
         Ok(())
     }
@@ -228,7 +237,10 @@ impl Bases {
 
     /// No copy can be made.
     pub fn fail(&mut self, text: String) {
-        tracing::warn!("no base copy can be made: {text}");
+        // Replicas ask again and again; each is told.
+        if self.told.tell(&text, world::now()).is_some() {
+            tracing::warn!("no base copy can be made: {text}");
+        }
         (self.wanted, self.making) = (None, None);
         self.shelf.fail(text);
     }
@@ -263,6 +275,7 @@ impl Bases {
         }
         self.set_pace(end);
         let mut slots = Vec::new();
+        let told = &mut self.told;
         self.servings.retain(|name, serving| {
             match serving.base() {
                 Some(base) if end.since(base) > keep_bytes_max => {
@@ -282,7 +295,9 @@ impl Bases {
                     false
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(replica = %name, "a base copy was interrupted: {error}");
+                    if told.tell(&format!("{name}: {error}"), now).is_some() {
+                        tracing::warn!(replica = %name, "a base copy was interrupted: {error}");
+                    }
                     false
                 }
             }

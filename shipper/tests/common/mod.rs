@@ -144,8 +144,12 @@ impl Leader {
             let mut record = vec![self.records as u8; size];
             record[..8].copy_from_slice(&self.records.to_le_bytes());
             let started = Instant::now();
-            while let Err(error) = self.log.append(&record) {
-                assert!(matches!(error, AppendError::Busy), "{error}");
+            // As a node does: nothing is tried while the log says that it has no room.
+            while !self.log.has_room() || {
+                let appended = self.log.append(&record);
+                assert!(matches!(appended, Ok(_) | Err(AppendError::Busy)), "{appended:?}");
+                appended.is_err()
+            } {
                 assert!(started.elapsed() < PATIENCE, "the log stays busy: {:#?}", self.shipper.replicas());
                 self.turn();
             }

@@ -35,6 +35,7 @@ impl Cluster {
         );
         let mut config = Member::configure(&text).expect("a configuration of the simulator's");
         config.segment_bytes = SEGMENT_BYTES;
+        config.segment_bytes_given = None;
         config.log_buffer_bytes = 2 << 20;
         config.checkpoint_bytes = self.plan.checkpoint_bytes;
         config.store_cache_bytes = 1 << 20;

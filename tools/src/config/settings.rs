@@ -177,7 +177,7 @@ settings! {
     #[arg(long, value_name = "TIME", help_heading = "Commits")]
     commit_delay: Span,
 
-    /// Size of a log file, 16MiB to 1GiB; fixed at init [default: 64MiB]
+    /// Size of a log file, 16MiB to 1GiB; fixed at init, and another one is refused later [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log")]
     segment_bytes: ByteSize,
     /// Frames in flight to the disk at once [default: measured at init]
@@ -192,7 +192,7 @@ settings! {
     /// Memory for frames on their way to disk and replicas [default: 96MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log")]
     log_buffer_bytes: ByteSize,
-    /// Keep at least so much log behind the newest checkpoint [default: 256MiB]
+    /// Keep at least so much log behind the newest checkpoint, unless the disk is full [default: 256MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log")]
     keep_bytes_min: ByteSize,
     /// Log that a slot may hold back before it is marked lost [default: 8GiB]
@@ -230,7 +230,8 @@ settings! {
     #[arg(long, value_name = "HOST:PORT", help_heading = "Accounting")]
     metrics_listen: HostPort,
 
-    /// Write a checkpoint after so many bytes of changes, or of log: half of slot_keep_bytes_max [default: 64MiB]
+    /// Write a checkpoint after so many bytes of changes, after eight times as much log (or half of slot_keep_bytes_max), after five
+    /// minutes, and when the disk is full [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Store")]
     checkpoint_bytes: ByteSize,
     /// Memory for pages of the store's file [default: 128MiB]

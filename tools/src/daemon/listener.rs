@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
+use walferry_engine::told::Told;
 use walferry_engine::world;
 
 /// The kernel closes the sockets of a ring a moment after its process is gone. A node that is started again at once waits this
@@ -20,6 +21,7 @@ pub struct Listener {
     id: u64,
     /// No descriptor was free: it accepts again when `arm_again` is called.
     resting: bool,
+    told: Told,
 }
 
 impl Listener {
@@ -35,7 +37,7 @@ impl Listener {
                     }
                     std::thread::sleep(ADDRESS_WAIT_STEP);
                 }
-                bound => return Ok(Listener { socket: bound?, id, resting: false }),
+                bound => return Ok(Listener { socket: bound?, id, resting: false, told: Told::default() }),
             }
         }
     }
@@ -84,7 +86,9 @@ impl Listener {
         if completion.result < 0 {
             let error = std::io::Error::from_raw_os_error(-completion.result);
             // EMFILE and the like: the clients that wait in the backlog are accepted when descriptors are free again.
-            tracing::warn!(%error, "a connection could not be accepted");
+            if let Some(repeated) = self.told.tell(&error.to_string(), world::now()) {
+                tracing::warn!(%error, repeated, "a connection could not be accepted");
+            }
             return None;
         }
         // SAFETY: a successful accept hands over a descriptor that nobody else owns.

@@ -12,14 +12,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use walferry_applier::base::install;
 use walferry_applier::follower::{Follower, FollowerConfig};
 use walferry_applier::pending::Pending;
-use walferry_applier::replay;
+use walferry_applier::replay::{self, Applied};
 use walferry_applier::store::{KeyCount, STORE_DIR, Store, StoreConfig, StoreError};
+use walferry_cluster::consensus::REGISTER_FILE;
 use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
 use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
+use walferry_engine::held::{HeldFile, HeldFiles};
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{Log, LogConfig, LogError};
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -27,6 +29,7 @@ use walferry_engine::meta::Meta;
 use walferry_engine::mutants;
 use walferry_engine::recover::Recovery;
 use walferry_engine::ring::{Completion, Owner, Ring};
+use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 use walferry_shipper::lend::{Holding, Lendings};
@@ -67,6 +70,13 @@ const SETTLE_TIME: Duration = Duration::from_secs(1);
 const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
 /// A leader that has to end waits so many election timeouts for the next one: it may be the member that controls the register.
 const REPLACED_TIMEOUTS_MAX: u32 = 4;
+/// Log behind the newest checkpoint, as a multiple of `checkpoint_bytes`, that calls for another one.
+const LOG_CHECKPOINTS_MAX: u64 = 8;
+/// No more changes are taken while those that are not durable yet need so much memory. A frame holds no others, so what a replica needs
+/// to apply one is bounded by this and by one transaction (`APPENDED_TO_BYTES_MAX`).
+const PENDING_BYTES_MAX: usize = 128 << 20;
+/// Changes get a checkpoint after so long, however few they are (PostgreSQL's checkpoint_timeout).
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
@@ -107,6 +117,8 @@ pub struct Node {
     pub(super) tls: Tls,
     pub(super) log: Log,
     pub(super) store: Store,
+    /// Whether what log and store have open is still what stands in the data directory.
+    held: HeldFiles,
     pub(super) pending: Pending,
     pub(super) history: EpochHistory,
     pub(super) role: Role,
@@ -125,6 +137,7 @@ pub struct Node {
     /// A walk over old log, and when the last one began.
     scrub: Option<Scrub>,
     scrubbed_at: Instant,
+    scrub_told: Told,
     /// What the shipper counted of broken catch-ups when it was looked last.
     catchups_broken: u64,
     /// Old log before this is damaged and nobody gave it back; else 0.
@@ -271,7 +284,9 @@ fn open_repaired(
     let wake_on_checkpoint = waker.clone();
     let store_config = StoreConfig {
         checkpoint_bytes: usize::try_from(config.checkpoint_bytes).unwrap_or(usize::MAX),
-        checkpoint_log_bytes: config.slot_keep_bytes_max / 2,
+        checkpoint_log_bytes: (config.slot_keep_bytes_max / 2)
+            .min(config.checkpoint_bytes.saturating_mul(LOG_CHECKPOINTS_MAX)),
+        checkpoint_interval: CHECKPOINT_INTERVAL,
         cache_bytes: config.store_cache_bytes,
     };
     let store = Store::open(&config.data.join(STORE_DIR), store_config, Box::new(move || wake_on_checkpoint.wake()))?;
@@ -323,11 +338,13 @@ impl Node {
             lendings: Lendings::default(),
             scrub: None,
             scrubbed_at: now,
+            scrub_told: Told::default(),
             catchups_broken: 0,
             readable_from: Lsn::ZERO,
             meta,
             client_address,
             tls,
+            held: watch_files(&config, &log, &store, &waker)?,
             log,
             store,
             pending: Pending::default(),
@@ -365,8 +382,10 @@ impl Node {
         };
         node.set_now(now, world::wall_clock());
         take_role(&mut node)?;
+        // With the register of a member, which is there by now.
+        node.watch_files_anew()?;
         // Before the first client: what the store has not seen yet of what is certain.
-        while node.apply()? {}
+        node.replay()?;
         node.begin_scrub()?;
         Ok(node)
     }
@@ -550,6 +569,7 @@ impl Node {
         let end = self.ending.as_ref().map(|ending| ending.until.saturating_duration_since(now));
         link.into_iter()
             .chain(self.log.next_timeout(now))
+            .chain(self.store.next_timeout(now))
             .chain(member)
             .chain(end)
             .chain(self.silence_timeout(now))
@@ -640,7 +660,7 @@ impl Node {
         }
         self.open_epoch();
         self.submit(ring);
-        self.more_to_apply = self.apply()?;
+        let applied = self.apply()?;
         self.notice_rollback();
         if self.waterfall.is_following() {
             self.waterfall.reached(Step::Flushed, self.log.flushed(), self.clock.now);
@@ -660,6 +680,8 @@ impl Node {
         self.make_base()?;
         self.show_base_copies();
         self.advance()?;
+        let waited = applied == Applied::Waits && !self.store.overloaded();
+        self.more_to_apply = applied == Applied::More || waited;
         self.watch_sync_set();
         self.watch_lease();
         self.release(ready);
@@ -678,7 +700,13 @@ impl Node {
     /// Looked at each turn, whatever stopped the log: what its disk has is found out by the next start only. A leader first asks the
     /// others to replace it, which is faster than being missed.
     fn notice_failure(&mut self, ring: &mut Ring) {
-        let reason = self.failure.take().or_else(|| self.log.stopped().map(str::to_owned));
+        let gone = self.held.gone();
+        if gone.is_some()
+            && let Role::Leader(shipper) = &mut self.role
+        {
+            shipper.forget_slots();
+        }
+        let reason = gone.or_else(|| self.failure.take()).or_else(|| self.log.stopped().map(str::to_owned));
         let Some(reason) = reason.filter(|_| self.ending.is_none()) else { return };
         let replaced_time_max = match &self.membership {
             Some(membership) if self.leads() => {
@@ -718,8 +746,24 @@ impl Node {
         self.waterfall.account(self.log.ledger().flushes(), self.clock.now);
     }
 
-    /// Applies what became durable here; on a replica no further than what its leader calls durable. True when there is more.
-    fn apply(&mut self) -> Result<bool, DaemonError> {
+    /// Applies everything that is certain, with checkpoints in between: memory does not depend on the length of the log, and a
+    /// start that is cut off goes on from the newest checkpoint.
+    fn replay(&mut self) -> Result<(), DaemonError> {
+        // A leader has heard no confirmation yet; what its log says to be committed is.
+        let committed = self.committed().max(self.heard.committed);
+        loop {
+            let applied = self.apply()?;
+            self.store.poll_checkpoint(committed, world::now())?;
+            match applied {
+                Applied::More => {}
+                Applied::All => return Ok(()),
+                Applied::Waits => self.store.settle()?,
+            }
+        }
+    }
+
+    /// Applies what became durable here; on a replica no further than what its leader calls durable.
+    fn apply(&mut self) -> Result<Applied, DaemonError> {
         let limit = match &self.role {
             Role::Leader(_) => Lsn::MAX,
             Role::Replica(follower) => follower.apply_limit(),
@@ -816,9 +860,12 @@ impl Node {
                 }
                 Err(Unreadable { error, before }) => {
                     self.readable_from = before;
-                    tracing::error!(
-                        "the old log is damaged, replicas that need it before {before} get a base copy: {error}"
-                    );
+                    // Read again whenever a replica could not be fed.
+                    if self.scrub_told.tell(&error.to_string(), self.clock.now).is_some() {
+                        tracing::error!(
+                            "the old log is damaged, replicas that need it before {before} get a base copy: {error}"
+                        );
+                    }
                 }
             }
         }
@@ -885,11 +932,41 @@ impl Node {
         }
     }
 
+    /// On a full disk a checkpoint is due as soon as it lets a segment go.
+    fn ask_for_space(&mut self) {
+        if !self.log.is_short_of_space() || mutants::is_on("no-checkpoint-for-space") {
+            return;
+        }
+        let segment_bytes = self.meta.segment_bytes;
+        let applied = self.store.applied();
+        if applied.segment(segment_bytes) > self.store.durable_applied().segment(segment_bytes) {
+            self.store.ask_for_space_before(applied.segment(segment_bytes).start(segment_bytes).advance(1));
+        }
+    }
+
+    /// The segment that is written to is looked at, before an older one may be recycled.
+    fn look_at_segment(&mut self) -> Result<(), DaemonError> {
+        if let Some(number) = self.log.current_segment()
+            && self.held.wants_segment(number)
+            && let Some(file) = self.log.current_file().map_err(refused)?
+        {
+            self.held.set_segment(number, file);
+        }
+        Ok(())
+    }
+
+    /// Files that are looked at were replaced, and were opened anew.
+    pub(super) fn watch_files_anew(&mut self) -> Result<(), DaemonError> {
+        self.held = watch_files(&self.config, &self.log, &self.store, &self.waker)?;
+        Ok(())
+    }
+
     /// Moves what depends on acknowledgements: the commit LSN, checkpoints, retention.
     fn advance(&mut self) -> Result<(), DaemonError> {
         let committed = self.committed();
         self.log.set_committed(committed);
-        self.store.poll_checkpoint(committed)?;
+        self.ask_for_space();
+        self.store.poll_checkpoint(committed, self.clock.now)?;
         let slots = match &self.role {
             Role::Leader(_) if mutants::is_on("recycle-what-is-needed") => Lsn::MAX,
             Role::Leader(shipper) => shipper.slots_hold(),
@@ -897,6 +974,7 @@ impl Node {
             // It may have led and lead again, with replicas that need its log. Nothing is appended meanwhile.
             Role::Leaderless(_) | Role::SteppedDown(_) => Lsn::ZERO,
         };
+        self.look_at_segment()?;
         let scrub = self.scrub.as_ref().map_or(Lsn::MAX, Scrub::hold);
         self.log.release_before(self.store.durable_applied().min(slots).min(scrub));
         self.poll_scrub()
@@ -1090,7 +1168,8 @@ impl Node {
     pub(super) fn has_room(&self) -> bool {
         // Without a lease nothing may be acknowledged, at `off` neither: what cannot be answered is not executed.
         let draining = self.membership.as_ref().is_some_and(Membership::is_draining);
-        !draining && self.may_speak() && !self.store.overloaded() && self.log.has_room() && self.has_replayed()
+        let has_memory = !self.store.overloaded() && self.pending.bytes() < PENDING_BYTES_MAX;
+        !draining && self.may_speak() && has_memory && self.log.has_room() && self.has_replayed()
     }
 
     /// Takes no more writes, and answers the ones that wait with what is known of them.
@@ -1181,6 +1260,16 @@ impl Node {
         tracing::info!(%end, "closed");
         Ok(())
     }
+}
+
+fn watch_files(config: &NodeConfig, log: &Log, store: &Store, waker: &Waker) -> Result<HeldFiles, DaemonError> {
+    let mut files = log.held_files().map_err(refused)?;
+    files.push(HeldFile::at(store.path()).map_err(refused)?);
+    let register = config.data.join(REGISTER_FILE);
+    if config.members.is_some() && register.exists() {
+        files.push(HeldFile::at(&register).map_err(refused)?);
+    }
+    HeldFiles::watch(files, waker.clone()).map_err(refused)
 }
 
 /// The sync policy of a node that is to lead: what its options name, else, where it was promoted, that of its leader.

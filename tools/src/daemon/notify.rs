@@ -1,25 +1,33 @@
 //! What the node tells systemd: that it serves, that it is alive, that it is ending. Does nothing when systemd did not start it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use walferry_engine::told::Told;
 
 /// The way to the service manager.
 pub struct Notifier {
     /// Half of WatchdogSec, as systemd advises.
     watchdog_interval: Option<Duration>,
     told: Cell<Option<Instant>>,
+    failures_told: RefCell<Told>,
 }
 
 impl Notifier {
     /// Reads from the environment what the service manager wants to hear.
     pub fn new() -> Notifier {
-        Notifier { watchdog_interval: sd_notify::watchdog_enabled().map(|limit| limit / 2), told: Cell::new(None) }
+        Notifier {
+            watchdog_interval: sd_notify::watchdog_enabled().map(|limit| limit / 2),
+            told: Cell::new(None),
+            failures_told: RefCell::default(),
+        }
     }
 
     fn send(&self, states: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(states) {
+        if let Err(error) = sd_notify::notify(states)
+            && self.failures_told.borrow_mut().tell(&error.to_string(), Instant::now()).is_some()
+        {
             tracing::warn!(%error, "the service manager could not be told");
         }
     }

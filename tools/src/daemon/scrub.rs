@@ -16,8 +16,8 @@ use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace};
 use walferry_shipper::base::serve::give_way;
 
-/// Repairs of one walk, at most: a disk that is beyond this is not worth the peers' time.
-const REPAIRS_MAX: usize = 1024;
+/// Repairs of one walk, at most, each of which may be many frames: what is kept of them stays in memory.
+const REPAIRS_MAX: usize = 64 << 10;
 /// Frames of a step.
 const STEP_FRAMES: usize = 64;
 
@@ -77,9 +77,10 @@ impl Drop for Scrub {
 /// Where the walk is.
 struct Walk {
     repairer: Repairer,
+    /// Everything before this was read.
     from: Lsn,
     to: Lsn,
-    /// `None` before the first step and after a repair, from which on it begins anew.
+    /// `None` before the first step and after a repair, from where on it goes on.
     reader: Option<LogReader>,
     repaired: Vec<Repaired>,
     stop: Arc<AtomicBool>,
@@ -103,7 +104,11 @@ impl Walk {
         tracing::warn!("{damage}");
         let last = self.repaired.last();
         match self.repairer.close_next(damage, last, &mut |text| tracing::debug!("{text}")) {
-            Ok(repaired) => self.repaired.push(repaired),
+            Ok(repaired) => {
+                // What was written is read again, and what it goes on from was: it fits.
+                self.from = repaired.from;
+                self.repaired.push(repaired);
+            }
             Err(error) => return Some(Err(unreadable(error))),
         }
         None

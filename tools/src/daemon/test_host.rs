@@ -80,7 +80,12 @@ impl TestHost {
         let program = std::env::current_exe().expect("the test has a program");
         let beside = program.parent().expect("a program lies in a directory");
         let dir = tempfile::tempdir_in(beside).expect("a directory for the store");
-        let config = StoreConfig { checkpoint_bytes: 64 << 20, checkpoint_log_bytes: u64::MAX, cache_bytes: 1 << 20 };
+        let config = StoreConfig {
+            checkpoint_bytes: 64 << 20,
+            checkpoint_log_bytes: u64::MAX,
+            checkpoint_interval: Duration::MAX,
+            cache_bytes: 1 << 20,
+        };
         let store = Store::open(&dir.path().join("store"), config, Box::new(|| {})).expect("a new store");
         TestHost {
             store,
@@ -148,7 +153,7 @@ impl TestHost {
         self.flush();
         self.store.ask_for_checkpoint(self.flushed, true);
         while self.store.durable_applied() < self.flushed {
-            self.store.poll_checkpoint(Lsn::MAX).expect("a checkpoint");
+            self.store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("a checkpoint");
             self.store.settle().expect("a checkpoint");
         }
     }

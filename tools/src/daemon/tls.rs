@@ -2,13 +2,15 @@
 //! tells of them. What is not configured is not there.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use walferry_cluster::message::{Message, Refuse, RefuseCode};
+use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
+use walferry_engine::world;
 use walferry_tls::{Accepted, Gate, GateConfig, Identity, NamedFile, PeerTls, Purpose, Reloaded, Terminator};
 
 use super::DaemonError;
@@ -90,9 +92,11 @@ impl Tls {
     ) -> std::io::Result<Entrance> {
         let (outbox, through) = sync_channel(THROUGH_MAX);
         let waker = waker.clone();
+        let told = Mutex::new(Told::default());
         let deliver = move |accepted: Accepted| {
             let address = accepted.address;
-            if outbox.try_send(accepted).is_err() {
+            let lost = outbox.try_send(accepted).is_err();
+            if lost && told.lock().expect("nobody panics with it").tell("full", world::now()).is_some() {
                 tracing::warn!(%address, "a TLS connection is closed: {THROUGH_MAX} wait for the node already");
             }
             waker.wake();

@@ -3,7 +3,9 @@
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
+use super::command::transaction::APPENDED_TO_BYTES_MAX;
 use super::host::{Refusal, ReplicationRow};
+use super::resp::VALUE_BYTES_MAX;
 use super::session::SessionSettings;
 use super::test_host::{TestClient, TestHost};
 
@@ -230,4 +232,34 @@ fn wait_and_commitinfo_of_a_commit_cut_off_are_refused() {
     assert!(client.resume(&mut host).starts_with("-LOST "));
     assert!(client.ask(&mut host, "COMMITINFO").starts_with("-LOST "));
     assert!(client.ask(&mut host, "WAITAOF 1 0 0").starts_with("-LOST "));
+}
+
+#[test]
+fn transaction_that_appends_to_many_large_values_is_refused() {
+    let (mut host, mut client) = pair();
+    let value = "v".repeat(VALUE_BYTES_MAX - 100);
+    let fits = APPENDED_TO_BYTES_MAX / value.len();
+    for key in 0..=fits {
+        let set = format!("*3\r\n$3\r\nSET\r\n$2\r\nk{key}\r\n${}\r\n{value}\r\n", value.len());
+        client.send(&mut host, set.as_bytes());
+        host.flush();
+        client.session.release(&mut host);
+        assert_eq!(client.output(), "+OK\r\n");
+    }
+    let before = host.last_commit();
+    let append = |host: &mut TestHost, client: &mut TestClient, keys: usize| {
+        client.ask(host, "MULTI");
+        for key in 0..keys {
+            client.ask(host, &format!("APPEND k{key} x"));
+            // The same value again costs nothing.
+            client.ask(host, &format!("APPEND k{key} y"));
+        }
+        client.ask(host, "EXEC")
+    };
+    let refused = append(&mut host, &mut client, fits + 1);
+    assert!(refused.starts_with("-EXECABORT") && refused.contains("128 MiB"), "{refused}");
+    assert_eq!((host.pending_records(), host.last_commit()), (0, before), "nothing was logged");
+    assert_eq!(client.ask(&mut host, "STRLEN k0"), format!(":{}\r\n", value.len()));
+    let taken = append(&mut host, &mut client, fits);
+    assert!(taken.starts_with(&format!("*{}\r\n:{}\r\n", 2 * fits, value.len() + 1)), "{}", &taken[..60]);
 }

@@ -216,6 +216,16 @@ impl Node {
         Client::connect(self.listen).expect("a running node takes connections")
     }
 
+    /// Waits until the node ends by itself; its exit code.
+    pub fn end(mut self) -> Option<i32> {
+        let mut status = None;
+        until("the node ends by itself", || {
+            status = self.child.try_wait().expect("a child can be asked");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
 use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, TLS_FIRST_BYTES, read_message};
+use walferry_engine::told::Told;
 use walferry_engine::world;
 use walferry_tls::{Accepted, Gate, PeerTls, Quota};
 
@@ -295,9 +296,11 @@ pub(super) enum Door {
 impl Door {
     pub(super) fn open(listener: std::net::TcpListener, tls: &Tls) -> io::Result<Door> {
         let (outbox, through) = mpsc::channel(THROUGH_MAX);
+        let told = Mutex::new(Told::default());
         let deliver = move |accepted: Accepted| {
             let address = accepted.address;
-            if outbox.try_send(accepted).is_err() {
+            let lost = outbox.try_send(accepted).is_err();
+            if lost && told.lock().expect("nobody panics with it").tell("full", world::now()).is_some() {
                 tracing::warn!(%address, "a peer's connection is closed: {THROUGH_MAX} wait already");
             }
         };
@@ -329,11 +332,14 @@ impl Door {
 pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     let mut connections = tokio::task::JoinSet::new();
     let quota = Arc::new(Mutex::new(Quota::new(world::now())));
+    let mut told = Told::default();
     loop {
         while connections.try_join_next().is_some() {}
         match door.accept().await {
             Ok((_, address)) if connections.len() >= CONNECTIONS_MAX => {
-                tracing::warn!(%address, "a peer's connection is closed: {CONNECTIONS_MAX} are open, which is the bound");
+                if told.tell("full", world::now()).is_some() {
+                    tracing::warn!(%address, "a peer's connection is closed: {CONNECTIONS_MAX} are open, which is the bound");
+                }
             }
             Ok((stream, address)) => {
                 let (answering, quota) = (Arc::clone(&answering), Arc::clone(&quota));
@@ -348,7 +354,9 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a peer's connection could not be accepted");
+                if told.tell(&error.to_string(), world::now()).is_some() {
+                    tracing::warn!(%error, "a peer's connection could not be accepted");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

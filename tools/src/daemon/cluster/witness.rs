@@ -8,9 +8,10 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use rand::RngExt;
 use walferry_cluster::agent::AgentConfig;
-use walferry_cluster::consensus::RegisterStore;
+use walferry_cluster::consensus::{REGISTER_FILE, RegisterStore};
 use walferry_cluster::register::{Kind, MemberId};
 use walferry_cluster::{ClusterId, MemberName};
+use walferry_engine::held::HeldFile;
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Epoch;
 use walferry_engine::small_file;
@@ -142,7 +143,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let listen = given("peer_listen", settings.peer_listen)?;
     role::check(&data, &Role::Witness, None).map_err(DaemonError::from)?;
     make_directory(&data)?;
-    let _lock = DirLock::take(&data).map_err(Failure::failed)?;
+    let lock = DirLock::take(&data).map_err(Failure::failed)?;
     small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
     role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
     let peers = members.peers();
@@ -153,6 +154,9 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let agent = agent(name.clone(), peers, ClusterId(rand::rng().random()), (election_timeout, heartbeat_interval));
     let config = ClusterConfig { agent, tls: tls.clone() };
     let mut signals = Signals::block(0).map_err(Failure::failed)?;
+    // A vote or a promise in a file that nobody finds again is none.
+    let register = HeldFile::at(&data.join(REGISTER_FILE)).map_err(Failure::failed)?;
+    let held: Vec<HeldFile> = lock.held().iter().cloned().chain([register]).collect();
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
     let thread = driver::spawn(config, store, listener, None, inbox)?;
     tracing::info!(listen = %listen, "witness {name} serves");
@@ -165,6 +169,9 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
             }
             tracing::info!(%signal, "asked to end");
             break;
+        }
+        if let Some(text) = held.iter().find_map(HeldFile::gone) {
+            return Err(Failure::failed(format_args!("this process ends: {text}")));
         }
         if thread.is_finished() {
             return Err(Failure::failed("the witness cannot take part any more; its log tells why"));

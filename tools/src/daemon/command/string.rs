@@ -130,7 +130,7 @@ pub fn append(writer: &mut Writer<'_>, args: &Args<'_>, reply: &mut Reply) -> Ex
     }
     match length {
         Some(_) if args[2].is_empty() => {}
-        Some(_) => writer.emit(Effect::Append { key: &args[1], bytes: &args[2] }),
+        Some(length) => writer.append(&args[1], &args[2], length),
         None => writer.emit(Effect::Put { key: &args[1], value: &args[2] }),
     }
     reply.count(after);

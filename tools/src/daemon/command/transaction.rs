@@ -23,6 +23,9 @@ pub const TRANSACTION_ARGS_MAX: usize = 64 << 10;
 pub const TRANSACTION_HEAVY_MAX: usize = 8;
 /// All of it takes at most so many bytes.
 pub const TRANSACTION_BYTES_MAX: usize = COMMAND_BYTES_MAX;
+/// The values that the appends of one transaction go on from are together no longer than this: every node that applies its record has
+/// all of them in memory at once, and a replica cannot refuse what the leader has logged.
+pub const APPENDED_TO_BYTES_MAX: usize = 128 << 20;
 /// A session watches at most this many keys.
 pub const WATCHED_KEYS_MAX: usize = 4096;
 
@@ -241,6 +244,7 @@ fn execute(
         let _ = host.count_keys();
     }
     let mut overlay = Overlay::default();
+    let mut appended_to = 0;
     reply.array(transaction.commands.len());
     for queued in &transaction.commands {
         let args = Args::new(&transaction.bytes, &transaction.ranges[queued.args.clone()]);
@@ -253,6 +257,7 @@ fn execute(
                 let mut writer = Writer::in_transaction(base, record, &mut overlay, now_ms);
                 let executed = write(&mut writer, &args, reply);
                 answer(executed, from, reply);
+                appended_to += writer.appended_to();
             }
             Run::Control(control) => {
                 if let Outcome::Park(_) = control(client, &args, host, reply) {
@@ -261,6 +266,13 @@ fn execute(
                 }
             }
             Run::Exec => unreachable!("EXEC is never queued"),
+        }
+        if appended_to > APPENDED_TO_BYTES_MAX {
+            return Err(Refusal::TooLarge(format!(
+                "its APPENDs go on from values of more than {} MiB together, which every node would need in memory at once: append to \
+                 fewer large values in one transaction",
+                APPENDED_TO_BYTES_MAX >> 20
+            )));
         }
         if reply.is_over() {
             return Err(Refusal::TooLarge("the replies of the transaction are too large".to_owned()));

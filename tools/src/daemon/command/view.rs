@@ -56,6 +56,11 @@ enum Change {
 }
 
 impl Overlay {
+    /// True when the transaction has changed the key.
+    pub fn has(&self, key: &[u8]) -> bool {
+        self.changes.contains_key(key)
+    }
+
     /// A command of the transaction made this change.
     pub fn apply(&mut self, effect: &Effect<'_>) {
         match *effect {

@@ -1,0 +1,77 @@
+//! What a log has told already: a line that says the same again is counted and not logged, so that what fails and is tried again
+//! fills no disk. Used wherever something is retried, or where others decide how often a line is due. Reads no clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A line that still holds is logged again after this, so that a log that was rotated tells it too.
+pub const TELL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// Different lines within that time; further ones are not logged. Strangers can choose a part of some.
+const LINES_MAX: usize = 16;
+
+#[derive(Debug)]
+struct Line {
+    text: String,
+    since: Instant,
+    repeated: u64,
+}
+
+/// The lines of one place in the code.
+#[derive(Debug, Default)]
+pub struct Told {
+    lines: VecDeque<Line>,
+}
+
+impl Told {
+    /// `Some` when `text` is to be logged now: how often it was not since it was logged last.
+    pub fn tell(&mut self, text: &str, now: Instant) -> Option<u64> {
+        let is_old = |line: &Line| now.saturating_duration_since(line.since) >= TELL_AGAIN_INTERVAL;
+        let repeated = match self.lines.iter().position(|line| line.text == text) {
+            Some(index) if !is_old(&self.lines[index]) => {
+                self.lines[index].repeated += 1;
+                return None;
+            }
+            Some(index) => self.lines.remove(index).map_or(0, |line| line.repeated),
+            None => 0,
+        };
+        self.lines.retain(|line| !is_old(line));
+        if self.lines.len() >= LINES_MAX {
+            return None;
+        }
+        self.lines.push_back(Line { text: text.to_owned(), since: now, repeated: 0 });
+        Some(repeated)
+    }
+
+    /// What was told holds no longer; true when there was anything.
+    pub fn is_over(&mut self) -> bool {
+        !std::mem::take(&mut self.lines).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_is_logged_on_change_and_again_after_a_while() {
+        let begun = Instant::now();
+        let mut told = Told::default();
+        assert_eq!(told.tell("no space", begun), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(told.tell("no space", begun + TELL_AGAIN_INTERVAL / 2), None);
+        }
+        assert_eq!(told.tell("read-only", begun), Some(0), "it says something else");
+        assert_eq!(told.tell("no space", begun + TELL_AGAIN_INTERVAL), Some(1000));
+        assert!(told.is_over() && !told.is_over());
+        assert_eq!(told.tell("no space", begun + TELL_AGAIN_INTERVAL), Some(0));
+    }
+
+    #[test]
+    fn lines_that_strangers_choose_are_bounded() {
+        let begun = Instant::now();
+        let mut told = Told::default();
+        let logged = (0..10_000).filter(|number| told.tell(&format!("name {number}"), begun).is_some()).count();
+        assert_eq!((logged, told.lines.len()), (LINES_MAX, LINES_MAX));
+        assert!(told.tell("name 10000", begun + TELL_AGAIN_INTERVAL).is_some());
+    }
+}

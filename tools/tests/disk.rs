@@ -1,0 +1,121 @@
+//! A small disk that fills up, and a data directory that is taken away under its node.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Client, Node, Reply, directory, until};
+use walferry_mounts as mounts;
+
+/// A filesystem of this size at `dir`, which goes with this thread and its children; false where this user may not mount one.
+fn small_disk(dir: &Path, bytes: u64) -> bool {
+    let made = mounts::own().and_then(|()| mounts::make_small(dir, bytes));
+    if let Err(error) = made {
+        eprintln!("skipped: this user may not mount a filesystem ({error})");
+    }
+    made.is_ok()
+}
+
+fn info(client: &mut Client, key: &str) -> u64 {
+    let reply = client.command(&["INFO"]);
+    let line = reply.text().lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::to_owned));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("INFO has a number {key}"))
+}
+
+/// Few keys change little in memory: without a look at the disk no checkpoint would ever be due.
+#[test]
+fn few_keys_rewritten_on_a_small_disk_never_fill_it() {
+    const DISK_BYTES: u64 = 160 << 20;
+    const VALUE_BYTES: usize = 256 << 10;
+    let root = directory();
+    if !small_disk(root.path(), DISK_BYTES) {
+        return;
+    }
+    // Neither the size of the changes nor that of the log calls for a checkpoint.
+    let node = Node::start(root.path(), "a", &["--buffered", "--checkpoint-bytes", "64MiB"]);
+    let mut client = node.client();
+    let value = "v".repeat(VALUE_BYTES);
+    let mut refused = 0;
+    for turn in 0..4 * DISK_BYTES as usize / VALUE_BYTES {
+        let key = format!("key:{}", turn % 20);
+        // A disk that is full for a moment heals without anybody's help.
+        until("there is space again", || match client.command(&["SET", &key, &value]) {
+            Reply::Error(text) if text.starts_with("NOSPACE") => {
+                refused += 1;
+                false
+            }
+            reply => {
+                assert_eq!(reply, Reply::Simple("OK".to_owned()));
+                true
+            }
+        });
+    }
+    assert!(info(&mut client, "store_checkpoints") > 0);
+    assert_eq!(client.command(&["STRLEN", "key:7"]), Reply::Integer(VALUE_BYTES as i64));
+    eprintln!("{refused} refusals, {} checkpoints", info(&mut client, "store_checkpoints"));
+    assert_eq!(node.stop().0, Some(0));
+}
+
+/// What a node acknowledges after that nobody would find again.
+#[test]
+fn node_ends_within_seconds_when_its_files_are_gone() {
+    let changes: [(&str, fn(&Path)); 6] = [
+        ("directory renamed", |data| fs::rename(data, data.with_extension("moved")).expect("renamed")),
+        ("directory replaced", |data| {
+            fs::rename(data, data.with_extension("moved")).expect("renamed");
+            fs::create_dir(data).expect("made");
+        }),
+        ("directory removed", |data| {
+            // A segment may be in the making.
+            until("it is removed", || fs::remove_dir_all(data).is_ok() || !data.exists());
+        }),
+        ("lock removed", |data| fs::remove_file(data.join("lock")).expect("removed")),
+        ("segment removed", |data| fs::remove_file(data.join("log/0000000000000000.wal")).expect("removed")),
+        ("store removed", |data| fs::remove_file(data.join("store/store.redb")).expect("removed")),
+    ];
+    for (what, change) in changes {
+        let root = directory();
+        let node = Node::start(root.path(), "a", &[]);
+        assert_eq!(node.client().command(&["SET", "k", "v"]), Reply::Simple("OK".to_owned()));
+        let data = node.data.clone();
+        change(&data);
+        assert_eq!(node.end(), Some(1), "{what}");
+        let log = fs::read_to_string(root.path().join("a.log")).expect("a log");
+        let told = log.lines().any(|line| line.contains("stepping down") && line.contains(&*data.to_string_lossy()));
+        assert!(told, "{what}: {log}");
+        if what == "directory replaced" {
+            assert_eq!(fs::read_dir(&data).expect("there").count(), 0, "nothing is written into another directory");
+        }
+    }
+}
+
+/// Segments that replace each other all the time are not taken for files that are gone.
+#[test]
+fn recycled_segments_are_no_files_that_are_gone() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &["--checkpoint-bytes", "1MiB", "--keep-bytes-min", "0"]);
+    let mut client = node.client();
+    let value = "v".repeat(200_000);
+    let begun = std::time::Instant::now();
+    let mut written = 0;
+    // Longer than two looks.
+    while begun.elapsed() < walferry_engine::held::LOOK_INTERVAL * 5 / 2 {
+        assert_eq!(client.command(&["SET", "key", &value]), Reply::Simple("OK".to_owned()));
+        written += 1;
+    }
+    assert!(!node.data.join("log/0000000000000000.wal").exists(), "{written} writes recycle segments");
+    assert_eq!(node.stop().0, Some(0));
+}
+
+#[test]
+fn segment_size_other_than_the_directorys_is_refused() {
+    let root = directory();
+    let node = Node::start(root.path(), "a", &[]);
+    assert_eq!(node.stop().0, Some(0));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walferry"));
+    command.args(["start", "--name", "a", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data"]);
+    let refused = command.arg(root.path().join("a")).args(["--segment-bytes", "64MiB"]).output().expect("it runs");
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("segments of 16MiB") && text.contains("64MiB"), "{text}");
+}
