@@ -11,11 +11,17 @@ use crate::store::{Store, StoreError};
 use crate::view::{About, Value, View};
 
 /// Changes between the store's applied LSN and the end of the log. Bounded by the log buffer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pending {
     overlay: Overlay,
     /// The LSN and the key's hash of each change, in order.
     order: VecDeque<(Lsn, u64)>,
+}
+
+impl Default for Pending {
+    fn default() -> Pending {
+        Pending { overlay: Overlay::draining(), order: VecDeque::new() }
+    }
 }
 
 impl Pending {
@@ -33,7 +39,7 @@ impl Pending {
     pub fn record(&mut self, lsn: Lsn, record: &[u8], store: &Store) -> Result<(), StoreError> {
         for effect in effects(record) {
             let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
-            let hash = self.overlay.apply(&effect, lsn, |_, key| store.get(key))?;
+            let hash = self.overlay.apply(&effect, lsn, |_, key| Ok(store.about(key)?.0))?;
             self.order.push_back((lsn, hash));
         }
         Ok(())
@@ -96,7 +102,7 @@ impl View for PendingView<'_> {
 
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         match self.pending.overlay.find(hash_of(key), key) {
-            Some(slot) => Ok(slot.value().map(|value| (value, slot.version))),
+            Some(slot) => Ok(slot.value(|| self.store.get(key))?.map(|value| (value, slot.version))),
             None => self.store.entry(key),
         }
     }
@@ -112,7 +118,7 @@ impl View for PendingView<'_> {
     ) -> Result<(), StoreError> {
         let tail = match self.pending.overlay.find(hash_of(key), key).map(|slot| &slot.state) {
             Some(State::Stream(tail)) => tail,
-            Some(State::Absent | State::String(_)) => return Ok(()),
+            Some(State::Absent | State::String(_) | State::Appended(_)) => return Ok(()),
             None => return self.store.stream_range(key, from, to, reverse, limit, each),
         };
         // The store may have the first of the pending entries already.

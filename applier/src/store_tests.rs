@@ -518,3 +518,91 @@ fn key_changed_and_deleted_is_told_from_one_never_touched() {
     let store = open(dir.path());
     assert_eq!(of(&store, b"k").1, store.applied(), "after a restart only the file's position is known");
 }
+
+/// Keys with these values in the file, and nothing in memory.
+fn in_file(dir: &Path, values: &[(&str, &[u8])]) -> (Store, TestLog) {
+    let (mut store, mut log) = (open(dir), TestLog::default());
+    for (key, value) in values {
+        let mut record = Vec::new();
+        Effect::Put { key: key.as_bytes(), value }.encode_into(&mut record);
+        log.seal(&[record]);
+    }
+    log.replay(&mut store);
+    store.ask_for_checkpoint(log.end, true);
+    store.poll_checkpoint(log.end, Instant::now()).expect("begun");
+    store.settle().expect("a checkpoint");
+    assert_eq!((store.durable_applied(), store.overlay_bytes()), (log.end, 0));
+    (store, log)
+}
+
+fn append(key: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut record = Vec::new();
+    Effect::Append { key: key.as_bytes(), bytes }.encode_into(&mut record);
+    record
+}
+
+#[test]
+fn append_costs_what_is_appended_and_not_the_value() {
+    let dir = temporary();
+    let large = vec![b'v'; 4 << 20];
+    let keys: Vec<String> = (0..20).map(|key| format!("key{key}")).collect();
+    let values: Vec<(&str, &[u8])> = keys.iter().map(|key| (&key[..], &large[..])).collect();
+    let (mut store, mut log) = in_file(dir.path(), &values);
+    let mut pending = Pending::default();
+    for round in 0..3 {
+        let record = keys.iter().flat_map(|key| append(key, b"xyz")).collect::<Vec<u8>>();
+        let end = log.seal(std::slice::from_ref(&record));
+        pending.record(end, &record, &store).expect("own record");
+        log.replay(&mut store);
+        assert!(pending.bytes() < 16 << 10, "{} bytes", pending.bytes());
+        pending.forget(store.applied());
+        assert!(store.overlay_bytes() < 16 << 10, "{} bytes", store.overlay_bytes());
+        if round == 1 {
+            // Over the frozen overlay as well.
+            store.freeze();
+        }
+    }
+    let whole = [&large[..], b"xyzxyzxyz"].concat();
+    let check = |store: &Store| {
+        for key in &keys {
+            let (about, _) = store.about(key.as_bytes()).expect("read");
+            assert_eq!(about, Some(About::String(whole.len())));
+            assert_eq!(store.get(key.as_bytes()).expect("read"), Some(Value::String(whole.clone().into())));
+        }
+    };
+    check(&store);
+    store.poll_checkpoint(log.end, Instant::now()).expect("begun");
+    store.settle().expect("a checkpoint");
+    check(&store);
+    store.close(log.end).expect("a checkpoint");
+    check(&open(dir.path()));
+}
+
+#[test]
+fn appends_that_the_store_has_already_are_not_there_twice() {
+    let dir = temporary();
+    let (mut store, mut log) = in_file(dir.path(), &[("k", b"0")]);
+    let mut pending = Pending::default();
+    let sealed: Vec<Lsn> = (1..=4)
+        .map(|number| {
+            let record = append("k", number.to_string().as_bytes());
+            let end = log.seal(std::slice::from_ref(&record));
+            pending.record(end, &record, &store).expect("own record");
+            end
+        })
+        .collect();
+    let mut expected = Vec::new();
+    for end in sealed {
+        let view = pending.over(&store);
+        assert_eq!(view.get(b"k").expect("read"), Some(Value::String("01234".into())), "before {end}");
+        assert_eq!(view.about(b"k").expect("read").0, Some(About::String(5)));
+        let from = store.applied();
+        let (lsn, bytes) = log.frames.iter().find(|frame| frame.0 >= from).expect("a frame");
+        store.apply(&Frame::read(bytes, *lsn).expect("a sealed frame")).expect("it applies");
+        pending.forget(store.applied());
+        expected.push(store.get(b"k").expect("read"));
+    }
+    assert!(pending.is_empty() && pending.bytes() == 0);
+    let texts = ["01", "012", "0123", "01234"].map(|text| Some(Value::String(text.into())));
+    assert_eq!(expected, texts);
+}

@@ -57,10 +57,13 @@ fn few_keys_rewritten_on_a_small_disk_never_fill_it() {
     assert_eq!(node.stop().0, Some(0));
 }
 
+/// What is done to a data directory.
+type Change = fn(&Path);
+
 /// What a node acknowledges after that nobody would find again.
 #[test]
 fn node_ends_within_seconds_when_its_files_are_gone() {
-    let changes: [(&str, fn(&Path)); 6] = [
+    let changes: [(&str, Change); 6] = [
         ("directory renamed", |data| fs::rename(data, data.with_extension("moved")).expect("renamed")),
         ("directory replaced", |data| {
             fs::rename(data, data.with_extension("moved")).expect("renamed");

@@ -312,6 +312,20 @@ pub fn write_checkpoint(
     believe_flush_of(path).map_err(redb::Error::Io)
 }
 
+/// What the file holds of a string, with `tail` behind it.
+fn appended_to(keys: &Rows<'_>, values: &Rows<'_>, name: &[u8], tail: &[u8]) -> Result<Vec<u8>, redb::Error> {
+    let row = keys.get(name)?;
+    let row = row.as_ref().map_or(&b""[..], |row| row.value());
+    Ok(match row.get(8) {
+        Some(&KIND_STRING) => [&row[VALUE_HEAD_BYTES..], tail].concat(),
+        Some(&KIND_LONG_STRING) => {
+            let long = values.get(name)?;
+            [long.as_ref().map_or(&b""[..], |long| long.value()), tail].concat()
+        }
+        _ => tail.to_vec(),
+    })
+}
+
 type Rows<'a> = Table<'a, &'static [u8], &'static [u8]>;
 
 fn write_slot(
@@ -323,7 +337,16 @@ fn write_slot(
     let name = key_name(slot.hash(), &slot.key);
     let kind_below = keys.get(&name[..])?.and_then(|old| old.value().get(8).copied());
     let is_long = |value: &[u8]| value.len() > SHORT_BYTES_MAX;
-    if kind_below == Some(KIND_LONG_STRING) && !matches!(&slot.state, State::String(value) if is_long(value)) {
+    // One value at a time is whole in memory, here only.
+    let whole = match &slot.state {
+        State::Appended(tail) => Some(appended_to(keys, values, &name, tail.bytes())?),
+        _ => None,
+    };
+    let string = match &slot.state {
+        State::String(value) => Some(&value[..]),
+        _ => whole.as_deref(),
+    };
+    if kind_below == Some(KIND_LONG_STRING) && !string.is_some_and(is_long) {
         values.remove(&name[..])?;
     }
     let below_is_stream = kind_below == Some(KIND_STREAM);
@@ -335,21 +358,18 @@ fn write_slot(
     }
     let mut head = Vec::with_capacity(VALUE_HEAD_BYTES);
     head.extend_from_slice(&slot.version.0.to_le_bytes());
-    match &slot.state {
-        State::Absent => {
-            keys.remove(&name[..])?;
-        }
-        State::String(value) if is_long(value) => {
+    match (&slot.state, string) {
+        (_, Some(value)) if is_long(value) => {
             head.push(KIND_LONG_STRING);
             head.extend_from_slice(&(value.len() as u64).to_le_bytes());
             keys.insert(&name[..], &head[..])?;
-            values.insert(&name[..], &value[..])?;
+            values.insert(&name[..], value)?;
         }
-        State::String(value) => {
+        (_, Some(value)) => {
             head.push(KIND_STRING);
             keys.insert(&name[..], &[&head[..], value].concat()[..])?;
         }
-        State::Stream(tail) => {
+        (State::Stream(tail), None) => {
             head.push(KIND_STREAM);
             for part in [tail.meta.entries, tail.meta.last_id.0, tail.meta.last_id.1] {
                 head.extend_from_slice(&part.to_le_bytes());
@@ -358,6 +378,9 @@ fn write_slot(
             for (id, fields) in &tail.entries {
                 entries.insert(&entry_name(slot.hash(), &slot.key, *id)[..], &fields[..])?;
             }
+        }
+        (State::Absent | State::String(_) | State::Appended(_), None) => {
+            keys.remove(&name[..])?;
         }
     }
     Ok(())

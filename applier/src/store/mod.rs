@@ -261,7 +261,7 @@ impl Store {
                 let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
                 let (frozen, base) = (&self.frozen, &self.base);
                 let hash = self.active.apply(&effect, lsn, |hash, key| {
-                    Ok(below_active(frozen.as_ref(), base, hash, key)?.map(|entry| entry.0))
+                    Ok(about_below(frozen.as_ref(), base, hash, key)?.and_then(|(about, _)| about))
                 })?;
                 if let (Effect::StreamAdd { id, .. }, Some(added)) = (&effect, &mut self.added) {
                     added.insert(hash, *id);
@@ -421,7 +421,8 @@ fn below_active(
     key: &[u8],
 ) -> Result<Option<(Value, Lsn)>, StoreError> {
     if let Some(slot) = frozen.and_then(|frozen| frozen.overlay.find(hash, key)) {
-        return Ok(slot.value().map(|value| (value, slot.version)));
+        let value = slot.value(|| Ok(base.entry(hash, key)?.map(|entry| entry.0)))?;
+        return Ok(value.map(|value| (value, slot.version)));
     }
     base.entry(hash, key)
 }
@@ -505,7 +506,8 @@ impl View for Store {
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         let hash = hash_of(key);
         if let Some(slot) = self.active.find(hash, key) {
-            return Ok(slot.value().map(|value| (value, slot.version)));
+            let below = || Ok(below_active(self.frozen.as_ref(), &self.base, hash, key)?.map(|entry| entry.0));
+            return Ok(slot.value(below)?.map(|value| (value, slot.version)));
         }
         below_active(self.frozen.as_ref(), &self.base, hash, key)
     }
@@ -526,7 +528,7 @@ impl View for Store {
         for slot in self.overlays().filter_map(|overlay| overlay.find(hash, key)) {
             match &slot.state {
                 State::Stream(tail) => tails.push(tail),
-                State::Absent | State::String(_) => in_base = false,
+                State::Absent | State::String(_) | State::Appended(_) => in_base = false,
             }
             in_base &= matches!(&slot.state, State::Stream(tail) if !tail.fresh);
             if !in_base {

@@ -1,7 +1,9 @@
 //! Changed keys in memory, in front of whatever lies below: the store's newest changes over its file, and the leader's not yet
 //! durable changes over the store. Knows no file and no log.
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes, BytesMut};
 use hashbrown::HashTable;
 use walferry_engine::lsn::Lsn;
 
@@ -31,8 +33,58 @@ pub enum State {
     Absent,
     /// A string.
     String(Bytes),
+    /// A string that goes on from the one underneath: what was appended, whatever the length of the whole.
+    Appended(Box<StringTail>),
     /// A stream: its newest entries.
     Stream(StreamTail),
+}
+
+/// What was appended to the string underneath.
+#[derive(Clone, Debug, Default)]
+pub struct StringTail {
+    /// The length of the string underneath.
+    before: usize,
+    bytes: BytesMut,
+    /// Which commit appended how many of the bytes, where what lies below gets them one after the other.
+    parts: VecDeque<(Lsn, usize)>,
+}
+
+impl StringTail {
+    /// The length of the whole string.
+    fn len(&self) -> usize {
+        self.before + self.bytes.len()
+    }
+
+    /// The whole string over what is underneath, which may have the first of what was appended already.
+    fn over(&self, below: &[u8]) -> Bytes {
+        debug_assert!((self.before..=self.len()).contains(&below.len()), "nothing else changes what is underneath");
+        let there = below.len().saturating_sub(self.before).min(self.bytes.len());
+        [below, &self.bytes[there..]].concat().into()
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn push(&mut self, bytes: &[u8], part_of: Option<Lsn>) {
+        self.bytes.extend_from_slice(bytes);
+        if let Some(version) = part_of {
+            self.parts.push_back((version, bytes.len()));
+        }
+    }
+
+    /// What was appended by commits up to `version` lies underneath now; how many bytes that are.
+    fn forget(&mut self, version: Lsn) -> usize {
+        let mut forgotten = 0;
+        while let Some((_, length)) = self.parts.front().filter(|(lsn, _)| *lsn <= version) {
+            forgotten += length;
+            self.parts.pop_front();
+        }
+        self.bytes.advance(forgotten);
+        self.before += forgotten;
+        forgotten
+    }
 }
 
 /// The newest entries of a stream.
@@ -80,6 +132,7 @@ impl Slot {
         match &self.state {
             State::Absent => None,
             State::String(value) => Some(About::String(value.len())),
+            State::Appended(tail) => Some(About::String(tail.len())),
             State::Stream(tail) => Some(About::Stream(tail.meta)),
         }
     }
@@ -93,13 +146,20 @@ impl Slot {
         self.below.map_or(0, |below| i64::from(self.exists()) - i64::from(below))
     }
 
-    /// The key's value; `None` when it is deleted.
-    pub fn value(&self) -> Option<Value> {
-        match &self.state {
+    /// The key's value; `None` when it is deleted. `below` is asked where it goes on from what is underneath.
+    pub fn value(
+        &self,
+        below: impl FnOnce() -> Result<Option<Value>, StoreError>,
+    ) -> Result<Option<Value>, StoreError> {
+        Ok(match &self.state {
             State::Absent => None,
             State::String(value) => Some(Value::String(value.clone())),
+            State::Appended(tail) => Some(Value::String(match below()? {
+                Some(Value::String(value)) => tail.over(&value),
+                Some(Value::Stream(_)) | None => tail.over(b""),
+            })),
             State::Stream(tail) => Some(Value::Stream(tail.meta)),
-        }
+        })
     }
 }
 
@@ -113,6 +173,8 @@ pub struct Overlay {
     last_delete: Lsn,
     /// Kept where somebody counts keys.
     count: Option<Count>,
+    /// What lies below gets the changes commit by commit, while they are here.
+    drains: bool,
 }
 
 /// What changed keys add to the number of keys underneath.
@@ -169,6 +231,7 @@ impl Default for Overlay {
             bytes: 0,
             last_delete: Lsn::ZERO,
             count: None,
+            drains: false,
         }
     }
 }
@@ -192,6 +255,11 @@ impl Overlay {
     /// Keeps count from now on; it is empty.
     pub fn counted() -> Overlay {
         Overlay { count: Some(Count::default()), ..Overlay::default() }
+    }
+
+    /// What lies below gets the changes commit by commit, and then they are forgotten here; it is empty.
+    pub fn draining() -> Overlay {
+        Overlay { drains: true, ..Overlay::default() }
     }
 
     /// What the changed keys add to the number of keys underneath.
@@ -260,30 +328,32 @@ impl Overlay {
         (found, None)
     }
 
-    /// Makes a change. `below` is asked what the key holds underneath where that matters.
+    /// Makes a change. `below` is asked what the key holds underneath where that matters, and never for the value: what a change
+    /// costs in memory is what its record says.
     pub fn apply(
         &mut self,
         effect: &Effect<'_>,
         version: Lsn,
-        below: impl FnOnce(u64, &[u8]) -> Result<Option<Value>, StoreError>,
+        below: impl FnOnce(u64, &[u8]) -> Result<Option<About>, StoreError>,
     ) -> Result<u64, StoreError> {
         let key = effect.key();
         let hash = hash_of(key);
         if let Effect::Delete { .. } = effect {
             self.last_delete = self.last_delete.max(version);
         }
+        let part_of = self.drains.then_some(version);
         let shard = &mut self.shards[Overlay::shard(hash)];
         if let Some(slot) = shard.find_mut(hash, |slot| *slot.key == *key) {
             slot.version = version;
             let net_before = slot.net();
-            let (added, freed) = change(&mut slot.state, effect);
+            let (added, freed) = change(&mut slot.state, effect, part_of);
             self.bytes = (self.bytes + added).saturating_sub(freed);
             if let Some(count) = &mut self.count {
                 count.net += slot.net() - net_before;
             }
             return Ok(hash);
         }
-        let state = first_change(effect, || below(hash, key))?;
+        let state = first_change(effect, part_of, || below(hash, key))?;
         self.bytes += ENTRY_BYTES + key.len() + state_bytes(&state);
         self.keys += 1;
         let slot = Slot { hash, key: key.into(), version, state, below: None };
@@ -294,19 +364,24 @@ impl Overlay {
         Ok(hash)
     }
 
-    /// Forgets a key with this hash whose last change is `version`; a later change keeps it.
+    /// Forgets a key with this hash whose last change is `version`; a later change keeps it, but for what was appended up to there.
     pub fn forget(&mut self, hash: u64, version: Lsn) {
         let shard = &mut self.shards[Overlay::shard(hash)];
         if let Ok(found) = shard.find_entry(hash, |slot| slot.hash == hash && slot.version == version) {
             let (slot, _) = found.remove();
             self.keys -= 1;
             self.bytes = self.bytes.saturating_sub(ENTRY_BYTES + slot.key.len() + state_bytes(&slot.state));
+        } else if let Some(slot) = shard.find_mut(hash, |slot| slot.hash == hash)
+            && let State::Appended(tail) = &mut slot.state
+        {
+            self.bytes = self.bytes.saturating_sub(tail.forget(version));
         }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = Overlay { count: self.count.as_ref().map(|_| Count::default()), ..Overlay::default() };
+        let count = self.count.as_ref().map(|_| Count::default());
+        *self = Overlay { count, drains: self.drains, ..Overlay::default() };
     }
 }
 
@@ -314,6 +389,7 @@ fn state_bytes(state: &State) -> usize {
     match state {
         State::Absent => 0,
         State::String(value) => value.len(),
+        State::Appended(tail) => tail.bytes.len(),
         State::Stream(tail) => tail.entries.iter().map(|entry| STREAM_ENTRY_BYTES + entry.1.len()).sum(),
     }
 }
@@ -330,7 +406,7 @@ fn appended(value: Bytes, bytes: &[u8]) -> Bytes {
 }
 
 /// Changes what a slot holds; gives the bytes that were added and those that were freed.
-fn change(state: &mut State, effect: &Effect<'_>) -> (usize, usize) {
+fn change(state: &mut State, effect: &Effect<'_>, part_of: Option<Lsn>) -> (usize, usize) {
     match *effect {
         Effect::Put { value, .. } => {
             let freed = state_bytes(state);
@@ -343,11 +419,11 @@ fn change(state: &mut State, effect: &Effect<'_>) -> (usize, usize) {
             (0, freed)
         }
         Effect::Append { bytes, .. } => {
-            let before = match state {
-                State::String(value) => std::mem::take(value),
-                State::Absent | State::Stream(_) => Bytes::new(),
-            };
-            *state = State::String(appended(before, bytes));
+            match state {
+                State::String(value) => *value = appended(std::mem::take(value), bytes),
+                State::Appended(tail) => tail.push(bytes, part_of),
+                State::Absent | State::Stream(_) => *state = State::String(Bytes::copy_from_slice(bytes)),
+            }
             (bytes.len(), 0)
         }
         Effect::StreamAdd { id, fields, .. } => {
@@ -366,19 +442,24 @@ fn change(state: &mut State, effect: &Effect<'_>) -> (usize, usize) {
 /// What a key that did not change before holds after its first change.
 fn first_change(
     effect: &Effect<'_>,
-    below: impl FnOnce() -> Result<Option<Value>, StoreError>,
+    part_of: Option<Lsn>,
+    below: impl FnOnce() -> Result<Option<About>, StoreError>,
 ) -> Result<State, StoreError> {
     Ok(match *effect {
         Effect::Put { value, .. } => State::String(Bytes::copy_from_slice(value)),
         Effect::Delete { .. } => State::Absent,
         Effect::Append { bytes, .. } => match below()? {
-            Some(Value::String(value)) => State::String(appended(value, bytes)),
-            Some(Value::Stream(_)) | None => State::String(Bytes::copy_from_slice(bytes)),
+            Some(About::String(before)) => {
+                let mut tail = StringTail { before, ..StringTail::default() };
+                tail.push(bytes, part_of);
+                State::Appended(Box::new(tail))
+            }
+            Some(About::Stream(_)) | None => State::String(Bytes::copy_from_slice(bytes)),
         },
         Effect::StreamAdd { id, fields, .. } => {
             let (fresh, entries) = match below()? {
-                Some(Value::Stream(meta)) => (false, meta.entries),
-                Some(Value::String(_)) | None => (true, 0),
+                Some(About::Stream(meta)) => (false, meta.entries),
+                Some(About::String(_)) | None => (true, 0),
             };
             let meta = StreamMeta { entries: entries + 1, last_id: id };
             State::Stream(StreamTail { meta, fresh, entries: vec![(id, fields.into())] })

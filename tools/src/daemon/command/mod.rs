@@ -49,7 +49,7 @@ pub struct Writer<'a> {
     /// In a transaction: what its earlier commands changed.
     overlay: Option<&'a mut Overlay>,
     now_ms: u64,
-    /// Bytes of values that its appends go on from: each node has them in memory until a checkpoint, however short the record is.
+    /// Bytes of values that its appends go on from: each node writes them anew with its next checkpoint, however short the record is.
     appended_to: usize,
 }
 

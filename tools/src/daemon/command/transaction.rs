@@ -23,8 +23,8 @@ pub const TRANSACTION_ARGS_MAX: usize = 64 << 10;
 pub const TRANSACTION_HEAVY_MAX: usize = 8;
 /// All of it takes at most so many bytes.
 pub const TRANSACTION_BYTES_MAX: usize = COMMAND_BYTES_MAX;
-/// The values that the appends of one transaction go on from are together no longer than this: every node that applies its record has
-/// all of them in memory at once, and a replica cannot refuse what the leader has logged.
+/// The values that the appends of one transaction go on from are together no longer than this: every node writes all of them anew with
+/// its next checkpoint, and a replica cannot refuse what the leader has logged.
 pub const APPENDED_TO_BYTES_MAX: usize = 128 << 20;
 /// A session watches at most this many keys.
 pub const WATCHED_KEYS_MAX: usize = 4096;
@@ -269,7 +269,7 @@ fn execute(
         }
         if appended_to > APPENDED_TO_BYTES_MAX {
             return Err(Refusal::TooLarge(format!(
-                "its APPENDs go on from values of more than {} MiB together, which every node would need in memory at once: append to \
+                "its APPENDs go on from values of more than {} MiB together, which every node would have to write anew: append to \
                  fewer large values in one transaction",
                 APPENDED_TO_BYTES_MAX >> 20
             )));
