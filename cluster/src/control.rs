@@ -9,6 +9,8 @@
 //! body           JSON of a [`Packet`]
 //! ```
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -66,6 +68,8 @@ pub struct Strangeness {
     pub cluster_id: ClusterId,
     /// The version of the register, as far as the member knows.
     pub version: u64,
+    /// Who is a member by it, and at which peer address: a node may have been started before others joined.
+    pub members: BTreeMap<MemberName, String>,
     /// With which version this life of the node was removed, if it was.
     pub removed_at: Option<u64>,
     /// A member of this name is there, of another life: the node begins anew.

@@ -574,6 +574,22 @@ fn removal_below_min_in_sync_is_refused_until_another_joins() {
     net.remove(other).expect("two replicas are left");
 }
 
+/// It was started with those who formed the cluster, and only the one that controls the register takes it back.
+#[test]
+fn member_that_lost_its_disk_finds_who_joined_later() {
+    let mut net = Net::new("a b c", "d");
+    net.join("d").expect("taken in");
+    let leader = net.leader().expect("a leader").to_string();
+    let lost = ["a", "b", "c"].into_iter().find(|member| *member != leader).expect("three");
+    net.controller = Some(name("d"));
+    net.tell_register();
+    let before = net.state.members[&name(lost)].id;
+    net.kill(lost);
+    net.wipe(lost);
+    net.start(lost);
+    assert!(net.run_until(20, |net| net.state.members[&name(lost)].id != before), "d takes it back");
+}
+
 /// A majority of two is two: the leader has no lease until the member that it took in grants it one.
 #[test]
 fn join_right_after_a_join_waits_for_the_lease() {

@@ -116,6 +116,7 @@ impl Agent {
             member: self.greeting(),
             cluster_id: state.cluster_id,
             version: state.version,
+            members: state.members.iter().map(|(name, member)| (name.clone(), member.peer.clone())).collect(),
             removed_at: state.removed_at(id),
             name_known: state.members.contains_key(name),
         }

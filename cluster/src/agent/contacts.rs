@@ -2,7 +2,7 @@
 //! made once, by the first member by name, when every member was heard and none of them has one. How a member that lost its disk
 //! is taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Lsn;
@@ -197,7 +197,7 @@ impl Agent {
         // those that were removed while they were down may be a majority of the register that they know.
         let greets = !member || self.voter.grant_left(now).is_zero() || !self.contacts.is_led;
         let timeout = self.election_timeout;
-        for (name, peer) in self.members() {
+        for (name, peer) in self.around(member) {
             if name == self.config.name {
                 continue;
             }
@@ -217,6 +217,18 @@ impl Agent {
             // An operator made this member a cluster of its own: its register begins with it as the only voter.
             self.outputs.push_back(Output::Form(state.told()));
         }
+    }
+
+    /// Whom to look for. A node that is no member may know them from before others joined: members tell it who there is, for only
+    /// the one that controls the register takes it back.
+    fn around(&self, member: bool) -> Vec<(MemberName, String)> {
+        let mut around = self.members();
+        if let Some(said) = self.contacts.strangeness.as_ref().filter(|_| !member) {
+            let known: BTreeSet<MemberName> = around.iter().map(|(name, _)| name.clone()).collect();
+            let others = said.members.iter().filter(|(name, _)| !known.contains(*name)).take(MEMBERS_MAX);
+            around.extend(others.map(|(name, peer)| (name.clone(), peer.clone())));
+        }
+        around
     }
 
     /// Notices whether the others can open connections to this member. It may reach all of them nevertheless: its port is another
@@ -294,8 +306,10 @@ impl Agent {
                     self.removed = self.removed.or(Some((version, now)));
                 }
                 self.contacts.greetings.insert(name, said.member.clone());
-                // Any member can be asked: the first one that answered is named.
-                let news = |old: &Strangeness| (old.cluster_id, old.name_known) != (said.cluster_id, said.name_known);
+                // Any member can be asked: the first one that answered is named, until one knows more.
+                let news = |old: &Strangeness| {
+                    (old.cluster_id, old.name_known) != (said.cluster_id, said.name_known) || old.version < said.version
+                };
                 if self.contacts.strangeness.as_ref().is_none_or(news) {
                     self.contacts.strangeness = Some(said);
                 }

@@ -308,7 +308,11 @@ impl Cluster {
         let majority = self.register.members.len() > self.register.majority();
         let led = self.register.leader.is_some();
         let well = self.all_are_whole() && self.disks_are_well();
-        self.is_member(node) && led && all_are_there && majority && well && !alone
+        // A member that came back has no vote about the register at first.
+        let votes = |other: &NodeNo| self.engine.voters.contains(&self.incarnation(*other));
+        let voting = (0..self.nodes.len()).filter(|other| *other != node).filter(votes).count();
+        let votes = !self.engine.joint && voting * 2 > self.engine.voters.len();
+        self.is_member(node) && led && all_are_there && majority && votes && well && !alone
     }
 
     /// An operator's command to one of the nodes, if it is there.
