@@ -4,7 +4,6 @@
 use walferry_engine::error::RecoverError;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
-use walferry_engine::mutants;
 use walferry_engine::reader::LogReader;
 
 use crate::store::{Store, StoreError};
@@ -41,7 +40,7 @@ pub fn apply_flushed(log: &mut Log, store: &mut Store, limit: Lsn) -> Result<App
         return replay_files(log, store, limit);
     }
     let begun = store.applied();
-    while !is_full(store) {
+    while !store.overloaded() {
         let Some(frame) = log.next_flushed_until(limit) else { return Ok(Applied::All) };
         store.apply(&frame)?;
         if store.applied().since(begun) >= APPLY_BYTES_PER_TURN_MAX {
@@ -51,13 +50,9 @@ pub fn apply_flushed(log: &mut Log, store: &mut Store, limit: Lsn) -> Result<App
     Ok(Applied::Waits)
 }
 
-fn is_full(store: &Store) -> bool {
-    store.overloaded() && !mutants::is_on("apply-without-bound")
-}
-
 /// Applies from the segment files what the log handed out before this process or a rollback, as much as one turn may.
 fn replay_files(log: &Log, store: &mut Store, limit: Lsn) -> Result<Applied, ReplayError> {
-    if is_full(store) {
+    if store.overloaded() {
         return Ok(Applied::Waits);
     }
     let (begun, until) = (store.applied(), log.taken().min(limit));
@@ -67,7 +62,7 @@ fn replay_files(log: &Log, store: &mut Store, limit: Lsn) -> Result<Applied, Rep
             return Ok(Applied::All);
         }
         store.apply(&frame)?;
-        if is_full(store) {
+        if store.overloaded() {
             return Ok(Applied::Waits);
         }
         if store.applied().since(begun) >= APPLY_BYTES_PER_TURN_MAX {

@@ -156,8 +156,8 @@ enum Event {
 
 #[derive(Debug)]
 enum Body {
-    Ask(Ask),
-    Answer(Answer),
+    Ask(Box<Ask>),
+    Answer(Box<Answer>),
 }
 
 /// A running process.

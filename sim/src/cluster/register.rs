@@ -74,7 +74,7 @@ impl Cluster {
                 let timeout = self.world.true_us(node, timeout);
                 self.after(timeout, Event::AskTimeout(request));
                 if let Some(to) = crate::network::node_of(&peer).filter(|to| *to < self.nodes.len()) {
-                    self.send_packet(node, to, request, Body::Ask(*ask));
+                    self.send_packet(node, to, request, Body::Ask(ask));
                 }
             }
             Output::Answer(request, answer) => {
@@ -85,7 +85,7 @@ impl Cluster {
                     self.maybe_kill_sealed(node);
                     self.maybe_kill_controller(node);
                 }
-                self.send_packet(node, to, request, Body::Answer(*answer));
+                self.send_packet(node, to, request, Body::Answer(answer));
             }
             Output::Promise(epoch) => {
                 let delay = self.rng.u64(PROMISE_US);
@@ -120,7 +120,7 @@ impl Cluster {
     }
 
     fn send_packet(&mut self, from: NodeNo, to: NodeNo, request: u64, body: Body) {
-        if matches!(body, Body::Ask(Ask::Seal(..))) {
+        if matches!(&body, Body::Ask(ask) if matches!(**ask, Ask::Seal(..))) {
             self.maybe_kill_bystander(from, to);
         }
         if let Some(delay) = self.network.borrow_mut().packet(from, to) {
@@ -137,8 +137,8 @@ impl Cluster {
             return;
         }
         match body {
-            Body::Ask(ask) => self.move_control(to, |control| control.ask(request, from, ask, world::now())),
-            Body::Answer(answer) => self.answered(request, Some(answer)),
+            Body::Ask(ask) => self.move_control(to, |control| control.ask(request, from, *ask, world::now())),
+            Body::Answer(answer) => self.answered(request, Some(*answer)),
         }
     }
 

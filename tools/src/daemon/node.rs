@@ -934,7 +934,7 @@ impl Node {
 
     /// On a full disk a checkpoint is due as soon as it lets a segment go.
     fn ask_for_space(&mut self) {
-        if !self.log.is_short_of_space() || mutants::is_on("no-checkpoint-for-space") {
+        if !self.log.is_short_of_space() {
             return;
         }
         let segment_bytes = self.meta.segment_bytes;
