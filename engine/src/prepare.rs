@@ -31,8 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Released segments that are kept as future ones beyond what is wanted; further ones are deleted.
 const RECYCLED_SEGMENTS_MAX: u64 = 8;
-/// Segments without which the log cannot go on: one that is written, one that was and is not in a checkpoint yet, one that is next.
-const SEGMENTS_NEEDED: u64 = 3;
+/// Segments without which the log cannot go on: one that is written, two that were and are not in a checkpoint yet, one that is next.
+const SEGMENTS_NEEDED: u64 = 4;
 /// Recycled segments take no more than this beyond what is wanted.
 const RECYCLED_BYTES_MAX: u64 = 1 << 30;
 

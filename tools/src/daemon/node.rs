@@ -27,6 +27,7 @@ use walferry_engine::log::{Log, LogConfig, LogError};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
 use walferry_engine::mutants;
+use walferry_engine::prepare::free_bytes;
 use walferry_engine::recover::Recovery;
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::told::Told;
@@ -77,6 +78,8 @@ const LOG_CHECKPOINTS_MAX: u64 = 8;
 const PENDING_BYTES_MAX: usize = 128 << 20;
 /// Changes get a checkpoint after so long, however few they are (PostgreSQL's checkpoint_timeout).
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// What a checkpoint may take beside what has changed.
+const CHECKPOINT_SPARE_BYTES: u64 = 4 << 20;
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
@@ -932,9 +935,16 @@ impl Node {
         }
     }
 
-    /// On a full disk a checkpoint is due as soon as it lets a segment go.
+    /// On a full disk a checkpoint is due as soon as it lets a segment go, if it has the space that it needs itself: one that fails
+    /// ends the node.
     fn ask_for_space(&mut self) {
         if !self.log.is_short_of_space() {
+            return;
+        }
+        // What has changed is written beside what it was, in pages that are not full.
+        let changed = self.store.overlay_bytes() as u64;
+        let needs = changed + changed / 4 + CHECKPOINT_SPARE_BYTES;
+        if free_bytes(&self.config.data).is_ok_and(|free| free < needs) {
             return;
         }
         let segment_bytes = self.meta.segment_bytes;
