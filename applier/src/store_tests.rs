@@ -328,6 +328,16 @@ fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
     assert!(matches!(stopped, Err(export::ExportError::Stopped)));
 }
 
+/// A checkpoint that is due is not written before its log is committed.
+fn assert_waits_for_the_commit_lsn(store: &mut Store, end: Lsn) {
+    store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
+    store.settle().expect("nothing is written");
+    assert_eq!(store.durable_applied(), Lsn::ZERO);
+    store.poll_checkpoint(end, Instant::now()).expect("it is written");
+    store.settle().expect("a checkpoint");
+    assert_eq!(store.durable_applied(), end);
+}
+
 /// A store that has applied one small record and written none.
 fn open_with_one_record(dir: &Path) -> (Store, TestLog) {
     let mut store = open(dir);
@@ -360,13 +370,7 @@ fn few_keys_written_again_and_again_still_get_a_checkpoint() {
         log.seal(&[record]);
     }
     log.replay(&mut store);
-    // It waits for the commit LSN as every other.
-    store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
-    store.settle().expect("nothing is written");
-    assert_eq!(store.durable_applied(), Lsn::ZERO);
-    store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
-    store.settle().expect("a checkpoint");
-    assert_eq!(store.durable_applied(), log.end);
+    assert_waits_for_the_commit_lsn(&mut store, log.end);
 }
 
 #[test]
@@ -422,12 +426,7 @@ fn checkpoint_for_space_waits_for_the_commit_lsn() {
     let dir = temporary();
     let (mut store, log) = open_with_one_record(dir.path());
     store.ask_for_space_before(log.end);
-    store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
-    store.settle().expect("nothing is written");
-    assert_eq!(store.durable_applied(), Lsn::ZERO);
-    store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
-    store.settle().expect("a checkpoint");
-    assert_eq!(store.durable_applied(), log.end);
+    assert_waits_for_the_commit_lsn(&mut store, log.end);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::lsn::SegmentNo;
@@ -56,12 +56,12 @@ impl HeldFile {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     files: Vec<HeldFile>,
     /// The segment that is written to.
     segment: Mutex<Option<(SegmentNo, HeldFile)>>,
-    gone: Mutex<Option<String>>,
+    gone: OnceLock<String>,
     stop: AtomicBool,
 }
 
@@ -81,8 +81,8 @@ impl Shared {
     }
 }
 
-/// The files of a data directory that are being looked at, until this is dropped.
-#[derive(Debug)]
+/// The files of a data directory that are being looked at, until this is dropped; by default none.
+#[derive(Debug, Default)]
 pub struct HeldFiles {
     shared: Arc<Shared>,
     task: Option<Task>,
@@ -92,8 +92,7 @@ pub struct HeldFiles {
 impl HeldFiles {
     /// Begins to look at `files`; the waker ends the node's wait when one of them is gone. A simulated world has no other files.
     pub fn watch(files: Vec<HeldFile>, waker: Waker) -> io::Result<HeldFiles> {
-        let (segment, gone) = (Mutex::new(None), Mutex::new(None));
-        let shared = Arc::new(Shared { files, segment, gone, stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { files, ..Shared::default() });
         if world::is_simulated() {
             return Ok(HeldFiles { shared, task: None, segment: None });
         }
@@ -103,7 +102,7 @@ impl HeldFiles {
                 return Pace::Over;
             }
             let Some(text) = seen.look() else { return Pace::Idle(LOOK_INTERVAL) };
-            *locked(&seen.gone) = Some(text);
+            let _ = seen.gone.set(text);
             waker.wake();
             Pace::Over
         };
@@ -123,8 +122,8 @@ impl HeldFiles {
     }
 
     /// What is gone, once something is.
-    pub fn gone(&self) -> Option<String> {
-        locked(&self.shared.gone).clone()
+    pub fn gone(&self) -> Option<&str> {
+        self.shared.gone.get().map(String::as_str)
     }
 }
 
@@ -180,8 +179,7 @@ mod tests {
         let shared = Shared {
             files: vec![HeldFile::at(dir.path()).expect("there")],
             segment: Mutex::new(Some((SegmentNo(3), HeldFile::open(&path, &file).expect("open")))),
-            gone: Mutex::new(None),
-            stop: AtomicBool::new(false),
+            ..Shared::default()
         };
         assert_eq!(shared.look(), None);
         fs::rename(&path, dir.path().join("next")).expect("recycled");

@@ -11,7 +11,7 @@ use crate::durable;
 use crate::limits::{FRAME_ALIGN_BYTES, SEGMENT_BYTES_MIN};
 use crate::log::LOG_DIR;
 use crate::lsn::{Lsn, SegmentNo};
-use crate::prepare::sync_dir;
+use crate::prepare::{make_dir, sync_dir};
 use crate::segment::list_segments;
 
 /// Damaged bytes are kept here, for people.
@@ -25,11 +25,7 @@ const STEP_BYTES: usize = 1 << 20;
 
 /// The directory of damaged bytes, and how much it still takes.
 fn room(data: &Path) -> io::Result<(PathBuf, u64)> {
-    let dir = data.join(DAMAGED_DIR);
-    match fs::create_dir(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => sync_dir(data)?,
-    }
+    let dir = make_dir(data, DAMAGED_DIR)?;
     let (mut used, mut files) = (0, 0);
     for entry in fs::read_dir(&dir)? {
         used += entry?.metadata()?.len();

@@ -476,6 +476,16 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(facts.blocks_available() * facts.fragment_size())
 }
 
+/// Makes a directory in `parent`, durably, if it is not there.
+pub fn make_dir(parent: &Path, name: &str) -> io::Result<PathBuf> {
+    let dir = parent.join(name);
+    match fs::create_dir(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => sync_dir(parent)?,
+    }
+    Ok(dir)
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()?;

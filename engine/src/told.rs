@@ -1,5 +1,6 @@
 //! What a log has told already: a line that says the same again is counted and not logged, so that what fails and is tried again
-//! fills no disk. Used wherever something is retried, or where others decide how often a line is due. Reads no clock.
+//! fills no disk. Used wherever something is retried ([`Told`]), or where others decide how often a line is due ([`Rarely`]). Reads
+//! no clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -48,9 +49,38 @@ impl Told {
     }
 }
 
+/// Lines of one kind, whatever they say, of which one is logged in a while and the others are counted.
+#[derive(Debug, Default)]
+pub struct Rarely {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Rarely {
+    /// `Some` when a line is to be logged now, `pause` after the one before at the earliest: how many were not in between.
+    pub fn tell(&mut self, pause: Duration, now: Instant) -> Option<u64> {
+        if self.logged.is_some_and(|then| now.saturating_duration_since(then) < pause) {
+            self.unlogged += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_between_two_pauses_are_counted() {
+        let (begun, pause) = (Instant::now(), Duration::from_secs(10));
+        let mut rarely = Rarely::default();
+        assert_eq!(rarely.tell(pause, begun), Some(0));
+        assert_eq!((0..7).filter_map(|second| rarely.tell(pause, begun + Duration::from_secs(second))).count(), 0);
+        assert_eq!(rarely.tell(pause, begun + pause), Some(7));
+        assert_eq!(rarely.tell(pause, begun + pause * 2), Some(0));
+    }
 
     #[test]
     fn line_is_logged_on_change_and_again_after_a_while() {

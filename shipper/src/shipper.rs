@@ -25,7 +25,7 @@ use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Ring};
-use walferry_engine::told::Told;
+use walferry_engine::told::{Rarely, Told};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
@@ -109,9 +109,8 @@ pub struct Shipper {
     reports: mpsc::Receiver<Report>,
     /// Bounded by LINKS_MAX.
     links: BTreeMap<LinkNo, Link>,
-    /// Connections without a name that ended since the log told of them, and when it did.
-    strangers: u64,
-    strangers_told: Option<Instant>,
+    /// What the log has told of connections without a name that ended.
+    strangers_told: Rarely,
     /// What the log has told of links that ended or were refused, and of slots that cannot be saved.
     links_told: Told,
     slots_told: Told,
@@ -185,8 +184,7 @@ impl Shipper {
             common,
             reports,
             links: BTreeMap::new(),
-            strangers: 0,
-            strangers_told: None,
+            strangers_told: Rarely::default(),
             links_told: Told::default(),
             slots_told: Told::default(),
             slots,
@@ -718,14 +716,11 @@ impl Shipper {
             if let Some(repeated) = self.links_told.tell(&refuse.to_string(), now) {
                 tracing::warn!(address = %link.address, repeated, "a replica is refused: {refuse}");
             }
-        } else if link.is_open() {
-            self.strangers += 1;
-            let told = self.strangers_told.is_some_and(|told| now.duration_since(told) < STRANGERS_TOLD_INTERVAL);
-            if !told {
-                let count = std::mem::take(&mut self.strangers);
-                self.strangers_told = Some(now);
-                tracing::warn!(address = %link.address, count, "a peer connection without a name ended: {error}");
-            }
+        } else if link.is_open()
+            && let Some(more) = self.strangers_told.tell(STRANGERS_TOLD_INTERVAL, now)
+        {
+            let count = more + 1;
+            tracing::warn!(address = %link.address, count, "a peer connection without a name ended: {error}");
         }
         if let Some(replica) = replica.filter(|replica| replica.link == Some(link.number)) {
             replica.link = None;

@@ -414,7 +414,7 @@ impl Drop for Store {
     }
 }
 
-fn below_active(
+fn entry_below(
     frozen: Option<&Frozen>,
     base: &Base,
     hash: u64,
@@ -473,8 +473,8 @@ impl Store {
     pub fn count_keys(&mut self, mut lookups: usize) -> Result<KeyCount, StoreError> {
         let base_keys = self.base.len()?;
         if let Some(Frozen { overlay, count, .. }) = &mut self.frozen {
-            count
-                .go_on(overlay, &mut lookups, |hash, key| Ok(base_keys > 0 && self.base.about(hash, key)?.is_some()))?;
+            let exists = |hash, key: &[u8]| Ok(base_keys > 0 && self.base.about(hash, key)?.is_some());
+            count.go_on_in(overlay, &mut lookups, exists)?;
         }
         let (frozen, base) = (self.frozen.as_ref(), &self.base);
         self.active.count_some(&mut lookups, |hash, key| {
@@ -506,10 +506,10 @@ impl View for Store {
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         let hash = hash_of(key);
         if let Some(slot) = self.active.find(hash, key) {
-            let below = || Ok(below_active(self.frozen.as_ref(), &self.base, hash, key)?.map(|entry| entry.0));
+            let below = || Ok(entry_below(self.frozen.as_ref(), &self.base, hash, key)?.map(|entry| entry.0));
             return Ok(slot.value(below)?.map(|value| (value, slot.version)));
         }
-        below_active(self.frozen.as_ref(), &self.base, hash, key)
+        entry_below(self.frozen.as_ref(), &self.base, hash, key)
     }
 
     fn stream_range(

@@ -201,25 +201,35 @@ impl Count {
         }
     }
 
-    /// Finds out about up to `lookups` keys of `overlay`, which does not change any more.
-    pub fn go_on(
+    /// Counts up to `lookups` keys, each for what `net_of` says that the one with this hash adds.
+    fn go_on(
         &mut self,
-        overlay: &Overlay,
         lookups: &mut usize,
-        mut exists_below: impl FnMut(u64, &[u8]) -> Result<bool, StoreError>,
+        mut net_of: impl FnMut(u64) -> Result<i64, StoreError>,
     ) -> Result<(), StoreError> {
         while *lookups > 0
             && let Some(hash) = self.uncounted.pop()
         {
             *lookups -= 1;
             self.counted += 1;
-            // Of two keys of one hash, which nobody meets by accident, the first counts twice.
-            let shard = &overlay.shards[Overlay::shard(hash)];
-            if let Some(slot) = shard.find(hash, |slot| slot.hash == hash && slot.below.is_none()) {
-                self.net += i64::from(slot.exists()) - i64::from(exists_below(hash, &slot.key)?);
-            }
+            self.net += net_of(hash)?;
         }
         Ok(())
+    }
+
+    /// Finds out about up to `lookups` keys of `overlay`, which does not change any more.
+    pub fn go_on_in(
+        &mut self,
+        overlay: &Overlay,
+        lookups: &mut usize,
+        mut exists_below: impl FnMut(u64, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.go_on(lookups, |hash| {
+            // Of two keys of one hash, which nobody meets by accident, the first counts twice.
+            let shard = &overlay.shards[Overlay::shard(hash)];
+            let Some(slot) = shard.find(hash, |slot| slot.hash == hash && slot.below.is_none()) else { return Ok(0) };
+            Ok(i64::from(slot.exists()) - i64::from(exists_below(hash, &slot.key)?))
+        })
     }
 }
 
@@ -279,18 +289,15 @@ impl Overlay {
         mut exists_below: impl FnMut(u64, &[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let Some(count) = &mut self.count else { return Ok(()) };
-        while *lookups > 0
-            && let Some(hash) = count.uncounted.pop()
-        {
-            *lookups -= 1;
-            let shard = &mut self.shards[Overlay::shard(hash)];
-            if let Some(slot) = shard.find_mut(hash, |slot| slot.hash == hash && slot.below.is_none()) {
-                slot.below = Some(exists_below(hash, &slot.key)?);
-                count.counted += 1;
-                count.net += slot.net();
-            }
-        }
-        Ok(())
+        let shards = &mut self.shards;
+        count.go_on(lookups, |hash| {
+            let shard = &mut shards[Overlay::shard(hash)];
+            let Some(slot) = shard.find_mut(hash, |slot| slot.hash == hash && slot.below.is_none()) else {
+                return Ok(0);
+            };
+            slot.below = Some(exists_below(hash, &slot.key)?);
+            Ok(slot.net())
+        })
     }
 
     fn shard(hash: u64) -> usize {

@@ -12,7 +12,7 @@ use crate::frame::{Frame, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::{Epoch, Lsn};
 use crate::mutants;
-use crate::prepare::{remove_if_there, rename, sync_dir};
+use crate::prepare::{make_dir, remove_if_there, rename, sync_dir};
 use crate::reader::LogReader;
 
 /// The directory in the data directory.
@@ -65,11 +65,7 @@ pub fn lost_range(name: &str) -> Option<(Lsn, Lsn)> {
 
 /// Makes `lost/` of a data directory if it is not there, and removes its oldest files while they are beyond its bounds.
 pub fn make_lost_dir(data: &Path) -> io::Result<PathBuf> {
-    let dir = data.join(LOST_DIR);
-    match fs::create_dir(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => sync_dir(data)?,
-    }
+    let dir = make_dir(data, LOST_DIR)?;
     bound(&dir, LOST_BYTES_MAX, LOST_FILES_MAX)?;
     Ok(dir)
 }

@@ -21,7 +21,7 @@ use crate::lsn::{Lsn, SegmentNo};
 use crate::mark::{Mark, MarkFile};
 use crate::mend::Mender;
 use crate::origin::Origin;
-use crate::prepare::{PrepareConfig, Preparer, open_segment, remove_if_there, sync_dir};
+use crate::prepare::{PrepareConfig, Preparer, make_dir, open_segment, remove_if_there, sync_dir};
 use crate::recover::{Known, Recovery, recover};
 use crate::ring::Ring;
 use crate::segment::list_segments;
@@ -203,13 +203,7 @@ fn writes_in_flight_max(config: &LogConfig) -> usize {
 }
 
 fn make_log_dir(config: &LogConfig) -> Result<PathBuf, LogError> {
-    let log_dir = config.dir.join(LOG_DIR);
-    match fs::create_dir(&log_dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => sync_dir(&config.dir),
-    }
-    .map_err(io_error("make", &log_dir))?;
-    Ok(log_dir)
+    make_dir(&config.dir, LOG_DIR).map_err(io_error("make", &config.dir.join(LOG_DIR)))
 }
 
 /// A directory of another segment size would look like damage to recovery.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use walferry_cluster::base_copy::{PIECE_BYTES, piece_bytes, pieces};
 use walferry_engine::lsn::Lsn;
-use walferry_engine::prepare::sync_dir;
+use walferry_engine::prepare::{make_dir, sync_dir};
 use walferry_engine::small_file::{self, replace_file};
 
 /// The directory in the data directory, for both sides of base copies.
@@ -44,12 +44,7 @@ pub struct BaseFile {
 
 /// Where a copy is to be written; makes the directory.
 pub fn making_path(data: &Path) -> io::Result<PathBuf> {
-    let dir = data.join(BASE_DIR);
-    match fs::create_dir(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => sync_dir(data)?,
-    }
-    Ok(dir.join(MAKING_FILE))
+    Ok(make_dir(data, BASE_DIR)?.join(MAKING_FILE))
 }
 
 /// Removes what leaders left: of copies that were not finished, and (`all`) of those that were.

@@ -309,10 +309,10 @@ impl Cluster {
         let led = self.register.leader.is_some();
         let well = self.all_are_whole() && self.disks_are_well();
         // A member that came back has no vote about the register at first.
-        let votes = |other: &NodeNo| self.engine.voters.contains(&self.incarnation(*other));
-        let voting = (0..self.nodes.len()).filter(|other| *other != node).filter(votes).count();
-        let votes = !self.engine.joint && voting * 2 > self.engine.voters.len();
-        self.is_member(node) && led && all_are_there && majority && votes && well && !alone
+        let votes = |other: &NodeNo| *other != node && self.engine.voters.contains(&self.incarnation(*other));
+        let voting = (0..self.nodes.len()).filter(votes).count();
+        let voted = !self.engine.joint && voting * 2 > self.engine.voters.len();
+        self.is_member(node) && led && all_are_there && majority && voted && well && !alone
     }
 
     /// An operator's command to one of the nodes, if it is there.

@@ -225,7 +225,7 @@ impl Node {
         let Opened { meta, history, log, store, recovery, .. } =
             open_data(&self.config, lock, (None, &self.tls), ring, &self.waker)?;
         (self.meta, self.history, self.log, self.store) = (meta, history, log, store);
-        self.watch_files_anew()?;
+        self.watch_files()?;
         self.heard = Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None };
         self.pending.clear();
         self.waterfall.abandon();

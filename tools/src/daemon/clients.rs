@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use io_uring::{cqueue, opcode, squeue, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
+use walferry_engine::told::Rarely;
 
 use super::client_limits::{ClientCounts, ClientLimits, Farewell, Signs, UNREAD_TIME_MIN};
 use super::client_list::{Asked, ClientAnswer, ClientAsk, Seen, line};
@@ -104,9 +105,7 @@ pub struct Clients {
     settings: SessionSettings,
     limits: ClientLimits,
     counts: ClientCounts,
-    /// When a client that was expelled was logged last, and how many were since.
-    expelled_logged: Option<Instant>,
-    expelled_unlogged: u64,
+    expelled_told: Rarely,
 }
 
 fn token(slot: usize, op: u64) -> u64 {
@@ -144,8 +143,7 @@ impl Clients {
             settings,
             limits: ClientLimits { clients_max: connected_max, ..limits },
             counts: ClientCounts { connected_max, ..ClientCounts::default() },
-            expelled_logged: None,
-            expelled_unlogged: 0,
+            expelled_told: Rarely::default(),
         }
     }
 
@@ -370,12 +368,7 @@ impl Clients {
         let Some(why) = connection.session.take_expelled() else { return };
         connection.end_at_once();
         self.counts.count(why);
-        if self.expelled_logged.is_some_and(|then| now.saturating_duration_since(then) < EXPELLED_LOG_PAUSE) {
-            self.expelled_unlogged += 1;
-            return;
-        }
-        self.expelled_logged = Some(now);
-        let more = std::mem::take(&mut self.expelled_unlogged);
+        let Some(more) = self.expelled_told.tell(EXPELLED_LOG_PAUSE, now) else { return };
         let address = connection.address;
         if more == 0 {
             tracing::warn!(%address, "a client is disconnected: {why}");

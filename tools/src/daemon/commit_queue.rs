@@ -8,13 +8,11 @@ use walferry_engine::lsn::Lsn;
 
 use super::host::SessionId;
 
-const LEVELS: [CommitLevel; 5] = CommitLevel::ALL;
-
 /// One queue a level. LSNs are handed out in order, so each queue is sorted and only its front is looked at.
 /// Bounded by the sessions: a session adds an entry a batch of input and has a bounded number of held replies.
 #[derive(Default)]
 pub struct CommitQueue {
-    waiting: [Waiting; LEVELS.len()],
+    waiting: [Waiting; CommitLevel::ALL.len()],
     /// Readers of committed state.
     readers: Waiting,
 }
@@ -65,7 +63,7 @@ impl CommitQueue {
 
     /// Moves to `ready` every session whose front reply may have been released. `released` tells what a level reached.
     pub fn release(&mut self, released: impl Fn(CommitLevel) -> Lsn, ready: &mut Vec<SessionId>) {
-        for level in LEVELS {
+        for level in CommitLevel::ALL {
             let queue = &mut self.waiting[level as usize];
             if queue.is_empty() {
                 continue;

@@ -59,6 +59,9 @@ pub enum Refusal {
     Stopped(String),
 }
 
+/// Counting keys goes on for so long at most, as they may change faster than they are counted; DBSIZE answers with an estimate then.
+pub const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// What a parked session waits for. One wait a session at a time; the node forgets it when it calls `Session::resume`,
 /// and the session asks again when it has to.
 #[derive(Clone, Debug, PartialEq, Eq)]

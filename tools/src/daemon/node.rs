@@ -41,7 +41,7 @@ use super::base::BaseCopies;
 use super::client_limits::ClientCounts;
 use super::client_list::Asked;
 use super::commit_queue::CommitQueue;
-use super::host::SessionId;
+use super::host::{COUNT_TIME_MAX, SessionId};
 use super::membership::Membership;
 use super::parking::{News, Parking};
 use super::repair::{self, RepairCount};
@@ -89,8 +89,6 @@ pub(super) const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
 const COUNT_LOOKUPS_AT_ONCE: usize = 32;
 /// After so long the next turn goes on.
 const COUNT_TURN_TIME_MAX: Duration = Duration::from_millis(2);
-/// Counting that was asked for goes on for so long at most: keys may change faster.
-const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How far a leader was.
 #[derive(Clone, Copy, Debug, Default)]
@@ -347,7 +345,7 @@ impl Node {
             meta,
             client_address,
             tls,
-            held: watch_files(&config, &log, &store, &waker)?,
+            held: HeldFiles::default(),
             log,
             store,
             pending: Pending::default(),
@@ -386,7 +384,7 @@ impl Node {
         node.set_now(now, world::wall_clock());
         take_role(&mut node)?;
         // With the register of a member, which is there by now.
-        node.watch_files_anew()?;
+        node.watch_files()?;
         // Before the first client: what the store has not seen yet of what is certain.
         node.replay()?;
         node.begin_scrub()?;
@@ -703,7 +701,7 @@ impl Node {
     /// Looked at each turn, whatever stopped the log: what its disk has is found out by the next start only. A leader first asks the
     /// others to replace it, which is faster than being missed.
     fn notice_failure(&mut self, ring: &mut Ring) {
-        let gone = self.held.gone();
+        let gone = self.held.gone().map(str::to_owned);
         if gone.is_some()
             && let Role::Leader(shipper) = &mut self.role
         {
@@ -773,9 +771,9 @@ impl Node {
             Role::SteppedDown(_) if mutants::is_on("no-apply-limit") => Lsn::MAX,
             Role::Leaderless(_) | Role::SteppedDown(_) => self.heard.flushed,
         };
-        let more = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;
+        let applied = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;
         self.pending.forget(self.store.applied());
-        Ok(more)
+        Ok(applied)
     }
 
     /// How many keys the store has; goes on counting with the next turns when that is not known exactly.
@@ -941,17 +939,18 @@ impl Node {
         if !self.log.is_short_of_space() {
             return;
         }
+        let segment_bytes = self.meta.segment_bytes;
+        let applied = self.store.applied().segment(segment_bytes);
+        if applied <= self.store.durable_applied().segment(segment_bytes) {
+            return;
+        }
         // What has changed is written beside what it was, in pages that are not full.
         let changed = self.store.overlay_bytes() as u64;
         let needs = changed + changed / 4 + CHECKPOINT_SPARE_BYTES;
         if free_bytes(&self.config.data).is_ok_and(|free| free < needs) {
             return;
         }
-        let segment_bytes = self.meta.segment_bytes;
-        let applied = self.store.applied();
-        if applied.segment(segment_bytes) > self.store.durable_applied().segment(segment_bytes) {
-            self.store.ask_for_space_before(applied.segment(segment_bytes).start(segment_bytes).advance(1));
-        }
+        self.store.ask_for_space_before(applied.start(segment_bytes).advance(1));
     }
 
     /// The segment that is written to is looked at, before an older one may be recycled.
@@ -965,9 +964,15 @@ impl Node {
         Ok(())
     }
 
-    /// Files that are looked at were replaced, and were opened anew.
-    pub(super) fn watch_files_anew(&mut self) -> Result<(), DaemonError> {
-        self.held = watch_files(&self.config, &self.log, &self.store, &self.waker)?;
+    /// Looks from now on at the files that are open now: at the start, and after others took their place.
+    pub(super) fn watch_files(&mut self) -> Result<(), DaemonError> {
+        let mut files = self.log.held_files().map_err(refused)?;
+        files.push(HeldFile::at(self.store.path()).map_err(refused)?);
+        let register = self.config.data.join(REGISTER_FILE);
+        if self.config.members.is_some() && register.exists() {
+            files.push(HeldFile::at(&register).map_err(refused)?);
+        }
+        self.held = HeldFiles::watch(files, self.waker.clone()).map_err(refused)?;
         Ok(())
     }
 
@@ -1270,16 +1275,6 @@ impl Node {
         tracing::info!(%end, "closed");
         Ok(())
     }
-}
-
-fn watch_files(config: &NodeConfig, log: &Log, store: &Store, waker: &Waker) -> Result<HeldFiles, DaemonError> {
-    let mut files = log.held_files().map_err(refused)?;
-    files.push(HeldFile::at(store.path()).map_err(refused)?);
-    let register = config.data.join(REGISTER_FILE);
-    if config.members.is_some() && register.exists() {
-        files.push(HeldFile::at(&register).map_err(refused)?);
-    }
-    HeldFiles::watch(files, waker.clone()).map_err(refused)
 }
 
 /// The sync policy of a node that is to lead: what its options name, else, where it was promoted, that of its leader.

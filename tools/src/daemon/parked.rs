@@ -7,7 +7,7 @@ use walferry_engine::lsn::Lsn;
 
 use super::client_list::{ClientAnswer, ClientReply};
 use super::command::stream::ReadRequest;
-use super::host::{Host, Stage, Wait};
+use super::host::{COUNT_TIME_MAX, Host, Stage, Wait};
 use super::outbox::Hold;
 use super::reading::{Missing, Position, Verdict, lost};
 use super::reply::Reply;
@@ -35,9 +35,6 @@ enum What {
     Clients(ClientReply),
 }
 
-/// DBSIZE answers within so long, with an estimate when keys change faster than they are counted.
-const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
-
 /// The moment `timeout` from now; zero is never.
 fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
     (!timeout.is_zero()).then(|| host.now() + timeout)
@@ -51,50 +48,54 @@ fn wait_for(missing: Missing, floor: Lsn) -> Wait {
 }
 
 impl Parked {
+    fn new(what: What, deadline: Option<Instant>) -> Parked {
+        Parked { what, deadline, unready: None }
+    }
+
     /// Until the log takes records again, or `deadline`: then the command is executed again.
     pub fn for_room(deadline: Option<Instant>) -> Parked {
-        Parked { what: What::Room, deadline, unready: None }
+        Parked::new(What::Room, deadline)
     }
 
     /// Until the state is good enough for a read with this floor, or `deadline`: then the command is executed again.
     pub fn for_reading(missing: Missing, floor: Lsn, deadline: Instant) -> Parked {
         let wait = wait_for(missing, floor);
-        Parked { what: What::Readable(wait), deadline: Some(deadline), unready: None }
+        Parked::new(What::Readable(wait), Some(deadline))
     }
 
     /// WAITLSN.
     pub fn for_applied(lsn: Lsn, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Applied(lsn), deadline: deadline(timeout, host), unready: None }
+        Parked::new(What::Applied(lsn), deadline(timeout, host))
     }
 
     /// WAIT: `wanted` replicas that have applied `commit`.
     pub fn for_replicas(commit: Position, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Replicas { commit, wanted }, deadline: deadline(timeout, host), unready: None }
+        Parked::new(What::Replicas { commit, wanted }, deadline(timeout, host))
     }
 
     /// WAITAOF: durable here if `local`, and on `wanted` replicas.
     pub fn for_durable(commit: Position, local: bool, wanted: usize, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Durable { commit, local, wanted }, deadline: deadline(timeout, host), unready: None }
+        Parked::new(What::Durable { commit, local, wanted }, deadline(timeout, host))
     }
 
     /// XREAD BLOCK.
     pub fn for_streams(request: ReadRequest, timeout: Duration, host: &dyn Host) -> Parked {
-        Parked { what: What::Streams(request), deadline: deadline(timeout, host), unready: None }
+        Parked::new(What::Streams(request), deadline(timeout, host))
     }
 
     /// DBSIZE: until `newest` is applied and the keys are counted.
     pub fn for_count(newest: Lsn, host: &dyn Host) -> Parked {
-        Parked { what: What::Count(newest), deadline: deadline(COUNT_TIME_MAX, host), unready: None }
+        Parked::new(What::Count(newest), deadline(COUNT_TIME_MAX, host))
     }
 
     /// SWITCHOVER and its like: the cluster answers within a bounded time.
     pub fn for_cluster(answer: super::cluster::Reply) -> Parked {
-        Parked { what: What::Cluster(answer), deadline: None, unready: None }
+        Parked::new(What::Cluster(answer), None)
     }
 
     /// CLIENT LIST and KILL: answered within a turn.
     pub fn for_clients(answer: ClientReply) -> Parked {
-        Parked { what: What::Clients(answer), deadline: None, unready: None }
+        Parked::new(What::Clients(answer), None)
     }
 
     /// The memory that it takes.

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use walferry_engine::told::Rarely;
+
 /// A command or a turn that takes so long is counted and logged.
 pub const SLOW: Duration = Duration::from_millis(50);
 /// Slow turns are logged once in so long, and counted in between.
@@ -39,8 +41,7 @@ pub struct Watchdog {
     turns: Turns,
     /// The slowest command of this turn.
     in_turn: Option<(&'static str, Duration)>,
-    logged: Option<Instant>,
-    unlogged: u64,
+    told: Rarely,
 }
 
 impl Watchdog {
@@ -67,11 +68,7 @@ impl Watchdog {
             return None;
         }
         self.turns.slow += 1;
-        if self.logged.is_some_and(|then| now.saturating_duration_since(then) < LOG_PAUSE) {
-            self.unlogged += 1;
-            return None;
-        }
-        self.logged = Some(now);
+        let more = self.told.tell(LOG_PAUSE, now)?;
         let why = match command {
             Some((name, took)) => format!("the command {} took {took:.1?}", name.to_uppercase()),
             None => format!(
@@ -79,7 +76,6 @@ impl Watchdog {
                 phases.input, phases.node, phases.output
             ),
         };
-        let more = std::mem::take(&mut self.unlogged);
         Some(format!("no client was served for {took:.1?}: {why}; {more} such turns since the last such line"))
     }
 }

@@ -137,10 +137,6 @@ pub fn watch(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
         reply.error("ERR WATCH inside MULTI is not allowed");
         return Outcome::DONE;
     }
-    if args.len() > WATCHED_KEYS_MAX + 1 {
-        reply.error(format_args!("ERR a session watches at most {WATCHED_KEYS_MAX} keys"));
-        return Outcome::DONE;
-    }
     // What is watched is the newest state, durable or not: the session's reads must not be older, or it would decide by a
     // value that EXEC cannot tell from the newest. The reply tells nothing, so it is not held.
     let _ = client.observe(host);
