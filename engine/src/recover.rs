@@ -4,8 +4,8 @@
 //!
 //! | block at P | a later valid frame | P is known to have been durable | verdict |
 //! |---|---|---|---|
-//! | nothing, recycled or stale | none | no | end: the log ends at P |
-//! | nothing, recycled or stale | does not prove P flushed | no | torn: P was lost in a crash, its successor was not |
+//! | nothing, recycled, headless or stale | none | no | end: the log ends at P, nothing was cut |
+//! | nothing, recycled, headless or stale | does not prove P flushed | no | torn: P was lost in a crash, its successor was not |
 //! | damaged or out of the chain | none, or does not prove P flushed | no | torn: P was being written in a crash |
 //! | anything | proves P flushed | any | rot: stop |
 //! | anything | any | yes, by the store or the durable mark | rot: stop |
@@ -13,6 +13,8 @@
 //!
 //! *Valid* is a right checksum at the right position, in the epoch that the history has for that position, and no older than the
 //! chain. *Stale* is a whole frame of another epoch: what a truncation left behind. Recycled blocks name another position.
+//! *Headless* is a block without a header: in a recycled segment the log often ends within what was a longer frame. A header whose
+//! magic rotted looks the same, so a damaged mark makes it damage.
 //! A header *proves* P flushed when it says so and this node led in its epoch: the flushed LSN in a header is the leader's, and
 //! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the mark and the store speak.
 //! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few. With a damaged one a torn tail
@@ -118,6 +120,8 @@ pub struct Recovery {
 pub struct TornTail {
     /// The log ends here.
     pub lsn: Lsn,
+    /// Up to where there are frames, or parts of one, that do not count.
+    pub to: Lsn,
     /// Why.
     pub reason: String,
 }
@@ -127,15 +131,18 @@ pub struct TornTail {
 enum Block {
     Nothing,
     Recycled,
+    Headless,
     Stale,
-    Damaged(FrameError),
+    /// Why, and up to where the frame reaches by its own header.
+    Damaged(FrameError, Option<Lsn>),
 }
 
 /// What a frame after the break says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Later {
     None,
-    NotFlushed(Lsn),
+    /// The first such frame, and where the last one ends.
+    NotFlushed(Lsn, Lsn),
     Flushed(Lsn),
 }
 
@@ -144,7 +151,7 @@ impl Later {
     fn flushed_from(self, broken: Lsn) -> Lsn {
         match self {
             Later::Flushed(frame) => frame,
-            Later::None | Later::NotFlushed(_) => broken,
+            Later::None | Later::NotFlushed(..) => broken,
         }
     }
 }
@@ -158,9 +165,22 @@ enum Verdict {
 
 fn reason_of(block: Block) -> FrameError {
     match block {
-        Block::Nothing => FrameError::Magic,
+        Block::Nothing | Block::Headless => FrameError::Magic,
         Block::Recycled | Block::Stale => FrameError::Chain,
-        Block::Damaged(error) => error,
+        Block::Damaged(error, _) => error,
+    }
+}
+
+/// Up to where a torn tail reaches, as far as its headers tell: a block at least.
+fn torn_to(at: Lsn, block: Block, later: Later) -> Lsn {
+    let block_end = at.advance(FRAME_ALIGN_BYTES as u64);
+    let claimed = match block {
+        Block::Damaged(_, Some(end)) => end.max(block_end),
+        _ => block_end,
+    };
+    match later {
+        Later::NotFlushed(_, end) => end.max(claimed),
+        Later::None | Later::Flushed(_) => claimed,
     }
 }
 
@@ -176,8 +196,8 @@ fn judge(at: Lsn, block: Block, later: Later, durable: Durable) -> Verdict {
         return Verdict::Rot { reason, evidence: durable.evidence() };
     }
     match (block, later) {
-        (Block::Nothing | Block::Recycled | Block::Stale, Later::None) => Verdict::End,
-        (_, Later::NotFlushed(frame)) => {
+        (Block::Nothing | Block::Recycled | Block::Headless | Block::Stale, Later::None) => Verdict::End,
+        (_, Later::NotFlushed(frame, _)) => {
             Verdict::Torn(format!("{reason}, and the frame at {frame} was written without it in the same crash"))
         }
         (_, _) => Verdict::Torn(reason.to_string()),
@@ -319,14 +339,16 @@ pub fn find_end(
     }
     let later = look_ahead(bytes, at, recovery.epoch, &known, history)?;
     let verdict = match judge(at, block, later, durable) {
-        Verdict::Torn(reason) if known.mark == Marked::Damaged => Verdict::Rot {
+        verdict if known.mark != Marked::Damaged => verdict,
+        verdict @ Verdict::Rot { .. } => verdict,
+        verdict @ Verdict::End if block != Block::Headless => verdict,
+        Verdict::Torn(_) | Verdict::End => Verdict::Rot {
             reason: reason_of(block),
             evidence: format!(
-                "{reason}: it may be a torn tail, but the durable mark ({MARK_FILE} in the data directory) is damaged, so nothing \
+                "it may be a torn tail, but the durable mark ({MARK_FILE} in the data directory) is damaged, so nothing \
                  tells it from damage to what was acknowledged; remove that file to have it cut"
             ),
         },
-        verdict => verdict,
     };
     match verdict {
         Verdict::End => {}
@@ -334,7 +356,7 @@ pub fn find_end(
         Verdict::Torn(_) if reason_of(block) == FrameError::Unreadable => {
             return Err(RecoverError::bad_sector(path, offset));
         }
-        Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, reason }),
+        Verdict::Torn(reason) => recovery.cut = Some(TornTail { lsn: at, to: torn_to(at, block, later), reason }),
         Verdict::Rot { reason, evidence } => {
             return Err(RecoverError::Rot {
                 path,
@@ -388,14 +410,15 @@ fn next_frame(
     previous_crc: Option<u32>,
     history: &EpochHistory,
 ) -> Result<Result<FrameHeader, Block>, RecoverError> {
-    let unreadable = Ok(Err(Block::Damaged(FrameError::Unreadable)));
+    let unreadable = Ok(Err(Block::Damaged(FrameError::Unreadable, None)));
     let Some(header) = bytes.read_good(at, FRAME_HEADER_BYTES)? else { return unreadable };
     let zeros = header.iter().all(|byte| *byte == 0);
     let block = |error| match error {
-        // What was never written is zeros; a header without its magic is a damaged one.
+        // What was never written is zeros.
         FrameError::Magic if zeros => Block::Nothing,
+        FrameError::Magic => Block::Headless,
         FrameError::Position(_) => Block::Recycled,
-        error => Block::Damaged(error),
+        error => Block::Damaged(error, None),
     };
     let claimed = match UnverifiedFrame::parse(header, at) {
         Ok(frame) => frame,
@@ -409,7 +432,7 @@ fn next_frame(
     let Some(wire) = bytes.read_good(at, claimed.wire_bytes())? else { return unreadable };
     let frame = match Frame::read(wire, at) {
         Ok(frame) => frame,
-        Err(error) => return Ok(Err(block(error))),
+        Err(error) => return Ok(Err(Block::Damaged(error, Some(claimed.claimed().end())))),
     };
     if mutants::is_on("take-any-chain") {
         return Ok(Ok(*frame.header()));
@@ -419,7 +442,7 @@ fn next_frame(
     }
     match previous_crc.map_or(Ok(()), |crc| frame.follows(crc)) {
         Ok(()) => Ok(Ok(*frame.header())),
-        Err(error) => Ok(Err(Block::Damaged(error))),
+        Err(error) => Ok(Err(Block::Damaged(error, Some(frame.header().end())))),
     }
 }
 
@@ -439,7 +462,7 @@ fn look_ahead(
     let mut at = broken.advance(FRAME_ALIGN_BYTES as u64);
     while at < end {
         let found = next_frame(bytes, at, None, history)?;
-        if found == Err(Block::Damaged(FrameError::Unreadable)) {
+        if matches!(found, Err(Block::Damaged(FrameError::Unreadable, _))) {
             unreadable += 1;
             if unreadable > UNREADABLE_MAX {
                 let (path, offset) = bytes.locate(at);
@@ -453,10 +476,11 @@ fn look_ahead(
         if header.flushed > broken && known.believes(&header) {
             return Ok(Later::Flushed(at));
         }
-        if later == Later::None {
-            later = Later::NotFlushed(at);
-        }
         at = header.end();
+        later = match later {
+            Later::NotFlushed(first, _) => Later::NotFlushed(first, at),
+            _ => Later::NotFlushed(header.lsn, at),
+        };
     }
     Ok(later)
 }

@@ -253,8 +253,10 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     match found.cut {
         None => Ok(()),
         Some(cut) => {
-            let (lsn, reason) = (cut.lsn, cut.reason);
-            say(format_args!("a torn tail at {lsn} that nobody was told is safe ({reason}); the next start cuts it"))
+            let (from, to, reason) = (cut.lsn, cut.to, cut.reason);
+            say(format_args!(
+                "a torn tail from {from} to {to} was never acknowledged ({reason}); the next start cuts it"
+            ))
         }
     }
 }

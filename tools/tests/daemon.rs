@@ -107,7 +107,11 @@ fn a_torn_tail_is_cut_and_said() {
     flip(&data, end - 1);
     let node = Node::start(root.path(), "a", &[]);
     let log = std::fs::read_to_string(root.path().join("a.log")).expect("the node's log");
-    assert!(log.contains("torn"), "the cut is logged:\n{log}");
+    let told = log.lines().find(|line| line.contains("torn tail")).expect("the cut is logged");
+    assert!(
+        told.contains("INFO") && told.contains("from=") && told.contains("to="),
+        "the range, and no warning: {told}"
+    );
     let mut client = node.client();
     assert_eq!(client.command(&["GET", "k18"]), Reply::Bulk("value".into()));
     assert_eq!(client.command(&["GET", "k19"]), Reply::Nil, "the torn commit is gone");

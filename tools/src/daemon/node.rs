@@ -295,7 +295,8 @@ fn open_repaired(
     let (log, recovery) =
         repair::open_log(&log_config, lock, store.applied(), (&repairer, &mut repaired), lends_at, ring, waker)?;
     if let Some(cut) = &recovery.cut {
-        tracing::warn!(lsn = %cut.lsn, reason = %cut.reason, "a torn tail was cut from the log: it was never acknowledged");
+        // What every crash leaves: nothing for an operator to do.
+        tracing::info!(from = %cut.lsn, to = %cut.to, reason = %cut.reason, "a torn tail was cut from the log: it was being written in a crash, and was never acknowledged");
     }
     tracing::info!(end = %recovery.end, applied = %store.applied(), "log recovered");
     Ok(Opened { meta, history, log, store, recovery, repaired })
