@@ -97,6 +97,7 @@ fn play(kit: &Kit, kernel: bool) -> Result<f64, Failure> {
     for (name, text) in [("ca.pem", ca), ("own.pem", certificate), ("own.key", key)] {
         machine.run(&format!("cat >/mnt/{name} <<'END'\n{text}END"))?;
     }
+    machine.run("chmod 600 /mnt/own.key")?;
     let leader = format!("--listen {LEADER} --peer-listen {LEADER_PEERS}");
     machine.run(&start("a", &leader, kernel, ""))?;
     machine.run(&fill("local", COLD, COLD_BYTES))?;

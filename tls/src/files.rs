@@ -1,5 +1,6 @@
 //! Certificates, keys and CAs from their files, and the settings of TLS made of them. Reads; watches nothing.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite};
 
 use crate::error::TlsError;
+use crate::private_file::{Outsiders, open_private};
 
 /// What peers say in their handshake that they are; a client that comes to their port, or the other way round, is told so.
 const PEER_PROTOCOL: &[u8] = b"walferry-peer/1";
@@ -45,8 +47,11 @@ impl NamedFile {
     }
 
     pub(crate) fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        let key = PrivateKeyDer::from_pem_slice(&self.read()?);
-        key.map_err(|error| self.wrong(format_args!("it holds no private key (PEM, without a passphrase): {error:?}")))
+        let mut file = open_private(&self.path, Outsiders::Others).map_err(|error| self.wrong(error))?;
+        let mut pem = Vec::new();
+        file.read_to_end(&mut pem).map_err(|error| self.wrong(error))?;
+        PrivateKeyDer::from_pem_slice(&pem)
+            .map_err(|error| self.wrong(format_args!("it holds no private key (PEM, without a passphrase): {error:?}")))
     }
 
     pub(crate) fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {

@@ -42,6 +42,7 @@ pub(crate) struct Current {
 struct Stamp {
     inode: u64,
     bytes: u64,
+    /// Of content or mode: a key that others could read is read again when it was closed to them.
     changed: (i64, i64),
 }
 
@@ -143,7 +144,7 @@ fn stamps(pair: &Pair, purpose: &Purpose) -> Vec<Option<Stamp>> {
     let files = [Some(&pair.certificate), Some(&pair.key), ca];
     let stamp = |file: &NamedFile| {
         let meta = std::fs::metadata(&file.path).ok()?;
-        Some(Stamp { inode: meta.ino(), bytes: meta.len(), changed: (meta.mtime(), meta.mtime_nsec()) })
+        Some(Stamp { inode: meta.ino(), bytes: meta.len(), changed: (meta.ctime(), meta.ctime_nsec()) })
     };
     files.into_iter().flatten().map(stamp).collect()
 }

@@ -1,21 +1,20 @@
 //! The command line: subcommands, help texts, exit codes. Called by `main`; starts the module of each subcommand
 //! and knows nothing of how it works.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
+use walferry_tls::{Outsiders, open_private};
 
 use crate::client::Credentials;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
 use crate::role::Becoming;
 use crate::{
-    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, promote, status,
-    switchover,
+    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, own_files, promote,
+    status, switchover,
 };
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
@@ -61,11 +60,7 @@ impl Identity {
 
 fn read_password(file: &Path) -> Result<String, Failure> {
     let wrong = |text: &dyn std::fmt::Display| Failure::Usage(format!("--password-file {}: {text}", file.display()));
-    let opened = File::open(file).map_err(|error| wrong(&error))?;
-    let mode = opened.metadata().map_err(|error| wrong(&error))?.mode();
-    if mode & 0o007 != 0 {
-        return Err(wrong(&"every user of this host can read it: chmod 600 it"));
-    }
+    let opened = open_private(file, Outsiders::Others).map_err(|error| wrong(&error))?;
     let mut text = String::new();
     opened.take(PASSWORD_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| wrong(&error))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
@@ -137,6 +132,21 @@ enum Command {
     /// Start a leader and two replicas here, try every commit level, then two distances; print the tables, stop
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
+}
+
+impl Command {
+    /// True for what makes files that belong to a node, or a socket that controls something. What the others make is the caller's.
+    fn keeps_files(&self) -> bool {
+        matches!(
+            self,
+            Command::Start(_)
+                | Command::Witness(_)
+                | Command::Init(_)
+                | Command::Promote(_)
+                | Command::Link(_)
+                | Command::Log(_)
+        )
+    }
 }
 
 const START_EXAMPLES: &str = "\
@@ -274,6 +284,9 @@ pub fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
 /// Runs the chosen subcommand to its end.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     cli.identity.assume()?;
+    if cli.command.keeps_files() {
+        own_files::limit_modes();
+    }
     match cli.command {
         Command::Start(args) => {
             let config = NodeConfig { becoming: args.becoming, ..args.node.node_config()? };

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rand::RngExt;
@@ -14,9 +13,8 @@ use walferry_engine::probe::{self, ProbeConfig, ProbeReport};
 use crate::cli::{Failure, say};
 use crate::config::NodeConfig;
 use crate::daemon::DaemonError;
+use crate::own_files;
 
-/// Only the node's own user and group may look into a data directory.
-const DIRECTORY_MODE: u32 = 0o750;
 /// What an init that was cut short may have left behind, and what filesystems put into their root.
 const LEFTOVERS: [&str; 5] = ["lock", "probe.tmp", "direct.tmp", "meta.partial", "lost+found"];
 
@@ -27,6 +25,9 @@ pub fn run(config: &NodeConfig) -> Result<(), Failure> {
         return Err(Failure::failed(format_args!("--data {dir}: is initialised already; `walferry start` uses it")));
     }
     let (meta, report) = create(config)?;
+    if let Some(line) = close_to_others(&config.data)? {
+        say(line)?;
+    }
     if let Some(report) = report {
         say(format_args!("{report}\n"))?;
     }
@@ -37,8 +38,13 @@ pub fn run(config: &NodeConfig) -> Result<(), Failure> {
 
 /// What the data directory says of itself; created first if there is none.
 pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
+    let close = || -> Result<(), DaemonError> {
+        close_to_others(&config.data)?.into_iter().for_each(|line| tracing::warn!("{line}"));
+        Ok(())
+    };
     let Some(meta) = load(config)? else {
         let (meta, _) = create(config)?;
+        close()?;
         tracing::info!(
             data = %config.data.display(),
             sync_method = %meta.sync_method,
@@ -48,6 +54,7 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
         );
         return Ok(meta);
     };
+    close()?;
     let dir = config.data.display();
     if meta.name != config.name {
         return Err(DaemonError::Refused(format!(
@@ -78,11 +85,27 @@ pub fn make_directory(dir: &Path) -> Result<(), DaemonError> {
             missing.display()
         )));
     }
-    match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(dir) {
+    match own_files::make_directory(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(DaemonError::Refused(format!("--data {}: cannot create it: {error}", dir.display())))
         }
         _ => Ok(()),
+    }
+}
+
+/// Takes from a data directory that is there already what others may do with it; says so when there was something. A directory whose mode
+/// cannot be changed is refused.
+pub fn close_to_others(dir: &Path) -> Result<Option<String>, DaemonError> {
+    let (dir_name, wanted) = (dir.display(), own_files::DIRECTORY_MODE);
+    match own_files::narrow(dir) {
+        Ok(None) => Ok(None),
+        Ok(Some((old, new))) => Ok(Some(format!(
+            "--data {dir_name}: its mode was {old:04o} and is {new:04o} now: only the node's user and group have to do with it"
+        ))),
+        Err(error) => Err(DaemonError::Refused(format!(
+            "--data {dir_name}: others than the node's user and group can look into it or write there, and its mode cannot be changed \
+             ({error}): chmod {wanted:o} it, or name a directory that this user owns"
+        ))),
     }
 }
 

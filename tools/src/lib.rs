@@ -17,6 +17,7 @@ mod load;
 mod logging;
 mod members;
 mod nodes;
+mod own_files;
 mod promote;
 mod role;
 mod status;

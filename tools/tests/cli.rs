@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -132,6 +133,25 @@ fn a_configuration_is_checked_and_shown() {
     std::fs::write(&file, "name = \"a\"\npeer_timeout = \"150ms\"\n").expect("a file");
     refused(&["config", "check", name], 2, "two heartbeats must fit into peer_timeout = 150ms");
     refused(&["start", "--data", "d", "--config", name], 2, "heartbeat_interval = 100ms");
+}
+
+#[test]
+fn password_in_a_file_that_others_can_read_is_refused() {
+    let root = directory();
+    let file = root.path().join("walferry.toml");
+    let name = file.to_str().expect("a path of text");
+    let chmod = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("our file");
+    std::fs::write(&file, "name = \"a\"\npassword = \"hunter2\"\n").expect("our file");
+    chmod(0o644);
+    for arguments in [&["config", "check", name][..], &["start", "--data", "d", "--config", name]] {
+        refused(arguments, 2, "can read or write it (mode 0644): chmod 640 it");
+    }
+    assert!(!walferry(&["config", "check", name]).err.contains("hunter2"));
+    chmod(0o640);
+    assert_eq!(walferry(&["config", "check", name]).code, Some(0));
+    std::fs::write(&file, "name = \"a\"\n").expect("our file");
+    chmod(0o644);
+    assert_eq!(walferry(&["config", "check", name]).code, Some(0), "without a password anybody may read it");
 }
 
 #[test]

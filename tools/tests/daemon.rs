@@ -3,6 +3,9 @@
 mod common;
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -44,6 +47,55 @@ fn what_was_written_is_there_after_a_clean_stop_and_after_a_kill() {
     assert_eq!(client.command(&["GET", "sum"]), Reply::Bulk("6".into()));
     assert_eq!(client.command(&["XLEN", "history"]), Reply::Integer(1));
     assert_eq!(client.command(&["GET", "key:499"]), Reply::Bulk("499".into()));
+}
+
+/// Everything below `directory` that others than its user and group can do something with, or its group can write.
+fn open_to_others(directory: &Path) -> Vec<String> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("our directory").map(|entry| entry.expect("an entry").path()) {
+        let meta = std::fs::symlink_metadata(&entry).expect("an entry");
+        if meta.mode() & 0o027 != 0 {
+            open.push(format!("{} {:o}", entry.display(), meta.mode()));
+        }
+        if meta.is_dir() {
+            open.extend(open_to_others(&entry));
+        }
+    }
+    open
+}
+
+#[test]
+fn data_is_closed_to_others_whatever_the_umask_says() {
+    let root = directory();
+    let data = root.path().join("a");
+    std::fs::create_dir(&data).expect("a directory that is there already");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("our directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    // SAFETY: umask is a plain system call, fit for the moment between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::umask(0);
+            Ok(())
+        });
+    }
+    let node = Node::start_by(command, root.path(), "a", &["--checkpoint-bytes", "1MiB"]);
+    let mut client = node.client();
+    for number in 0..40 {
+        assert_eq!(client.command(&["SET", &format!("k{number}"), &"v".repeat(64 << 10)]), ok());
+    }
+    common::until("a checkpoint is written", || {
+        let info = client.command(&["INFO"]).text().to_owned();
+        !info.contains("store_checkpoints:0\r\n") && info.contains("store_checkpoints:")
+    });
+    let mode = std::fs::metadata(&data).expect("our directory").mode() & 0o7777;
+    assert_eq!(mode, 0o750, "the directory that was there is narrowed");
+    assert_eq!(open_to_others(&data), Vec::<String>::new());
+    assert!(data.join("store").is_dir() && data.join("meta").is_file());
+    let ready = std::fs::metadata(root.path().join("a.ready")).expect("the ready file").mode();
+    assert_eq!(ready & 0o027, 0, "{ready:o}");
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("the node's log");
+    assert!(log.contains("its mode was 0777 and is 0750 now"), "{log}");
+    drop(node);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod certificates;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -407,7 +408,15 @@ fn wrong_options_and_files_end_the_start_with_one_clear_line() {
     let data = text(&root.path().join("x"));
     let (certificate, key, missing) = (text(&own.certificate), text(&own.key), text(&root.path().join("none.pem")));
     let begin = ["start", "--name", "x", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data", &data];
+    let open = root.path().join("open.key");
+    std::fs::copy(&own.key, &open).expect("a copy of the key");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).expect("our file");
+    let open = text(&open);
     for (flags, says) in [
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", &open, "--tls-listen", "127.0.0.1:0"],
+            "(mode 0644): chmod 640 it",
+        ),
         (vec!["--tls-listen", "127.0.0.1:0"], "tls_listen = 127.0.0.1:0: it needs tls_cert and tls_key"),
         (vec!["--tls-cert", &certificate], "tls_key has to name the certificate's key"),
         (vec!["--tls-cert", &certificate, "--tls-key", &key], "nothing uses it: give tls_listen, peer_tls or both"),

@@ -1,5 +1,7 @@
 //! Certificates for tests: a CA of their own, and what it signs.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -47,8 +49,10 @@ impl Authority {
     }
 }
 
-/// Writes a file beside and renames it into place, as tools that renew certificates do.
+/// Writes a file beside and renames it into place, as tools that renew certificates do. Others cannot read it.
 pub fn replace(path: &Path, text: &str) {
     let partial = path.with_extension("partial");
-    std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).expect("a file");
+    let opened = std::fs::File::options().write(true).create(true).truncate(true).mode(0o640).open(&partial);
+    opened.expect("a file").write_all(text.as_bytes()).expect("it is written");
+    std::fs::rename(&partial, path).expect("it is renamed");
 }

@@ -2,6 +2,8 @@
 //! help text. One `Settings` is what one source says. Called by `NodeConfig`, which puts the sources together.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use walferry_cluster::member::MEMBER_NAME_BYTES_MAX;
 use walferry_cluster::{CommitLevel, SyncPolicy};
 use walferry_engine::limits::{LOG_BUFFER_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 use walferry_engine::log::SyncMethod;
+use walferry_tls::{Outsiders, check_private};
 
 use super::members::{MemberList, PeerList};
 use super::{ConfigError, OnSyncLoss, Redirect};
@@ -309,14 +312,26 @@ impl Settings {
     pub fn from_file(path: &Path) -> Result<Settings, ConfigError> {
         let file = path.display().to_string();
         let read = || {
-            let bytes = std::fs::metadata(path)?.len();
-            if bytes > CONFIG_FILE_BYTES_MAX {
-                return Err(std::io::Error::other(format!("{bytes} bytes is too large for a configuration")));
+            let opened = File::open(path)?;
+            let mut text = String::new();
+            (&opened).take(CONFIG_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > CONFIG_FILE_BYTES_MAX {
+                return Err(io::Error::other(format!(
+                    "{CONFIG_FILE_BYTES_MAX} bytes are the most for a configuration"
+                )));
             }
-            std::fs::read_to_string(path)
+            Ok((opened, text))
         };
-        let text = read().map_err(|source| ConfigError::Read { file: file.clone(), source })?;
-        Settings::from_toml(&text, &file)
+        let (opened, text) = read().map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        let settings = Settings::from_toml(&text, &file)?;
+        match check_private(&opened, Outsiders::Others) {
+            Err(error) if settings.password.is_some() => Err(ConfigError::Value {
+                key: "password",
+                value: "(not shown)".to_owned(),
+                reason: format!("it stands in {file}, and {error}; or name a users_file"),
+            }),
+            _ => Ok(settings),
+        }
     }
 
     /// Reads the text of a `walferry.toml`; `file` is for messages.

@@ -31,6 +31,7 @@ use super::turn;
 use super::users::{Grant, Users};
 use super::watchdog::Phases;
 use crate::config::{self, NodeConfig};
+use crate::own_files;
 
 const ACCEPT_CLIENTS: u64 = 0;
 const ACCEPT_PEERS: u64 = 1;
@@ -190,10 +191,7 @@ impl Reactor {
             ready.push_str(&format!("metrics_listen={address}\n"));
         }
         if let Some(file) = &self.node.config().ready_file {
-            // Renamed into place, so that whoever waits for the file never reads half of it.
-            let partial = file.with_extension("partial");
-            std::fs::write(&partial, ready)
-                .and_then(|()| std::fs::rename(&partial, file))
+            own_files::replace(file, ready.as_bytes())
                 .map_err(|source| DaemonError::ReadyFile { file: file.clone(), source })?;
         }
         self.notifier.ready(&self.node.describe());

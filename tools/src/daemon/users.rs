@@ -20,13 +20,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
+use walferry_tls::{Outsiders, PrivateFileError, open_private};
 
 /// The user of a client that has not said otherwise.
 pub const DEFAULT_USER: &str = "default";
@@ -42,8 +41,6 @@ const USERS_FILE_BYTES_MAX: u64 = 64 << 10;
 const CREDENTIAL_PREFIX: &str = "credential:";
 /// Where systemd says that they are.
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
-/// Mode bits of everybody who is neither owner nor in the group.
-const MODE_OTHERS: u32 = 0o007;
 
 type PasswordHash = [u8; 32];
 
@@ -87,24 +84,13 @@ pub struct Users {
 /// Why a users' file is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
-    /// It cannot be read.
+    /// It cannot be read, or anybody on the host can read the passwords.
     #[error("cannot read users_file {}: {source}", file.display())]
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Anybody on the host can read the passwords.
-    #[error(
-        "users_file {} is readable or writable by every user of this host (mode {mode:04o}): chmod 640 it, or use systemd's LoadCredential",
-        file.display()
-    )]
-    Open {
-        /// The file.
-        file: PathBuf,
-        /// Its mode.
-        mode: u32,
+        /// What the system said, or that its mode is too wide.
+        source: PrivateFileError,
     },
     /// A line that is no user.
     #[error("users_file {file}, line {line}: {reason}")]
@@ -237,15 +223,11 @@ impl Users {
     pub fn load(file: &Path) -> Result<Users, UsersError> {
         let path = resolve(file);
         let failed = |source| UsersError::Read { file: path.clone(), source };
-        let opened = File::open(&path).map_err(failed)?;
-        let mode = opened.metadata().map_err(failed)?.mode() & 0o7777;
-        if mode & MODE_OTHERS != 0 {
-            return Err(UsersError::Open { file: path, mode });
-        }
+        let opened = open_private(&path, Outsiders::Others).map_err(failed)?;
         let mut text = String::new();
-        opened.take(USERS_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+        opened.take(USERS_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| failed(error.into()))?;
         if text.len() as u64 > USERS_FILE_BYTES_MAX {
-            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+            return Err(failed(io::Error::from(io::ErrorKind::FileTooLarge).into()));
         }
         Users::parse(&text, &path.display().to_string())
     }

@@ -123,7 +123,7 @@ pub struct LinkArgs {
     /// Proxy: where to connect to
     #[arg(long, value_name = "HOST:PORT")]
     to: Option<HostPort>,
-    /// Where the control socket is made [default: in the directory for temporary files]
+    /// Where the control socket is made [default: in a directory of this user among the temporary files]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
@@ -347,7 +347,7 @@ fn run_link(args: &LinkArgs) -> Result<(), Failure> {
     // Blocked in every thread, so that this one can wait for them.
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block().map_err(Failure::failed)?;
-    let path = args.control.clone().unwrap_or_else(socket::default_path);
+    let path = args.control.clone().map_or_else(socket::default_path, Ok).map_err(Failure::failed)?;
     let listener = UnixListener::bind(&path)
         .map_err(|error| Failure::failed(format_args!("--control {}: {error}", path.display())))?;
     let link = Arc::new(Mutex::new(None));

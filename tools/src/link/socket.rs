@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
+
 use super::Link;
 use super::shape::Direction;
+use crate::own_files;
 
 /// The longest request.
 const REQUEST_BYTES_MAX: u64 = 4096;
@@ -16,12 +19,19 @@ const REQUEST_BYTES_MAX: u64 = 4096;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer takes at most as long as measuring a round trip does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-const PREFIX: &str = "walferry-link-";
-const SUFFIX: &str = ".sock";
+const SUFFIX: &str = "sock";
+
+/// The directory of this user's links. Others may write to the directory for temporary files, and this one is only used when it is
+/// a directory of this user alone.
+fn directory() -> std::io::Result<PathBuf> {
+    let path = std::env::temp_dir().join(format!("walferry-link-{}", geteuid()));
+    own_files::make_private_directory(&path)?;
+    Ok(path)
+}
 
 /// Where a link of this process listens unless told.
-pub fn default_path() -> PathBuf {
-    std::env::temp_dir().join(format!("{PREFIX}{}{SUFFIX}", std::process::id()))
+pub fn default_path() -> std::io::Result<PathBuf> {
+    Ok(directory()?.join(format!("{}.{SUFFIX}", std::process::id())))
 }
 
 /// Serves requests until the link is taken away.
@@ -92,11 +102,8 @@ pub fn ask(path: Option<&Path>, request: &str) -> Result<String, String> {
 
 /// The only link that answers; sockets that a killed link left behind do not.
 fn only_link() -> Result<UnixStream, String> {
-    let dir = std::env::temp_dir();
-    let is_link = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(PREFIX) && name.ends_with(SUFFIX)
-    };
+    let dir = directory().map_err(|error| error.to_string())?;
+    let is_link = |path: &PathBuf| path.extension().is_some_and(|end| end == SUFFIX);
     let entries = dir.read_dir().map_err(|error| format!("{}: {error}", dir.display()))?;
     let paths = entries.flatten().map(|entry| entry.path()).filter(is_link);
     let mut links: Vec<(PathBuf, UnixStream)> =

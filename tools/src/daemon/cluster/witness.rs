@@ -22,7 +22,7 @@ use crate::config::{Checked, ConfigError, MemberList, Settings, TlsConfig, check
 use crate::daemon::DaemonError;
 use crate::daemon::signals::Signals;
 use crate::daemon::tls::Tls;
-use crate::init::make_directory;
+use crate::init::{close_to_others, make_directory};
 use crate::logging;
 use crate::role::{self, ROLE_FILE, Role};
 use crate::units::{HostPort, Span};
@@ -143,6 +143,9 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let listen = given("peer_listen", settings.peer_listen)?;
     role::check(&data, &Role::Witness, None).map_err(DaemonError::from)?;
     make_directory(&data)?;
+    if let Some(line) = close_to_others(&data)? {
+        tracing::warn!("{line}");
+    }
     let lock = DirLock::take(&data).map_err(Failure::failed)?;
     small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
     role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
