@@ -164,8 +164,6 @@ pub struct FollowerStatus {
     pub connected: bool,
     /// The replica has all that the leader said it has.
     pub streaming: bool,
-    /// For how long nothing was heard of the leader.
-    pub silence: Duration,
     /// The leader's end of log, as last heard.
     pub leader_end: Lsn,
     /// Durable at the leader, as last heard.
@@ -195,6 +193,8 @@ pub struct Follower {
     /// A frame in the staging memory for which the log had no room.
     waiting_frame: Option<(usize, bool)>,
     heard_at: Instant,
+    /// When bytes came from the leader, as against when the wait for them began.
+    bytes_at: Option<Instant>,
     backoff: Duration,
     leader_flushed: Lsn,
     leader_end: Lsn,
@@ -241,6 +241,7 @@ impl Follower {
             sent: 0,
             waiting_frame: None,
             heard_at: now,
+            bytes_at: None,
             backoff: BACKOFF_MIN,
             leader_flushed,
             leader_end: Lsn::ZERO,
@@ -286,6 +287,11 @@ impl Follower {
         self.freshness.as_of()
     }
 
+    /// When anything came from the leader over this link; `None` before.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.bytes_at
+    }
+
     /// Commits that were cut off since the last call, because the leader's log does not have them.
     pub fn take_lost_commits(&mut self) -> u64 {
         std::mem::take(&mut self.lost_commits)
@@ -310,14 +316,13 @@ impl Follower {
     }
 
     /// What the link is doing.
-    pub fn status(&self, log: &Log, now: Instant) -> FollowerStatus {
+    pub fn status(&self, log: &Log) -> FollowerStatus {
         let connected = matches!(self.phase, Phase::Streaming);
         FollowerStatus {
             leader: self.config.leader.clone(),
             client_address: self.client_address.clone(),
             connected,
             streaming: connected && log.sealed() >= self.leader_end,
-            silence: now.saturating_duration_since(self.heard_at),
             leader_end: self.leader_end,
             leader_flushed: self.leader_flushed,
             committed: self.committed,
@@ -447,6 +452,7 @@ impl Follower {
             Ok(0) => self.fail(LinkError::Closed, now),
             Ok(bytes) => {
                 self.heard_at = now;
+                self.bytes_at = Some(now);
                 if !into_log {
                     self.receiver.advance(bytes as usize);
                 } else if let Err(error) = self.received_raw(bytes as usize, log, now) {

@@ -232,7 +232,11 @@ impl Status {
         )?;
         if role != "leader" {
             let (lag, time) = (human_bytes(field("lag_bytes")), human_us(field("lag_us")));
-            writeln!(out, "behind          {lag}, {time}; link {}", field("master_link_status"))?;
+            let behind = match field("lag_bytes") {
+                "-1" => format!("not known: nothing was heard of a leader for {time}"),
+                _ => format!("{lag}, {time}"),
+            };
+            writeln!(out, "behind          {behind}; link {}", field("master_link_status"))?;
         }
         self.write_ledger(out)?;
         if self.replicas.is_empty() {
@@ -245,11 +249,12 @@ impl Status {
         self.write_table(out)
     }
 
-    fn role(&self) -> &'static str {
-        match self.field("role") {
-            Some("master" | "leader") => "leader",
-            Some(_) => "replica",
-            None => "unknown role",
+    fn role(&self) -> &str {
+        match (self.field("node_role"), self.field("role")) {
+            (Some(role), _) => role,
+            (None, Some("master" | "leader")) => "leader",
+            (None, Some(_)) => "replica",
+            (None, None) => "unknown role",
         }
     }
 
@@ -406,6 +411,15 @@ mod tests {
             assert!(row.contains(cell), "{cell} is missing in {row:?}");
         }
         assert_eq!(status().replicas_in_state("streaming"), 1);
+    }
+
+    #[test]
+    fn silent_leader_is_told_in_place_of_a_lag() {
+        let info = "# Replication\r\nrole:slave\r\nnode_role:leaderless\r\nmaster_link_status:down\r\nlag_bytes:-1\r\nlag_us:12000000\r\n";
+        let text = Status { sections: parse_info(info), replicas: vec![] }.text("127.0.0.1:6400");
+        assert!(text.starts_with("127.0.0.1:6400 at 127.0.0.1:6400: leaderless, epoch -"), "{text}");
+        let behind = "behind          not known: nothing was heard of a leader for 12.0 s; link down\n";
+        assert!(text.contains(behind), "{text}");
     }
 
     #[test]

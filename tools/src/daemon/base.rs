@@ -226,7 +226,8 @@ impl Node {
             open_data(&self.config, lock, (None, &self.tls), ring, &self.waker)?;
         (self.meta, self.history, self.log, self.store) = (meta, history, log, store);
         self.watch_files()?;
-        self.heard = Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None };
+        self.heard =
+            Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None, at: self.heard.at };
         self.pending.clear();
         self.waterfall.abandon();
         // A held reply may be about commits of ours that the leader does not have, at LSNs that it has.

@@ -3,8 +3,12 @@
 use redis_protocol::resp2::decode::decode as decode2;
 use redis_protocol::resp3::decode::complete::decode as decode3;
 
-use super::host::{Following, ReplicationRow};
+use serde_json::json;
+
+use super::host::{Following, NodeRole, ReplicationRow};
+use super::metrics_text;
 use super::test_host::{TestClient, TestHost};
+use std::time::Duration;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 /// Says the lines one after the other, each with its reply.
@@ -362,8 +366,14 @@ fn info_shows_connected_replicas_only() {
 #[test]
 fn a_replica_tells_of_its_leader_and_can_be_promoted() {
     let (mut host, mut client) = (TestHost::new(), TestClient::new());
-    let following = Following { host: "10.0.0.1".to_owned(), port: 7000, connected: true, ..Following::default() };
-    host.facts.following = Some(following);
+    let following = Following {
+        host: "10.0.0.1".to_owned(),
+        port: 7000,
+        connected: true,
+        lag_bytes: Some(0),
+        ..Following::default()
+    };
+    (host.facts.role, host.facts.following) = (NodeRole::Replica, Some(following));
     assert!(
         client
             .ask(&mut host, "ROLE")
@@ -376,7 +386,39 @@ fn a_replica_tells_of_its_leader_and_can_be_promoted() {
     );
     assert_eq!(client.ask(&mut host, "WAIT 1 10"), "-ERR WAIT cannot be used with replica instances.\r\n");
     assert_eq!(client.ask(&mut host, "PROMOTE"), format!(":{}\r\n", Epoch(8)));
+    host.facts.role = NodeRole::Leader;
     assert!(client.ask(&mut host, "ROLE").starts_with("*4\r\n$6\r\nmaster\r\n"));
+}
+
+#[test]
+fn node_that_takes_no_writes_is_no_master() {
+    let (mut host, mut client) = (TestHost::new(), TestClient::new());
+    for role in [NodeRole::LeaderWithoutLease, NodeRole::Leaderless, NodeRole::SteppedDown] {
+        let silence = Duration::from_secs(12);
+        let following = Following { silence, lag: silence, ..Following::default() };
+        (host.facts.role, host.facts.following) = (role, Some(following));
+        let info = client.ask(&mut host, "INFO replication");
+        for line in [
+            "role:slave",
+            "master_link_status:down",
+            "master_link_down_since_seconds:12",
+            "master_last_io_seconds_ago:12",
+            "lag_bytes:-1",
+            "lag_us:12000000",
+            &format!("node_role:{role}"),
+        ] {
+            assert!(info.contains(&format!("\r\n{line}\r\n")), "{line} in {info}");
+        }
+        let told = client.ask(&mut host, "ROLE");
+        assert!(told.starts_with("*6\r\n$5\r\nslave\r\n") && told.contains("\r\n$7\r\nconnect\r\n"), "{told}");
+        let hello = client.ask(&mut host, "HELLO");
+        assert!(hello.contains("$4\r\nrole\r\n$7\r\nreplica\r\n"), "{hello}");
+        let facts = host.facts.clone();
+        let text = metrics_text::render(&metrics_text::Snapshot { facts, replicas: vec![], accounting: json!({}) });
+        let info = format!("walferry_node_info{{name=\"\",role=\"{role}\",cluster_id=\"\"}} 1\n");
+        assert!(text.contains(&info) && text.contains("walferry_leads 0\n"), "{text}");
+        assert!(text.contains("walferry_lag_seconds 12\n") && !text.contains("walferry_lag_bytes"), "{text}");
+    }
 }
 
 #[test]

@@ -17,16 +17,10 @@ impl Node {
             (Role::Leader(_), None) => Some(facts.name.clone()),
             _ => None,
         };
-        let role = match &self.role {
-            Role::Leader(_) => "leader",
-            Role::Replica(_) => "replica",
-            Role::Leaderless(_) => "leaderless",
-            Role::SteppedDown(_) => "stepped down",
-        };
         let rows = self.replication();
         json!({
             "name": facts.name,
-            "role": role,
+            "role": facts.role.to_string(),
             "cluster_id": facts.cluster_id,
             "leader": leader,
             "leader_address": Host::leader(self),
@@ -41,6 +35,7 @@ impl Node {
             "flushed": facts.flushed.to_string(),
             "applied": facts.applied.to_string(),
             "committed": facts.committed.to_string(),
+            "leader_silence_ms": facts.following.as_ref().map(|leader| leader.silence.as_millis() as u64),
             "staleness_ms": facts.staleness.map(|staleness| staleness.as_millis() as u64),
             "lost_commits": self.lost_commits,
             "members": self.members(&rows),

@@ -18,8 +18,10 @@ use super::client_list::{Asked, ClientAsk, ClientReply};
 use super::cluster::{Command, Reply};
 use super::command::refusal_text;
 use super::host::{
-    Evidence, Following, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
+    Evidence, Following, Host, InfoSection, NodeFacts, NodeRole, Refusal, ReplicaEvidence, ReplicationRow, SessionId,
+    Stage, Wait,
 };
+use super::membership::Membership;
 use super::metrics_text::Snapshot;
 use super::node::{Node, Role};
 use super::reading::Strong;
@@ -214,6 +216,7 @@ impl Host for Node {
             name: self.config.name.clone(),
             cluster_id: format!("{:032x}", self.known_cluster_id()),
             epoch: self.history.last_epoch(),
+            role: self.node_role(),
             following: self.following(),
             port: self.client_address.port(),
             uptime_s: (world::now() - self.started).as_secs(),
@@ -292,6 +295,8 @@ impl Host for Node {
 
 /// A disk whose flushes take longer is called slow: every commit but those at `off` feels it.
 const DISK_SLOW: Duration = Duration::from_millis(50);
+/// What is known of a leader's log holds for so long after it was heard: it sends heartbeats far more often.
+const HEARD_VALID: Duration = Duration::from_secs(1);
 
 fn replication_row(replica: ReplicaStatus) -> ReplicationRow {
     ReplicationRow {
@@ -336,14 +341,14 @@ impl Node {
     /// Where clients find the leader.
     pub(super) fn leader_address(&self) -> Option<String> {
         if let Role::Leader(_) = &self.role {
-            return Some(self.public_address());
+            return self.may_speak().then(|| self.public_address());
         }
         let heard = self.membership.as_ref().map(|membership| membership.leader_address.clone());
         let Role::Replica(follower) = &self.role else { return None };
         if let Some(address) = heard.filter(|address| !address.is_empty()) {
             return Some(address);
         }
-        let status = follower.status(&self.log, self.now());
+        let status = follower.status(&self.log);
         Some(if status.client_address.is_empty() { status.leader } else { status.client_address })
     }
 
@@ -364,22 +369,44 @@ impl Node {
         if awaited.is_empty() { reason.to_owned() } else { awaited }
     }
 
+    pub(super) fn node_role(&self) -> NodeRole {
+        match &self.role {
+            Role::Leader(_) if self.may_speak() => NodeRole::Leader,
+            Role::Leader(_) => NodeRole::LeaderWithoutLease,
+            Role::Replica(_) => NodeRole::Replica,
+            Role::Leaderless(_) => NodeRole::Leaderless,
+            Role::SteppedDown(_) => NodeRole::SteppedDown,
+        }
+    }
+
     fn following(&self) -> Option<Following> {
-        let Role::Replica(follower) = &self.role else { return None };
-        let status = follower.status(&self.log, self.now());
-        let address = if status.client_address.is_empty() { &status.leader } else { &status.client_address };
-        let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
-        let lag_bytes = status.leader_end.since(self.store.applied());
-        let behind_us = self.wall_us().saturating_sub(self.store.applied_at_us());
-        Some(Following {
+        if self.node_role() == NodeRole::Leader {
+            return None;
+        }
+        let address = self.leader_address().unwrap_or_default();
+        let (host, port) = address.rsplit_once(':').unwrap_or(("", "0"));
+        // A leader that had nothing to do did not look at its lease.
+        let lease = self.membership.as_ref().and_then(Membership::lease_until).map(|until| until.min(self.now()));
+        let silence = self.now().saturating_duration_since(self.heard.at.max(lease).unwrap_or(self.started));
+        let mut following = Following {
             host: host.to_owned(),
             port: port.parse().unwrap_or(0),
-            connected: status.connected,
-            streaming: status.streaming,
-            silence_s: status.silence.as_secs(),
-            lag_bytes,
-            lag_us: if lag_bytes == 0 { 0 } else { behind_us },
-        })
+            silence,
+            lag: silence,
+            ..Following::default()
+        };
+        let Role::Replica(follower) = &self.role else { return Some(following) };
+        let status = follower.status(&self.log);
+        (following.connected, following.streaming) = (status.connected, status.streaming);
+        let lag_bytes = status.leader_end.since(self.store.applied());
+        let waiting = if lag_bytes == 0 { 0 } else { self.wall_us().saturating_sub(self.store.applied_at_us()) };
+        let waiting = Duration::from_micros(waiting);
+        if status.connected && silence < HEARD_VALID.max(self.config.heartbeat_interval * 2) {
+            (following.lag_bytes, following.lag) = (Some(lag_bytes), waiting);
+        } else {
+            following.lag = silence.max(waiting);
+        }
+        Some(following)
     }
 
     /// What an operator has to know at once; empty when all is well.
@@ -388,7 +415,7 @@ impl Node {
         match &self.role {
             Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),
             Role::Replica(follower) => {
-                let status = follower.status(&self.log, self.now());
+                let status = follower.status(&self.log);
                 troubles.extend(self.membership.as_ref().map(|seat| seat.trouble()).filter(|text| !text.is_empty()));
                 if let Some(copy) = &status.base_copy {
                     troubles.push(receiving(copy, &status.leader));

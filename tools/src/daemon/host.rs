@@ -141,6 +141,34 @@ pub struct Evidence {
     pub stages_us: Vec<(&'static str, u64)>,
 }
 
+/// What the node is for its clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeRole {
+    /// It takes writes: the only role that INFO, ROLE and HELLO call master.
+    #[default]
+    Leader,
+    /// It led, and no majority of the members confirms that it still does.
+    LeaderWithoutLease,
+    /// It follows a leader.
+    Replica,
+    /// A member of a cluster that has no leader for it.
+    Leaderless,
+    /// It led or followed until its log failed or a newer leader appeared.
+    SteppedDown,
+}
+
+impl std::fmt::Display for NodeRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            NodeRole::Leader => "leader",
+            NodeRole::LeaderWithoutLease => "leader without lease",
+            NodeRole::Replica => "replica",
+            NodeRole::Leaderless => "leaderless",
+            NodeRole::SteppedDown => "stepped down",
+        })
+    }
+}
+
 /// What INFO and ROLE tell of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -150,7 +178,9 @@ pub struct NodeFacts {
     pub cluster_id: String,
     /// The epoch that the node is in.
     pub epoch: Epoch,
-    /// `None` on a leader.
+    /// What it is.
+    pub role: NodeRole,
+    /// `None` exactly on a leader that takes writes.
     pub following: Option<Following>,
     /// The port for clients.
     pub port: u16,
@@ -184,7 +214,7 @@ pub struct NodeFacts {
     pub trouble: String,
 }
 
-/// The leader as a replica knows it.
+/// The leader as a node knows it that takes no writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Following {
     /// The leader's host.
@@ -195,12 +225,12 @@ pub struct Following {
     pub connected: bool,
     /// Whether the link is catching up from segment files or streams.
     pub streaming: bool,
-    /// Seconds since something was heard of the leader.
-    pub silence_s: u64,
-    /// Bytes of the leader's log that are not applied here.
-    pub lag_bytes: u64,
-    /// For how long the oldest of those bytes has been waiting, microseconds.
-    pub lag_us: u64,
+    /// For how long nothing was heard of a leader; where none was heard at all, since the node started.
+    pub silence: Duration,
+    /// Bytes of the leader's log that are not applied here; `None` while the leader is not heard: it may have written since.
+    pub lag_bytes: Option<u64>,
+    /// For how long the oldest of those bytes has been waiting; while the leader is not heard at least `silence`.
+    pub lag: Duration,
 }
 
 /// A section of INFO: its title and its lines.

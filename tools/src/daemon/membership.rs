@@ -104,6 +104,11 @@ impl Membership {
         self.cluster.shared.lease.holds(now)
     }
 
+    /// When the lease ends, or ended.
+    pub(super) fn lease_until(&self) -> Option<Instant> {
+        self.cluster.shared.lease.until()
+    }
+
     pub(super) fn close(self) {
         self.cluster.close();
     }

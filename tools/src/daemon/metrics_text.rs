@@ -86,10 +86,12 @@ impl Page {
     }
 
     fn node(&mut self, facts: &NodeFacts) {
-        let role = if facts.following.is_some() { "replica" } else { "leader" };
+        let role = facts.role.to_string();
         self.family("node_info", "gauge", "The node; always 1.");
-        let info = [("name", facts.name.as_str()), ("role", role), ("cluster_id", &facts.cluster_id)];
+        let info = [("name", facts.name.as_str()), ("role", &role), ("cluster_id", &facts.cluster_id)];
         self.sample("node_info", &info, 1);
+        let leads = u8::from(facts.following.is_none());
+        self.single("leads", "gauge", "1 on the leader while it holds its lease: where writes are taken.", leads);
         let trouble = u8::from(!facts.trouble.is_empty());
         self.single("trouble", "gauge", "1 while INFO names a trouble: degraded, stopped, no space.", trouble);
         self.single("epoch", "gauge", "The epoch that the node is in.", facts.epoch.number());
@@ -120,9 +122,15 @@ impl Page {
         if let Some(following) = &facts.following {
             let connected = u8::from(following.connected);
             self.single("leader_connected", "gauge", "1 while the link to the leader is up.", connected);
-            self.single("lag_bytes", "gauge", "The leader's log that is not applied here.", following.lag_bytes);
-            let lag = following.lag_us as f64 / SECOND_US;
-            self.single("lag_seconds", "gauge", "For how long the oldest of it waits.", lag);
+            let silence = following.silence.as_secs_f64();
+            self.single("leader_silence_seconds", "gauge", "For how long nothing was heard of a leader.", silence);
+            if let Some(bytes) = following.lag_bytes {
+                let help = "The leader's log that is not applied here; absent while the leader is not heard.";
+                self.single("lag_bytes", "gauge", help, bytes);
+            }
+            let help =
+                "For how long the oldest of it waits; while the leader is not heard, at least for how long it was not.";
+            self.single("lag_seconds", "gauge", help, following.lag.as_secs_f64());
         }
     }
 

@@ -99,6 +99,8 @@ pub(super) struct Heard {
     pub(super) committed: Lsn,
     /// The store is as fresh as the leader's was then, by this node's clock; `None` when that is not known.
     pub(super) fresh: Option<Instant>,
+    /// When anything came from a leader, or this node led itself; `None` before.
+    pub(super) at: Option<Instant>,
 }
 
 /// What of a turn of the loop all duties share.
@@ -333,7 +335,7 @@ impl Node {
             role: Role::SteppedDown("the node is starting".to_owned()),
             retired: None,
             membership: None,
-            heard: Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None },
+            heard: Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None, at: None },
             lost_commits: 0,
             base_copies: BaseCopies::default(),
             repaired,
@@ -671,8 +673,8 @@ impl Node {
         if let Role::Replica(follower) = &mut self.role {
             let now = self.clock.now;
             follower.poll(ring, &mut self.log, &mut self.store, &mut self.history, now).map_err(refused)?;
-            let fresh = follower.fresh_as_of();
-            self.heard = Heard { flushed: follower.leader_flushed(), committed: follower.committed(), fresh };
+            let (fresh, at) = (follower.fresh_as_of(), follower.heard_at().or(self.heard.at));
+            self.heard = Heard { flushed: follower.leader_flushed(), committed: follower.committed(), fresh, at };
             self.lost_commits += follower.take_lost_commits();
             // What the link received is written with this turn.
             self.log.poll(ring, now);
@@ -1023,6 +1025,9 @@ impl Node {
     fn watch_lease(&mut self) {
         if !self.leads() || self.may_speak() {
             self.silence = None;
+            if self.leads() {
+                self.heard.at = Some(self.clock.now);
+            }
             return;
         }
         let (now, time_max) = (self.clock.now, self.silent_time_max());
@@ -1207,7 +1212,7 @@ impl Node {
             Role::Leader(mut shipper) => {
                 shipper.close_all(ring, &mut self.log, self.clock.now);
                 let committed = shipper.committed(self.log.flushed());
-                self.heard = Heard { flushed: self.store.applied(), committed, fresh: None };
+                self.heard = Heard { flushed: self.store.applied(), committed, fresh: None, at: self.heard.at };
             }
             Role::Replica(mut follower) => {
                 follower.close();

@@ -82,10 +82,15 @@ impl LeaseUntil {
         self.until_us.store(us, Ordering::Release);
     }
 
+    /// When it ends, or ended; `None` for none.
+    pub fn until(&self) -> Option<Instant> {
+        let us = self.until_us.load(Ordering::Acquire);
+        (us > 0).then(|| self.origin + Duration::from_micros(us))
+    }
+
     /// True while the leader may speak.
     pub fn holds(&self, now: Instant) -> bool {
-        let us = self.until_us.load(Ordering::Acquire);
-        us > 0 && now < self.origin + Duration::from_micros(us)
+        self.until().is_some_and(|until| now < until)
     }
 }
 

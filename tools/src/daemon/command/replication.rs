@@ -8,7 +8,7 @@ use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
 use crate::daemon::cluster::Command;
-use crate::daemon::host::{Host, Refusal, ReplicationRow};
+use crate::daemon::host::{Host, NodeRole, Refusal, ReplicationRow};
 use crate::daemon::parked::Parked;
 use crate::daemon::reading::{Position, lost};
 use crate::daemon::reply::Reply;
@@ -46,7 +46,7 @@ fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
 
 /// The session's last commit, which `command` waits for; replicas have none, and a failover may have taken it back.
 fn waited_for(command: &str, client: &Client, host: &dyn Host, reply: &mut Reply) -> Option<Position> {
-    if host.facts().following.is_some() {
+    if host.facts().role == NodeRole::Replica {
         reply.error(format_args!("ERR {command} cannot be used with replica instances."));
         return None;
     }

@@ -12,6 +12,9 @@ use super::connection::{REDIS_VERSION, unknown_subcommand};
 use super::glob::Glob;
 use super::{COMMANDS, Outcome, Spec, lookup, wrong_arity};
 
+/// What INFO tells in place of a number that is not known, as redis-server does.
+const UNKNOWN: i64 = -1;
+
 /// TIME
 pub fn time(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let now_us = host.wall_clock_us();
@@ -207,6 +210,7 @@ fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
         None => vec![line("role", &"master")],
         Some(leader) => following(leader, facts),
     };
+    lines.push(line("node_role", &facts.role));
     lines.push(line("connected_slaves", &rows.len()));
     for (index, row) in rows.iter().enumerate() {
         let (ip, port) = split_address(&row.address);
@@ -243,19 +247,27 @@ fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
 
 fn following(leader: &Following, facts: &NodeFacts) -> Vec<(String, String)> {
     let line = |key: &str, value: &dyn std::fmt::Display| (key.to_owned(), value.to_string());
-    vec![
+    let mut lines = vec![
         line("role", &"slave"),
         line("master_host", &leader.host),
         line("master_port", &leader.port),
         line("master_link_status", &if leader.connected { "up" } else { "down" }),
-        line("master_last_io_seconds_ago", &leader.silence_s),
+        line("master_last_io_seconds_ago", &leader.silence.as_secs()),
         line("master_sync_in_progress", &u8::from(leader.connected && !leader.streaming)),
         line("slave_read_repl_offset", &facts.written.0),
         line("slave_repl_offset", &facts.applied.0),
         line("slave_read_only", &1),
-        line("lag_bytes", &leader.lag_bytes),
-        line("lag_us", &leader.lag_us),
-    ]
+        line("leader_silence_ms", &leader.silence.as_millis()),
+        match leader.lag_bytes {
+            Some(bytes) => line("lag_bytes", &bytes),
+            None => line("lag_bytes", &UNKNOWN),
+        },
+        line("lag_us", &leader.lag.as_micros()),
+    ];
+    if !leader.connected {
+        lines.push(line("master_link_down_since_seconds", &leader.silence.as_secs()));
+    }
+    lines
 }
 
 /// COMMAND | COMMAND COUNT | LIST | INFO [name...] | DOCS [name...]

@@ -1,0 +1,92 @@
+//! What a node tells of itself and of others to clients, monitoring and operators is what it knows: never a master that takes no
+//! writes, no lag of 0 behind a leader that is dead.
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use common::cluster::Cluster;
+use common::{Client, Node, Reply, directory, until};
+
+/// The value of a line of INFO.
+fn info(client: &mut Client, key: &str) -> String {
+    let text = client.command(&["INFO"]).text().to_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("{key} is told: {text}")).to_owned()
+}
+
+fn role(client: &mut Client) -> String {
+    let Reply::Array(elements) = client.command(&["ROLE"]) else { panic!("ROLE answers with an array") };
+    elements[0].text().to_owned()
+}
+
+/// The value that HELLO tells of `role`.
+fn hello_role(client: &mut Client) -> String {
+    let Reply::Array(pairs) = client.command(&["HELLO", "2"]) else { panic!("HELLO answers with an array") };
+    let value = pairs.chunks_exact(2).find(|pair| matches!(&pair[0], Reply::Bulk(key) if key == "role"));
+    value.expect("a role")[1].text().to_owned()
+}
+
+/// What monitoring of Redis looks at says that writes do not go here.
+fn is_no_master(client: &mut Client, node_role: &str) {
+    assert_eq!(info(client, "role"), "slave");
+    assert_eq!((role(client).as_str(), hello_role(client).as_str()), ("slave", "replica"));
+    assert_eq!((info(client, "node_role").as_str(), info(client, "lag_bytes").as_str()), (node_role, "-1"));
+    assert_eq!(info(client, "master_link_status"), "down");
+    assert_eq!(client.command(&["LEADER"]), Reply::Nil);
+}
+
+#[test]
+fn member_without_a_majority_is_no_master() {
+    let root = directory();
+    let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let ports = [free(), free(), free()].map(|listener| listener.local_addr().expect("an address").to_string());
+    let members = format!("a={},b={},c={}", ports[0], ports[1], ports[2]);
+    let alone = Node::start(root.path(), "a", &["--members", &members, "--peer-listen", &ports[0]]);
+    is_no_master(&mut alone.client(), "leaderless");
+}
+
+#[test]
+fn leader_that_lost_its_majority_is_no_master() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &["--sync", "ALL"]);
+    let leader = cluster.leader();
+    let mut client = cluster.client(leader);
+    assert_eq!((info(&mut client, "role").as_str(), role(&mut client).as_str()), ("master", "master"));
+    assert_eq!(hello_role(&mut client), "master");
+    let others: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != leader).collect();
+    others.iter().for_each(|name| cluster.kill(name));
+    until("its lease is over", || info(&mut client, "role") == "slave");
+    is_no_master(&mut client, "leader without lease");
+    until("it tells since when", || info(&mut client, "leader_silence_ms").parse::<u64>().expect("a number") > 500);
+    cluster.bring_together(&others);
+    let leader = cluster.leader();
+    assert_eq!(info(&mut cluster.client(leader), "role"), "master");
+}
+
+#[test]
+fn lag_behind_a_dead_leader_grows_and_is_not_zero() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let metrics = ["--follow", &follow, "--metrics-listen", "127.0.0.1:0"];
+    let replica = Node::start(root.path(), "b", &metrics);
+    let mut client = replica.client();
+    leader.client().command(&["SET", "k", "v"]);
+    until("it has everything", || {
+        client.command(&["GET", "k"]) == Reply::Bulk("v".to_owned()) && info(&mut client, "lag_bytes") == "0"
+    });
+    leader.kill();
+    let lag = |client: &mut Client| info(client, "lag_us").parse::<u64>().expect("a number");
+    until("it says that it does not know", || info(&mut client, "lag_bytes") == "-1");
+    let before = lag(&mut client);
+    assert!(before > 0, "{before}");
+    until("the lag grows", || lag(&mut client) > before + 500_000);
+    assert!(info(&mut client, "leader_silence_ms").parse::<u64>().expect("a number") >= 500);
+    let url = format!("redis://{}", replica.listen);
+    let output = Command::new(env!("CARGO_BIN_EXE_walferry")).args(["status", "--url", &url]).output();
+    let output = output.expect("the binary runs");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains("not known: nothing was heard of a leader for"), "{told}");
+    assert_eq!(output.status.code(), Some(1), "there is something to look at");
+}
