@@ -158,8 +158,6 @@ enum Phase {
 pub struct FollowerStatus {
     /// The leader's peer address, as configured.
     pub leader: String,
-    /// The leader's address for clients; empty until it was told.
-    pub client_address: String,
     /// The link is up and accepted.
     pub connected: bool,
     /// The replica has all that the leader said it has.
@@ -267,6 +265,11 @@ impl Follower {
         &self.config.leader
     }
 
+    /// The leader's address for clients; empty until it was told.
+    pub fn client_address(&self) -> &str {
+        &self.client_address
+    }
+
     /// The store may hold what ends at or before this: what the leader had made durable.
     pub fn apply_limit(&self) -> Lsn {
         self.leader_flushed
@@ -320,7 +323,6 @@ impl Follower {
         let connected = matches!(self.phase, Phase::Streaming);
         FollowerStatus {
             leader: self.config.leader.clone(),
-            client_address: self.client_address.clone(),
             connected,
             streaming: connected && log.sealed() >= self.leader_end,
             leader_end: self.leader_end,
@@ -774,7 +776,7 @@ impl Follower {
             self.leader_end = start;
         }
         if let Some(link) = self.leader_at {
-            self.client_address = reachable(&welcome.client_address, link);
+            self.client_address = reachable(&welcome.client_address, link).unwrap_or_default();
         }
         tracing::info!(leader = %welcome.name, address = %self.config.leader, %start, "following");
         Ok(())

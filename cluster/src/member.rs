@@ -31,13 +31,11 @@ impl fmt::Display for MemberName {
 }
 
 /// Where clients reach a node that says it listens on `client_address` and whose link comes from `link`: a node that listens on
-/// every address is reached where its link is. Text that is no address, such as none, stands for the link itself.
-pub fn reachable(client_address: &str, link: SocketAddr) -> String {
-    match client_address.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => SocketAddr::new(link.ip(), address.port()).to_string(),
-        Ok(address) => address.to_string(),
-        Err(_) => link.to_string(),
-    }
+/// every address is reached where its link is. `None` for text that is no address, such as none: the link's port is for peers.
+pub fn reachable(client_address: &str, link: SocketAddr) -> Option<String> {
+    let address: SocketAddr = client_address.parse().ok()?;
+    let ip = if address.ip().is_unspecified() { link.ip() } else { address.ip() };
+    Some(SocketAddr::new(ip, address.port()).to_string())
 }
 
 /// Where clients reach a member that listens on `client_address` and is known to the others as `peer`, `HOST:PORT`: one that listens
@@ -146,10 +144,13 @@ mod tests {
     #[test]
     fn a_node_that_listens_everywhere_is_reached_where_its_link_is() {
         let link = "10.0.0.7:50000".parse().unwrap();
-        for (said, reached) in
-            [("10.1.1.1:6400", "10.1.1.1:6400"), ("0.0.0.0:6400", "10.0.0.7:6400"), ("", "10.0.0.7:50000")]
-        {
-            assert_eq!(reachable(said, link), reached);
+        for (said, reached) in [
+            ("10.1.1.1:6400", Some("10.1.1.1:6400")),
+            ("0.0.0.0:6400", Some("10.0.0.7:6400")),
+            ("[::]:6400", Some("10.0.0.7:6400")),
+            ("", None),
+        ] {
+            assert_eq!(reachable(said, link).as_deref(), reached);
         }
         for (listens, reached) in
             [("0.0.0.0:6400", "db-1:6400"), ("[::]:6400", "db-1:6400"), ("10.1.1.1:6400", "10.1.1.1:6400")]

@@ -555,7 +555,7 @@ impl Shipper {
         let replica = self.replicas.get_mut(&hello.name).expect("just entered");
         replica.progress.restart(start);
         replica.link = Some(link.number);
-        replica.address = reachable(&hello.client_address, link.address);
+        replica.address = reachable(&hello.client_address, link.address).unwrap_or_default();
         replica.caught_up = false;
         replica.last_error.clear();
         self.moved = true;

@@ -71,9 +71,14 @@ fn lines(told: &Value) -> Vec<String> {
         (true, false) => ", a majority of the data members",
         (false, _) => "",
     };
+    let leader = match (told["leader"].as_str(), told["leader_address"].as_str()) {
+        (leader, Some(address)) => format!("leader     {} at {address}", leader.unwrap_or("-")),
+        (Some(leader), None) => format!("leader     {leader}, where clients reach it is not known"),
+        (None, None) => "leader     -".to_owned(),
+    };
     let mut lines = vec![
         format!("cluster    {}", text(&told["cluster_id"])),
-        format!("leader     {} at {}", text(&told["leader"]), text(&told["leader_address"])),
+        leader,
         format!("epoch      {}", text(&told["epoch"])),
         format!("policy     {}{}", text(&told["policy"]), follows),
         format!("in sync    {} (min_in_sync {})", names(&told["in_sync"]), text(&told["min_in_sync"])),

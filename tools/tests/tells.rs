@@ -1,5 +1,5 @@
 //! What a node tells of itself and of others to clients, monitoring and operators is what it knows: never a master that takes no
-//! writes, no lag of 0 behind a leader that is dead.
+//! writes, no lag of 0 behind a leader that is dead, no address at which clients are not served.
 
 mod common;
 
@@ -89,4 +89,65 @@ fn lag_behind_a_dead_leader_grows_and_is_not_zero() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(told.contains("not known: nothing was heard of a leader for"), "{told}");
     assert_eq!(output.status.code(), Some(1), "there is something to look at");
+}
+
+/// INFO, ROLE and LEADER name no leader.
+fn names_no_leader(client: &mut Client) {
+    assert_eq!((info(client, "master_host").as_str(), info(client, "master_port").as_str()), ("", "0"));
+    let Reply::Array(elements) = client.command(&["ROLE"]) else { panic!("ROLE answers with an array") };
+    assert_eq!(elements[1..3], [Reply::Bulk(String::new()), Reply::Integer(0)]);
+    assert_eq!(client.command(&["LEADER"]), Reply::Nil);
+}
+
+#[test]
+fn peer_address_of_a_leader_is_not_told_to_clients() {
+    let root = directory();
+    let dead = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let replica = Node::start(root.path(), "b", &["--follow", &dead.to_string()]);
+    let mut client = replica.client();
+    names_no_leader(&mut client);
+    let Reply::Error(refused) = client.command(&["SET", "k", "v"]) else { panic!("a replica takes no writes") };
+    assert!(refused.starts_with("READONLY") && refused.ends_with("The leader is not known."), "{refused}");
+    // Once it is known it is told, and the leader's death does not change where it is.
+    let peer = dead.to_string();
+    let leader = Node::start(root.path(), "a", &["--peer-listen", &peer]);
+    let address = leader.listen.to_string();
+    until("it is told", || client.command(&["LEADER"]) == Reply::Bulk(address.clone()));
+    leader.kill();
+    assert_eq!(info(&mut client, "master_port"), address.rsplit_once(':').expect("a port").1);
+}
+
+#[test]
+fn member_that_has_heard_no_leader_names_none() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let leader = cluster.leader();
+    let others: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != leader).collect();
+    let mut client = cluster.client(others[0]);
+    let address = cluster.client_address(leader).to_string();
+    until("the leader's address is told", || client.command(&["LEADER"]) == Reply::Bulk(address.clone()));
+    drop(client);
+    for name in ["a", "b", "c"] {
+        cluster.kill(name);
+    }
+    cluster.bring(others[0]);
+    names_no_leader(&mut cluster.client(others[0]));
+}
+
+#[test]
+fn address_of_the_leader_before_is_not_told_as_the_present_one() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let old = cluster.leader();
+    let address = cluster.client_address(old).to_string();
+    cluster.kill(old);
+    let others: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != old).collect();
+    until("both know the next leader's address", || {
+        let mut known = 0;
+        for name in &others {
+            let told = cluster.describe(name);
+            let moved = told["leader"] != old && !told["leader"].is_null();
+            assert!(!moved || told["leader_address"] != address.as_str(), "{told}");
+            known += usize::from(moved && told["leader_address"].is_string());
+        }
+        known == others.len()
+    });
 }

@@ -358,7 +358,7 @@ impl Net {
             }
             Order::Drain(id, _) => Report::Drained(id, Ok(())),
             Order::Joint(id, _) => Report::Proved(id, Ok(())),
-            Order::Settled(_) | Order::InSyncSettled(_) | Order::State(_) | Order::LeaderAddress(_) => return,
+            Order::Settled(_) | Order::InSyncSettled(_) | Order::State(_) | Order::LeaderAddress(..) => return,
         };
         self.with(member, |agent, now| agent.handle_report(report, now));
     }

@@ -129,8 +129,8 @@ impl Agent {
         if granted {
             self.contacts.set_blocked(String::new());
             self.contacts.is_led = true;
-            if self.contacts.hear_leader(beat.end, &beat.client_address) {
-                self.order(Order::LeaderAddress(beat.client_address));
+            if self.contacts.hear_leader(beat.epoch, beat.end, &beat.client_address) {
+                self.order(Order::LeaderAddress(beat.epoch, beat.client_address));
             }
         }
         Answer::Beat { granted, promised }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use walferry_engine::lsn::Lsn;
+use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 
 use super::{Agent, CHANGE_TIME_MAX, Output, Over, ProposalFor, Purpose};
@@ -35,7 +35,7 @@ pub(super) struct Contacts {
     unreached_since: Option<Instant>,
     /// The leader's end of log, and where its clients are, as last heard.
     leader_end: Lsn,
-    leader_address: String,
+    leader_address: (Epoch, String),
     /// What a member said to this node, which is none.
     strangeness: Option<Strangeness>,
     /// Why nobody leads; empty when nothing is wrong.
@@ -64,7 +64,7 @@ impl Contacts {
             reached_by: BTreeMap::new(),
             unreached_since: None,
             leader_end: Lsn::ZERO,
-            leader_address: String::new(),
+            leader_address: Default::default(),
             strangeness: None,
             blocked: String::new(),
             blocked_told: String::new(),
@@ -131,12 +131,12 @@ impl Contacts {
         self.leader_end
     }
 
-    /// The leader was heard; true when its clients are somewhere else than before.
-    pub(super) fn hear_leader(&mut self, end: Lsn, client_address: &str) -> bool {
+    /// The leader of `epoch` was heard; true when it is another, or its clients are somewhere else than before.
+    pub(super) fn hear_leader(&mut self, epoch: Epoch, end: Lsn, client_address: &str) -> bool {
         self.leader_end = end;
-        let moved = self.leader_address != client_address;
+        let moved = self.leader_address.0 != epoch || self.leader_address.1 != client_address;
         if moved {
-            client_address.clone_into(&mut self.leader_address);
+            self.leader_address = (epoch, client_address.to_owned());
         }
         moved
     }

@@ -163,8 +163,8 @@ pub enum Order {
     InSyncSettled(u64),
     /// The register moved.
     State(Box<ClusterState>),
-    /// Where the leader's clients are.
-    LeaderAddress(String),
+    /// Where clients of the leader of this epoch connect.
+    LeaderAddress(Epoch, String),
 }
 
 /// What the node reports.

@@ -338,18 +338,15 @@ impl Node {
         }
     }
 
-    /// Where clients find the leader.
+    /// Where clients find the leader; `None` until that was told. Where peers find it is of no use to them.
     pub(super) fn leader_address(&self) -> Option<String> {
         if let Role::Leader(_) = &self.role {
             return self.may_speak().then(|| self.public_address());
         }
-        let heard = self.membership.as_ref().map(|membership| membership.leader_address.clone());
         let Role::Replica(follower) = &self.role else { return None };
-        if let Some(address) = heard.filter(|address| !address.is_empty()) {
-            return Some(address);
-        }
-        let status = follower.status(&self.log);
-        Some(if status.client_address.is_empty() { status.leader } else { status.client_address })
+        let heard = self.membership.as_ref().and_then(Membership::leader_address);
+        let told = heard.unwrap_or_else(|| follower.client_address());
+        (!told.is_empty()).then(|| told.to_owned())
     }
 
     /// A write came to a replica.
@@ -420,7 +417,7 @@ impl Node {
                 if let Some(copy) = &status.base_copy {
                     troubles.push(receiving(copy, &status.leader));
                 } else if !status.last_error.is_empty() {
-                    troubles.push(format!("not following {}: {}", status.leader, status.last_error));
+                    troubles.push(format!("not following {} (its peer address): {}", status.leader, status.last_error));
                 }
             }
             Role::Leaderless(reason) => troubles.push(self.why_leaderless(reason)),

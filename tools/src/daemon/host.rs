@@ -217,9 +217,9 @@ pub struct NodeFacts {
 /// The leader as a node knows it that takes no writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Following {
-    /// The leader's host.
+    /// The host of the leader's address for clients; empty while that is not known.
     pub host: String,
-    /// The leader's port: for clients when known, else for peers.
+    /// The port of the leader's address for clients; 0 while that is not known.
     pub port: u16,
     /// The link is up.
     pub connected: bool,

@@ -53,8 +53,8 @@ pub(super) struct Membership {
     id: MemberId,
     /// Leaders of older epochs are refused.
     promised: Epoch,
-    /// Where the leader's clients are.
-    pub(super) leader_address: String,
+    /// Where clients of the leader of this epoch connect.
+    leader_address: (Epoch, String),
     /// The role to take once nothing is in flight.
     next: Option<Order>,
     /// A fence to be reported once nothing moves the log any more.
@@ -98,6 +98,12 @@ impl Membership {
     /// What keeps the cluster from having a leader; empty when nothing does.
     pub(super) fn trouble(&self) -> String {
         self.cluster.shared.trouble.lock().expect("nobody panics with it").clone()
+    }
+
+    /// Where clients of the present leader connect, if it has told; another may have led when one was told last.
+    pub(super) fn leader_address(&self) -> Option<&str> {
+        let (epoch, address) = &self.leader_address;
+        (*epoch == self.state.epoch && !address.is_empty()).then_some(address)
     }
 
     pub(super) fn holds_lease(&self, now: Instant) -> bool {
@@ -151,7 +157,7 @@ impl Node {
             state: ClusterState::default(),
             id,
             promised,
-            leader_address: String::new(),
+            leader_address: Default::default(),
             next: None,
             fencing: None,
             drain: None,
@@ -234,7 +240,7 @@ impl Node {
                 (seat.promised, seat.id, seat.state) = (promised, id, ClusterState::default());
                 seat.in_sync = Default::default();
                 seat.fencing = None;
-                seat.leader_address.clear();
+                seat.leader_address = Default::default();
                 self.lose_leader("this node begins anew as a member".to_owned(), ring);
             }
             ThreadOrder::Agent(order) => self.take_agent_order(order, ring)?,
@@ -262,7 +268,7 @@ impl Node {
             return Ok(());
         }
         match order {
-            Order::LeaderAddress(address) => self.seat().leader_address = address,
+            Order::LeaderAddress(epoch, address) => self.seat().leader_address = (epoch, address),
             Order::State(state) => self.take_state(*state)?,
             Order::Joint(id, terms) => self.begin_joint(id, terms),
             Order::InSyncSettled(number) => self.settle_in_sync(number),
