@@ -1,7 +1,7 @@
 //! Who takes part: names of nodes and the id of their cluster. Plain values; nothing here knows who is connected.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -33,9 +33,18 @@ impl fmt::Display for MemberName {
 /// Where clients reach a node that says it listens on `client_address` and whose link comes from `link`: a node that listens on
 /// every address is reached where its link is. `None` for text that is no address, such as none: the link's port is for peers.
 pub fn reachable(client_address: &str, link: SocketAddr) -> Option<String> {
-    let address: SocketAddr = client_address.parse().ok()?;
-    let ip = if address.ip().is_unspecified() { link.ip() } else { address.ip() };
-    Some(SocketAddr::new(ip, address.port()).to_string())
+    client_address.parse::<SocketAddr>().is_ok().then(|| reachable_at(client_address, Some(link.ip())))
+}
+
+/// `address` of a node that somebody has reached at `ip`: every address (`0.0.0.0`, `[::]`) stands for that one. An address of IPv4
+/// as a socket for both sees it is told as one of IPv4.
+pub fn reachable_at(address: &str, ip: Option<IpAddr>) -> String {
+    match (address.parse::<SocketAddr>(), ip) {
+        (Ok(address), Some(ip)) if address.ip().is_unspecified() => {
+            SocketAddr::new(ip.to_canonical(), address.port()).to_string()
+        }
+        _ => address.to_owned(),
+    }
 }
 
 /// Where clients reach a member that listens on `client_address` and is known to the others as `peer`, `HOST:PORT`: one that listens
@@ -152,6 +161,13 @@ mod tests {
         ] {
             assert_eq!(reachable(said, link).as_deref(), reached);
         }
+        // As a socket for IPv4 and IPv6 sees a link of IPv4.
+        assert_eq!(
+            reachable("[::]:6400", "[::ffff:10.0.0.7]:50000".parse().unwrap()).as_deref(),
+            Some("10.0.0.7:6400")
+        );
+        assert_eq!(reachable("[::]:6400", "[fd00::7]:50000".parse().unwrap()).as_deref(), Some("[fd00::7]:6400"));
+        assert_eq!(reachable_at("0.0.0.0:6400", None), "0.0.0.0:6400");
         for (listens, reached) in
             [("0.0.0.0:6400", "db-1:6400"), ("[::]:6400", "db-1:6400"), ("10.1.1.1:6400", "10.1.1.1:6400")]
         {

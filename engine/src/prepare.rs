@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::file_size::Named;
 use crate::limits::FRAME_ALIGN_BYTES;
 use crate::lsn::SegmentNo;
 use crate::waker::Waker;
@@ -313,7 +314,7 @@ impl Work {
             Step::Zero(new) => format!("prepare segment {}", new.file_name()),
             Step::Delete(old) => format!("delete segment {}", old.file_name()),
         };
-        let text = format!("cannot {what} in {}: {error}", self.config.log_dir.display());
+        let text = format!("cannot {what} in {}: {}", self.config.log_dir.display(), Named(error));
         let mut plan = self.shared.plan();
         if plan.stop {
             return;
@@ -470,10 +471,10 @@ pub(crate) fn open_segment(path: &Path, buffered: bool) -> io::Result<File> {
     options.open(path)
 }
 
-/// What the file system of `path` has left for us.
+/// What the file system of `path` has left for us. One that counts no blocks (ramfs, a tmpfs without a size) has no bound of its own.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let facts = nix::sys::statvfs::statvfs(path)?;
-    Ok(facts.blocks_available() * facts.fragment_size())
+    Ok(if facts.blocks() == 0 { u64::MAX } else { facts.blocks_available() * facts.fragment_size() })
 }
 
 /// Makes a directory in `parent`, durably, if it is not there.

@@ -25,6 +25,11 @@ pub fn make_writable(dir: &Path) -> nix::Result<()> {
     umount(dir)
 }
 
+/// A filesystem in memory at `dir` that has no size and counts nothing. It takes no O_DIRECT.
+pub fn make_unbounded(dir: &Path) -> nix::Result<()> {
+    mount(Some("ramfs"), dir, Some("ramfs"), MsFlags::empty(), NONE)
+}
+
 /// A filesystem in memory of so many bytes at `dir`. It takes no O_DIRECT.
 pub fn make_small(dir: &Path, bytes: u64) -> nix::Result<()> {
     let options = format!("size={bytes}");

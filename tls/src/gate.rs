@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +36,8 @@ pub struct Accepted {
     pub socket: OwnedFd,
     /// Who is at the other end.
     pub address: SocketAddr,
+    /// At which address of this host it came in.
+    pub reached_at: Option<IpAddr>,
     /// How it is protected.
     pub protection: Protection,
 }
@@ -220,11 +222,12 @@ impl Worker {
 
     fn through(&mut self, pending: Pending) {
         let address = pending.address;
+        let reached_at = pending.handshake.socket.local_addr().ok().map(|local| local.ip().to_canonical());
         let (socket, tls) = pending.handshake.into_parts();
         match self.config.terminator.take(socket, tls, address) {
             Ok((socket, protection)) => {
                 self.config.terminator.counts().accepted.fetch_add(1, Ordering::Relaxed);
-                (self.config.deliver)(Accepted { socket, address, protection });
+                (self.config.deliver)(Accepted { socket, address, reached_at, protection });
             }
             Err(error) if !self.quota.take(Instant::now()) => {
                 tracing::debug!(%address, "a TLS connection cannot be taken over: {error}");

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use rand::RngExt;
+use walferry_engine::file_size;
 use walferry_engine::log::{SyncMethod, direct_io_refusal};
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::probe::{self, ProbeConfig, ProbeReport};
@@ -42,7 +43,20 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
         close_to_others(&config.data)?.into_iter().for_each(|line| tracing::warn!("{line}"));
         Ok(())
     };
-    let Some(meta) = load(config)? else {
+    let found = load(config)?;
+    let segment_bytes = found.as_ref().map_or(config.segment_bytes, |meta| meta.segment_bytes);
+    // The log buffer is a file in memory.
+    for (what, bytes) in [("a segment of the log", segment_bytes), ("log_buffer_bytes", config.log_buffer_bytes as u64)]
+    {
+        if let Some(limit) = file_size::limit_bytes().filter(|limit| *limit < bytes) {
+            return Err(DaemonError::Refused(format!(
+                "--data {}: no file of this process may be larger than {limit} bytes, and {what} has {bytes}: raise RLIMIT_FSIZE \
+                 (ulimit -f, LimitFSIZE= in the unit)",
+                config.data.display()
+            )));
+        }
+    }
+    let Some(meta) = found else {
         let (meta, _) = create(config)?;
         close()?;
         tracing::info!(

@@ -46,6 +46,7 @@ pub mod simulated {
 /// Runs the subcommand that the command line names, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     walferry_engine::panics::end_the_process();
+    walferry_engine::file_size::refuse_by_error();
     let failure = match cli::run(cli::Cli::parse()) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Client, Node, Reply, directory, log_bytes, lsn_bytes};
+use common::{Client, Node, Reply, directory, log_bytes, lsn_bytes, until};
 use walferry_engine::prepare::TEMPORARY_FILE;
 
 fn ok() -> Reply {
@@ -314,4 +314,55 @@ fn store_of_another_log_is_made_anew() {
     node.kill();
     let log = std::fs::read_to_string(root.path().join("a.log")).expect("its log");
     assert!(log.contains("the store is made anew from the log"), "{log}");
+}
+
+/// A node that listens at every address tells each client the one at which that client reached it.
+#[test]
+fn leader_that_listens_everywhere_tells_an_address_to_connect_to() {
+    for (listen, hosts) in [("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"][..]), ("[::]:0", &["127.0.0.1", "[::1]"])] {
+        let root = directory();
+        let Ok(node) = Node::try_start(root.path(), "a", &["--listen", listen]) else {
+            assert!(listen.starts_with('['), "0.0.0.0 can be listened at");
+            eprintln!("skipped: no IPv6 here");
+            continue;
+        };
+        for host in hosts {
+            let expected = format!("{host}:{}", node.listen.port());
+            let mut client = Client::connect(expected.parse().expect("an address")).expect("it listens everywhere");
+            assert_eq!(client.command(&["LEADER"]), Reply::Bulk(expected.clone()));
+            let told = client.command(&["DESCRIBE"]);
+            assert!(told.text().contains(&format!("\"leader_address\":\"{expected}\"")), "{told:?}");
+        }
+        let replica = Node::start(root.path(), "b", &["--follow", &node.peer_listen.to_string()]);
+        let expected = Reply::Bulk(format!("127.0.0.1:{}", node.listen.port()));
+        until("the replica knows its leader", || replica.client().command(&["LEADER"]) == expected);
+    }
+}
+
+/// systemctl status shows what the node said last.
+#[test]
+fn service_manager_is_told_when_the_role_changes() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let replica = Node::start(root.path(), "b", &["--follow", &leader.peer_listen.to_string()]);
+    let socket = root.path().join("b.notify");
+    std::fs::remove_file(&socket).expect("the socket of its start");
+    let manager = std::os::unix::net::UnixDatagram::bind(&socket).expect("a socket");
+    manager.set_read_timeout(Some(common::PATIENCE)).expect("a timeout");
+    let mut message = [0; 4096];
+    let mut told = |wanted: &str| {
+        until(wanted, || {
+            let length = manager.recv(&mut message).expect("the node tells of itself");
+            String::from_utf8_lossy(&message[..length]).contains(wanted)
+        });
+    };
+    let mut client = replica.client();
+    until("it follows", || client.command(&["INFO"]).text().contains("master_link_status:up"));
+    leader.kill();
+    told("STATUS=replica b of 127.0.0.1:");
+    assert!(!matches!(client.command(&["PROMOTE"]), Reply::Error(_)));
+    told("STATUS=leader b in epoch ");
+    let ended = std::thread::spawn(move || replica.stop());
+    told("STOPPING=1");
+    assert_eq!(ended.join().expect("it ends").0, Some(0));
 }

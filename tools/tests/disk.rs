@@ -128,3 +128,54 @@ fn segment_size_other_than_the_directorys_is_refused() {
     let text = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && text.contains("segments of 16MiB") && text.contains("64MiB"), "{text}");
 }
+
+/// Beyond the limit of a file's size the kernel ends a process by SIGXFSZ, without a word.
+#[test]
+fn file_size_limit_ends_a_node_with_file_and_limit() {
+    const LIMIT_BYTES: u64 = 48 << 20;
+    let limited = |bytes: u64| {
+        let mut command = std::process::Command::new("prlimit");
+        command.arg(format!("--fsize={bytes}")).arg(env!("CARGO_BIN_EXE_walferry"));
+        command
+    };
+    let root = directory();
+    let refused = Node::try_start_by(limited(1 << 20), root.path(), "small", &[]).err().expect("no segment fits");
+    assert!(refused.contains("1048576") && refused.contains("RLIMIT_FSIZE"), "{refused}");
+    let node = Node::start_by(
+        limited(LIMIT_BYTES),
+        root.path(),
+        "a",
+        &["--log-buffer-bytes", "48MiB", "--checkpoint-bytes", "1MiB"],
+    );
+    let mut client = node.client();
+    let value = "v".repeat(200_000);
+    let mut written = 0;
+    while matches!(client.try_command(&["SET", &format!("key:{written}"), &value]), Ok(Reply::Simple(_))) {
+        written += 1;
+        assert!(written < 1000, "the store's file is larger than any file may be");
+    }
+    assert_eq!(node.end(), Some(1));
+    let log = fs::read_to_string(root.path().join("a.log")).expect("a log");
+    let told = log.lines().find(|line| line.contains("store.redb") && line.contains("RLIMIT_FSIZE"));
+    assert!(told.is_some_and(|line| line.contains(&LIMIT_BYTES.to_string())), "{log}");
+    // Nothing that was acknowledged is missing where the limit is gone.
+    let node = Node::start(root.path(), "a", &[]);
+    assert_eq!(node.client().command(&["DBSIZE"]), Reply::Integer(written));
+}
+
+/// It counts no blocks, used or free.
+#[test]
+fn node_runs_on_a_filesystem_without_a_size() {
+    let root = directory();
+    if let Err(error) = mounts::own().and_then(|()| mounts::make_unbounded(root.path())) {
+        eprintln!("skipped: this user may not mount a filesystem ({error})");
+        return;
+    }
+    let node = Node::start(root.path(), "a", &["--buffered", "--checkpoint-bytes", "1MiB"]);
+    let mut client = node.client();
+    for turn in 0..20 {
+        let value = "v".repeat(200_000);
+        assert_eq!(client.command(&["SET", &format!("key:{turn}"), &value]), Reply::Simple("OK".to_owned()));
+    }
+    assert_eq!(node.stop().0, Some(0));
+}

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use walferry_engine::file_size::Named;
 use walferry_engine::frame::Frame;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
@@ -65,7 +66,7 @@ pub struct StoreConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database file failed.
-    #[error("the store's file {}: {source}", path.display())]
+    #[error("the store's file {}: {}", path.display(), database_error(source))]
     Database {
         /// The file.
         path: PathBuf,
@@ -79,7 +80,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The directory cannot be made, or the thread not be started.
-    #[error("cannot set up the store in {}: {source}", path.display())]
+    #[error("cannot set up the store in {}: {}", path.display(), Named(source))]
     Setup {
         /// The directory.
         path: PathBuf,
@@ -94,6 +95,13 @@ pub enum StoreError {
         /// What is wrong with it.
         source: RecordError,
     },
+}
+
+fn database_error(error: &redb::Error) -> String {
+    match error {
+        redb::Error::Io(error) => Named(error).to_string(),
+        error => error.to_string(),
+    }
 }
 
 impl StoreError {
@@ -128,7 +136,6 @@ impl StoreConfig {
 
 /// The store of one node. Used by one thread; checkpoints are written on another.
 pub struct Store {
-    dir: PathBuf,
     config: StoreConfig,
     active: Overlay,
     frozen: Option<Frozen>,
@@ -189,7 +196,6 @@ impl Store {
         let task = world::spawn("checkpoint", Box::new(write)).map_err(setup)?;
         let checkpoint_bytes_min = if world::is_simulated() { 0 } else { CHECKPOINT_BYTES_MIN };
         Ok(Store {
-            dir: dir.to_owned(),
             config: StoreConfig {
                 checkpoint_bytes: config.checkpoint_bytes.max(checkpoint_bytes_min),
                 checkpoint_log_bytes: config.checkpoint_log_bytes.max(checkpoint_bytes_min as u64),
@@ -352,7 +358,7 @@ impl Store {
     }
 
     fn finish(&mut self, outcome: Result<(), redb::Error>) -> Result<(), StoreError> {
-        outcome.map_err(StoreError::at(&self.dir))?;
+        outcome.map_err(StoreError::at(self.base.path()))?;
         self.base.renew()?;
         if let Some(frozen) = self.frozen.take() {
             self.forgotten_delete = self.forgotten_delete.max(frozen.overlay.last_delete());

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::file_size::Named;
 use crate::frame::FrameError;
 use crate::lock::LockError;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
@@ -25,7 +26,7 @@ pub enum LogError {
         reason: String,
     },
     /// A file or directory operation failed.
-    #[error("cannot {what} {path}: {source}", path = path.display())]
+    #[error("cannot {what} {path}: {}", Named(source), path = path.display())]
     Io {
         /// What was attempted.
         what: &'static str,
@@ -131,7 +132,7 @@ pub enum ReceiveError {
 
 /// The disk failed a write or a flush. The log has stopped for good; what it called durable stays durable.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} failed on {path} at offset {offset} (LSN {lsn}): {source}; the log stops and nothing later is durable", path = path.display())]
+#[error("{what} failed on {path} at offset {offset} (LSN {lsn}): {}; the log stops and nothing later is durable", Named(source), path = path.display())]
 pub struct LogFailure {
     /// `write` or `fdatasync`.
     pub what: &'static str,

@@ -1,7 +1,7 @@
 //! The client sockets on the ring: receives into `recv_buffers`, hands bytes to sessions, sends what sessions answer.
 //! Driven by `reactor`; knows the ring and `Session`'s bytes, nothing of commands.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -164,7 +164,14 @@ impl Clients {
     }
 
     /// Takes over an accepted socket, or tells the client that there are too many.
-    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, now: Instant) {
+    pub fn accept(
+        &mut self,
+        socket: OwnedFd,
+        address: SocketAddr,
+        reached_at: Option<IpAddr>,
+        ring: &mut Ring,
+        now: Instant,
+    ) {
         if self.len() >= self.limits.clients_max {
             self.counts.rejected += 1;
             let text = b"-ERR max number of clients reached\r\n";
@@ -184,7 +191,7 @@ impl Clients {
         let id = SessionId(u64::from(self.generations[slot]) << SLOT_BITS | slot as u64);
         self.slots[slot] = Some(Connection {
             socket,
-            session: Session::new(id, &self.settings),
+            session: Session::new(id, reached_at, &self.settings),
             address,
             since: now,
             active: now,

@@ -1,15 +1,18 @@
 //! What `DESCRIBE` tells: leader, replicas, in-sync set, epoch, policy and lag as this node knows them. Decides nothing.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 use walferry_cluster::MemberName;
 use walferry_cluster::base_copy::CopyPhase;
+use walferry_cluster::member::reachable_at;
 
 use super::host::{Host, ReplicationRow};
 use super::node::{Node, Role};
 
 impl Node {
     /// The cluster as JSON; for a node without one, the node and its replicas.
-    pub(super) fn description(&self) -> Value {
+    pub(super) fn description(&self, reached_at: Option<IpAddr>) -> Value {
         let facts = Host::facts(self);
         let state = self.membership.as_ref().map(|membership| &membership.state);
         let leader = match (&self.role, state) {
@@ -23,7 +26,7 @@ impl Node {
             "role": facts.role.to_string(),
             "cluster_id": facts.cluster_id,
             "leader": leader,
-            "leader_address": Host::leader(self),
+            "leader_address": Host::leader(self).map(|address| reachable_at(&address, reached_at)),
             "epoch": facts.epoch.number(),
             "epoch_id": facts.epoch.to_string(),
             "version": state.map(|state| state.version),

@@ -1,6 +1,7 @@
 //! The node as its sessions see it: `Host`, and what INFO, ROLE and CONFIG tell. Decides nothing; every number comes from the
 //! log, the store or the links.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
@@ -288,8 +289,8 @@ impl Host for Node {
         reply
     }
 
-    fn describe_cluster(&self) -> String {
-        self.description().to_string()
+    fn describe_cluster(&self, reached_at: Option<IpAddr>) -> String {
+        self.description(reached_at).to_string()
     }
 }
 
@@ -407,7 +408,7 @@ impl Node {
     }
 
     /// What an operator has to know at once; empty when all is well.
-    fn trouble(&self) -> String {
+    pub(super) fn trouble(&self) -> String {
         let mut troubles = Vec::new();
         match &self.role {
             Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),

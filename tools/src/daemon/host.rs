@@ -12,6 +12,7 @@
 //! 7. send `Session::output`; once it was taken and `Session::can_go_on`: `Session::resume`; close after the last byte once
 //!    `Session::closing`, and `Host::unpark` a session that is gone.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
@@ -331,6 +332,6 @@ pub trait Host {
     fn reload_users(&mut self) -> Result<(), String>;
     /// Asks something of all connections; the answer comes with this turn or the next, by `Session::resume`.
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply;
-    /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON.
-    fn describe_cluster(&self) -> String;
+    /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON, for a client that reached this node at this address.
+    fn describe_cluster(&self, reached_at: Option<IpAddr>) -> String;
 }

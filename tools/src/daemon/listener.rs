@@ -1,11 +1,12 @@
 //! A listening socket on the ring. Used by `reactor` for clients and for peers; knows nothing of either.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types};
+use nix::sys::socket::{SockaddrStorage, getsockname};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::told::Told;
 use walferry_engine::world;
@@ -14,6 +15,14 @@ use walferry_engine::world;
 /// long for its address.
 const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(5);
 const ADDRESS_WAIT_STEP: Duration = Duration::from_millis(10);
+
+/// The address of this host that a client connected to; none for what is no connection of a network.
+pub fn local_ip(socket: &OwnedFd) -> Option<IpAddr> {
+    let address: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    // A client of IPv4 that came through a socket for both.
+    v4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip()).to_canonical()))
+}
 
 /// A socket that accepts until it is dropped.
 pub struct Listener {

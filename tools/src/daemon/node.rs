@@ -544,6 +544,18 @@ impl Node {
         }
     }
 
+    /// What the node is and what keeps it from its work, for the service manager: the same text as long as nothing changes.
+    pub fn status_line(&self) -> String {
+        let (name, trouble) = (&self.config.name, self.trouble());
+        let what = match &self.role {
+            Role::Leader(_) => format!("leader {name} in epoch {}", self.history.last_epoch()),
+            Role::Replica(follower) => format!("replica {name} of {}", follower.leader()),
+            Role::Leaderless(_) => format!("{name} without a leader"),
+            Role::SteppedDown(_) => name.clone(),
+        };
+        if trouble.is_empty() { what } else { format!("{what}: {trouble}") }
+    }
+
     /// The time of this turn.
     pub fn set_now(&mut self, now: Instant, wall: SystemTime) {
         let wall_us = wall.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);

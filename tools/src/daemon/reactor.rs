@@ -11,15 +11,17 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use walferry_engine::file_size;
 use walferry_engine::ring::{Completion, Owner, RING_ENTRIES_MAX, Ring};
 use walferry_engine::waker::WakeSource;
 use walferry_engine::world;
+use walferry_tls::Accepted;
 
 use super::DaemonError;
 use super::client_limits::ClientLimits;
 use super::clients::Clients;
 use super::descriptors;
-use super::listener::Listener;
+use super::listener::{self, Listener};
 use super::metrics::Metrics;
 use super::node::Node;
 use super::notify::Notifier;
@@ -111,6 +113,12 @@ impl Reactor {
                 "whoever reaches this address may do everything: name a users_file, or listen on 127.0.0.1 only"
             );
         }
+        if let Some(limit) = file_size::limit_bytes() {
+            tracing::warn!(
+                "no file of this node may be larger than {limit} bytes, and it ends when its store's file has to be: raise \
+                 RLIMIT_FSIZE (ulimit -f, LimitFSIZE= in the unit)"
+            );
+        }
         let users = Rc::new(RefCell::new(users));
         let settings = SessionSettings {
             users: Rc::clone(&users),
@@ -194,7 +202,7 @@ impl Reactor {
             own_files::replace(file, ready.as_bytes())
                 .map_err(|source| DaemonError::ReadyFile { file: file.clone(), source })?;
         }
-        self.notifier.ready(&self.node.describe());
+        self.notifier.ready(&self.node.status_line());
         Ok(())
     }
 
@@ -262,7 +270,8 @@ impl Reactor {
             }
             Owner::Accept if completion.token.id() == ACCEPT_CLIENTS => {
                 if let Some((socket, address)) = self.client_listener.accepted(completion, &mut self.ring) {
-                    self.clients.accept(socket, address, &mut self.ring, now);
+                    let reached_at = listener::local_ip(&socket);
+                    self.clients.accept(socket, address, reached_at, &mut self.ring, now);
                 }
             }
             Owner::Accept => {
@@ -306,7 +315,8 @@ impl Reactor {
     /// Connections that came through a gate.
     fn take_secured(&mut self, now: Instant) {
         while let Some(accepted) = self.tls_entrance.as_ref().and_then(Entrance::next) {
-            self.clients.accept(accepted.socket, accepted.address, &mut self.ring, now);
+            let Accepted { socket, address, reached_at, .. } = accepted;
+            self.clients.accept(socket, address, reached_at, &mut self.ring, now);
         }
         while let Some(accepted) = self.peer_entrance.as_ref().and_then(Entrance::next) {
             self.node.accept_peer(accepted.socket, accepted.address, &mut self.ring, now);
@@ -316,6 +326,7 @@ impl Reactor {
     /// Ten times a second: deadlines and limits of clients, the watchdog, counters, listeners that rest.
     fn periodic(&mut self, now: Instant, ready: &mut Vec<super::host::SessionId>) {
         self.notifier.alive(now);
+        self.notifier.status(now, || self.node.status_line());
         let (counts, commands) = self.clients.look(now, ready);
         self.node.count(counts, commands);
         let peers = self.peer_listener.iter_mut();

@@ -7,6 +7,7 @@
 //! ```
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -70,6 +71,8 @@ impl SessionSettings {
 pub struct Client {
     /// The connection's number.
     pub id: SessionId,
+    /// At which address of this host it reached the node; none where it came by no network.
+    pub reached_at: Option<IpAddr>,
     /// CLIENT SETNAME.
     pub name: Vec<u8>,
     /// Who it is; none until it has authenticated.
@@ -101,10 +104,11 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(id: SessionId, settings: SessionSettings) -> Client {
+    fn new(id: SessionId, reached_at: Option<IpAddr>, settings: SessionSettings) -> Client {
         let user = settings.users.borrow().at_start();
         Client {
             id,
+            reached_at,
             name: Vec::new(),
             user,
             level: settings.level(),
@@ -153,7 +157,7 @@ impl Client {
 
     /// As a client that just connected.
     pub fn reset(&mut self) {
-        *self = Client::new(self.id, self.settings.clone());
+        *self = Client::new(self.id, self.reached_at, self.settings.clone());
     }
 
     /// The view that a read of this session needs, and what its reply is then held for.
@@ -318,9 +322,9 @@ enum Step {
 
 impl Session {
     /// A session of a client that just connected.
-    pub fn new(id: SessionId, settings: &SessionSettings) -> Session {
+    pub fn new(id: SessionId, reached_at: Option<IpAddr>, settings: &SessionSettings) -> Session {
         Session {
-            client: Client::new(id, settings.clone()),
+            client: Client::new(id, reached_at, settings.clone()),
             parser: Parser::default(),
             input: BytesMut::new(),
             outbox: Outbox::default(),

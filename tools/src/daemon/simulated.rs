@@ -139,7 +139,7 @@ impl Member {
 
     /// A client connected.
     pub fn connect(&mut self, id: u64) {
-        self.sessions.insert(SessionId(id), Session::new(SessionId(id), &self.settings));
+        self.sessions.insert(SessionId(id), Session::new(SessionId(id), None, &self.settings));
     }
 
     /// A client's bytes arrived.

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -342,7 +343,7 @@ impl Host for TestHost {
     fn ask_clients(&mut self, _: SessionId, _: ClientAsk) -> ClientReply {
         ClientReply::default()
     }
-    fn describe_cluster(&self) -> String {
+    fn describe_cluster(&self, _: Option<IpAddr>) -> String {
         "{}".to_owned()
     }
 }
@@ -361,7 +362,7 @@ impl TestClient {
 
     /// A client of a node with these settings.
     pub fn with(settings: &SessionSettings, id: u64) -> TestClient {
-        TestClient { session: Session::new(SessionId(id), settings) }
+        TestClient { session: Session::new(SessionId(id), None, settings) }
     }
 
     /// What may be sent now.

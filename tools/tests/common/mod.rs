@@ -156,7 +156,8 @@ impl Node {
         Node::try_start_by(command, root, name, flags).unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
     }
 
-    fn try_start_by(mut command: Command, root: &Path, name: &str, flags: &[&str]) -> Result<Node, String> {
+    /// As `start_by`; a node that ends instead gives its log.
+    pub fn try_start_by(mut command: Command, root: &Path, name: &str, flags: &[&str]) -> Result<Node, String> {
         let data = root.join(name);
         let ready_file = root.join(format!("{name}.ready"));
         let socket = root.join(format!("{name}.notify"));

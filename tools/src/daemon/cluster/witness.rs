@@ -9,17 +9,19 @@ use nix::sys::signal::Signal;
 use rand::RngExt;
 use walferry_cluster::agent::AgentConfig;
 use walferry_cluster::consensus::{REGISTER_FILE, RegisterStore};
-use walferry_cluster::register::{Kind, MemberId};
+use walferry_cluster::register::{ClusterState, Kind, MemberId};
 use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::held::HeldFile;
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Epoch;
 use walferry_engine::small_file;
+use walferry_engine::world;
 
 use super::{ClusterConfig, driver};
 use crate::cli::Failure;
 use crate::config::{Checked, ConfigError, MemberList, Settings, TlsConfig, check_timeouts};
 use crate::daemon::DaemonError;
+use crate::daemon::notify::Notifier;
 use crate::daemon::signals::Signals;
 use crate::daemon::tls::Tls;
 use crate::init::{close_to_others, make_directory};
@@ -125,6 +127,14 @@ pub fn agent(
     }
 }
 
+/// What a witness is, by the register as it knows it.
+fn status_of(name: &MemberName, state: &ClusterState) -> String {
+    match &state.leader {
+        Some(leader) => format!("witness {name}: {leader} leads in epoch {}", state.epoch),
+        None => format!("witness {name}: it knows no leader"),
+    }
+}
+
 /// Runs a witness until a signal ends it.
 pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let settings = args.settings()?;
@@ -161,10 +171,13 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let register = HeldFile::at(&data.join(REGISTER_FILE)).map_err(Failure::failed)?;
     let held: Vec<HeldFile> = lock.held().iter().cloned().chain([register]).collect();
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
-    let thread = driver::spawn(config, store, listener, None, inbox)?;
+    let thread = driver::spawn(config, store.clone(), listener, None, inbox)?;
     tracing::info!(listen = %listen, "witness {name} serves");
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).map_err(Failure::failed)?;
+    let status_line = || status_of(&name, &store.state());
+    let notifier = Notifier::new();
+    notifier.ready(&status_line());
     loop {
+        notifier.status(world::now(), status_line);
         if let Some(signal) = signals.wait(Duration::from_secs(1)).map_err(Failure::failed)? {
             if signal == Signal::SIGHUP {
                 tls.reload();
@@ -180,6 +193,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
             return Err(Failure::failed("the witness cannot take part any more; its log tells why"));
         }
     }
+    notifier.stopping();
     drop(reports);
     let _ = thread.join();
     tls.close();

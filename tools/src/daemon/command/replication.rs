@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
+use walferry_cluster::member::reachable_at;
 use walferry_engine::lsn::Lsn;
 
 use crate::daemon::cluster::Command;
@@ -245,17 +246,17 @@ fn write_row(row: &ReplicationRow, reply: &mut Reply) {
 }
 
 /// LEADER: where clients write, `HOST:PORT`; nil while nobody leads.
-pub fn leader(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+pub fn leader(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match host.leader() {
-        Some(address) => reply.bulk(address.as_bytes()),
+        Some(address) => reply.bulk(reachable_at(&address, client.reached_at).as_bytes()),
         None => reply.null(),
     }
     Outcome::DONE
 }
 
 /// DESCRIBE
-pub fn describe(_: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
-    reply.bulk(host.describe_cluster().as_bytes());
+pub fn describe(client: &mut Client, _: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    reply.bulk(host.describe_cluster(client.reached_at).as_bytes());
     Outcome::DONE
 }
 
