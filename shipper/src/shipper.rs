@@ -42,7 +42,7 @@ use crate::progress::Progress;
 use crate::refuse::turn_away;
 use crate::replica::Replica;
 use crate::sender::View;
-use crate::slots::{SlotFile, Slots, SlotsError};
+use crate::slots::{SLOTS_MAX, SlotFile, Slots, SlotsError};
 use crate::traces::Traces;
 
 mod asked;
@@ -446,12 +446,9 @@ impl Shipper {
             }
         }
         for (name, base) in self.bases.poll(self.view.sealed, now) {
-            if !self.slots.hold_from(&name, base) {
-                let text = format!("no slot for the snapshot of {name}: the leader has as many as it can take");
-                if self.links_told.tell(&text, now).is_some() {
-                    tracing::warn!("{text}");
-                }
-            }
+            // It was reserved before the transfer began, and is not dropped while that goes on.
+            let held = self.slots.hold_from(&name, base);
+            debug_assert!(held, "{name} has no slot");
         }
     }
 
@@ -467,6 +464,10 @@ impl Shipper {
             return Err(no_member(&fetch.name));
         }
         judge_fetch(&fetch, &self.as_leader(log, history))?;
+        // Before the transfer: a node that replaced its store by a copy for which there is no slot would have lost it for nothing.
+        self.make_place(&fetch.name)?;
+        let reserved = self.slots.reserve(&fetch.name);
+        debug_assert!(reserved, "{} has a place", fetch.name);
         let known = self.replicas.entry(fetch.name.clone());
         // A fetch confirms nothing.
         let id = self.members.as_ref().and_then(|members| members.get(&fetch.name)).copied().unwrap_or(MemberId(0));
@@ -505,6 +506,67 @@ impl Shipper {
         }
     }
 
+    /// There is a slot for this replica, or room for one; a lost slot that nobody needs is dropped for it.
+    fn make_place(&mut self, name: &MemberName) -> Result<(), Refuse> {
+        let is_fed = |name: &MemberName| {
+            self.replicas.get(name).is_some_and(|replica| replica.link.is_some()) || self.bases.progress(name).is_some()
+        };
+        let (fits, lost) = self.slots.place_for(name, is_fed);
+        if let Some(lost) = lost {
+            tracing::info!(slot = %lost, replica = %name, "a lost slot is dropped: its place is needed for another replica");
+            self.forget_replica(&lost);
+        }
+        if fits {
+            return Ok(());
+        }
+        let text = format!(
+            "there is no slot for {name}: the leader has {SLOTS_MAX}, which is its bound, and each holds log for its replica. \
+             `walferry slot list` on the leader tells them; `walferry slot drop NAME` drops one whose replica does not come back"
+        );
+        Err(Refuse { code: RefuseCode::Full, text })
+    }
+
+    /// Nothing is held for this replica, and it counts nowhere.
+    fn forget_replica(&mut self, name: &MemberName) {
+        self.slots.forget(name);
+        self.in_sync.forget(name);
+        self.replicas.remove(name);
+        self.moved = true;
+    }
+
+    /// An operator drops the slot of a replica that does not come back; what is said to that, or why it is not done.
+    pub fn drop_slot(&mut self, name: &MemberName) -> Result<String, String> {
+        if self.members.as_ref().is_some_and(|members| members.contains_key(name)) {
+            return Err(format!("{name} is a member of the cluster: `walferry remove --name {name}` does without it"));
+        }
+        let Some(restart) = self.slots.restart(name) else {
+            let known = self.slots.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "there is none" } else { &known };
+            return Err(format!("there is no slot called {name}; the slots: {known}"));
+        };
+        let replica = self.replicas.get(name);
+        if let Some(link) = replica.and_then(|replica| self.links.get(&replica.link?)) {
+            return Err(format!(
+                "the slot is in use: {name} is connected from {}. Stop that node first, it would make its slot anew",
+                link.address
+            ));
+        }
+        if self.bases.progress(name).is_some() {
+            return Err(format!("the slot is in use: {name} receives a base copy. Stop that node first"));
+        }
+        let held = if self.slots.is_lost(name) { 0 } else { self.view.sealed.since(restart) };
+        self.forget_replica(name);
+        tracing::info!(slot = %name, held_bytes = held, "a slot was dropped by an operator");
+        let text = format!("slot {name} is dropped: it held {held} bytes of log");
+        let policy = self.rule.policy();
+        if policy.names(name) {
+            return Ok(format!(
+                "{text}. The sync policy {policy} still names {name}: start the leader with another --sync"
+            ));
+        }
+        Ok(text)
+    }
+
     /// The base copies: the node makes them.
     pub fn bases(&mut self) -> &mut Bases {
         &mut self.bases
@@ -538,10 +600,9 @@ impl Shipper {
         }
         let start = judge(hello, &self.as_leader(log, history))?;
         chain::check(log, hello, start)?;
-        if !self.slots.attach(&hello.name, start) {
-            let text = "the leader has as many slots as it can take".to_owned();
-            return Err(Refuse { code: RefuseCode::Full, text });
-        }
+        self.make_place(&hello.name)?;
+        let attached = self.slots.attach(&hello.name, start);
+        debug_assert!(attached, "{} has a place", hello.name);
         let replica = self.replicas.entry(hello.name.clone());
         let replica =
             replica.or_insert_with(|| Replica::new(hello.name.clone(), hello.member, Progress::default(), now));

@@ -1,7 +1,8 @@
 //! Replication slots: for each named replica the position before which it needs no log. A slot holds back recycling
 //! until it would hold more than `slot_keep_bytes_max`; then it is lost, which means that it holds nothing any more. Its
-//! replica may still make it while the log is there, and then the slot holds again. `Slots` is the core; `SlotFile` is its thin
-//! driver, a thread that writes the file, so that the ring thread never waits for an fsync. Used by the shipper.
+//! replica may still make it while the log is there, and then the slot holds again. A lost slot gives its place to a replica with
+//! a new name when there are SLOTS_MAX. `Slots` is the core; `SlotFile` is its thin driver, a thread that writes the file, so that
+//! the ring thread never waits for an fsync. Used by the shipper.
 //!
 //! The file is lazy, and never later than recycling: what [`Slots::hold`] gives away is what is durable in the file,
 //! not what the replica has confirmed since.
@@ -24,7 +25,7 @@ use walferry_engine::small_file::{self, Found};
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Inbox, Pace, Task};
 
-/// Slots of a node; a replica with a new name beyond it is refused.
+/// Slots of a node; a replica with a new name beyond it is refused, unless one of them is lost.
 pub const SLOTS_MAX: usize = 256;
 /// The file in the data directory.
 pub const SLOTS_FILE: &str = "slots";
@@ -54,6 +55,8 @@ pub struct Slots {
     slots: BTreeMap<MemberName, Slot>,
     /// The contents that are being written, and the positions in them.
     saving: Option<Vec<(MemberName, Lsn, bool)>>,
+    /// The file names a slot that was dropped.
+    dropped: bool,
     /// The file could not be written: it is tried again then, and the pause after that.
     rest: Option<(Instant, Duration)>,
 }
@@ -95,6 +98,33 @@ impl Slots {
         self.slots.iter().map(|(name, slot)| (name, slot.restart))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the slot called `name` is there or can be made, once what this tells is dropped: a lost slot, the one that was lost
+    /// first, of a replica that the leader does not feed (`is_fed`). False when each of them holds log.
+    pub fn place_for(&self, name: &MemberName, is_fed: impl Fn(&MemberName) -> bool) -> (bool, Option<MemberName>) {
+        if self.slots.contains_key(name) || self.slots.len() < SLOTS_MAX {
+            return (true, None);
+        }
+        let idle = self.slots.iter().filter(|(name, slot)| slot.lost && !is_fed(name));
+        let first = idle.min_by_key(|(_, slot)| slot.restart).map(|(name, _)| name.clone());
+        (first.is_some(), first)
+    }
+
+    /// A replica is about to receive a base copy: its slot is made and holds nothing yet, as a lost one. Nothing changes for one that
+    /// has a slot. False when there are too many.
+    pub fn reserve(&mut self, name: &MemberName) -> bool {
+        if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
+            return false;
+        }
+        let reserved = Slot { restart: Lsn::ZERO, durable: Lsn::ZERO, lost: true, unsaved: false };
+        self.slots.entry(name.clone()).or_insert(reserved);
+        true
+    }
+
     /// A replica streams from `start`, which is still in the log. Makes its slot; false when there are too many. A lost
     /// slot stays lost until `revive`.
     pub fn attach(&mut self, name: &MemberName, start: Lsn) -> bool {
@@ -112,9 +142,9 @@ impl Slots {
         true
     }
 
-    /// The replica is no member any more: nothing is held back for it. The file follows with the next slot that it needs.
+    /// The replica is no member any more, or does not come back: nothing is held back for it. The file follows.
     pub fn forget(&mut self, name: &MemberName) {
-        self.slots.remove(name);
+        self.dropped |= self.slots.remove(name).is_some();
     }
 
     /// A base copy as of `base` is on its way to the replica, which will need the log from there on. False when there are too many
@@ -174,9 +204,10 @@ impl Slots {
         }
         let enough = if all { 1 } else { PERSIST_BYTES };
         let due = |slot: &Slot| slot.unsaved || slot.restart.since(slot.durable) >= enough;
-        if self.saving.is_some() || !self.slots.values().any(due) {
+        if self.saving.is_some() || !self.dropped && !self.slots.values().any(due) {
             return None;
         }
+        self.dropped = false;
         let contents = |(name, slot): (&MemberName, &Slot)| (name.clone(), slot.restart, slot.lost);
         self.saving = Some(self.slots.iter().map(contents).collect());
         Some(self.encode())
@@ -192,6 +223,7 @@ impl Slots {
     pub fn saved(&mut self, success: bool, now: Instant) {
         let pause = self.rest.map_or(SAVE_PAUSE_MIN, |(_, pause)| (pause * 2).min(SAVE_PAUSE_MAX));
         self.rest = (!success).then_some((now + pause, pause));
+        self.dropped |= !success;
         for (name, restart, lost) in self.saving.take().into_iter().flatten().filter(|_| success) {
             // One that was forgotten meanwhile is of no interest any more.
             let Some(slot) = self.slots.get_mut(&name) else { continue };
@@ -382,6 +414,43 @@ mod tests {
         slots.advance(&name("b"), Lsn(900));
         save(&mut slots, true);
         assert_eq!(slots.hold(), Lsn(800), "it holds again");
+    }
+
+    #[test]
+    fn lost_slot_gives_its_place_to_a_new_replica() {
+        let mut slots = Slots::default();
+        (0..SLOTS_MAX).for_each(|number| assert!(slots.attach(&name(&format!("r{number}")), Lsn(number as u64 * 100))));
+        let (new, nobody) = (name("new"), |_: &MemberName| false);
+        assert_eq!(slots.place_for(&new, nobody), (false, None), "each of them holds log");
+        assert_eq!(slots.place_for(&name("r7"), nobody), (true, None), "it has a slot");
+        assert!(!slots.attach(&new, Lsn(0)) && !slots.reserve(&new));
+        let end = Lsn(SLOTS_MAX as u64 * 100);
+        assert_eq!(slots.give_up(end, end.0 - 150).len(), 2, "those of r0 and r1");
+        assert_eq!(slots.place_for(&new, nobody), (true, Some(name("r0"))), "the one that was lost first");
+        assert_eq!(slots.place_for(&new, |fed| *fed == name("r0")), (true, Some(name("r1"))), "r0 is still fed");
+        assert_eq!(slots.place_for(&new, |_| true), (false, None));
+        save(&mut slots, true);
+        slots.forget(&name("r0"));
+        assert!(slots.reserve(&new) && slots.is_lost(&new), "it is to get a base copy, and holds nothing yet");
+        assert_eq!((slots.hold(), slots.count()), (Lsn(200), SLOTS_MAX));
+        assert!(slots.hold_from(&new, Lsn(100)) && !slots.is_lost(&new));
+        assert_eq!(slots.hold(), Lsn(100));
+    }
+
+    #[test]
+    fn file_follows_a_slot_that_was_dropped() {
+        let (mut slots, now) = (Slots::default(), Instant::now());
+        slots.attach(&name("a"), Lsn(100));
+        save(&mut slots, false);
+        slots.forget(&name("b"));
+        assert_eq!(slots.poll_save(false, now), None, "there was none");
+        slots.forget(&name("a"));
+        assert_eq!(slots.hold(), Lsn::MAX);
+        assert_eq!(slots.poll_save(false, now), Some(format!("{HEADING}\n")));
+        slots.saved(false, now);
+        assert!(slots.poll_save(true, now).is_some(), "it failed, and is written again");
+        slots.saved(true, now);
+        assert_eq!(slots.poll_save(true, now), None);
     }
 
     #[test]

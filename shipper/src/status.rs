@@ -43,6 +43,21 @@ pub struct Durations {
     pub apply: Duration,
 }
 
+/// One slot, as in `pg_replication_slots`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotStatus {
+    /// Its name, and its replica's.
+    pub name: MemberName,
+    /// Its replica needs nothing before this.
+    pub restart: Lsn,
+    /// It was given up, and holds nothing.
+    pub lost: bool,
+    /// The log that it holds back.
+    pub held_bytes: u64,
+    /// Its replica is connected, or receives a base copy.
+    pub connected: bool,
+}
+
 /// One replica, as in `pg_stat_replication`. `applied <= flushed <= written <= sent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaStatus {

@@ -2,17 +2,21 @@
 
 mod common;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::replica::{Replica, hello};
-use common::{CLUSTER, Leader, directory, history, shipper_config};
+use common::{CLUSTER, Leader, SEGMENT_BYTES, directory, history, shipper_config};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::ClusterId;
-use walferry_cluster::message::{Hello, RefuseCode};
+use walferry_cluster::message::{Fetch, Hello, Message, PROTOCOL_VERSION, RefuseCode, read_message};
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::small_file;
 use walferry_shipper::ShipperConfig;
 use walferry_shipper::progress::ReplicaState;
+use walferry_shipper::slots::{SLOTS_FILE, SLOTS_MAX, Slots};
 
 const LEADER: &[(u64, u64)] = &[(1, 0)];
 
@@ -204,6 +208,75 @@ fn in_sync_under_all(dir: &Path, replica_lag_time_max: Duration) -> (ShipperConf
     leader.wait_applied("a");
     leader.run("it is in sync", |leader| leader.status("a").in_sync);
     (config, leader, replica)
+}
+
+/// A fetch of a node that has nothing; what it is refused with.
+fn fetch_refusal(leader: &mut Leader, name: &str) -> (RefuseCode, String) {
+    let mut stream = TcpStream::connect(leader.address).expect("the leader listens");
+    let fetch = Fetch {
+        protocol: PROTOCOL_VERSION,
+        cluster_id: Some(CLUSTER),
+        name: name.parse().expect("a name"),
+        floor: Lsn::ZERO,
+        segment_bytes: SEGMENT_BYTES,
+        base: Lsn::ZERO,
+        offset: 0,
+        suspect: false,
+    };
+    let mut bytes = Vec::new();
+    Message::Fetch(fetch).encode(&mut bytes);
+    stream.write_all(&bytes).expect("the leader listens");
+    let answer = std::thread::spawn(move || read_message(&mut stream).expect("an answer"));
+    leader.run("the fetch is answered", |_| answer.is_finished());
+    match answer.join().expect("no panic") {
+        Message::Refuse(refuse) => (refuse.code, refuse.text),
+        other => panic!("it is refused: {other:?}"),
+    }
+}
+
+#[test]
+fn replica_without_a_slot_is_refused_before_its_copy() {
+    let dir = directory();
+    let name = |number: usize| format!("r{number}").parse().expect("a name");
+    let mut slots = Slots::default();
+    (0..SLOTS_MAX).for_each(|number| assert!(slots.attach(&name(number), Lsn::ZERO)));
+    let text = slots.poll_save(true, Instant::now()).expect("something to save");
+    small_file::save(&dir.path().join(SLOTS_FILE), &text).expect("the file is written");
+    let config = ShipperConfig { slot_keep_bytes_max: 4 << 20, ..shipper_config(dir.path()) };
+    let mut leader = Leader::with(config.clone(), history(LEADER));
+    leader.append([100; 10]);
+    for (code, text) in [refusal(&mut leader, hello("new", &[], LEADER)), fetch_refusal(&mut leader, "new")] {
+        assert_eq!(code, RefuseCode::Full, "{text}");
+        assert!(text.contains("`walferry slot drop NAME`") && text.contains("256"), "{text}");
+    }
+    assert_eq!(leader.shipper.bases().wanted(), None, "nothing is prepared for it");
+    assert_eq!((leader.shipper.replicas().len(), leader.shipper.slots().len()), (SLOTS_MAX, SLOTS_MAX));
+
+    let unknown = leader.shipper.drop_slot(&"other".parse().expect("a name")).expect_err("there is none");
+    assert!(unknown.contains("no slot called other") && unknown.contains("r7"), "{unknown}");
+    assert!(leader.shipper.drop_slot(&name(7)).expect("it is away").contains("slot r7 is dropped"));
+    let replica = Replica::connect(leader.address, "new", Vec::new());
+    leader.wait_state("new", ReplicaState::Streaming);
+    let used = leader.shipper.drop_slot(&"new".parse().expect("a name")).expect_err("it is connected");
+    assert!(used.contains("new is connected from 127.0.0.1:"), "{used}");
+    // It is dropped for good.
+    leader.restart_shipper(config);
+    assert!(!leader.shipper.slots().iter().any(|slot| slot.name == name(7)));
+    drop(replica);
+
+    // Those that are lost give way, the connected ones aside.
+    let replica = Replica::connect(leader.address, "new", Vec::new());
+    leader.append([1 << 20; 8]);
+    leader.wait_applied("new");
+    leader.run("the others are lost", |leader| {
+        leader.shipper.slots().iter().filter(|slot| slot.lost).count() == SLOTS_MAX - 1
+    });
+    let log = leader.files(Lsn::ZERO, leader.log.flushed());
+    let another = Replica::connect(leader.address, "another", log);
+    leader.wait_state("another", ReplicaState::Streaming);
+    assert_eq!((leader.shipper.replicas().len(), leader.shipper.slots().len()), (SLOTS_MAX, SLOTS_MAX));
+    assert!(!leader.shipper.slots().iter().any(|slot| slot.name == name(0)), "the first of them");
+    drop((replica, another));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::config::{self, ConfigError, NodeConfig, Settings};
 use crate::role::Becoming;
 use crate::{
     daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, own_files, promote,
-    status, switchover,
+    slot, status, switchover,
 };
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
@@ -102,6 +102,9 @@ enum Command {
     /// Do without a member of a cluster
     #[command(after_help = members::REMOVE_EXAMPLES)]
     Remove(members::RemoveArgs),
+    /// Show the slots that hold a leader's log for its replicas, or drop one
+    #[command(alias = "slots", after_help = slot::EXAMPLES)]
+    Slot(slot::SlotArgs),
     /// Show a cluster: leader, replicas, in-sync set, epoch, policy, lag
     #[command(after_help = describe::EXAMPLES)]
     Describe(describe::DescribeArgs),
@@ -299,6 +302,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Switchover(args) => switchover::run(&args),
         Command::Join(args) => members::join(&args),
         Command::Remove(args) => members::remove(&args),
+        Command::Slot(args) => slot::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Load(args) => load::run(*args),

@@ -20,6 +20,7 @@ mod nodes;
 mod own_files;
 mod promote;
 mod role;
+mod slot;
 mod status;
 mod switchover;
 mod units;

@@ -151,3 +151,40 @@ fn address_of_the_leader_before_is_not_told_as_the_present_one() {
         known == others.len()
     });
 }
+
+/// Runs the binary to its end: its exit code, and what it says.
+fn run(words: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_walferry")).args(words).output().expect("the binary runs");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn slot_of_a_replica_that_is_gone_is_listed_and_dropped() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &["--sync", "ANY 1 (b)"]);
+    let (follow, url) = (leader.peer_listen.to_string(), format!("redis://{}", leader.listen));
+    assert_eq!(run(&["slots", "--url", &url]), (Some(0), "no slots\n".to_owned()));
+    let start = |name: &str| Node::start(root.path(), name, &["--follow", &follow]);
+    let replicas = ["b", "c"].map(start);
+    let listed =
+        |what: &str| run(&["slot", "list", "--url", &url]).1.lines().filter(|line| line.contains(what)).count();
+    until("both are connected", || listed("connected") == 2);
+    let (code, used) = run(&["slot", "drop", "b", "--url", &url]);
+    assert!(code == Some(1) && used.contains("the slot is in use: b is connected from 127.0.0.1:"), "{used}");
+    let (code, elsewhere) = run(&["slot", "list", "--url", &format!("redis://{}", replicas[0].listen)]);
+    let told = format!("ask the leader, at {}", leader.listen);
+    assert!(code == Some(1) && elsewhere.contains(&told), "{elsewhere}");
+    replicas.into_iter().for_each(Node::kill);
+    until("both are away", || listed("away") == 2);
+    let (code, dropped) = run(&["slot", "drop", "b", "--url", &url]);
+    assert!(code == Some(0) && dropped.contains("slot b is dropped"), "{dropped}");
+    assert!(dropped.contains("The sync policy ANY 1 (b) still names b"), "{dropped}");
+    // The same for whoever looks for the command that clusters have.
+    let (code, removed) = run(&["remove", "--name", "c", "--url", &url]);
+    assert_eq!((code, removed.contains("slot c is dropped"), listed("")), (Some(0), true, 1), "{removed}");
+    assert_eq!(run(&["slots", "--url", &url]).1, "no slots\n");
+    assert_eq!(leader.client().command(&["REPLICATION"]), Reply::Array(vec![]));
+    leader.stop();
+    let leader = Node::start(root.path(), "a", &[]);
+    assert_eq!(run(&["slots", "--url", &format!("redis://{}", leader.listen)]).1, "no slots\n", "for good");
+}

@@ -18,7 +18,7 @@ use crate::lag::Lag;
 use crate::link::Phase;
 use crate::progress::{Progress, ReplicaState};
 use crate::replica::Replica;
-use crate::status::ReplicaStatus;
+use crate::status::{ReplicaStatus, SlotStatus};
 
 impl Shipper {
     /// When `poll` has something to do although nothing completes; `None`: never.
@@ -173,6 +173,22 @@ impl Shipper {
     /// How many connected replicas have confirmed `lsn` at `level`.
     pub fn count_at(&self, level: CommitLevel, lsn: Lsn) -> usize {
         self.evidence(lsn).iter().filter(|(_, reached)| *reached >= level).count()
+    }
+
+    /// Every slot, by name, as of the last turn.
+    pub fn slots(&self) -> Vec<SlotStatus> {
+        let status = |(name, restart): (&MemberName, Lsn)| {
+            let lost = self.slots.is_lost(name);
+            let link = self.replicas.get(name).and_then(|replica| self.links.get(&replica.link?));
+            SlotStatus {
+                name: name.clone(),
+                restart,
+                lost,
+                held_bytes: if lost { 0 } else { self.view.sealed.since(restart) },
+                connected: link.is_some() || self.bases.progress(name).is_some(),
+            }
+        };
+        self.slots.iter().map(status).collect()
     }
 
     /// Every replica, by name, as of the last turn.

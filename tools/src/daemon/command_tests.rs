@@ -353,6 +353,26 @@ fn the_leader_tells_of_its_replicas() {
 }
 
 #[test]
+fn slots_are_listed_and_dropped() {
+    let (mut host, mut client) = (TestHost::new(), TestClient::new());
+    host.slots.push("b".parse().expect("a name"));
+    let listed = "*1\r\n*10\r\n$4\r\nname\r\n$1\r\nb\r\n$5\r\nstate\r\n$6\r\nactive\r\n$11\r\nrestart_lsn\r\n$4\r\n0/10\r\n\
+                  $10\r\nheld_bytes\r\n:48\r\n$9\r\nconnected\r\n:1\r\n";
+    check(
+        &mut host,
+        &mut client,
+        &[
+            ("SLOT LIST", listed),
+            ("SLOT DROP c", "-ERR there is no slot called c\r\n"),
+            ("SLOT DROP", "-ERR wrong number of arguments for 'slot|drop' command\r\n"),
+            ("SLOT MOVE b", "-ERR unknown subcommand 'MOVE'. SLOT MOVE is not supported.\r\n"),
+            ("slot drop b", "$17\r\nslot b is dropped\r\n"),
+            ("SLOT LIST", "*0\r\n"),
+        ],
+    );
+}
+
+#[test]
 fn info_shows_connected_replicas_only() {
     let (mut host, mut client) = (TestHost::new(), TestClient::new());
     host.rows.push(ReplicationRow { name: "a".to_owned(), address: String::new(), ..row() });

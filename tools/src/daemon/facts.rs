@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use walferry_applier::pending::Pending;
 use walferry_applier::store::{KeyCount, Store, StoreError};
+use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::AppendError;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::world;
-use walferry_shipper::status::{ReplicaStatus, SentBytes};
+use walferry_shipper::slots::SLOTS_MAX;
+use walferry_shipper::status::{ReplicaStatus, SentBytes, SlotStatus};
 
 use super::base::receiving;
 use super::client_list::{Asked, ClientAsk, ClientReply};
@@ -196,6 +198,18 @@ impl Host for Node {
         shipper.replicas().into_iter().map(replication_row).collect()
     }
 
+    fn slots(&self) -> Result<Vec<SlotStatus>, String> {
+        let Role::Leader(shipper) = &self.role else { return Err(self.no_slots()) };
+        Ok(shipper.slots())
+    }
+
+    fn drop_slot(&mut self, name: &MemberName) -> Result<String, String> {
+        match &mut self.role {
+            Role::Leader(shipper) => shipper.drop_slot(name),
+            _ => Err(self.no_slots()),
+        }
+    }
+
     fn evidence(&self, lsn: Lsn) -> Evidence {
         let replicas = match &self.role {
             Role::Leader(shipper) => shipper.evidence(lsn),
@@ -274,6 +288,10 @@ impl Host for Node {
 
     fn command_cluster(&mut self, command: Command) -> Result<Reply, String> {
         let Some(membership) = &self.membership else {
+            // Of a pair its slot is all that there is to remove.
+            if let Command::Remove(name) = &command {
+                return self.drop_slot(name).map(|done| Reply::new(Some(Ok(done)).into()));
+            }
             return Err("this node is no member of a cluster: it was started without --members".to_owned());
         };
         Ok(membership.command(command))
@@ -360,6 +378,12 @@ impl Node {
             (Some(_), Some(leader)) if self.config.redirect == Redirect::Moved => Refusal::Moved { leader },
             (_, leader) => Refusal::ReadOnly { leader },
         }
+    }
+
+    fn no_slots(&self) -> String {
+        let leader =
+            self.leader_address().map_or("which is not known here".to_owned(), |address| format!("at {address}"));
+        format!("this node does not lead, and the slots are the leader's: ask the leader, {leader}")
     }
 
     fn why_leaderless(&self, reason: &str) -> String {
@@ -527,6 +551,10 @@ impl Node {
             line("shipped_copy_bytes", sent.copy),
             line("shipped_sendfile_bytes", sent.sendfile),
         ];
+        let slots = shipper.slots();
+        lines.push(line("slots", slots.len()));
+        lines.push(line("slots_max", SLOTS_MAX));
+        lines.push(line("slots_lost", slots.iter().filter(|slot| slot.lost).count()));
         for replica in replicas {
             let name = &replica.name;
             lines.push(line(&format!("replica_{name}_transport"), replica.transport));

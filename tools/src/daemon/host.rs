@@ -18,9 +18,11 @@ use std::time::{Duration, Instant};
 use walferry_applier::pending::Pending;
 use walferry_applier::record::StreamId;
 use walferry_applier::store::{KeyCount, Store, StoreError};
+use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_shipper::status::SlotStatus;
 
 use super::client_limits::ClientCounts;
 use super::client_list::{ClientAsk, ClientReply};
@@ -308,6 +310,10 @@ pub trait Host {
 
     /// The replicas of this leader; on a replica none.
     fn replication(&self) -> Vec<ReplicationRow>;
+    /// The slots of this leader; on other nodes why there are none.
+    fn slots(&self) -> Result<Vec<SlotStatus>, String>;
+    /// Drops a slot of this leader; what is said to that, or why it is not done.
+    fn drop_slot(&mut self, name: &MemberName) -> Result<String, String>;
     /// The evidence for the commit that ends at `lsn`.
     fn evidence(&self, lsn: Lsn) -> Evidence;
     /// What INFO and ROLE tell.

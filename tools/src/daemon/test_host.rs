@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use walferry_applier::pending::Pending;
 use walferry_applier::store::{KeyCount, Store, StoreConfig, StoreError};
+use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, frame_aligned};
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_shipper::status::SlotStatus;
 
 use super::client_list::{ClientAsk, ClientReply};
 use super::cluster::{Command, Reply};
@@ -58,6 +60,8 @@ pub struct TestHost {
     pub rows: Vec<ReplicationRow>,
     /// What LEADER tells.
     pub leader: Option<String>,
+    /// What SLOT LIST tells.
+    pub slots: Vec<MemberName>,
     /// The epochs of its log.
     pub history: EpochHistory,
     /// What is committed; none: everything that is durable.
@@ -109,6 +113,7 @@ impl TestHost {
             facts: NodeFacts::default(),
             rows: Vec::new(),
             leader: None,
+            slots: Vec::new(),
             history: EpochHistory::from_entries(&[(Epoch(7), Lsn::ZERO)]).expect("one epoch"),
             committed: None,
             staleness: Some(Duration::ZERO),
@@ -301,6 +306,21 @@ impl Host for TestHost {
     }
     fn replication(&self) -> Vec<ReplicationRow> {
         self.rows.clone()
+    }
+    fn slots(&self) -> Result<Vec<SlotStatus>, String> {
+        let slot = |name: &MemberName| SlotStatus {
+            name: name.clone(),
+            restart: Lsn(0x10),
+            lost: false,
+            held_bytes: 48,
+            connected: true,
+        };
+        Ok(self.slots.iter().map(slot).collect())
+    }
+    fn drop_slot(&mut self, name: &MemberName) -> Result<String, String> {
+        let known = self.slots.contains(name);
+        self.slots.retain(|slot| slot != name);
+        known.then(|| format!("slot {name} is dropped")).ok_or_else(|| format!("there is no slot called {name}"))
     }
     fn evidence(&self, _: Lsn) -> Evidence {
         let replica = ReplicaEvidence { name: "b".to_owned(), level: CommitLevel::RemoteApply };

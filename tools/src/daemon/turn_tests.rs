@@ -205,6 +205,7 @@ fn at_bounds(name: &str) -> Vec<Vec<Command>> {
             vec![repeated("COMMAND DOCS", NAMES_MAX, |_| vec!["promote".to_owned()])],
             vec![repeated("COMMAND INFO", NAMES_MAX, |_| vec!["promote".to_owned()])],
         ],
+        "slot" => vec![vec![words("SLOT LIST"), with_value("SLOT DROP")]],
         "config" => vec![vec![repeated("CONFIG GET", ARGS_MAX - 2, |_| vec![stars.clone()])]],
         "wait" => one("WAIT 1 1"),
         "waitaof" => one("WAITAOF 1 1 1"),

@@ -1,5 +1,5 @@
 //! Commands about commits and their way to the replicas: WAIT and WAITAOF as redis-server has them, and walferry's own
-//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION PROMOTE JOIN REMOVE WATERFALL.
+//! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION SLOT PROMOTE JOIN REMOVE WATERFALL.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::reachable_at;
 use walferry_engine::lsn::Lsn;
+use walferry_shipper::status::SlotStatus;
 
 use crate::daemon::cluster::Command;
 use crate::daemon::host::{Host, NodeRole, Refusal, ReplicationRow};
@@ -17,6 +18,7 @@ use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
 use crate::units::HostPort;
 
+use super::connection::unknown_subcommand;
 use super::{CommandError, Outcome, integer};
 
 /// A timeout of at most 24 days, in milliseconds: beyond it, clock arithmetic is the least of the worries.
@@ -240,6 +242,47 @@ fn write_row(row: &ReplicationRow, reply: &mut Reply) {
         reply.text(value);
     }
     for (field, value) in [("lag_bytes", row.lag_bytes), ("lag_us", row.lag_us), ("in_sync", u64::from(row.in_sync))] {
+        reply.text(field);
+        reply.integer(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}
+
+/// SLOT LIST | SLOT DROP name
+pub fn slot(_: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
+    let subcommand = args[1].to_ascii_uppercase();
+    match (&subcommand[..], args.len()) {
+        (b"LIST", 2) => match host.slots() {
+            Ok(slots) => {
+                reply.array(slots.len());
+                slots.iter().for_each(|slot| write_slot(slot, reply));
+            }
+            Err(error) => reply.error(format_args!("ERR {error}")),
+        },
+        (b"DROP", 3) => {
+            let Some(name) = member_name(&args[2], reply) else { return Outcome::DONE };
+            match host.drop_slot(&name) {
+                Ok(done) => reply.bulk(done.as_bytes()),
+                Err(error) => reply.error(format_args!("ERR {error}")),
+            }
+        }
+        (b"LIST" | b"DROP", _) => {
+            reply.error(super::wrong_arity(&format!("slot|{}", String::from_utf8_lossy(&subcommand).to_lowercase())));
+        }
+        _ => unknown_subcommand("SLOT", &args[1], reply),
+    }
+    Outcome::DONE
+}
+
+fn write_slot(slot: &SlotStatus, reply: &mut Reply) {
+    reply.map(5);
+    let state = if slot.lost { "lost" } else { "active" };
+    let texts: [(&str, &dyn std::fmt::Display); 3] =
+        [("name", &slot.name), ("state", &state), ("restart_lsn", &slot.restart)];
+    for (field, value) in texts {
+        reply.text(field);
+        reply.text(value);
+    }
+    for (field, value) in [("held_bytes", slot.held_bytes), ("connected", u64::from(slot.connected))] {
         reply.text(field);
         reply.integer(i64::try_from(value).unwrap_or(i64::MAX));
     }

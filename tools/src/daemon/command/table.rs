@@ -84,6 +84,7 @@ impl Spec {
             "waterfall",
             "describe",
             "replication",
+            "slot",
             "config",
             "command",
             "acl",
@@ -136,6 +137,7 @@ const ADMIN_SUBCOMMANDS: &[(&str, &str)] = &[
     ("acl", "users"),
     ("client", "kill"),
     ("client", "list"),
+    ("slot", "drop"),
     ("waterfall", "reset"),
 ];
 
@@ -298,6 +300,7 @@ pub static COMMANDS: &[Spec] = &[
     own("read", -1, OWN_ALONE, reading::read, "Tells or sets how good the state has to be that the session reads"),
     own("waitlsn", 3, BLOCKING, replication::waitlsn, "Awaits an LSN being applied here"),
     own("replication", 1, OWN, replication::replication, "Tells of the replicas, as pg_stat_replication"),
+    own("slot", -2, OWN_ALONE, replication::slot, "Tells of the slots that hold log for replicas, or drops one"),
     own("leader", 1, OWN, replication::leader, "Tells where clients write"),
     own(
         "describe",
