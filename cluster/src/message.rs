@@ -264,7 +264,7 @@ pub enum RefuseCode {
     Protest = 8,
     /// The leader stops.
     Stopping = 9,
-    /// Another connection with the same name took this one's place.
+    /// Another connection has the name: it took this one's place, or it is another node's, which keeps it.
     Replaced = 10,
     /// The segment sizes differ.
     SegmentBytes = 11,

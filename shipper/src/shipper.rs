@@ -56,6 +56,10 @@ const STRANGERS_MAX: usize = 32;
 /// Connections that end before they have a name are told of in the log at most so often.
 const STRANGERS_TOLD_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A replica's connection that was heard so recently, or within so many heartbeats, keeps its name from another node.
+const NAME_HELD_TIME: Duration = Duration::from_secs(1);
+const HELD_HEARTBEATS: u32 = 4;
+
 const _: () = assert!(STRANGERS_MAX < LINKS_MAX);
 
 /// What a shipper is made with.
@@ -506,6 +510,31 @@ impl Shipper {
         }
     }
 
+    /// Another node with this name is connected and alive: the one that says hello now is refused, or they would take turns for ever.
+    /// The same node that was started again, or came back from a network that was cut, connects from where it was: it takes the place
+    /// of its old connection at once. One that moved does so once its old connection was silent for `NAME_HELD_TIME`.
+    fn check_name(&self, hello: &Hello, link: &Link, now: Instant) -> Result<(), Refuse> {
+        let first = self.replicas.get(&hello.name).and_then(|replica| Some((replica, self.links.get(&replica.link?)?)));
+        let Some((replica, old)) = first else { return Ok(()) };
+        let held = NAME_HELD_TIME.max(self.config.heartbeat_interval * HELD_HEARTBEATS).min(self.config.peer_timeout);
+        let clients = reachable(&hello.client_address, link.address).unwrap_or_default();
+        let moved = old.address.ip() != link.address.ip() || replica.address != clients;
+        let is_silent = now.saturating_duration_since(old.heard) > held;
+        if !moved || is_silent {
+            return Ok(());
+        }
+        // Without the port that the other one connects from, which is new each time: what is the same is logged once.
+        let text = format!(
+            "two nodes are called {}: one at {} serves clients at {} and is connected; this one at {} serves clients at {clients}. \
+             Start one of them with another --name, or stop it",
+            hello.name,
+            old.address.ip(),
+            replica.address,
+            link.address.ip(),
+        );
+        Err(Refuse { code: RefuseCode::Replaced, text })
+    }
+
     /// There is a slot for this replica, or room for one; a lost slot that nobody needs is dropped for it.
     fn make_place(&mut self, name: &MemberName) -> Result<(), Refuse> {
         let is_fed = |name: &MemberName| {
@@ -598,6 +627,7 @@ impl Shipper {
             }
             _ => {}
         }
+        self.check_name(hello, link, now)?;
         let start = judge(hello, &self.as_leader(log, history))?;
         chain::check(log, hello, start)?;
         self.make_place(&hello.name)?;

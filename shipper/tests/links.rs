@@ -163,6 +163,45 @@ fn a_new_connection_of_the_same_replica_takes_the_place_of_the_old_one() {
 }
 
 #[test]
+fn second_node_with_the_same_name_is_refused_while_the_first_is_there() {
+    let dir = directory();
+    let mut leader = Leader::new(dir.path());
+    let at = |port: u16| Hello { client_address: format!("127.0.0.1:{port}"), ..hello("a", &[], LEADER) };
+    let first = Replica::connect_as(leader.address, at(6500), Vec::new(), true);
+    leader.wait_state("a", ReplicaState::Streaming);
+    for _ in 0..3 {
+        let (code, text) = refusal(&mut leader, at(6600));
+        assert_eq!(code, RefuseCode::Replaced, "{text}");
+        assert!(
+            text.contains("127.0.0.1:6500") && text.contains("127.0.0.1:6600") && text.contains("--name"),
+            "{text}"
+        );
+    }
+    leader.append([100; 10]);
+    leader.wait_applied("a");
+    assert!(!first.ask(|seen| seen.over), "it was not disturbed");
+    // The same node comes back before its old connection has ended.
+    let again = Replica::connect_as(leader.address, at(6500), Vec::new(), true);
+    leader.run("the old one is told", |_| first.ask(|seen| seen.refuse.is_some()));
+    leader.wait_applied("a");
+    // Another comes once the first says nothing: not before, and without anybody's help.
+    again.pause(true);
+    let mut refused = 0;
+    let second = loop {
+        let second = Replica::connect_as(leader.address, at(6600), Vec::new(), true);
+        leader.run("it is answered", |_| second.ask(|seen| seen.refuse.is_some() || seen.heartbeats > 0));
+        if second.ask(|seen| seen.refuse.is_none()) {
+            break second;
+        }
+        refused += 1;
+    };
+    assert!(refused > 0, "the first was heard a moment ago");
+    leader.append([100; 10]);
+    leader.wait_applied("a");
+    assert_eq!(second.seen().log, leader.files(Lsn::ZERO, leader.log.flushed()));
+}
+
+#[test]
 fn a_slot_holds_the_log_until_its_bound_and_survives_a_restart() {
     let dir = directory();
     let config = ShipperConfig { slot_keep_bytes_max: 40 << 20, ..shipper_config(dir.path()) };

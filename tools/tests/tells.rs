@@ -188,3 +188,31 @@ fn slot_of_a_replica_that_is_gone_is_listed_and_dropped() {
     let leader = Node::start(root.path(), "a", &[]);
     assert_eq!(run(&["slots", "--url", &format!("redis://{}", leader.listen)]).1, "no slots\n", "for good");
 }
+
+#[test]
+fn second_node_with_a_name_is_told_of_the_first() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let follow = leader.peer_listen.to_string();
+    let first = Node::start(root.path(), "b", &["--follow", &follow]);
+    leader.client().command(&["SET", "k", "v"]);
+    until("the first follows", || first.client().command(&["GET", "k"]) == Reply::Bulk("v".to_owned()));
+    let other_root = directory();
+    let second = Node::start(other_root.path(), "b", &["--follow", &follow]);
+    let (mut client, told) = (second.client(), [first.listen.to_string(), second.listen.to_string()]);
+    until("the second says why it is refused", || {
+        let trouble = info(&mut client, "trouble");
+        trouble.contains("two nodes are called b") && told.iter().all(|address| trouble.contains(address))
+    });
+    assert_eq!(info(&mut first.client(), "trouble"), "", "the first goes on");
+    // The same node comes in at once, whatever its old connection is: kill -9, and a start with the same addresses.
+    let (listen, begun) = (first.listen.to_string(), std::time::Instant::now());
+    first.kill_and_free();
+    let first = Node::start(root.path(), "b", &["--follow", &follow, "--listen", &listen]);
+    leader.client().command(&["SET", "k", "w"]);
+    let mut held = [first.client(), second.client()];
+    until("one of the two has the name", || {
+        held.iter_mut().any(|client| client.command(&["GET", "k"]) == Reply::Bulk("w".to_owned()))
+    });
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
