@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, types};
 use walferry_cluster::base_copy::CopyProgress;
 use walferry_cluster::handover::Handover;
-use walferry_cluster::member::{ClusterId, MemberName, reachable};
+use walferry_cluster::member::{ClusterId, MemberName, Proved, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
 };
@@ -26,7 +26,7 @@ use walferry_engine::mutants;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace};
-use walferry_tls::PeerTls;
+use walferry_tls::{PeerLinks, Secured};
 
 use crate::ack::{Acks, Reached};
 use crate::base::BaseError;
@@ -81,7 +81,7 @@ pub struct FollowerConfig {
     /// their register tells who may lead.
     pub may_cut_commits: bool,
     /// Peers speak TLS.
-    pub tls: Option<Arc<PeerTls>>,
+    pub links: Arc<PeerLinks>,
 }
 
 /// Why following failed for good. The node ends.
@@ -181,6 +181,8 @@ pub struct Follower {
     socket: Option<TcpStream>,
     /// Where the leader is, at the network's end of the socket.
     leader_at: Option<SocketAddr>,
+    /// The names that it has proved to be.
+    leader_proved: Option<Proved>,
     receiver: Receiver,
     acks: Acks,
     /// The receive in flight fills the log buffer; else, if any, the staging memory.
@@ -231,6 +233,7 @@ impl Follower {
             phase: Phase::Resting(now),
             socket: None,
             leader_at: None,
+            leader_proved: None,
             receiver: Receiver::default(),
             acks: Acks::new(now),
             receiving: None,
@@ -521,7 +524,7 @@ impl Follower {
             history: history.clone(),
             flushed: log.flushed(),
             suspect: self.suspect,
-            tls: self.config.tls.clone(),
+            links: Arc::clone(&self.config.links),
         };
         self.socket = None;
         match Fetching::start(config, self.waker.clone()) {
@@ -533,11 +536,11 @@ impl Follower {
     fn connect(&mut self) {
         let (outbox, inbox) = channel();
         let timeout = CONNECT_TIME_MAX.min(self.config.peer_timeout);
-        let (leader, tls, waker) = (self.config.leader.clone(), self.config.tls.clone(), self.waker.clone());
+        let (leader, links, waker) = (self.config.leader.clone(), Arc::clone(&self.config.links), self.waker.clone());
         // A name server may take its time: not on the ring's thread.
         let connect = move || {
             // Nobody waits for it any more when the link was closed meanwhile.
-            let _ = outbox.send(connect_to(&leader, timeout, tls.as_deref()));
+            let _ = outbox.send(connect_to(&leader, timeout, &links));
             waker.wake();
             Pace::Over
         };
@@ -583,6 +586,7 @@ impl Follower {
         Message::Hello(hello).encode(&mut self.outgoing);
         self.socket = Some(connected.stream);
         self.leader_at = connected.address;
+        self.leader_proved = connected.proved;
         self.heard_at = now;
         self.phase = Phase::Greeting;
     }
@@ -736,6 +740,9 @@ impl Follower {
         store: &mut Store,
         history: &mut EpochHistory,
     ) -> Result<(), StepError> {
+        if let Some(Err(error)) = self.leader_proved.as_ref().map(|proved| proved.check(&welcome.name)) {
+            return Err(LinkError::Misfit(error.to_string()).into());
+        }
         self.adopt(welcome)?;
         let epoch = welcome.history.last().map_or(Epoch(0), |(epoch, _)| *epoch);
         if epoch < self.config.promised {
@@ -936,11 +943,13 @@ pub(crate) struct Connected {
     pub(crate) stream: TcpStream,
     /// Of the leader, where it has one; the stream may be no TCP socket and not know it.
     pub(crate) address: Option<SocketAddr>,
+    /// The names that it has proved to be.
+    pub(crate) proved: Option<Proved>,
 }
 
-pub(crate) fn connect_to(leader: &str, timeout: Duration, tls: Option<&PeerTls>) -> std::io::Result<Connected> {
+pub(crate) fn connect_to(leader: &str, timeout: Duration, links: &PeerLinks) -> std::io::Result<Connected> {
     if let Some(connection) = world::simulated_connection(leader) {
-        return connection.map(|stream| Connected { stream, address: None });
+        return connection.map(|stream| Connected { stream, address: None, proved: None });
     }
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, format!("{leader} has no address"));
     for address in leader.to_socket_addrs()? {
@@ -949,11 +958,9 @@ pub(crate) fn connect_to(leader: &str, timeout: Duration, tls: Option<&PeerTls>)
                 stream.set_nodelay(true)?;
                 // More than the default window for long links; the kernel caps it at net.core.rmem_max.
                 let _ = nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::RcvBuf, &SOCKET_RECEIVE_BYTES);
-                let stream = match tls {
-                    Some(tls) => tls.secure(stream, leader, timeout)?.stream,
-                    None => stream,
-                };
-                return Ok(Connected { stream, address: Some(address) });
+                let Secured { stream, names, .. } = links.secure(stream, leader, timeout)?;
+                let proved = names.map(|names| Proved::of(names.iter().map(String::as_str)));
+                return Ok(Connected { stream, address: Some(address), proved });
             }
             Err(error) => last = std::io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")),
         }

@@ -24,6 +24,11 @@ pub enum MessageError {
     /// A TLS handshake, where plain messages are expected.
     #[error("the peer speaks TLS and this node does not: set peer_tls = true on both or on neither")]
     Tls,
+    /// The proof of a peer secret, where plain messages are expected.
+    #[error(
+        "the peer proves a secret and this node does not: give both the same file (--peer-secret FILE), or say --peer-auth none on both"
+    )]
+    Proof,
     /// The first message does not start with the protocol's magic.
     #[error("the peer's first message is not a walferry hello")]
     Magic,

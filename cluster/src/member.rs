@@ -30,6 +30,74 @@ impl fmt::Display for MemberName {
     }
 }
 
+/// Who opened a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// The names that it has proved to be; none where peers prove nothing.
+    pub proved: Option<Proved>,
+}
+
+impl Caller {
+    /// One that proved nothing.
+    pub fn unproved(address: SocketAddr) -> Caller {
+        Caller { address, proved: None }
+    }
+
+    /// It may say that it is `name`.
+    pub fn check(&self, name: &MemberName) -> Result<(), Impersonation> {
+        self.proved.as_ref().map_or(Ok(()), |proved| proved.check(name))
+    }
+}
+
+/// The names under which a node may speak: the one that it proved with the peer secret, or those of its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proved(Vec<MemberName>);
+
+impl Proved {
+    /// Of what `names` are names of nodes; the others are left out.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Proved {
+        Proved(names.into_iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The node may say that it is `name`.
+    pub fn check(&self, name: &MemberName) -> Result<(), Impersonation> {
+        if self.0.contains(name) {
+            return Ok(());
+        }
+        Err(Impersonation { proved: self.clone(), said: name.clone() })
+    }
+
+    /// One of the names is among these.
+    pub fn is_one_of(&self, mut is_there: impl FnMut(&MemberName) -> bool) -> bool {
+        self.0.iter().any(&mut is_there)
+    }
+}
+
+impl fmt::Display for Proved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f
+                .write_str("a node whose certificate names no node (a DNS name among its subject alternative names)");
+        }
+        for (number, name) in self.0.iter().enumerate() {
+            write!(f, "{}{name}", if number == 0 { "" } else { " or " })?;
+        }
+        Ok(())
+    }
+}
+
+/// A node proved one name and says another.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{proved} says that it is {said}: a node speaks under the name that it proved")]
+pub struct Impersonation {
+    /// What it proved.
+    pub proved: Proved,
+    /// What it says.
+    pub said: MemberName,
+}
+
 /// Where clients reach a node that says it listens on `client_address` and whose link comes from `link`: a node that listens on
 /// every address is reached where its link is. `None` for text that is no address, such as none: the link's port is for peers.
 pub fn reachable(client_address: &str, link: SocketAddr) -> Option<String> {

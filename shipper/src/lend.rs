@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use walferry_cluster::error::ReadError;
-use walferry_cluster::member::{ClusterId, MemberName};
+use walferry_cluster::member::{Caller, ClusterId, MemberName};
 use walferry_cluster::message::{
     LEND_BYTES_MAX, Lend, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Want, read_message,
 };
@@ -181,13 +181,18 @@ impl Lendings {
     }
 
     /// A peer of a node that does not lead: it may want to be lent something; for all else it is told `text`.
-    pub fn greet(&self, socket: OwnedFd, text: String, holding: Holding) {
+    pub fn greet(&self, socket: OwnedFd, caller: Caller, text: String, holding: Holding) {
         let Some(place) = self.place() else { return not_leading(socket, &text) };
         Lendings::run(place, move || {
             let mut stream = TcpStream::from(socket);
             let said = stream.set_read_timeout(Some(FIRST_MESSAGE_TIME_MAX)).map_err(ReadError::from);
             match said.and_then(|()| read_message(&mut stream)) {
-                Ok(Message::Want(want)) => lend(stream, &want, &holding),
+                Ok(Message::Want(want)) => match caller.check(&want.name) {
+                    Ok(()) => lend(stream, &want, &holding),
+                    Err(error) => {
+                        turn_away(&stream, &Refuse { code: RefuseCode::Protest, text: error.to_string() });
+                    }
+                },
                 Ok(_) | Err(ReadError::Message(_)) => not_leading(stream.into(), &text),
                 Err(ReadError::Stream(error)) => tracing::debug!("a peer said nothing: {error}"),
             }

@@ -2,7 +2,6 @@
 //! `outgoing.rs`. The shipper owns the links, judges what they receive, and decides when they end.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::TimeVal;
 use walferry_cluster::error::MessageError;
-use walferry_cluster::member::MemberName;
+use walferry_cluster::member::{Caller, MemberName};
 use walferry_cluster::message::{Fetch, Hello, MESSAGE_BYTES_MAX, Message, Refuse, Want, decode};
 use walferry_engine::log::Log;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
@@ -127,7 +126,7 @@ pub(crate) enum Phase {
 /// A connection to a replica.
 pub(crate) struct Link {
     pub(crate) number: LinkNo,
-    pub(crate) address: SocketAddr,
+    pub(crate) caller: Caller,
     pub(crate) phase: Phase,
     /// When it connected.
     pub(crate) since: Instant,
@@ -149,7 +148,7 @@ impl Link {
     pub(crate) fn new(
         number: LinkNo,
         socket: OwnedFd,
-        address: SocketAddr,
+        caller: Caller,
         ring: &mut Ring,
         now: Instant,
     ) -> io::Result<Link> {
@@ -165,7 +164,7 @@ impl Link {
         fcntl(&socket, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK | nonblocking))?;
         let mut link = Link {
             number,
-            address,
+            caller,
             phase: Phase::Probe(None),
             since: now,
             heard: now,

@@ -8,14 +8,13 @@
 //! whose replicas come close, and save slots.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use walferry_cluster::insync::{Change, InSync};
-use walferry_cluster::member::{ClusterId, MemberName, reachable};
+use walferry_cluster::member::{Caller, ClusterId, MemberName, reachable};
 use walferry_cluster::message::{Ack, Fetch, Hello, Message, Offer, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::register::MemberId;
@@ -263,7 +262,8 @@ impl Shipper {
     }
 
     /// A replica connected.
-    pub fn accept(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, log: &mut Log, now: Instant) {
+    pub fn accept(&mut self, socket: OwnedFd, caller: Caller, ring: &mut Ring, log: &mut Log, now: Instant) {
+        let address = caller.address;
         let strangers = || self.links.values().filter(|link| link.is_stranger());
         if strangers().count() >= STRANGERS_MAX
             && let Some(oldest) = strangers().min_by_key(|link| link.since).map(|link| link.number)
@@ -283,7 +283,7 @@ impl Shipper {
             return turn_away(&socket, &Refuse { code: RefuseCode::Full, text });
         }
         let number = LinkNo::next();
-        match Link::new(number, socket, address, ring, now) {
+        match Link::new(number, socket, caller, ring, now) {
             Ok(link) => drop(self.links.insert(number, link)),
             Err(error) => {
                 if let Some(repeated) = self.links_told.tell(&error.to_string(), now) {
@@ -320,6 +320,16 @@ impl Shipper {
 
     fn read_messages(&mut self, link: &mut Link, now: Instant) -> Result<(), LinkError> {
         while let Some(message) = link.next_message()? {
+            let said = match &message {
+                Message::Hello(hello) => Some(&hello.name),
+                Message::Fetch(fetch) => Some(&fetch.name),
+                Message::Want(want) => Some(&want.name),
+                _ => None,
+            };
+            if let Some(Err(error)) = said.map(|name| link.caller.check(name)) {
+                let text = error.to_string();
+                return Err(LinkError::Refused(Refuse { code: RefuseCode::Protest, text }));
+            }
             match (&link.phase, message) {
                 (Phase::Probe(None), Message::Hello(hello)) => link.phase = Phase::Probe(Some(hello)),
                 (Phase::Probe(None), Message::Fetch(fetch)) => link.phase = Phase::Fetch(fetch),
@@ -477,7 +487,7 @@ impl Shipper {
         let id = self.members.as_ref().and_then(|members| members.get(&fetch.name)).copied().unwrap_or(MemberId(0));
         let replica = known.or_insert_with(|| Replica::new(fetch.name.clone(), id, Progress::default(), now));
         replica.member = true;
-        tracing::info!(replica = %fetch.name, address = %link.address, "a replica asks for a base copy");
+        tracing::info!(replica = %fetch.name, address = %link.caller.address, "a replica asks for a base copy");
         let offer = Offer {
             protocol: PROTOCOL_VERSION,
             cluster_id: self.config.cluster_id,
@@ -517,8 +527,8 @@ impl Shipper {
         let first = self.replicas.get(&hello.name).and_then(|replica| Some((replica, self.links.get(&replica.link?)?)));
         let Some((replica, old)) = first else { return Ok(()) };
         let held = NAME_HELD_TIME.max(self.config.heartbeat_interval * HELD_HEARTBEATS).min(self.config.peer_timeout);
-        let clients = reachable(&hello.client_address, link.address).unwrap_or_default();
-        let moved = old.address.ip() != link.address.ip() || replica.address != clients;
+        let clients = reachable(&hello.client_address, link.caller.address).unwrap_or_default();
+        let moved = old.caller.address.ip() != link.caller.address.ip() || replica.address != clients;
         let is_silent = now.saturating_duration_since(old.heard) > held;
         if !moved || is_silent {
             return Ok(());
@@ -528,9 +538,9 @@ impl Shipper {
             "two nodes are called {}: one at {} serves clients at {} and is connected; this one at {} serves clients at {clients}. \
              Start one of them with another --name, or stop it",
             hello.name,
-            old.address.ip(),
+            old.caller.address.ip(),
             replica.address,
-            link.address.ip(),
+            link.caller.address.ip(),
         );
         Err(Refuse { code: RefuseCode::Replaced, text })
     }
@@ -577,7 +587,7 @@ impl Shipper {
         if let Some(link) = replica.and_then(|replica| self.links.get(&replica.link?)) {
             return Err(format!(
                 "the slot is in use: {name} is connected from {}. Stop that node first, it would make its slot anew",
-                link.address
+                link.caller.address
             ));
         }
         if self.bases.progress(name).is_some() {
@@ -646,7 +656,7 @@ impl Shipper {
         let replica = self.replicas.get_mut(&hello.name).expect("just entered");
         replica.progress.restart(start);
         replica.link = Some(link.number);
-        replica.address = reachable(&hello.client_address, link.address).unwrap_or_default();
+        replica.address = reachable(&hello.client_address, link.caller.address).unwrap_or_default();
         replica.caught_up = false;
         replica.last_error.clear();
         self.moved = true;
@@ -663,7 +673,7 @@ impl Shipper {
         };
         link.phase = Phase::Streaming(hello.name.clone());
         link.outgoing.begin(&Message::Welcome(welcome), start, self.common.heartbeat_interval, now);
-        tracing::info!(replica = %hello.name, address = %link.address, %start, end = %log.sealed(), "replica connected");
+        tracing::info!(replica = %hello.name, address = %link.caller.address, %start, end = %log.sealed(), "replica connected");
         if start < hello.flushed {
             tracing::warn!(replica = %hello.name, theirs = %hello.flushed, fork = %start, "the replica truncates to the fork");
         }
@@ -801,17 +811,17 @@ impl Shipper {
         let replica = link.replica().and_then(|name| self.replicas.get_mut(name));
         if let Some(name) = replica.as_ref().map(|replica| replica.name.as_str()).filter(|_| link.is_open()) {
             if let Some(repeated) = self.links_told.tell(&format!("{name}: {error}"), now) {
-                tracing::warn!(replica = name, address = %link.address, repeated, "replica disconnected: {error}");
+                tracing::warn!(replica = name, address = %link.caller.address, repeated, "replica disconnected: {error}");
             }
         } else if let LinkError::Refused(refuse) = error {
             if let Some(repeated) = self.links_told.tell(&refuse.to_string(), now) {
-                tracing::warn!(address = %link.address, repeated, "a replica is refused: {refuse}");
+                tracing::warn!(address = %link.caller.address, repeated, "a replica is refused: {refuse}");
             }
         } else if link.is_open()
             && let Some(more) = self.strangers_told.tell(STRANGERS_TOLD_INTERVAL, now)
         {
             let count = more + 1;
-            tracing::warn!(address = %link.address, count, "a peer connection without a name ended: {error}");
+            tracing::warn!(address = %link.caller.address, count, "a peer connection without a name ended: {error}");
         }
         if let Some(replica) = replica.filter(|replica| replica.link == Some(link.number)) {
             replica.link = None;

@@ -9,6 +9,7 @@ use walferry_cluster::agent::{
     Agent, AgentConfig, AskId, Command, Kept as AgentKept, NodeFacts, Output, Over, RegisterView,
 };
 use walferry_cluster::control::{Answer, Ask};
+use walferry_cluster::member::{Caller, Proved};
 use walferry_cluster::register::{Change, ClusterState, Kind, MemberId, Outcome};
 use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::lsn::Epoch;
@@ -128,7 +129,7 @@ impl Control {
     }
 
     pub fn connection(&self, socket: std::os::fd::OwnedFd, address: std::net::SocketAddr) {
-        self.order(Order::Connection(socket, address));
+        self.order(Order::Connection(socket, Caller::unproved(address)));
     }
 
     /// Hands over what the node reported, or that time has passed.
@@ -163,7 +164,7 @@ impl Control {
 
     pub fn ask(&mut self, request: u64, from: NodeNo, ask: Ask, now: Instant) {
         self.asked.insert(request, from);
-        self.agent.handle_ask(request, ask, now);
+        self.agent.handle_ask(request, Some(&Proved::of([name_of(from).as_str()])), ask, now);
     }
 
     pub fn answered(&mut self, id: AskId, answer: Result<Answer, String>, now: Instant) {

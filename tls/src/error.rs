@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
+use crate::private_file::PrivateFileError;
+
 /// Why files with certificates or keys are of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -32,7 +34,7 @@ pub enum TlsError {
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The connection broke.
-    #[error("the connection failed during the TLS handshake: {0}")]
+    #[error("the connection failed during the handshake: {0}")]
     Io(#[from] io::Error),
     /// The other side hung up.
     #[error("it closed the connection during the TLS handshake: does it speak TLS on this port?")]
@@ -40,15 +42,108 @@ pub enum HandshakeError {
     /// The other side does not speak TLS.
     #[error("it does not speak TLS; it said {0:?}")]
     Plain(String),
+    /// The other side does not speak TLS either, and proves the secret.
+    #[error("it does not speak TLS: it proves the peer secret in the clear")]
+    Knock,
     /// It took too long.
-    #[error("the TLS handshake did not end in time")]
+    #[error("the handshake did not end in time")]
     Slow,
     /// TLS was spoken and did not work out.
     #[error("{}", explain(.0))]
     Tls(#[from] Error),
+    /// The other side hung up before it had proved itself.
+    #[error(
+        "it closed the connection before it had proved that it holds the peer secret (--peer-secret): was it started with --peer-auth none?"
+    )]
+    ClosedUnproved,
+    /// The peer secret was not proved.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
     /// The name that was dialled is none that a certificate can be for.
     #[error("{0:?} is no host name and no address that a certificate could be for")]
     Name(String),
+}
+
+/// Why a file of secrets is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// It cannot be read.
+    #[error("cannot read peer_secret {}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Others than its owner can read it.
+    #[error("peer_secret {}: {open}", file.display())]
+    Open {
+        /// The file.
+        file: PathBuf,
+        /// Who can.
+        open: PrivateFileError,
+    },
+    /// It holds something else.
+    #[error("peer_secret {}: {reason}", file.display())]
+    Text {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong; never the secret.
+        reason: String,
+    },
+    /// It cannot be made.
+    #[error("cannot make {}: {source}", file.display())]
+    Create {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a peer was not admitted, or does not admit this node.
+#[derive(Debug, thiserror::Error)]
+pub enum ProofError {
+    /// It speaks, and does not prove anything; what it says, as far as it is text.
+    #[error("{}", .0.as_ref().map_or_else(
+        || "it does not prove that it holds the peer secret: was it started with --peer-auth none?".to_owned(),
+        |said| format!("it refuses this node: {said}"),
+    ))]
+    Unproved(Option<String>),
+    /// It speaks TLS, and this side does not.
+    #[error("the peer speaks TLS and this node does not: set peer_tls = true on both or on neither")]
+    Tls,
+    /// It means a secret that is none of this node's.
+    #[error("{0} holds another peer secret than this node: give both the same file")]
+    UnknownSecret(String),
+    /// It refuses this node.
+    #[error("it does not take this node's peer secret: give both the same file (--peer-secret)")]
+    Refused,
+    /// The proof is not that of somebody who holds the secret.
+    #[error("its proof is wrong: it does not hold the peer secret")]
+    Wrong,
+    /// A later build.
+    #[error("it proves itself by version {0} of the protocol, which this build does not know")]
+    Version(u8),
+    /// It proves one name, and its certificate is for others.
+    #[error(
+        "it proves to be {name}, and its certificate is for {}: give it one with the DNS name {name}",
+        if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") }
+    )]
+    Misnamed {
+        /// What it proves.
+        name: String,
+        /// What its certificate says.
+        names: Vec<String>,
+    },
+    /// The other side says so of this node.
+    #[error(
+        "this node's certificate is not for {0}, the name that it proves: give it one with the DNS name {0} (tls_cert)"
+    )]
+    OwnCertificate(String),
+    /// Nothing that makes sense.
+    #[error("what it says is no proof")]
+    Garbage,
 }
 
 impl From<HandshakeError> for io::Error {

@@ -1,5 +1,6 @@
-//! A listener whose connections begin with a handshake: accepts on a thread of its own, bounded in number and time, and hands
-//! over those that came through. Nobody who does not speak, or not TLS, or has no certificate that counts, gets further than this.
+//! A listener whose connections begin with a handshake: of TLS, or the proof of the peer secret, or one after the other. Accepts
+//! on a thread of its own, bounded in number and time, and hands over those that came through. Nobody who does not speak, or not
+//! TLS, or has no certificate that counts, or does not hold the secret, gets further than this.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::error::HandshakeError;
+use crate::error::{HandshakeError, ProofError};
 use crate::handshake::{HANDSHAKE_TIME_MAX, Handshake, Parting, Step};
 use crate::identity::Identity;
+use crate::introduction::{Before, Introduction};
+use crate::names::{is_peer, peer_names};
 use crate::quota::Quota;
+use crate::secret::PeerSecret;
 use crate::terminate::{Protection, Terminator};
 
 /// Handshakes at once; beyond it the next ones wait in the listener's backlog.
@@ -38,20 +42,42 @@ pub struct Accepted {
     pub address: SocketAddr,
     /// At which address of this host it came in.
     pub reached_at: Option<IpAddr>,
-    /// How it is protected.
-    pub protection: Protection,
+    /// How it is protected; `None`: it is plain.
+    pub protection: Option<Protection>,
+    /// The names that it has proved to be: the one behind the secret, or those of its certificate. None where nothing is proved.
+    pub names: Option<Vec<String>>,
+}
+
+/// How a gate speaks TLS.
+#[derive(Debug)]
+pub struct GateTls {
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// Who takes over.
+    pub terminator: Arc<Terminator>,
+}
+
+/// What somebody is told who is refused, in the words of the protocol behind the gate.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// Who does not speak TLS, and has to.
+    pub plain: Vec<u8>,
+    /// Who speaks TLS, where it is not spoken.
+    pub tls: Vec<u8>,
+    /// Who proves nothing, and has to.
+    pub unproved: Vec<u8>,
 }
 
 /// What a gate is given.
 pub struct GateConfig {
     /// The option that opened it, for messages.
     pub option: &'static str,
-    /// Who this node is.
-    pub identity: Arc<Identity>,
-    /// Who takes over.
-    pub terminator: Arc<Terminator>,
-    /// What somebody is told who does not speak TLS, in the words of the protocol behind the gate.
-    pub plain_answer: Vec<u8>,
+    /// How TLS is spoken, if it is.
+    pub tls: Option<GateTls>,
+    /// What has to be proved after that, if anything.
+    pub secret: Option<Arc<PeerSecret>>,
+    /// What those are told who are refused.
+    pub answers: Answers,
     /// Gets each connection, on the gate's thread.
     pub deliver: Box<dyn Fn(Accepted) + Send>,
 }
@@ -80,7 +106,7 @@ impl Gate {
             accept_from: now,
             quota: Quota::new(now),
         };
-        let thread = std::thread::Builder::new().name("tls-gate".to_owned()).spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new().name("gate".to_owned()).spawn(move || worker.run())?;
         Ok(Gate { address, stop, thread: Some(thread) })
     }
 
@@ -100,11 +126,54 @@ impl Drop for Gate {
     }
 }
 
+/// Where a connection stands.
+enum Stage {
+    Tls(Box<Handshake>),
+    Proof(Box<Introduction>),
+}
+
+impl Stage {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Stage::Tls(handshake) => &handshake.socket,
+            Stage::Proof(introduction) => &introduction.socket,
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self {
+            Stage::Tls(handshake) => handshake.deadline,
+            Stage::Proof(introduction) => introduction.deadline,
+        }
+    }
+
+    fn step(&mut self) -> Result<Step, HandshakeError> {
+        match self {
+            Stage::Tls(handshake) => handshake.step(),
+            Stage::Proof(introduction) => introduction.step(),
+        }
+    }
+
+    fn into_socket(self) -> TcpStream {
+        match self {
+            Stage::Tls(handshake) => handshake.socket,
+            Stage::Proof(introduction) => introduction.socket,
+        }
+    }
+}
+
 struct Pending {
-    handshake: Handshake,
+    stage: Stage,
     address: SocketAddr,
+    reached_at: Option<IpAddr>,
     since: Instant,
     waits: PollFlags,
+}
+
+/// What follows on a stage.
+enum Next {
+    Stage(Stage),
+    Through(Accepted),
 }
 
 struct Worker {
@@ -131,7 +200,7 @@ impl Worker {
             let (listener, handshakes) = (ready[1], &ready[2..]);
             let begun = std::mem::take(&mut self.handshakes);
             for (pending, ready) in begun.into_iter().zip(handshakes) {
-                if *ready || now >= pending.handshake.deadline {
+                if *ready || now >= pending.stage.deadline() {
                     self.step(pending, now);
                 } else {
                     self.handshakes.push_back(pending);
@@ -154,9 +223,9 @@ impl Worker {
         let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut all =
             vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), listens)];
-        all.extend(self.handshakes.iter().map(|pending| PollFd::new(pending.handshake.socket.as_fd(), pending.waits)));
+        all.extend(self.handshakes.iter().map(|pending| PollFd::new(pending.stage.socket().as_fd(), pending.waits)));
         all.extend(self.partings.iter().map(|parting| PollFd::new(parting.socket.as_fd(), PollFlags::POLLIN)));
-        let deadlines = self.handshakes.iter().map(|pending| pending.handshake.deadline);
+        let deadlines = self.handshakes.iter().map(|pending| pending.stage.deadline());
         let mut next = deadlines.chain(self.partings.iter().map(|parting| parting.until)).min();
         if !accepts {
             let room = self.handshakes.front().map(|oldest| oldest.since + HANDSHAKE_TIME_SURE);
@@ -172,7 +241,7 @@ impl Worker {
             Err(nix::errno::Errno::EINTR) => return vec![false; all.len()],
             Err(error) => {
                 // Nothing that passes: too many descriptors for this process.
-                tracing::error!(%error, option = self.config.option, "a listener for TLS has ended");
+                tracing::error!(%error, option = self.config.option, "a listener has ended");
                 return vec![true; all.len()];
             }
         }
@@ -194,58 +263,111 @@ impl Worker {
         if self.handshakes.len() >= HANDSHAKES_MAX
             && let Some(oldest) = self.handshakes.pop_front()
         {
-            self.refuse(oldest.handshake.socket, oldest.address, &HandshakeError::Slow);
+            self.refuse(oldest.stage.into_socket(), oldest.address, &HandshakeError::Slow);
         }
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%address, %error, "TCP_NODELAY was refused");
         }
-        match Handshake::accept(socket, self.config.identity.current().server) {
-            Ok(handshake) => self.step(Pending { handshake, address, since: now, waits: PollFlags::POLLIN }, now),
+        let reached_at = socket.local_addr().ok().map(|local| local.ip().to_canonical());
+        match self.first_stage(socket) {
+            Ok(stage) => self.step(Pending { stage, address, reached_at, since: now, waits: PollFlags::POLLIN }, now),
             Err(error) if !self.quota.take(now) => tracing::debug!(%address, "a handshake cannot begin: {error}"),
             Err(error) => tracing::warn!(%address, "a handshake cannot begin: {error}"),
         }
     }
 
+    fn first_stage(&self, socket: TcpStream) -> Result<Stage, HandshakeError> {
+        match (&self.config.tls, &self.config.secret) {
+            (Some(tls), _) => Handshake::accept(socket, tls.identity.current().server).map(Box::new).map(Stage::Tls),
+            (None, Some(secret)) => {
+                Introduction::accept(socket, Before::default(), secret).map(Box::new).map(Stage::Proof)
+            }
+            (None, None) => unreachable!("a gate asks for something"),
+        }
+    }
+
     fn step(&mut self, mut pending: Pending, now: Instant) {
-        match pending.handshake.step() {
-            Ok(Step::Done) => self.through(pending),
-            Ok(Step::Wait(_)) if now >= pending.handshake.deadline => {
-                self.refuse(pending.handshake.socket, pending.address, &HandshakeError::Slow);
+        match pending.stage.step() {
+            Ok(Step::Done) => self.advance(pending, now),
+            Ok(Step::Wait(_)) if now >= pending.stage.deadline() => {
+                self.refuse(pending.stage.into_socket(), pending.address, &HandshakeError::Slow);
             }
             Ok(Step::Wait(what)) => {
                 pending.waits = what;
                 self.handshakes.push_back(pending);
             }
-            Err(error) => self.refuse(pending.handshake.socket, pending.address, &error),
+            Err(error) => self.refuse(pending.stage.into_socket(), pending.address, &error),
         }
     }
 
-    fn through(&mut self, pending: Pending) {
-        let address = pending.address;
-        let reached_at = pending.handshake.socket.local_addr().ok().map(|local| local.ip().to_canonical());
-        let (socket, tls) = pending.handshake.into_parts();
-        match self.config.terminator.take(socket, tls, address) {
-            Ok((socket, protection)) => {
-                self.config.terminator.counts().accepted.fetch_add(1, Ordering::Relaxed);
-                (self.config.deliver)(Accepted { socket, address, reached_at, protection });
+    /// Goes on with a connection whose stage is done.
+    fn advance(&mut self, pending: Pending, now: Instant) {
+        let (address, reached_at, since) = (pending.address, pending.reached_at, pending.since);
+        match self.next_stage(pending) {
+            Ok(Next::Stage(stage)) => {
+                self.step(Pending { stage, address, reached_at, since, waits: PollFlags::POLLIN }, now)
             }
-            Err(error) if !self.quota.take(Instant::now()) => {
-                tracing::debug!(%address, "a TLS connection cannot be taken over: {error}");
+            Ok(Next::Through(accepted)) => {
+                if let Some(tls) = &self.config.tls {
+                    tls.terminator.counts().accepted.fetch_add(1, Ordering::Relaxed);
+                }
+                (self.config.deliver)(accepted);
             }
-            Err(error) => tracing::warn!(%address, "a TLS connection cannot be taken over: {error}"),
+            Err(error) if !self.quota.take(now) => {
+                tracing::debug!(%address, "a connection cannot be taken over: {error}")
+            }
+            Err(error) => tracing::warn!(%address, "a connection cannot be taken over: {error}"),
+        }
+    }
+
+    fn next_stage(&self, pending: Pending) -> Result<Next, HandshakeError> {
+        let (address, reached_at) = (pending.address, pending.reached_at);
+        match (pending.stage, &self.config.tls) {
+            (Stage::Tls(handshake), Some(tls)) => {
+                let (socket, connection) = handshake.into_parts();
+                let names = is_peer(&connection).then(|| peer_names(&connection));
+                let (socket, protection) = tls.terminator.take(socket, connection, address)?;
+                let protection = Some(protection);
+                match &self.config.secret {
+                    Some(secret) => Introduction::accept(socket.into(), Before { protection, names }, secret)
+                        .map(Box::new)
+                        .map(Stage::Proof)
+                        .map(Next::Stage),
+                    None => Ok(Next::Through(Accepted { socket, address, reached_at, protection, names })),
+                }
+            }
+            (Stage::Proof(introduction), _) => {
+                let (socket, protection, name) = introduction.into_parts()?;
+                Ok(Next::Through(Accepted {
+                    socket: socket.into(),
+                    address,
+                    reached_at,
+                    protection,
+                    names: Some(vec![name]),
+                }))
+            }
+            (Stage::Tls(_), None) => unreachable!("no TLS is spoken"),
         }
     }
 
     fn refuse(&mut self, socket: TcpStream, address: SocketAddr, error: &HandshakeError) {
-        self.config.terminator.counts().failed.fetch_add(1, Ordering::Relaxed);
+        if let Some(tls) = &self.config.tls {
+            tls.terminator.counts().failed.fetch_add(1, Ordering::Relaxed);
+        }
         // A port that is looked at, as load balancers do, is nothing to talk of.
-        let is_look = matches!(error, HandshakeError::Closed);
+        let is_look = matches!(error, HandshakeError::Closed | HandshakeError::ClosedUnproved);
         if is_look || !self.quota.take(Instant::now()) {
             tracing::debug!(%address, option = self.config.option, "refused: {error}");
         } else {
             tracing::warn!(%address, option = self.config.option, "refused: {error}");
         }
-        let last = if matches!(error, HandshakeError::Plain(_)) { self.config.plain_answer.as_slice() } else { &[] };
+        let answers = &self.config.answers;
+        let last = match error {
+            HandshakeError::Plain(_) | HandshakeError::Knock => answers.plain.as_slice(),
+            HandshakeError::Proof(ProofError::Tls) => &answers.tls,
+            HandshakeError::Proof(ProofError::Unproved(_)) => &answers.unproved,
+            _ => &[],
+        };
         self.partings.push_back(Parting::new(socket, last));
         if self.partings.len() > PARTINGS_MAX {
             self.partings.pop_front();

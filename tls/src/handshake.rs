@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
 use crate::error::HandshakeError;
+use crate::proof::PROOF_MAGIC;
 
 /// A handshake takes no longer than this.
 pub(crate) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -222,19 +223,22 @@ impl Handshake {
         let mut more = [0; SHOWN_BYTES_MAX];
         let bytes = self.socket.read(&mut more).unwrap_or(0);
         self.record.extend_from_slice(&more[..bytes]);
+        if self.record.starts_with(&PROOF_MAGIC) {
+            return HandshakeError::Knock;
+        }
         let shown = &self.record[..self.record.len().min(SHOWN_BYTES_MAX)];
         HandshakeError::Plain(shown.escape_ascii().to_string())
     }
 }
 
-fn broken(error: io::Error) -> HandshakeError {
+pub(crate) fn broken(error: io::Error) -> HandshakeError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => HandshakeError::Closed,
         _ => error.into(),
     }
 }
 
-fn wait(socket: &TcpStream, what: PollFlags, until: Instant) -> Result<(), HandshakeError> {
+pub(crate) fn wait(socket: &TcpStream, what: PollFlags, until: Instant) -> Result<(), HandshakeError> {
     let left = until.saturating_duration_since(Instant::now());
     // Rounded up, or the last millisecond would be spent spinning.
     let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);

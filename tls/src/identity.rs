@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::error::TlsError;
 use crate::files::{NamedFile, Pair, for_clients, for_peers};
 
 /// The files are looked at this often at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What TLS is for, and whose certificates are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +40,19 @@ pub(crate) struct Current {
 
 /// What tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     inode: u64,
     bytes: u64,
     /// Of content or mode: a key that others could read is read again when it was closed to them.
     changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of a file that is there.
+    pub(crate) fn of(file: &Path) -> Option<Stamp> {
+        let meta = std::fs::metadata(file).ok()?;
+        Some(Stamp { inode: meta.ino(), bytes: meta.len(), changed: (meta.ctime(), meta.ctime_nsec()) })
+    }
 }
 
 struct State {
@@ -142,9 +151,5 @@ fn stamps(pair: &Pair, purpose: &Purpose) -> Vec<Option<Stamp>> {
         Purpose::Peers { ca } => Some(ca),
     };
     let files = [Some(&pair.certificate), Some(&pair.key), ca];
-    let stamp = |file: &NamedFile| {
-        let meta = std::fs::metadata(&file.path).ok()?;
-        Some(Stamp { inode: meta.ino(), bytes: meta.len(), changed: (meta.ctime(), meta.ctime_nsec()) })
-    };
-    files.into_iter().flatten().map(stamp).collect()
+    files.into_iter().flatten().map(|file| Stamp::of(&file.path)).collect()
 }

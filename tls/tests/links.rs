@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use walferry_tls::{
-    Accepted, Gate, GateConfig, Identity, NamedFile, PeerTls, Protection, Purpose, Secured, Terminator,
+    Accepted, Answers, Gate, GateConfig, GateTls, Identity, NamedFile, PeerLinks, Protection, Purpose, Secured,
+    Terminator,
 };
 
 #[path = "common/certificates.rs"]
@@ -37,16 +38,16 @@ impl Side {
         let (outbox, accepted) = channel();
         let config = GateConfig {
             option: "peer_listen",
-            identity,
-            terminator: Arc::clone(&terminator),
-            plain_answer: PLAIN_ANSWER.to_vec(),
+            tls: Some(GateTls { identity, terminator: Arc::clone(&terminator) }),
+            secret: None,
+            answers: Answers { plain: PLAIN_ANSWER.to_vec(), ..Answers::default() },
             deliver: Box::new(move |one| outbox.send(one).expect("the test waits")),
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         Side { gate: Gate::start(listener, config).expect("a gate"), accepted, terminator }
     }
 
-    fn dial(&self, tls: &PeerTls) -> std::io::Result<Secured> {
+    fn dial(&self, tls: &PeerLinks) -> std::io::Result<Secured> {
         let address = self.gate.address();
         tls.secure(TcpStream::connect(address)?, &address.to_string(), PATIENCE)
     }
@@ -65,7 +66,7 @@ fn stream(socket: OwnedFd) -> TcpStream {
 struct Pair {
     _dir: tempfile::TempDir,
     side: Side,
-    tls: PeerTls,
+    tls: PeerLinks,
 }
 
 fn pair() -> Pair {
@@ -73,7 +74,7 @@ fn pair() -> Pair {
     let ca = Authority::new(dir.path(), "cluster");
     let (a, b) = (ca.sign("a", &["127.0.0.1"]), ca.sign("b", &["b.example"]));
     let side = Side::open(peer_identity(&a, &ca));
-    let tls = PeerTls::new(peer_identity(&b, &ca), Terminator::new(true));
+    let tls = PeerLinks::plain().with_tls(peer_identity(&b, &ca), Terminator::new(true));
     Pair { _dir: dir, side, tls }
 }
 
@@ -143,11 +144,13 @@ fn another_ca_is_refused_with_a_reason_on_both_sides() {
     let side = Side::open(peer_identity(&ca.sign("a", &["127.0.0.1"]), &ca));
     // It believes the server, the server does not believe it.
     let foreign = peer_identity(&other.sign("b", &["b.example"]), &ca);
-    let error = side.dial(&PeerTls::new(foreign, Terminator::new(true))).expect_err("a refusal").to_string();
+    let error =
+        side.dial(&PeerLinks::plain().with_tls(foreign, Terminator::new(true))).expect_err("a refusal").to_string();
     assert!(error.contains("peer_tls") && error.contains("does not know its CA"), "{error}");
     // The other way round.
     let distrustful = peer_identity(&ca.sign("b", &["b.example"]), &other);
-    let error = side.dial(&PeerTls::new(distrustful, Terminator::new(true))).expect_err("a refusal").to_string();
+    let error =
+        side.dial(&PeerLinks::plain().with_tls(distrustful, Terminator::new(true))).expect_err("a refusal").to_string();
     assert!(error.contains("not signed by a CA that this side knows"), "{error}");
     let failed = || side.terminator.counts().failed.load(Ordering::Relaxed);
     let deadline = std::time::Instant::now() + PATIENCE;
@@ -163,7 +166,7 @@ fn a_certificate_for_another_host_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = Authority::new(dir.path(), "cluster");
     let side = Side::open(peer_identity(&ca.sign("a", &["a.example"]), &ca));
-    let tls = PeerTls::new(peer_identity(&ca.sign("b", &["b.example"]), &ca), Terminator::new(true));
+    let tls = PeerLinks::plain().with_tls(peer_identity(&ca.sign("b", &["b.example"]), &ca), Terminator::new(true));
     let error = side.dial(&tls).expect_err("a refusal").to_string();
     assert!(error.contains("other names than the one that was dialled") && error.contains("a.example"), "{error}");
 }
@@ -209,7 +212,7 @@ fn new_files_are_used_and_bad_ones_are_not() {
     let own = ca.sign("a", &["127.0.0.1"]);
     let identity = peer_identity(&own, &ca);
     let side = Side::open(Arc::clone(&identity));
-    let tls = PeerTls::new(peer_identity(&ca.sign("b", &["b.example"]), &ca), Terminator::new(true));
+    let tls = PeerLinks::plain().with_tls(peer_identity(&ca.sign("b", &["b.example"]), &ca), Terminator::new(true));
     side.dial(&tls).expect("a link");
     replace(&own.certificate, "not a certificate");
     assert!(matches!(identity.reload(), walferry_tls::Reloaded::Kept(_)));
@@ -261,7 +264,7 @@ fn a_link_says_how_it_is_protected() {
             libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &raw mut length)
         };
         assert_eq!(asked, 0);
-        assert_eq!(domain == libc::AF_INET, protection == Protection::Kernel);
+        assert_eq!(domain == libc::AF_INET, protection == Some(Protection::Kernel));
         println!("this kernel: {protection:?}");
     }
 }

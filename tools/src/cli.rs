@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
-use walferry_tls::{Outsiders, open_private};
+use walferry_tls::{Outsiders, Secrets, open_private};
 
 use crate::client::Credentials;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
@@ -90,6 +90,9 @@ enum Command {
     /// Create a data directory and measure its disk, without starting a node
     #[command(after_help = INIT_EXAMPLES)]
     Init(NodeArgs),
+    /// Make a file with a secret that the peers of a cluster share
+    #[command(after_help = SECRET_EXAMPLES)]
+    Secret(SecretArgs),
     /// Make a replica the leader, in a new epoch
     #[command(after_help = promote::EXAMPLES)]
     Promote(promote::PromoteArgs),
@@ -162,6 +165,30 @@ Examples:
 
 Every flag is also a key of walferry.toml, with _ for -; a flag wins over the file.
 SIGTERM or SIGINT writes what is open and stops the node; exit code 0.";
+
+const SECRET_EXAMPLES: &str = "\
+Examples:
+  walferry secret /etc/walferry/peer.secret
+  walferry start --data ./a --name a --peer-secret /etc/walferry/peer.secret --members a=...,b=...
+
+Give every node of the cluster the same file. It is made for its owner alone (mode 0600); a file that others can read is refused.
+A line is a secret: the first one is proved, any of them is taken. To change it without a pause add the new line at the end of the
+file on every node, then put it first on every node, then take the old one out; nodes see a changed file within a second.
+
+Exit codes: 0 made; 1 the file exists or cannot be made.";
+
+/// `walferry secret`.
+#[derive(Debug, Args)]
+struct SecretArgs {
+    /// The file to make
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+fn make_secret(args: &SecretArgs) -> Result<(), Failure> {
+    Secrets::create(&args.file).map_err(Failure::failed)?;
+    say(format_args!("{}: give every node of the cluster this file, with --peer-secret", args.file.display()))
+}
 
 const INIT_EXAMPLES: &str = "\
 Examples:
@@ -297,6 +324,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             Ok(daemon::run(config)?)
         }
         Command::Witness(args) => daemon::cluster::witness::run(args),
+        Command::Secret(args) => make_secret(&args),
         Command::Init(args) => init::run(&args.node_config()?),
         Command::Promote(args) => promote::run(&args),
         Command::Switchover(args) => switchover::run(&args),

@@ -140,6 +140,26 @@ impl std::str::FromStr for Redirect {
     }
 }
 
+/// `peer_auth`: what a peer has to prove before it is listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAuth {
+    /// That it holds the secret of `peer_secret`, or has a certificate under `peer_tls`.
+    Secret,
+    /// Nothing.
+    None,
+}
+
+impl std::str::FromStr for PeerAuth {
+    type Err = String;
+    fn from_str(text: &str) -> Result<PeerAuth, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "secret" => Ok(PeerAuth::Secret),
+            "none" => Ok(PeerAuth::None),
+            _ => Err(format!("{text:?} is none of `secret`, `none`")),
+        }
+    }
+}
+
 /// Everything a node needs to know, checked.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -163,6 +183,10 @@ pub struct NodeConfig {
     pub redirect: Redirect,
     /// What of its links is TLS.
     pub tls: TlsConfig,
+    /// What peers have to prove.
+    pub peer_auth: PeerAuth,
+    /// The file of the secret that peers share; none: that in the data directory.
+    pub peer_secret: Option<PathBuf>,
     /// What clients must AUTH with.
     pub password: Option<String>,
     /// Who may connect, if that is not everybody.
@@ -260,6 +284,8 @@ impl NodeConfig {
             repair_from: all.repair_from.map(|checked| checked.value).unwrap_or_default(),
             redirect: all.redirect.expect(given).value,
             tls,
+            peer_auth: all.peer_auth.expect(given).value,
+            peer_secret: all.peer_secret,
             password: all.password,
             users_file: all.users_file,
             clients_max: all.clients_max.expect(given),

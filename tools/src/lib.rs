@@ -39,7 +39,7 @@ pub mod hostile {
 /// A node whose clock, threads, disk and network are a simulator's.
 #[cfg(feature = "simulation")]
 pub mod simulated {
-    pub use crate::config::NodeConfig;
+    pub use crate::config::{NodeConfig, PeerAuth};
     pub use crate::daemon::DaemonError;
     pub use crate::daemon::simulated::{Control, Member, Order, Report, witness_agent};
 }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use walferry_engine::log::{SyncMethod, direct_io_refusal};
+use walferry_tls::Secrets;
 
 use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
+use crate::daemon::peer_secret::SECRET_FILE;
 use crate::status::Status;
 
 /// Says that a directory was made for such nodes and may be replaced by the next ones.
@@ -88,8 +90,13 @@ impl LocalNode {
         // A node that is started again goes on in its log.
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file).map_err(failed)?;
         let _ = std::fs::remove_file(&ready_file);
+        let secret = dir.join(SECRET_FILE);
+        if !secret.exists() {
+            Secrets::create(&secret).map_err(Failure::failed)?;
+        }
         command.args(["start", "--name", name, "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]);
-        command.arg("--data").arg(dir.join(name)).arg("--ready-file").arg(&ready_file).args(flags);
+        command.arg("--data").arg(dir.join(name)).arg("--ready-file").arg(&ready_file);
+        command.arg("--peer-secret").arg(&secret).args(flags);
         // Not under a supervisor: readiness is told by the file, and Ctrl-C is for the caller, which stops its nodes.
         command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM").process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

@@ -93,7 +93,8 @@ fn replica_applies_what_its_own_leader_has_flushed_only() {
     let root = directory();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
-    let replica = Node::start(root.path(), "r", &["--follow", &address, "--segment-bytes", "64MiB"]);
+    let replica =
+        Node::start(root.path(), "r", &["--follow", &address, "--segment-bytes", "64MiB", "--peer-auth", "none"]);
     let mut client = replica.client();
     let mut holds = |key: &str| client.command(&["GET", key]) == Reply::Bulk("v".into());
 

@@ -327,6 +327,10 @@ fn a_stopped_log_is_repaired_from_a_peer_behind_tls() {
     let error = walferry(&[&repair[..], &["--tls-cert", &certificate]].concat()).expect_err("its key is missing");
     assert!(error.contains("--tls-key"), "{error}");
     let files = ["--tls-cert", &certificate, "--tls-key", &key, "--peer-tls-ca", &authority];
+    let error = walferry(&[&repair[..], &files].concat()).expect_err("it proves nothing");
+    assert!(error.contains("peers prove a secret"), "{error}");
+    let secret = text(&root.path().join("peer.secret"));
+    let files = [&files[..], &["--peer-secret", &secret]].concat();
     let said = walferry(&[&repair[..], &files].concat()).expect("it is repaired");
     assert!(said.contains("repaired 0/") && said.contains(&format!("from {peer}")), "{said}");
     walferry(&["log", "verify", "--data", &data, "--against", &text(&a.data)]).expect("the same bytes, no damage");
@@ -348,6 +352,10 @@ fn peers_that_do_not_belong_together_say_so_on_both_sides() {
     until_logged(root.path(), "a", "not signed by a CA that this side knows");
     until("INFO tells it", || node_trouble(&foreign).contains("does not know its CA"));
 
+    // A certificate of the right CA, for another node.
+    let _other = start(root.path(), "x", &peer_flags(&ca.sign("y", &["127.0.0.1"]), &ca), &to_secured);
+    until_logged(root.path(), "x", "this node's certificate is not for x");
+
     // Only one of the two speaks TLS.
     let _plain_replica = Node::start(root.path(), "c", &to_secured);
     until_logged(root.path(), "c", "this node's peers speak TLS: set peer_tls = true on both or on neither");
@@ -361,12 +369,25 @@ fn peers_that_do_not_belong_together_say_so_on_both_sides() {
     until_logged(root.path(), "d", "it does not speak TLS; it said");
 }
 
+#[test]
+fn certificate_names_the_nodes_that_may_show_it() {
+    let root = directory();
+    let ca = Authority::new(root.path(), "cluster");
+    let flags = |signed: &Signed| [peer_flags(signed, &ca), vec!["--peer-auth".to_owned(), "none".to_owned()]].concat();
+    let a = start(root.path(), "a", &flags(&ca.sign("a", &["127.0.0.1"])), &[]);
+    let follow = ["--follow", &a.peer_listen.to_string()];
+    let _other = start(root.path(), "x", &flags(&ca.sign("y", &["127.0.0.1"])), &follow);
+    until_logged(root.path(), "a", "y says that it is x: a node speaks under the name that it proved");
+    let b = start(root.path(), "b", &flags(&ca.sign("b.example.org", &["127.0.0.1"])), &follow);
+    until("b, whose host is called b, follows", || node_trouble(&b).contains("master_link_status:up"));
+}
+
 /// Neither is gone: nobody is told to go on without the other.
 #[test]
 fn member_without_tls_among_those_with_it_is_told_so() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     let ca = Authority::new(cluster.root.path(), "cluster");
-    let secured = peer_flags(&ca.sign("member", &[&cluster.host]), &ca);
+    let secured = peer_flags(&ca.sign("member", &[&cluster.host, "a", "b", "c"]), &ca);
     let both = "set peer_tls = true on both or on neither";
     let told = |cluster: &Cluster, name: &str, says: &str| {
         until(&format!("{name} tells {says}"), || {
@@ -436,7 +457,7 @@ fn a_start_on_an_open_address_says_what_is_open() {
     let node = Node::start(root.path(), "a", &["--listen", "0.0.0.0:0", "--peer-listen", "0.0.0.0:0"]);
     let log = log_of(root.path(), "a");
     assert!(log.contains("whoever reaches this address may do everything"), "{log}");
-    assert!(log.contains("whoever reaches it can be a replica and read the log: set peer_tls"), "{log}");
+    assert!(log.contains("what follows can be read and changed on the way: set peer_tls"), "{log}");
     assert_eq!(node.stop().0, Some(0));
     let quiet = Node::start(root.path(), "b", &[]);
     assert!(!log_of(root.path(), "b").contains("whoever reaches"), "on loopback there is nothing to say");
@@ -447,7 +468,7 @@ fn a_start_on_an_open_address_says_what_is_open() {
 fn a_cluster_under_tls_survives_the_death_of_its_leader() {
     let mut cluster = Cluster::start_with(&["a", "b", "c", "w"], |root, host| {
         let ca = Authority::new(root, "cluster");
-        let flags = peer_flags(&ca.sign("member", &[host]), &ca);
+        let flags = peer_flags(&ca.sign("member", &[host, "a", "b", "c", "w"]), &ca);
         (flags.clone(), flags)
     });
     let load = Load::start(&cluster, "remote_flush");

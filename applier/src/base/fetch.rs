@@ -19,7 +19,7 @@ use walferry_engine::lock::{DirLock, LockError};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
-use walferry_tls::PeerTls;
+use walferry_tls::PeerLinks;
 
 use super::BaseError;
 use super::incoming::{Facts, Incoming, make_dir};
@@ -53,7 +53,7 @@ pub struct FetchConfig {
     /// A piece of the copy under way arrived damaged.
     pub suspect: bool,
     /// Peers speak TLS.
-    pub tls: Option<Arc<PeerTls>>,
+    pub links: Arc<PeerLinks>,
 }
 
 /// The reason for not following a leader without what was committed, and the ways out.
@@ -270,8 +270,8 @@ impl Fetcher {
     }
 
     fn connect(&self) -> Result<LeaderSocket, FetchError> {
-        let (leader, tls) = (&self.config.leader, self.config.tls.as_deref());
-        let socket = connect_to(leader, self.config.peer_timeout, tls)?.stream;
+        let (leader, links) = (&self.config.leader, &self.config.links);
+        let socket = connect_to(leader, self.config.peer_timeout, links)?.stream;
         socket.set_read_timeout(Some(self.config.peer_timeout))?;
         socket.set_write_timeout(Some(self.config.peer_timeout))?;
         *self.shared.socket.lock().expect("nobody panics with it") = Some(socket.try_clone()?);

@@ -22,7 +22,7 @@ use walferry_engine::mend::Mender;
 use walferry_engine::repair::{Gap, Patch};
 use walferry_engine::segment::DirBytes;
 use walferry_engine::world;
-use walferry_tls::PeerTls;
+use walferry_tls::PeerLinks;
 
 use crate::follower::connect_to;
 use plan::{Answer, Next, Plan, Source};
@@ -48,7 +48,7 @@ pub struct Repairer {
     /// Who may hold what is missing.
     pub sources: Vec<Source>,
     /// How they are reached, if not in the clear.
-    pub tls: Option<Arc<PeerTls>>,
+    pub links: Arc<PeerLinks>,
     /// For how long those that cannot be reached are waited for.
     pub wait_max: Duration,
 }
@@ -189,7 +189,7 @@ impl Repairer {
 
     /// Sends a question; the answer comes on the socket.
     fn send(&self, address: &str, question: &[u8]) -> io::Result<TcpStream> {
-        let mut socket = connect_to(address, CONNECT_TIME_MAX, self.tls.as_deref())?.stream;
+        let mut socket = connect_to(address, CONNECT_TIME_MAX, &self.links)?.stream;
         socket.set_read_timeout(Some(ANSWER_TIME_MAX))?;
         socket.set_write_timeout(Some(ANSWER_TIME_MAX))?;
         socket.write_all(question)?;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::control::Beat;
+use crate::member::Proved;
 use crate::register::{MEMBERS_MAX, Outcome};
 use crate::testing::name;
 
@@ -280,7 +281,7 @@ impl Net {
                 self.last += 1;
                 let request = self.last;
                 self.asked.insert(request, (member.clone(), id));
-                self.with(&to, |agent, now| agent.handle_ask(request, *ask, now));
+                self.with(&to, |agent, now| agent.handle_ask(request, Some(&Proved::of([member.as_str()])), *ask, now));
             }
             Output::Answer(request, answer) => {
                 if let Some((asker, id)) = self.asked.remove(&request) {
@@ -748,7 +749,7 @@ fn fenced_leader_sends_no_heartbeats_and_is_replaced() {
     let leader = net.leader().expect("a leader");
     // A controller fenced the leader and died of it: the others never heard.
     let epoch = net.state.epoch.next();
-    net.with(&leader, |agent, now| agent.handle_ask(0, Ask::Seal(epoch, MemberId(1 << 40)), now));
+    net.with(&leader, |agent, now| agent.handle_ask(0, None, Ask::Seal(epoch, MemberId(1 << 40)), now));
     net.step();
     let heartbeats = net.site(&leader).heartbeats;
     assert!(net.run_until(10, |net| net.state.epoch >= epoch && net.leader().is_some()), "a majority is well");
@@ -823,7 +824,7 @@ fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
             end: Lsn::ZERO,
         };
         for ask in [Ask::Seal(epoch.next(), old[&name("b")]), Ask::Beat(beat), Ask::Canvass(old[&name("a")])] {
-            net.with(&name("c"), |agent, now| agent.handle_ask(0, ask, now));
+            net.with(&name("c"), |agent, now| agent.handle_ask(0, None, ask, now));
             net.step();
         }
         assert_eq!(net.site(&name("c")).kept.promised, promised, "it promised them nothing");
@@ -864,4 +865,46 @@ fn members_are_bounded() {
         let outcome = net.join(&member);
         assert_eq!(outcome.is_ok(), number < MEMBERS_MAX, "{outcome:?}");
     }
+}
+
+#[test]
+fn stranger_that_holds_the_secret_moves_nothing() {
+    let mut net = Net::new("a b c", "");
+    let leader = net.leader().expect("a leader");
+    let follower = net.sites.keys().find(|member| **member != leader).cloned().expect("a follower");
+    let (state, promised) = (net.state.clone(), net.site(&follower).kept.promised);
+    let id = |net: &Net, member: &MemberName| net.site(member).kept.id;
+    let far = state.epoch.skip(7);
+    let mut taken = state.clone();
+    taken.version += 1;
+    taken.epoch = far;
+    taken.leader = Some(name("x"));
+    let change = Change { state: taken };
+    let beat = Beat {
+        epoch: far,
+        leader: follower.clone(),
+        id: id(&net, &follower),
+        client_address: "x:6379".to_owned(),
+        end: Lsn::ZERO,
+    };
+    let (of_leader, nobodys) = (id(&net, &leader), MemberId(1 << 40));
+    for ask in [
+        Ask::Seal(far, nobodys),
+        Ask::Seal(far, of_leader),
+        Ask::Change(Box::new(change)),
+        Ask::Beat(beat),
+        Ask::Canvass(of_leader),
+        Ask::AllowUnclean,
+        Ask::Remove(follower.clone()),
+        Ask::Join(name("x"), Some("x:6401".to_owned())),
+        Ask::Drain(state.epoch, follower.clone()),
+    ] {
+        for asked in [&leader, &follower] {
+            net.with(asked, |agent, now| agent.handle_ask(0, Some(&Proved::of(["x"])), ask.clone(), now));
+            net.step();
+        }
+    }
+    net.run(TIMEOUT * 4);
+    assert_eq!((net.leader(), &net.state), (Some(leader), &state), "nothing moved");
+    assert_eq!(net.site(&follower).kept.promised, promised, "nothing was promised");
 }

@@ -8,7 +8,7 @@ use super::voters::ADMIT_TIME_MAX;
 use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
 use crate::failover::Aside;
-use crate::member::MemberName;
+use crate::member::{MemberName, Proved};
 use crate::register::MemberId;
 
 /// Drains of other members' switchovers that are under way here, at most.
@@ -16,9 +16,38 @@ const DRAINS_MAX: usize = 8;
 
 impl Agent {
     /// Another member asks; the answer comes out as [`super::Output::Answer`] with this number.
-    pub fn handle_ask(&mut self, request: u64, ask: Ask, now: Instant) {
-        self.handle_ask_of(Asker::Peer(request), ask, now);
+    pub fn handle_ask(&mut self, request: u64, proved: Option<&Proved>, ask: Ask, now: Instant) {
+        match proved.map_or(Ok(()), |proved| self.check_asker(proved, &ask)) {
+            Ok(()) => self.handle_ask_of(Asker::Peer(request), ask, now),
+            Err(text) => self.answer(Asker::Peer(request), Answer::Refused(text), now),
+        }
         self.turn(now);
+    }
+
+    /// Whether a node that proved to be `proved` may ask this: it speaks for itself only, and what moves the cluster is asked by
+    /// members. Heartbeats and what carries the register are taken from whoever holds the secret: this member may not know yet
+    /// that it was taken in.
+    fn check_asker(&self, proved: &Proved, ask: &Ask) -> Result<(), String> {
+        let state = &self.view.state;
+        let of_id = |id: MemberId| state.members.iter().find(|(_, member)| member.id == id).map(|(name, _)| name);
+        let said = match ask {
+            Ask::Greet(theirs) => Some(&theirs.name),
+            Ask::Beat(beat) => Some(&beat.leader),
+            ask => ask.asker().and_then(of_id),
+        };
+        said.map_or(Ok(()), |said| proved.check(said)).map_err(|error| error.to_string())?;
+        let moves_nothing =
+            matches!(ask, Ask::Greet(_) | Ask::Beat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::Canvass(_));
+        // One that was removed is told so.
+        let removed = ask.asker().is_some_and(|id| state.removed.iter().any(|removed| removed.id == id));
+        if moves_nothing
+            || removed
+            || state.members.is_empty()
+            || proved.is_one_of(|name| state.members.contains_key(name))
+        {
+            return Ok(());
+        }
+        Err(format!("{proved} is no member of this cluster: `walferry join --name NAME` makes it one"))
     }
 
     pub(super) fn handle_ask_of(&mut self, asker: Asker, ask: Ask, now: Instant) {

@@ -25,6 +25,18 @@ const CHUNK_BODY_BYTES: usize = 16;
 /// says first to a port that does not.
 pub const TLS_FIRST_BYTES: [u8; 2] = [0x16, 0x03];
 
+/// What a node that proves the peer secret says first.
+const PROOF_FIRST_BYTES: [u8; 4] = *b"WFPA";
+
+/// The error for somebody whose first bytes, as many as an envelope has, are those of TLS or of a proof, where neither is expected.
+pub fn stranger(first: &[u8]) -> Option<MessageError> {
+    if first.starts_with(&PROOF_FIRST_BYTES) {
+        return Some(MessageError::Proof);
+    }
+    let is_tls = first.starts_with(&TLS_FIRST_BYTES) && first.get(5..ENVELOPE_BYTES) != Some(&[0; 3]);
+    is_tls.then_some(MessageError::Tls)
+}
+
 /// The envelope's flag of a traced frame.
 const FLAG_TRACED: u8 = 1;
 /// A Want's flag of a crc that is known.
@@ -140,10 +152,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let kind = Kind::from_number(head[4]);
     let flags_max = if kind == Some(Kind::Frame) { FLAG_TRACED } else { 0 };
     if head[5] > flags_max || head[6..] != [0; 2] {
-        if head.starts_with(&TLS_FIRST_BYTES) {
-            return Err(MessageError::Tls);
-        }
-        return Err(MessageError::Envelope);
+        return Err(stranger(head).unwrap_or(MessageError::Envelope));
     }
     let kind = kind.ok_or(MessageError::Kind(head[4]))?;
     let (bytes_min, bytes_max) = kind.body_bytes();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use walferry_cluster::member::ClusterId;
+use walferry_cluster::member::{Caller, ClusterId};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::limits::SEGMENT_BYTES_MIN;
 use walferry_engine::log::{AppendError, Log, LogConfig, SyncMethod};
@@ -107,7 +107,8 @@ impl Leader {
     pub fn turn(&mut self) {
         let mut now = Instant::now();
         while let Ok((socket, address)) = self.listener.accept() {
-            self.shipper.accept(OwnedFd::from(socket), address, &mut self.ring, &mut self.log, now);
+            let caller = Caller::unproved(address);
+            self.shipper.accept(OwnedFd::from(socket), caller, &mut self.ring, &mut self.log, now);
         }
         self.log.poll(&mut self.ring, now);
         self.shipper.poll(&mut self.ring, &mut self.log, &self.history, now);

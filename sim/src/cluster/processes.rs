@@ -1,7 +1,7 @@
 //! The nodes' processes: they start, turn, do background work, die, and are started again; and what must become of damage on their
 //! disks.
 
-use walferry::simulated::{Member, NodeConfig};
+use walferry::simulated::{Member, NodeConfig, PeerAuth};
 use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
@@ -44,6 +44,8 @@ impl Cluster {
         config.slot_keep_bytes_max = self.plan.slot_keep_bytes_max;
         config.base_copy_rate = self.plan.base_copy_rate;
         config.min_in_sync = self.plan.min_in_sync;
+        // Nobody else is on this network; who asks is told by the network.
+        config.peer_auth = PeerAuth::None;
         config
     }
 

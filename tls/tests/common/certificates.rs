@@ -33,10 +33,10 @@ impl Authority {
         Authority { issuer: Issuer::new(params, key), ca, dir: dir.to_owned() }
     }
 
-    /// A certificate for these names and addresses; files of the same `file` are replaced, each at once.
+    /// A certificate for the node called `file`, and for these names and addresses; files of the same `file` are replaced, each at once.
     pub fn sign(&self, file: &str, names: &[&str]) -> Signed {
         let key = KeyPair::generate().expect("a key");
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let names: Vec<String> = [file].iter().chain(names).map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.distinguished_name.push(rcgen::DnType::CommonName, file);

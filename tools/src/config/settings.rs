@@ -16,7 +16,7 @@ use walferry_engine::log::SyncMethod;
 use walferry_tls::{Outsiders, check_private};
 
 use super::members::{MemberList, PeerList};
-use super::{ConfigError, OnSyncLoss, Redirect};
+use super::{ConfigError, OnSyncLoss, PeerAuth, Redirect};
 use crate::units::{ByteSize, HostPort, Span};
 
 /// How often a leader gives a sign of life unless configured.
@@ -153,6 +153,13 @@ settings! {
     /// The CA of peers' certificates, PEM: whoever has one of its certificates can be a peer [default: that of --tls-ca]
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     peer_tls_ca: PathBuf,
+    /// The secret that the peers of a cluster share and prove to each other, a file that only its owner may read: `walferry secret
+    /// FILE` makes it [default: DATA/peer.secret, which the first node makes]
+    #[arg(long, value_name = "FILE", help_heading = "Peers")]
+    peer_secret: PathBuf,
+    /// What peers have to prove: secret (or their certificate, with --peer-tls), or none [default: secret]
+    #[arg(long, value_name = "WHAT", help_heading = "Peers")]
+    peer_auth: Checked<PeerAuth>,
     /// Let the kernel encrypt where it can (kTLS), so that sendfile stays zero-copy [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "TLS")]
     tls_kernel: bool,
@@ -261,6 +268,7 @@ impl Settings {
             tls_client_auth: Some(false),
             peer_tls: Some(false),
             tls_kernel: Some(true),
+            peer_auth: checked("secret"),
             commit_level: checked("local"),
             sync: checked(""),
             min_in_sync: Some(0),

@@ -58,6 +58,7 @@ fn every_key_is_a_flag_and_every_flag_a_key() {
         tls_key: Some("/k".into()),
         tls_ca: Some("/a".into()),
         peer_tls_ca: Some("/p".into()),
+        peer_secret: Some("/s".into()),
         repair_from: Some("h:5".parse().unwrap()),
         write_depth: Some(4),
         sync_method: Some("dsync".parse().unwrap()),

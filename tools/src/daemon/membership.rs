@@ -234,7 +234,7 @@ impl Node {
                 )));
             }
             ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(..) if self.log.stopped().is_some() => {}
-            ThreadOrder::Connection(socket, address) => self.accept_peer(socket, address, ring, self.now()),
+            ThreadOrder::Connection(socket, caller) => self.accept_peer(socket, caller, ring, self.now()),
             ThreadOrder::BeginAnew(id, promised) => {
                 let seat = self.seat();
                 (seat.promised, seat.id, seat.state) = (promised, id, ClusterState::default());

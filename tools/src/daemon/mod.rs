@@ -35,6 +35,7 @@ mod notify;
 mod outbox;
 mod parked;
 mod parking;
+pub mod peer_secret;
 mod reactor;
 mod reading;
 mod recv_buffers;

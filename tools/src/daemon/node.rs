@@ -17,7 +17,7 @@ use walferry_applier::store::{KeyCount, STORE_DIR, Store, StoreConfig, StoreErro
 use walferry_cluster::consensus::REGISTER_FILE;
 use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
-use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
+use walferry_cluster::member::{Caller, ClusterId, MemberName, reachable_member};
 use walferry_cluster::policy::SyncPolicy;
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
@@ -44,6 +44,7 @@ use super::commit_queue::CommitQueue;
 use super::host::{COUNT_TIME_MAX, SessionId};
 use super::membership::Membership;
 use super::parking::{News, Parking};
+use super::peer_secret::SecretSettings;
 use super::repair::{self, RepairCount};
 use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
@@ -294,8 +295,15 @@ fn open_repaired(
     };
     let store = Store::open(&config.data.join(STORE_DIR), store_config, Box::new(move || wake_on_checkpoint.wake()))?;
     let repairer = repair::repairer(config, &meta, &history, tls)?;
-    let (log, recovery) =
-        repair::open_log(&log_config, lock, store.applied(), (&repairer, &mut repaired), lends_at, ring, waker)?;
+    let (log, recovery) = repair::open_log(
+        &log_config,
+        lock,
+        store.applied(),
+        (&repairer, &mut repaired),
+        lends_at.map(|at| (at, tls)),
+        ring,
+        waker,
+    )?;
     if let Some(cut) = &recovery.cut {
         // What every crash leaves: nothing for an operator to do.
         tracing::info!(from = %cut.lsn, to = %cut.to, reason = %cut.reason, "a torn tail was cut from the log: it was being written in a crash, and was never acknowledged");
@@ -304,10 +312,23 @@ fn open_repaired(
     Ok(Opened { meta, history, log, store, recovery, repaired })
 }
 
+/// Makes the data directory, if the flags fit what it is, and takes its lock, which comes before anything else of it is touched.
+pub fn prepare(config: &NodeConfig, peer_listen: SocketAddr) -> Result<DirLock, DaemonError> {
+    // Before the directory is made: one that is a witness's has no description, and is not to get one.
+    let (wanted, becoming) = (config.role(), config.becoming);
+    role::check(&config.data, &wanted, becoming)?;
+    check_level(config)?;
+    SecretSettings::of(config).check(peer_listen)?;
+    crate::init::open_or_init(config)?;
+    let lock = DirLock::take(&config.data).map_err(LogError::from)?;
+    role::take(&config.data, &wanted, becoming)?;
+    Ok(lock)
+}
+
 impl Node {
-    /// Opens log and store, takes its first role, and replays what the store has not seen.
+    /// Opens log and store of a prepared data directory, takes its first role, and replays what the store has not seen.
     pub fn open(
-        config: NodeConfig,
+        (config, lock): (NodeConfig, DirLock),
         client_address: SocketAddr,
         (lends_at, tls): (Option<&TcpListener>, Tls),
         take_role: impl FnOnce(&mut Node) -> Result<(), DaemonError>,
@@ -315,14 +336,6 @@ impl Node {
         ring: &mut Ring,
         waker: Waker,
     ) -> Result<Node, DaemonError> {
-        // Before the directory is made: one that is a witness's has no description, and is not to get one.
-        let (wanted, becoming) = (config.role(), config.becoming);
-        role::check(&config.data, &wanted, becoming)?;
-        check_level(&config)?;
-        crate::init::open_or_init(&config)?;
-        // The lock comes before anything else of the directory is touched.
-        let lock = DirLock::take(&config.data).map_err(LogError::from)?;
-        role::take(&config.data, &wanted, becoming)?;
         let Opened { meta, mut history, log, store, recovery, repaired } =
             open_data(&config, lock, (lends_at, &tls), ring, &waker)?;
         let leader = config.follow.is_none() && config.members.is_none();
@@ -465,7 +478,7 @@ impl Node {
             heartbeat_interval: self.config.heartbeat_interval,
             promised,
             may_cut_commits: self.config.becoming == Some(role::Becoming::Replica),
-            tls: self.tls.peer(),
+            links: self.tls.links(),
         };
         let (waker, now, heard) = (self.waker.clone(), self.clock.now, self.heard);
         let follower = Follower::new(config, heard.flushed, heard.committed, heard.fresh, waker, now);
@@ -634,9 +647,9 @@ impl Node {
     }
 
     /// A peer connected.
-    pub fn accept_peer(&mut self, socket: OwnedFd, address: SocketAddr, ring: &mut Ring, now: Instant) {
+    pub fn accept_peer(&mut self, socket: OwnedFd, caller: Caller, ring: &mut Ring, now: Instant) {
         match &mut self.role {
-            Role::Leader(shipper) => shipper.accept(socket, address, ring, &mut self.log, now),
+            Role::Leader(shipper) => shipper.accept(socket, caller, ring, &mut self.log, now),
             Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => {
                 if world::is_simulated() {
                     return walferry_shipper::refuse::not_leading(socket, &self.describe());
@@ -644,7 +657,7 @@ impl Node {
                 // Without a name it belongs to nobody yet, and holds nothing that anybody could want.
                 let Ok(name) = self.member_name() else { return };
                 let holding = Holding::of(&self.log, ClusterId(self.known_cluster_id()), name, &self.history);
-                self.lendings.greet(socket, self.describe(), holding);
+                self.lendings.greet(socket, caller, self.describe(), holding);
             }
         }
     }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use walferry_cluster::member::Caller;
 use walferry_engine::file_size;
 use walferry_engine::ring::{Completion, Owner, RING_ENTRIES_MAX, Ring};
 use walferry_engine::waker::WakeSource;
@@ -23,12 +24,13 @@ use super::clients::Clients;
 use super::descriptors;
 use super::listener::{self, Listener};
 use super::metrics::Metrics;
-use super::node::Node;
+use super::node::{self, Node};
 use super::notify::Notifier;
+use super::peer_secret::SecretSettings;
 use super::recv_buffers::RecvBuffers;
 use super::session::SessionSettings;
 use super::signals::Signals;
-use super::tls::{Entrance, Tls, unopened, warn_of_open_doors};
+use super::tls::{Entrance, Tls, caller, unopened, warn_of_open_doors};
 use super::turn;
 use super::users::{Grant, Users};
 use super::watchdog::Phases;
@@ -70,7 +72,6 @@ impl Reactor {
     /// Opens the node and starts to listen. Recovery is complete when this returns.
     pub fn open(config: NodeConfig) -> Result<Reactor, DaemonError> {
         let notifier = Notifier::new();
-        let tls = Tls::open(&config.tls)?;
         let signals = Signals::block(WAKE_SIGNAL).map_err(DaemonError::Signals)?;
         let mut ring = Ring::new(RING_ENTRIES_MAX)?;
         let (waker, wakes) = WakeSource::new().map_err(DaemonError::Signals)?;
@@ -82,6 +83,10 @@ impl Reactor {
         let client_listener = bind("listen", listen, ACCEPT_CLIENTS)?;
         let peer_listener = bind("peer_listen", peer_listen, ACCEPT_PEERS)?;
         let peer_address = peer_listener.address().map_err(DaemonError::Signals)?;
+        // Before the data directory is made: files that are of no use are named first.
+        let tls = Tls::open(&config.tls)?;
+        let lock = node::prepare(&config, peer_listen)?;
+        let tls = tls.with_secret(SecretSettings::of(&config).open()?);
         let tls_entrance = match &config.tls.listen {
             None => None,
             Some(listen) => {
@@ -138,14 +143,9 @@ impl Reactor {
             Some(entrance) => entrance.address(),
             None => client_address,
         };
-        // Behind TLS a node that waits for a repair has no gate yet: it lends nothing meanwhile.
-        let lends_at = (!config.tls.peers).then(|| peer_listener.second()).transpose();
-        let lends_at = lends_at.map_err(DaemonError::Signals)?;
+        let lends_at = peer_listener.second().map_err(DaemonError::Signals)?;
         let (peer_listener, handed_over, peer_entrance) = match &config.members {
-            None if config.tls.peers => {
-                let opened = tls.open_for_peers(peer_listener.into_socket(), &waker);
-                (None, None, opened.map_err(unopened("peer_listen", peer_address))?)
-            }
+            None if tls.guards_peers() => (None, None, Some(peer_listener.into_socket())),
             None => (Some(peer_listener), None, None),
             Some(_) => (None, Some(peer_listener.into_socket()), None),
         };
@@ -153,8 +153,19 @@ impl Reactor {
             Some(listener) => node.take_seat(listener),
             None => node.take_configured_role(),
         };
-        let mut node =
-            Node::open(config, client_address, (lends_at.as_ref(), tls.clone()), take_role, users, &mut ring, waker)?;
+        let mut node = Node::open(
+            (config, lock),
+            client_address,
+            (Some(&lends_at), tls.clone()),
+            take_role,
+            users,
+            &mut ring,
+            waker.clone(),
+        )?;
+        drop(lends_at);
+        // Only now: while the node repaired its log, whoever came was asked for the secret by a gate of the repair's.
+        let peer_entrance = peer_entrance.map(|listener| tls.open_for_peers(listener, &waker)).transpose();
+        let peer_entrance = peer_entrance.map_err(unopened("peer_listen", peer_address))?;
         node.count(clients.counts(), 0);
         client_listener.arm(&mut ring);
         if let Some(listener) = &peer_listener {
@@ -277,7 +288,7 @@ impl Reactor {
             Owner::Accept => {
                 let accepted = self.peer_listener.as_mut().and_then(|all| all.accepted(completion, &mut self.ring));
                 if let Some((socket, address)) = accepted {
-                    self.node.accept_peer(socket, address, &mut self.ring, now);
+                    self.node.accept_peer(socket, Caller::unproved(address), &mut self.ring, now);
                 }
             }
             Owner::Wake if completion.token.id() == WAKE_SIGNAL => {
@@ -319,7 +330,8 @@ impl Reactor {
             self.clients.accept(socket, address, reached_at, &mut self.ring, now);
         }
         while let Some(accepted) = self.peer_entrance.as_ref().and_then(Entrance::next) {
-            self.node.accept_peer(accepted.socket, accepted.address, &mut self.ring, now);
+            let caller = caller(&accepted);
+            self.node.accept_peer(accepted.socket, caller, &mut self.ring, now);
         }
     }
 

@@ -20,6 +20,7 @@ use walferry_applier::store::check::{Condition, examine};
 use walferry_applier::store::{Position, STORE_DIR, STORE_FILE};
 use walferry_cluster::ClusterId;
 use walferry_cluster::handover::POLICY_FILE;
+use walferry_cluster::member::Caller;
 use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{LOG_DIR, Log, LogConfig, LogError, keep_lost};
@@ -36,11 +37,12 @@ use walferry_engine::waker::Waker;
 use walferry_engine::world;
 use walferry_shipper::lend::{Holding, Lendings};
 use walferry_shipper::slots::SLOTS_FILE;
+use walferry_tls::{Accepted, Gate};
 
 use super::DaemonError;
 use super::node::refused;
 use super::notify::Notifier;
-use super::tls::Tls;
+use super::tls::{Tls, caller};
 use crate::config::NodeConfig;
 use crate::role::{Becoming, ROLE_FILE};
 
@@ -111,7 +113,7 @@ pub(super) fn repairer(
         segment_bytes: meta.segment_bytes,
         history: history.clone(),
         sources: sources(config),
-        tls: tls.peer(),
+        links: tls.links(),
         // A start of a simulated node takes no time: it is started again instead.
         wait_max: if world::is_simulated() { Duration::ZERO } else { REPAIR_WAIT_MAX },
     })
@@ -136,7 +138,7 @@ pub(super) fn open_log(
     lock: DirLock,
     applied: Lsn,
     (repairer, count): (&Repairer, &mut RepairCount),
-    lends_at: Option<&TcpListener>,
+    lends_at: Option<(&TcpListener, &Tls)>,
     ring: &mut Ring,
     waker: &Waker,
 ) -> Result<(Log, Recovery), DaemonError> {
@@ -156,7 +158,8 @@ pub(super) fn open_log(
         lock = Some(DirLock::take(&log_config.dir).map_err(LogError::from)?);
         tracing::warn!("{damage}");
         let needed = damage.gap().expect("just seen").needed;
-        let _lending = lends_at.map(|listener| Lending::start(listener, holding(repairer, needed)?)).transpose()?;
+        let _lending =
+            lends_at.map(|(listener, tls)| Lending::start(listener, tls, holding(repairer, needed)?)).transpose()?;
         let repaired = repairer.close_next(damage, last.as_ref(), &mut tell).map_err(refused)?;
         count.add(std::slice::from_ref(&repaired));
         last = Some(repaired);
@@ -180,25 +183,38 @@ fn holding(repairer: &Repairer, flushed: Lsn) -> Result<Holding, DaemonError> {
 struct Lending {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Where peers prove themselves first, its thread answers them.
+    _gate: Option<Gate>,
 }
 
 impl Lending {
-    fn start(listener: &TcpListener, holding: Holding) -> Result<Lending, DaemonError> {
+    fn start(listener: &TcpListener, tls: &Tls, holding: Holding) -> Result<Lending, DaemonError> {
         let listener = listener.try_clone().map_err(DaemonError::Signals)?;
         let stop = Arc::new(AtomicBool::new(false));
+        let lendings = Lendings::default();
+        let greet = move |socket, caller| {
+            lendings.greet(socket, caller, "it repairs its log first".to_owned(), holding.clone())
+        };
+        if tls.guards_peers() {
+            let deliver = move |accepted: Accepted| {
+                let caller = caller(&accepted);
+                greet(accepted.socket, caller);
+            };
+            let gate = tls.gate_for_peers(listener, Box::new(deliver)).map_err(DaemonError::Signals)?;
+            return Ok(Lending { stop, thread: None, _gate: Some(gate) });
+        }
         let stopping = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("lend".to_owned()).spawn(move || {
-            let lendings = Lendings::default();
             while !stopping.load(Ordering::Acquire) {
                 // Never O_NONBLOCK: the socket is somebody else's as well, who comes after us.
                 let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
                 let waiting = matches!(poll(&mut ready, LEND_LOOK_INTERVAL_MS), Ok(1..));
-                if waiting && let Ok((socket, _)) = listener.accept() {
-                    lendings.greet(socket.into(), "it repairs its log first".to_owned(), holding.clone());
+                if waiting && let Ok((socket, address)) = listener.accept() {
+                    greet(socket.into(), Caller::unproved(address));
                 }
             }
         });
-        Ok(Lending { stop, thread: Some(thread.map_err(DaemonError::Signals)?) })
+        Ok(Lending { stop, thread: Some(thread.map_err(DaemonError::Signals)?), _gate: None })
     }
 }
 
@@ -414,7 +430,7 @@ fn fetch_store(
             history: history.clone(),
             flushed: found.end,
             suspect: false,
-            tls: repairer.tls.clone(),
+            links: Arc::clone(&repairer.links),
         };
         let fetching = Fetching::start(fetch, waker.clone()).map_err(|error| text(&error))?;
         let mut seen = (0, 0);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use walferry_cluster::ClusterId;
 use walferry_cluster::level::CommitLevel;
+use walferry_cluster::member::Caller;
 use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::ring::simulated::Queues;
@@ -24,7 +25,7 @@ use super::cluster::Cluster;
 pub use super::cluster::witness::agent as witness_agent;
 pub use super::cluster::{Control, Order, Report};
 use super::host::SessionId;
-use super::node::{Node, Role};
+use super::node::{self, Node, Role};
 use super::session::{Session, SessionSettings};
 use super::tls::Tls;
 use super::turn::{self, Sessions};
@@ -96,8 +97,9 @@ impl Member {
             node.sit_down(cluster, id, promised);
             Ok(())
         };
+        let lock = node::prepare(&config, client_address)?;
         let tls = Tls::open(&config.tls)?;
-        let node = Node::open(config, client_address, (None, tls), take_role, users, &mut ring, waker)?;
+        let node = Node::open((config, lock), client_address, (None, tls), take_role, users, &mut ring, waker)?;
         let (sessions, ready, completions) = (BTreeMap::new(), Vec::new(), Vec::new());
         Ok((Member { ring, node, sessions, settings, ready, completions }, queues, control))
     }
@@ -160,7 +162,7 @@ impl Member {
     /// A peer connected.
     pub fn accept_peer(&mut self, socket: OwnedFd, address: SocketAddr) {
         self.node.set_now(world::now(), world::wall_clock());
-        self.node.accept_peer(socket, address, &mut self.ring, world::now());
+        self.node.accept_peer(socket, Caller::unproved(address), &mut self.ring, world::now());
     }
 
     /// What it would lend of its log.

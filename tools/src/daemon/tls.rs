@@ -1,5 +1,5 @@
-//! A node's part in TLS: its identities made of the configuration, its gates, the kernel or the relay behind them, and what INFO
-//! tells of them. What is not configured is not there.
+//! What the connections of a node begin with: TLS, with identities made of the configuration, and between peers the proof of their
+//! secret; the gates where it is asked for, and what INFO tells of them. What is not configured is not there.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
@@ -7,11 +7,16 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use walferry_cluster::error::MessageError;
+use walferry_cluster::member::{Caller, Proved};
 use walferry_cluster::message::{Message, Refuse, RefuseCode};
 use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
-use walferry_tls::{Accepted, Gate, GateConfig, Identity, NamedFile, PeerTls, Purpose, Reloaded, Terminator};
+use walferry_tls::{
+    Accepted, Answers, Gate, GateConfig, GateTls, Identity, NamedFile, PeerLinks, PeerSecret, Purpose, Reloaded,
+    Terminator,
+};
 
 use super::DaemonError;
 use crate::config::{ConfigError, TlsConfig};
@@ -27,6 +32,7 @@ pub struct Tls {
     terminator: Arc<Terminator>,
     clients: Option<Arc<Identity>>,
     peers: Option<Arc<Identity>>,
+    secret: Option<Arc<PeerSecret>>,
 }
 
 impl Tls {
@@ -43,7 +49,13 @@ impl Tls {
         let peer_ca = config.peer_ca.as_ref().filter(|_| config.peers);
         let option = if config.peer_ca == config.ca { "tls_ca" } else { "peer_tls_ca" };
         let peers = peer_ca.map(|ca| load(Purpose::Peers { ca: NamedFile::new(option, ca) }));
-        Ok(Tls { terminator: Terminator::new(config.kernel), clients: clients.transpose()?, peers: peers.transpose()? })
+        let terminator = Terminator::new(config.kernel);
+        Ok(Tls { terminator, clients: clients.transpose()?, peers: peers.transpose()?, secret: None })
+    }
+
+    /// Peers prove this secret.
+    pub fn with_secret(self, secret: Option<Arc<PeerSecret>>) -> Tls {
+        Tls { secret, ..self }
     }
 
     /// True when anything is TLS.
@@ -51,10 +63,21 @@ impl Tls {
         self.clients.is_some() || self.peers.is_some()
     }
 
-    /// What it takes to connect to peers; none when that is plain.
-    pub fn peer(&self) -> Option<Arc<PeerTls>> {
-        let identity = Arc::clone(self.peers.as_ref()?);
-        Some(Arc::new(PeerTls::new(identity, Arc::clone(&self.terminator))))
+    /// True when connections of peers begin with a handshake.
+    pub fn guards_peers(&self) -> bool {
+        self.peers.is_some() || self.secret.is_some()
+    }
+
+    /// What connections to peers begin with.
+    pub fn links(&self) -> Arc<PeerLinks> {
+        let mut links = PeerLinks::plain();
+        if let Some(identity) = &self.peers {
+            links = links.with_tls(Arc::clone(identity), Arc::clone(&self.terminator));
+        }
+        if let Some(secret) = &self.secret {
+            links = links.with_secret(Arc::clone(secret));
+        }
+        Arc::new(links)
     }
 
     /// Reads the files again.
@@ -63,71 +86,54 @@ impl Tls {
             // Success and failure have been logged.
             let (Reloaded::Unchanged | Reloaded::New | Reloaded::Kept(_)) = identity.reload();
         }
+        if let Some(secret) = &self.secret {
+            secret.reload();
+        }
     }
 
     /// The gate of `tls_listen`.
     pub fn open_for_clients(&self, listener: TcpListener, waker: &Waker) -> std::io::Result<Option<Entrance>> {
+        let Some(identity) = &self.clients else { return Ok(None) };
         let answer = b"-ERR this port speaks TLS (tls_listen): connect with redis-cli --tls or a rediss:// URL\r\n";
-        self.clients
-            .as_ref()
-            .map(|identity| self.entrance("tls_listen", identity, answer.to_vec(), listener, waker))
-            .transpose()
+        let answers = Answers { plain: answer.to_vec(), ..Answers::default() };
+        let (deliver, through) = delivery(waker);
+        let gate = self.gate("tls_listen", (Some(identity), None), answers, listener, deliver)?;
+        Ok(Some(Entrance { gate, through }))
     }
 
-    /// The gate of `peer_listen`, for a node whose ring thread accepts its peers.
-    pub fn open_for_peers(&self, listener: TcpListener, waker: &Waker) -> std::io::Result<Option<Entrance>> {
-        self.peers
-            .as_ref()
-            .map(|identity| self.entrance("peer_listen", identity, refusal(), listener, waker))
-            .transpose()
+    /// The gate of `peer_listen`, for a node whose ring thread accepts its peers; peers are guarded.
+    pub fn open_for_peers(&self, listener: TcpListener, waker: &Waker) -> std::io::Result<Entrance> {
+        let (deliver, through) = delivery(waker);
+        Ok(Entrance { gate: self.gate_for_peers(listener, deliver)?, through })
     }
 
-    fn entrance(
-        &self,
-        option: &'static str,
-        identity: &Arc<Identity>,
-        plain_answer: Vec<u8>,
-        listener: TcpListener,
-        waker: &Waker,
-    ) -> std::io::Result<Entrance> {
-        let (outbox, through) = sync_channel(THROUGH_MAX);
-        let waker = waker.clone();
-        let told = Mutex::new(Told::default());
-        let deliver = move |accepted: Accepted| {
-            let address = accepted.address;
-            let lost = outbox.try_send(accepted).is_err();
-            if lost && told.lock().expect("nobody panics with it").tell("full", world::now()).is_some() {
-                tracing::warn!(%address, "a TLS connection is closed: {THROUGH_MAX} wait for the node already");
-            }
-            waker.wake();
-        };
-        let gate = self.gate(option, identity, plain_answer, listener, Box::new(deliver))?;
-        Ok(Entrance { gate, through })
-    }
-
-    /// The gate of `peer_listen`, for a member, whose cluster thread accepts its peers. None when peers are plain; then the
-    /// listener is given back.
-    pub fn gate_for_members(
+    /// The gate of `peer_listen`; peers are guarded. `deliver` gets each connection, on the gate's thread.
+    pub fn gate_for_peers(
         &self,
         listener: TcpListener,
         deliver: Box<dyn Fn(Accepted) + Send>,
-    ) -> std::io::Result<Result<Gate, TcpListener>> {
-        match &self.peers {
-            None => Ok(Err(listener)),
-            Some(identity) => self.gate("peer_listen", identity, refusal(), listener, deliver).map(Ok),
-        }
+    ) -> std::io::Result<Gate> {
+        let answers = Answers {
+            plain: refusal("this node's peers speak TLS: set peer_tls = true on both or on neither"),
+            tls: refusal(&MessageError::Tls.to_string()),
+            unproved: refusal(
+                "this node's peers prove a secret: give this node the same file (--peer-secret FILE), or say --peer-auth none on both",
+            ),
+        };
+        self.gate("peer_listen", (self.peers.as_ref(), self.secret.as_ref()), answers, listener, deliver)
     }
 
     fn gate(
         &self,
         option: &'static str,
-        identity: &Arc<Identity>,
-        plain_answer: Vec<u8>,
+        (identity, secret): (Option<&Arc<Identity>>, Option<&Arc<PeerSecret>>),
+        answers: Answers,
         listener: TcpListener,
         deliver: Box<dyn Fn(Accepted) + Send>,
     ) -> std::io::Result<Gate> {
-        let terminator = Arc::clone(&self.terminator);
-        Gate::start(listener, GateConfig { option, identity: Arc::clone(identity), terminator, plain_answer, deliver })
+        let tls = identity
+            .map(|identity| GateTls { identity: Arc::clone(identity), terminator: Arc::clone(&self.terminator) });
+        Gate::start(listener, GateConfig { option, tls, secret: secret.cloned(), answers, deliver })
     }
 
     /// What INFO tells.
@@ -154,12 +160,33 @@ impl Tls {
     }
 }
 
-/// What a peer that does not speak TLS is told.
-fn refusal() -> Vec<u8> {
-    let text = "this node's peers speak TLS: set peer_tls = true on both or on neither".to_owned();
+/// What a peer that does not do what the gate asks for is told.
+fn refusal(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Message::Refuse(Refuse { code: RefuseCode::Protocol, text }).encode(&mut bytes);
+    Message::Refuse(Refuse { code: RefuseCode::Protocol, text: text.to_owned() }).encode(&mut bytes);
     bytes
+}
+
+/// Hands connections that came through to the ring thread, which is woken.
+fn delivery(waker: &Waker) -> (Box<dyn Fn(Accepted) + Send>, Receiver<Accepted>) {
+    let (outbox, through) = sync_channel(THROUGH_MAX);
+    let waker = waker.clone();
+    let told = Mutex::new(Told::default());
+    let deliver = move |accepted: Accepted| {
+        let address = accepted.address;
+        let lost = outbox.try_send(accepted).is_err();
+        if lost && told.lock().expect("nobody panics with it").tell("full", world::now()).is_some() {
+            tracing::warn!(%address, "a connection is closed: {THROUGH_MAX} wait for the node already");
+        }
+        waker.wake();
+    };
+    (Box::new(deliver), through)
+}
+
+/// Who is at the other end of a connection that came through a gate.
+pub fn caller(accepted: &Accepted) -> Caller {
+    let proved = accepted.names.as_ref().map(|names| Proved::of(names.iter().map(String::as_str)));
+    Caller { address: accepted.address, proved }
 }
 
 /// A gate whose connections the ring thread takes when it was woken.
@@ -195,7 +222,8 @@ pub fn warn_of_open_doors(config: &crate::config::NodeConfig, unguarded: bool, p
     }
     if !peer_listen.ip().is_loopback() && !config.tls.peers {
         tracing::warn!(
-            "peer_listen = {peer_listen}: whoever reaches it can be a replica and read the log: set peer_tls"
+            "peer_listen = {peer_listen}: peers prove that they hold the secret, and what follows can be read and changed on the \
+             way: set peer_tls unless the network is trusted"
         );
     }
 }

@@ -2,6 +2,7 @@
 //! itself at its start for the part that it replays, this does for the whole log, and from whomever it is told.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,7 +15,10 @@ use walferry_engine::recover::recover;
 
 use super::{Log, count};
 use crate::cli::{Failure, say};
+use walferry_tls::PeerSecret;
+
 use crate::config::{PeerList, Settings, TlsConfig};
+use crate::daemon::peer_secret::SECRET_FILE;
 use crate::daemon::tls::Tls;
 
 /// Nodes that cannot be reached are waited for so long.
@@ -38,11 +42,14 @@ pub struct RepairArgs {
     /// The CA of peers' certificates, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     peer_tls_ca: Option<PathBuf>,
+    /// The secret that they prove [default: DATA/peer.secret, if there is one]
+    #[arg(long, value_name = "FILE")]
+    peer_secret: Option<PathBuf>,
 }
 
 impl RepairArgs {
-    /// Peers in the clear, unless a certificate was given.
-    fn tls(&self) -> Result<Tls, Failure> {
+    /// Peers in the clear, unless a certificate was given, and without a proof, unless there is a secret.
+    fn tls(&self, name: &str) -> Result<Tls, Failure> {
         let settings = Settings {
             peer_tls: Some(self.tls_cert.is_some()),
             tls_cert: self.tls_cert.clone(),
@@ -50,16 +57,19 @@ impl RepairArgs {
             peer_tls_ca: self.peer_tls_ca.clone(),
             ..Settings::default()
         };
-        Ok(Tls::open(&TlsConfig::of(&settings)?)?)
+        let in_data = self.data.join(SECRET_FILE);
+        let file = self.peer_secret.clone().or_else(|| in_data.exists().then_some(in_data));
+        let secret = file.map(|file| PeerSecret::load(name, &file).map(Arc::new)).transpose();
+        Ok(Tls::open(&TlsConfig::of(&settings)?)?.with_secret(secret.map_err(Failure::failed)?))
     }
 }
 
 /// Repairs, and tells each part.
 pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
-    let tls = args.tls()?;
     let _lock = DirLock::take(&args.data).map_err(Failure::failed)?;
     let log = Log::open(&args.data)?;
     let meta = Meta::load(&args.data).map_err(Failure::failed)?.expect("the log was opened with it");
+    let tls = args.tls(&meta.name)?;
     let filled = Mender::new(&args.data, meta.segment_bytes).fill_up();
     for (path, bytes) in filled.map_err(|error| Failure::failed(format_args!("{}: {error}", log.dir.display())))? {
         say(format_args!("{} had {bytes} bytes: zeros stand for what it lost", path.display()))?;
@@ -72,7 +82,7 @@ pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
         segment_bytes: meta.segment_bytes,
         history: log.history.clone(),
         sources: args.from.0.iter().map(source).collect(),
-        tls: tls.peer(),
+        links: tls.links(),
         wait_max: WAIT_MAX,
     };
     let known = log.known(&args.data)?;

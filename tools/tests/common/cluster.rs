@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Client, Node, Reply, directory, log_bytes, lsn_bytes, until};
+use super::{Client, Node, Reply, directory, log_bytes, lsn_bytes, peer_secret, until};
 
 const WRITERS: usize = 4;
 
@@ -133,6 +133,8 @@ impl Cluster {
             let data = self.root.path().join(name);
             let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
             command.args(["witness", "--name", name, "--members", &self.members, "--data"]).arg(data);
+            let flags: Vec<&str> = self.witness_flags.iter().map(String::as_str).collect();
+            command.args(peer_secret(self.root.path(), &flags));
             command.args(&self.witness_flags);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             self.witnesses.insert(name, command.spawn().expect("the binary starts"));

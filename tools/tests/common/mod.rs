@@ -174,6 +174,7 @@ impl Node {
             .arg(&data)
             .arg("--ready-file")
             .arg(&ready_file)
+            .args(peer_secret(root, flags))
             .args(flags)
             .env("NOTIFY_SOCKET", &socket)
             .stdin(Stdio::null())
@@ -367,4 +368,20 @@ pub fn lsn_bytes(lsn: &str) -> u64 {
     let (high, low) = lsn.split_once('/').expect("an LSN");
     let half = |digits| u64::from_str_radix(digits, 16).expect("hexadecimal digits");
     half(high) << 32 | half(low)
+}
+
+/// The secret of all nodes in a test's directory, for a start that does not say otherwise.
+pub fn peer_secret(root: &Path, flags: &[&str]) -> Vec<String> {
+    if flags.iter().any(|flag| flag.starts_with("--peer-auth") || flag.starts_with("--peer-secret")) {
+        return Vec::new();
+    }
+    let file = root.join("peer.secret");
+    // Nodes are started side by side: the file is whole when it appears, and the same whoever makes it.
+    if !file.exists() {
+        let partial = root.join(format!("peer.secret.{:?}", std::thread::current().id()));
+        std::fs::write(&partial, "a secret that every node of this test holds\n").expect("a secret");
+        std::fs::set_permissions(&partial, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+        std::fs::rename(&partial, &file).expect("a secret");
+    }
+    vec!["--peer-secret".to_owned(), file.display().to_string()]
 }

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -14,11 +13,12 @@ use tokio::sync::{mpsc, oneshot};
 use walferry_cluster::agent::{Agent, AskId, CHANGE_TIME_MAX, Kept, NodeFacts, Output, Over, SeatStep};
 use walferry_cluster::consensus::{Carrier, Register, RegisterStore, Rpc, RpcReply};
 use walferry_cluster::control::{Answer, Ask};
+use walferry_cluster::member::{Caller, Proved};
 use walferry_cluster::register::{MemberId, Outcome};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
-use walferry_tls::PeerTls;
+use walferry_tls::PeerLinks;
 
 use super::wire::{Answering, Door, Peer, serve};
 use super::{ClusterConfig, Order, Reply, Report, Shared};
@@ -101,7 +101,7 @@ async fn run(
     mut reports: mpsc::UnboundedReceiver<Report>,
 ) -> Result<(), String> {
     let door = Door::open(listener, &config.tls).map_err(|error| format!("cannot listen to peers: {error}"))?;
-    let (door, peers) = (Arc::new(door), Peers::new(config.tls.peer()));
+    let (door, peers) = (Arc::new(door), Peers::new(config.tls.links()));
     loop {
         let election_timeout = store.state().election_timeout().unwrap_or(config.agent.election_timeout);
         let register = Register::open(store.clone(), election_timeout, Arc::new(peers.clone())).await;
@@ -147,17 +147,19 @@ async fn run(
 #[derive(Clone)]
 struct Peers {
     known: Arc<Mutex<HashMap<String, Arc<Peer>>>>,
-    tls: Option<Arc<PeerTls>>,
+    links: Arc<PeerLinks>,
 }
 
 impl Peers {
-    fn new(tls: Option<Arc<PeerTls>>) -> Peers {
-        Peers { known: Arc::default(), tls }
+    fn new(links: Arc<PeerLinks>) -> Peers {
+        Peers { known: Arc::default(), links }
     }
 
     fn at(&self, address: &str) -> Arc<Peer> {
         let mut peers = self.known.lock().expect("nobody panics with it");
-        Arc::clone(peers.entry(address.to_owned()).or_insert_with(|| Arc::new(Peer::new(address, self.tls.clone()))))
+        Arc::clone(
+            peers.entry(address.to_owned()).or_insert_with(|| Arc::new(Peer::new(address, Arc::clone(&self.links)))),
+        )
     }
 }
 
@@ -182,7 +184,7 @@ impl Carrier for Peers {
 
 /// What connections and tasks tell the driver.
 enum Event {
-    Asked(Ask, oneshot::Sender<Answer>),
+    Asked(Option<Proved>, Ask, oneshot::Sender<Answer>),
     Answered(AskId, Result<Answer, String>),
     Misfit(AskId, String),
     Promised(Epoch, Result<(), String>),
@@ -209,7 +211,7 @@ struct Hub {
 }
 
 impl Answering for Hub {
-    async fn answer(self: Arc<Hub>, ask: Ask) -> Answer {
+    async fn answer(self: Arc<Hub>, caller: Caller, ask: Ask) -> Answer {
         match ask {
             Ask::Consensus(to, _) if to != self.me => Answer::Refused(format!("{to} is gone, {} is here", self.me)),
             Ask::Consensus(_, rpc) => match self.register.answer(*rpc).await {
@@ -219,15 +221,15 @@ impl Answering for Hub {
             ask => {
                 let (sender, answer) = oneshot::channel();
                 // An agent that is over drops the sender, which is an answer as well.
-                let _ = self.events.send(Event::Asked(ask, sender));
+                let _ = self.events.send(Event::Asked(caller.proved, ask, sender));
                 answer.await.unwrap_or_else(|_| Answer::Refused(format!("{} is over", self.me)))
             }
         }
     }
 
-    fn log_connection(&self, socket: OwnedFd, address: SocketAddr) {
+    fn log_connection(&self, socket: OwnedFd, caller: Caller) {
         if let Some(node) = &self.node {
-            node.order(Order::Connection(socket, address));
+            node.order(Order::Connection(socket, caller));
         }
     }
 }
@@ -301,10 +303,10 @@ impl Driver {
     fn take_event(&mut self, event: Event) {
         let now = world::now();
         match event {
-            Event::Asked(ask, sender) => {
+            Event::Asked(proved, ask, sender) => {
                 self.last += 1;
                 self.asked.insert(self.last, sender);
-                self.agent.handle_ask(self.last, ask, now);
+                self.agent.handle_ask(self.last, proved.as_ref(), ask, now);
             }
             Event::Answered(id, answer) => self.agent.handle_answer(id, answer, now),
             Event::Misfit(id, why) => self.agent.handle_misfit(id, why, now),

@@ -12,7 +12,6 @@ mod driver;
 mod wire;
 pub mod witness;
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -22,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use walferry_cluster::agent::Command;
 use walferry_cluster::agent::{self, AgentConfig};
 use walferry_cluster::consensus::RegisterStore;
+use walferry_cluster::member::Caller;
 use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::waker::Waker;
@@ -47,7 +47,7 @@ pub enum Order {
     /// This incarnation of the member is over, and the next one knows no register yet; its id, and what it has promised.
     BeginAnew(MemberId, Epoch),
     /// A replica connected.
-    Connection(OwnedFd, SocketAddr),
+    Connection(OwnedFd, Caller),
     /// The member can take no part any more, for this reason: its process ends, and its next start finds out what its disk has.
     End(String),
 }

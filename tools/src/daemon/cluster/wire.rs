@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,12 +15,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
-use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, TLS_FIRST_BYTES, read_message};
+use walferry_cluster::member::Caller;
+use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, read_message, stranger};
 use walferry_engine::told::Told;
 use walferry_engine::world;
-use walferry_tls::{Accepted, Gate, PeerTls, Quota};
+use walferry_tls::{Accepted, Gate, PeerLinks, Quota};
 
-use crate::daemon::tls::Tls;
+use crate::daemon::tls::{Tls, caller};
 
 /// Questions on one connection that wait for their answers, at most.
 const WAITING_MAX: usize = 256;
@@ -103,10 +103,10 @@ struct Line {
 }
 
 impl Line {
-    async fn open(address: &str, tls: Option<&Arc<PeerTls>>) -> io::Result<Line> {
-        let stream = match tls {
-            None => TcpStream::connect(address).await?,
-            Some(tls) => connect_secured(address, Arc::clone(tls)).await?,
+    async fn open(address: &str, links: &Arc<PeerLinks>) -> io::Result<Line> {
+        let stream = match links.is_plain() {
+            true => TcpStream::connect(address).await?,
+            false => connect_secured(address, Arc::clone(links)).await?,
         };
         // A local socket, behind which TLS is spoken, knows no such option; the one behind it has it.
         let _ = stream.set_nodelay(true);
@@ -139,12 +139,12 @@ impl Line {
     }
 }
 
-/// Connects and speaks TLS, on a thread that may wait for it.
-async fn connect_secured(address: &str, tls: Arc<PeerTls>) -> io::Result<TcpStream> {
+/// Connects and does what a link to a peer begins with, on a thread that may wait for it.
+async fn connect_secured(address: &str, links: Arc<PeerLinks>) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?.into_std()?;
     stream.set_nodelay(true)?;
     let address = address.to_owned();
-    let secured = tokio::task::spawn_blocking(move || tls.secure(stream, &address, CONNECT_TIME_MAX));
+    let secured = tokio::task::spawn_blocking(move || links.secure(stream, &address, CONNECT_TIME_MAX));
     let stream = secured.await.map_err(io::Error::other)??.stream;
     stream.set_nonblocking(true)?;
     TcpStream::from_std(stream)
@@ -155,18 +155,18 @@ pub(super) struct Peer {
     address: String,
     number: AtomicU64,
     line: tokio::sync::Mutex<Option<Line>>,
-    tls: Option<Arc<PeerTls>>,
+    links: Arc<PeerLinks>,
     /// Why the two could not speak last; said when it changes.
     refusal: Mutex<String>,
 }
 
 impl Peer {
-    pub(super) fn new(address: &str, tls: Option<Arc<PeerTls>>) -> Peer {
+    pub(super) fn new(address: &str, links: Arc<PeerLinks>) -> Peer {
         Peer {
             address: address.to_owned(),
             number: AtomicU64::new(0),
             line: tokio::sync::Mutex::new(None),
-            tls,
+            links,
             refusal: Mutex::default(),
         }
     }
@@ -219,10 +219,10 @@ impl Peer {
         if let Some(line) = line.as_ref().filter(|line| !line.outbox.is_closed()) {
             return Ok(line.clone());
         }
-        let opened = Line::open(&self.address, self.tls.as_ref()).await;
+        let opened = Line::open(&self.address, &self.links).await;
         let opened = opened.map_err(|error| match error.kind() {
             // What a handshake says of the other side.
-            io::ErrorKind::Other if self.tls.is_some() => io::Error::other(Misfit(error.to_string())),
+            io::ErrorKind::Other if !self.links.is_plain() => io::Error::other(Misfit(error.to_string())),
             _ => error,
         });
         if opened.is_err() {
@@ -276,16 +276,16 @@ impl Drop for Forget<'_> {
 /// Answers questions.
 pub(super) trait Answering: Send + Sync + 'static {
     /// The answer, when it is there; other questions are answered meanwhile.
-    fn answer(self: Arc<Self>, ask: Ask) -> impl Future<Output = Answer> + Send;
+    fn answer(self: Arc<Self>, caller: Caller, ask: Ask) -> impl Future<Output = Answer> + Send;
     /// A connection that carries the log, not questions.
-    fn log_connection(&self, socket: OwnedFd, address: SocketAddr);
+    fn log_connection(&self, socket: OwnedFd, caller: Caller);
 }
 
 /// Where other nodes connect.
 pub(super) enum Door {
     /// Plainly.
     Plain(TcpListener),
-    /// Through a gate, where each shows who it is.
+    /// Through a gate, where each proves who it is.
     Gate {
         /// Ends with the door.
         _gate: Gate,
@@ -304,25 +304,27 @@ impl Door {
                 tracing::warn!(%address, "a peer's connection is closed: {THROUGH_MAX} wait already");
             }
         };
-        match tls.gate_for_members(listener, Box::new(deliver))? {
-            Ok(gate) => Ok(Door::Gate { _gate: gate, through: tokio::sync::Mutex::new(through) }),
-            Err(listener) => {
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener).map(Door::Plain)
-            }
+        if tls.guards_peers() {
+            let gate = tls.gate_for_peers(listener, Box::new(deliver))?;
+            return Ok(Door::Gate { _gate: gate, through: tokio::sync::Mutex::new(through) });
         }
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Door::Plain)
     }
 
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn accept(&self) -> io::Result<(TcpStream, Caller)> {
         match self {
-            Door::Plain(listener) => listener.accept().await,
+            Door::Plain(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((stream, Caller::unproved(address)))
+            }
             Door::Gate { through, .. } => {
                 let accepted = through.lock().await.recv().await;
-                let Accepted { socket, address, .. } =
-                    accepted.ok_or_else(|| io::Error::other("the listener for TLS has ended"))?;
-                let stream = std::net::TcpStream::from(socket);
+                let accepted = accepted.ok_or_else(|| io::Error::other("the gate for peers has ended"))?;
+                let caller = caller(&accepted);
+                let stream = std::net::TcpStream::from(accepted.socket);
                 stream.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(stream)?, address))
+                Ok((TcpStream::from_std(stream)?, caller))
             }
         }
     }
@@ -336,17 +338,18 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     loop {
         while connections.try_join_next().is_some() {}
         match door.accept().await {
-            Ok((_, address)) if connections.len() >= CONNECTIONS_MAX => {
+            Ok((_, Caller { address, .. })) if connections.len() >= CONNECTIONS_MAX => {
                 if told.tell("full", world::now()).is_some() {
                     tracing::warn!(%address, "a peer's connection is closed: {CONNECTIONS_MAX} are open, which is the bound");
                 }
             }
-            Ok((stream, address)) => {
+            Ok((stream, caller)) => {
+                let address = caller.address;
                 let (answering, quota) = (Arc::clone(&answering), Arc::clone(&quota));
                 connections.spawn(async move {
-                    let Err(error) = serve_one(stream, address, answering).await else { return };
-                    let speaks_tls = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
-                    if speaks_tls && quota.lock().expect("nobody panics with it").take(world::now()) {
+                    let Err(error) = serve_one(stream, caller, answering).await else { return };
+                    let is_stranger = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
+                    if is_stranger && quota.lock().expect("nobody panics with it").take(world::now()) {
                         tracing::warn!(%address, "a peer is not answered: {error}");
                     } else {
                         tracing::debug!(%address, "a connection of a peer ended: {error}");
@@ -363,10 +366,11 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     }
 }
 
-/// Tells somebody who speaks TLS that this port does not; what it has sent is read, so that the answer is not lost with it.
-async fn refuse_tls(mut stream: TcpStream) {
+/// Tells somebody who speaks TLS or proves a secret that this port does not; what it has sent is read, so that the answer is not
+/// lost with it.
+async fn refuse(mut stream: TcpStream, why: &MessageError) {
     let mut answer = Vec::new();
-    Message::Refuse(Refuse { code: RefuseCode::Protocol, text: MessageError::Tls.to_string() }).encode(&mut answer);
+    Message::Refuse(Refuse { code: RefuseCode::Protocol, text: why.to_string() }).encode(&mut answer);
     let part = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;
@@ -376,7 +380,7 @@ async fn refuse_tls(mut stream: TcpStream) {
     let _ = tokio::time::timeout(CONNECT_TIME_MAX, part).await;
 }
 
-async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl Answering>) -> io::Result<()> {
+async fn serve_one(stream: TcpStream, caller: Caller, answering: Arc<impl Answering>) -> io::Result<()> {
     let mut first = [0; ENVELOPE_BYTES];
     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "it said nothing");
     let look = async {
@@ -392,14 +396,14 @@ async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl A
         }
     };
     tokio::time::timeout(FIRST_BYTES_TIME_MAX, look).await.map_err(silent)??;
-    if first.starts_with(&TLS_FIRST_BYTES) && first[5..] != [0; 3] {
-        refuse_tls(stream).await;
-        return Err(io::Error::new(io::ErrorKind::InvalidData, MessageError::Tls));
+    if let Some(why) = stranger(&first) {
+        refuse(stream, &why).await;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     if first[4] != CONTROL_KIND {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        answering.log_connection(stream.into(), address);
+        answering.log_connection(stream.into(), caller);
         return Ok(());
     }
     // As above.
@@ -413,9 +417,9 @@ async fn serve_one(stream: TcpStream, address: SocketAddr, answering: Arc<impl A
         let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
         match read_packet::<Ask>(&mut reading).await {
             Ok(Packet { number, body }) => {
-                let (answering, outbox) = (Arc::clone(&answering), outbox.clone());
+                let (answering, outbox, caller) = (Arc::clone(&answering), outbox.clone(), caller.clone());
                 tokio::spawn(async move {
-                    let body = answering.answer(body).await;
+                    let body = answering.answer(caller, body).await;
                     // The other side may have hung up.
                     let _ = outbox.send(encode(&Packet { number, body })).await;
                     drop(permit);

@@ -19,9 +19,10 @@ use walferry_engine::world;
 
 use super::{ClusterConfig, driver};
 use crate::cli::Failure;
-use crate::config::{Checked, ConfigError, MemberList, Settings, TlsConfig, check_timeouts};
+use crate::config::{Checked, ConfigError, MemberList, PeerAuth, Settings, TlsConfig, check_timeouts, resolve};
 use crate::daemon::DaemonError;
 use crate::daemon::notify::Notifier;
+use crate::daemon::peer_secret::SecretSettings;
 use crate::daemon::signals::Signals;
 use crate::daemon::tls::Tls;
 use crate::init::{close_to_others, make_directory};
@@ -73,6 +74,12 @@ pub struct WitnessArgs {
     /// The CA of members' certificates, PEM
     #[arg(long, value_name = "FILE")]
     peer_tls_ca: Option<PathBuf>,
+    /// The secret that the members share and prove to each other [default: DATA/peer.secret]
+    #[arg(long, value_name = "FILE")]
+    peer_secret: Option<PathBuf>,
+    /// What members have to prove: secret (or their certificate, with --peer-tls), or none [default: secret]
+    #[arg(long, value_name = "WHAT")]
+    peer_auth: Option<Checked<PeerAuth>>,
     /// What is logged: error, warn, info, debug, trace, or per module as RUST_LOG [default: info]
     #[arg(long, value_name = "FILTER")]
     log_filter: Option<String>,
@@ -93,6 +100,8 @@ impl WitnessArgs {
             tls_cert: self.tls_cert,
             tls_key: self.tls_key,
             peer_tls_ca: self.peer_tls_ca,
+            peer_secret: self.peer_secret,
+            peer_auth: self.peer_auth,
             log_filter: self.log_filter,
             ..Settings::default()
         };
@@ -139,7 +148,7 @@ fn status_of(name: &MemberName, state: &ClusterState) -> String {
 pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let settings = args.settings()?;
     logging::start(settings.log_filter.as_deref().unwrap_or_default())?;
-    let tls = Tls::open(&TlsConfig::for_witness(&settings)?)?;
+    let tls_config = TlsConfig::for_witness(&settings)?;
     let data = given("data", settings.data)?;
     let members = given("members", settings.members)?.value;
     let name = given("name", settings.name)?;
@@ -151,7 +160,17 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let heartbeat_interval = given("heartbeat_interval", settings.heartbeat_interval)?.0;
     check_timeouts(election_timeout, heartbeat_interval)?;
     let listen = given("peer_listen", settings.peer_listen)?;
+    let secret = SecretSettings {
+        name: name.as_str(),
+        data: &data,
+        auth: given("peer_auth", settings.peer_auth)?.value,
+        file: settings.peer_secret.as_deref(),
+        tls: &tls_config,
+        needs: (members.names().count() > 1).then(|| ("members", members.to_string())),
+    };
+    let tls = Tls::open(&tls_config)?;
     role::check(&data, &Role::Witness, None).map_err(DaemonError::from)?;
+    secret.check(resolve("peer_listen", &listen)?)?;
     make_directory(&data)?;
     if let Some(line) = close_to_others(&data)? {
         tracing::warn!("{line}");
@@ -159,6 +178,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     let lock = DirLock::take(&data).map_err(Failure::failed)?;
     small_file::mend(&data.join(ROLE_FILE)).map_err(Failure::failed)?;
     role::take(&data, &Role::Witness, None).map_err(DaemonError::from)?;
+    let tls = tls.with_secret(secret.open()?);
     let peers = members.peers();
     let store = RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&peers)).map_err(Failure::failed)?;
     let listener = listen.resolve().and_then(std::net::TcpListener::bind);
