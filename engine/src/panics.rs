@@ -8,15 +8,22 @@ use std::panic::{self, AssertUnwindSafe};
 #[cfg(panic = "abort")]
 compile_error!("`panics::caught` takes panics for findings: build with panic = \"unwind\"");
 
+/// A panic's message may take so long to be written.
+const MESSAGE_SECONDS_MAX: libc::c_uint = 10;
+
 thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on a panic of any thread ends the process (SIGABRT) after its message, unless it is [`caught`].
-pub fn end_the_process() {
+/// From now on a panic of any thread ends the process (SIGABRT) after `last_lines` and its message, unless it is [`caught`]. Where
+/// nobody reads stderr, SIGALRM ends it.
+pub fn end_the_process(last_lines: fn()) {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         if !CATCHING.get() {
+            // SAFETY: a plain system call; nothing here handles the signal.
+            unsafe { libc::alarm(MESSAGE_SECONDS_MAX) };
+            last_lines();
             tell(panic);
             std::process::abort();
         }

@@ -18,7 +18,7 @@ fn run(part: &str) -> Output {
 #[ignore = "what the others run"]
 fn in_a_process_of_its_own() {
     let Ok(part) = std::env::var(PART) else { return };
-    panics::end_the_process();
+    panics::end_the_process(|| ());
     if part == "caught" {
         let looked = panics::caught(|| Vec::<u8>::new()[std::hint::black_box(3)]);
         assert!(looked.is_err_and(|text| text.contains("index is 3")));

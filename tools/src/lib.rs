@@ -46,18 +46,21 @@ pub mod simulated {
 
 /// Runs the subcommand that the command line names, and turns its end into an exit code.
 pub fn main() -> ExitCode {
-    walferry_engine::panics::end_the_process();
+    walferry_engine::panics::end_the_process(logging::finish);
     walferry_engine::file_size::refuse_by_error();
-    let failure = match cli::run(cli::Cli::parse()) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(failure) => failure,
+    let code = match cli::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // A reader that closed the pipe (`walferry log dump | head`) is not an error.
+            if !failure.is_closed_pipe() && !logging::tell_last(&format!("walferry: {failure}")) {
+                // stderr may be closed as well; there is nobody left to tell.
+                let _ = writeln!(std::io::stderr(), "walferry: {failure}");
+            }
+            failure.exit_code()
+        }
     };
-    // A reader that closed the pipe (`walferry log dump | head`) is not an error.
-    if !failure.is_closed_pipe() {
-        // stderr may be closed as well; there is nobody left to tell.
-        let _ = writeln!(std::io::stderr(), "walferry: {failure}");
-    }
-    failure.exit_code()
+    logging::finish();
+    code
 }
 
 impl cli::Failure {

@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -365,4 +366,57 @@ fn service_manager_is_told_when_the_role_changes() {
     let ended = std::thread::spawn(move || replica.stop());
     told("STOPPING=1");
     assert_eq!(ended.join().expect("it ends").0, Some(0));
+}
+
+/// A node whose stderr is a pipe that holds a page, and the pipe.
+fn node_with_small_pipe(root: &Path, name: &str) -> (Node, std::fs::File) {
+    let fifo = root.join(format!("{name}.pipe"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let pipe = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("both ends");
+    // SAFETY: a plain system call on our own descriptor.
+    assert!(unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) } >= 4096);
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("exec \"$0\" \"$@\" 2>>{}", fifo.display())).arg(env!("CARGO_BIN_EXE_walferry"));
+    (Node::start_by(command, root, name, &[]), pipe)
+}
+
+/// Asks the node to read a users' file that it has not, which it logs, again and again; PING in between.
+fn reload(node: &Node, times: usize) {
+    let mut client = node.client();
+    for _ in 0..times {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(node.pid() as i32), nix::sys::signal::Signal::SIGHUP)
+            .expect("a process of ours");
+        assert_eq!(client.command(&["PING"]), Reply::Simple("PONG".to_owned()));
+    }
+}
+
+#[test]
+fn log_that_nobody_reads_holds_up_neither_clients_nor_the_end() {
+    let root = directory();
+    let (node, _pipe) = node_with_small_pipe(root.path(), "a");
+    reload(&node, 300);
+    let mut client = node.client();
+    assert_eq!(client.command(&["SET", "k", "v"]), ok());
+    assert!(client.command(&["INFO"]).text().contains("log_lines_lost:0\r\n"), "they wait");
+    assert_eq!(node.stop().0, Some(0));
+}
+
+#[test]
+fn last_lines_reach_a_reader_that_is_late() {
+    let root = directory();
+    let (node, mut pipe) = node_with_small_pipe(root.path(), "a");
+    reload(&node, 300);
+    let data = node.data.clone();
+    // It ends with an error.
+    std::fs::remove_file(data.join("lock")).expect("removed");
+    let ended = std::thread::spawn(move || node.end());
+    let (mut text, mut piece) = (String::new(), [0; 4096]);
+    while !text.contains("walferry: ") {
+        let length = pipe.read(&mut piece).expect("the node writes");
+        text.push_str(&String::from_utf8_lossy(&piece[..length]));
+    }
+    assert_eq!(ended.join().expect("no panic"), Some(1));
+    let before = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is in the log: {text}"));
+    assert!(before("serves") < before("has no users_file"));
+    assert!(before("has no users_file") < before("stepping down") && before("stepping down") < before("walferry: "));
 }

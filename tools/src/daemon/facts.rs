@@ -31,6 +31,7 @@ use super::reading::Strong;
 use super::waterfall::Stage as CommitStage;
 use super::waterfall_report;
 use crate::config::Redirect;
+use crate::logging;
 
 impl Host for Node {
     fn now(&self) -> Instant {
@@ -238,6 +239,7 @@ impl Host for Node {
             clients: self.clients,
             commands: self.commands,
             turns: self.watchdog.turns().clone(),
+            lost_lines: logging::lost_lines(),
             repairs: self.repaired,
             end: self.log.end(),
             written: self.log.written(),

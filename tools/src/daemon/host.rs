@@ -195,6 +195,8 @@ pub struct NodeFacts {
     pub repairs: RepairCount,
     /// How long the turns of its loop took.
     pub turns: Turns,
+    /// Lines of its log that were lost.
+    pub lost_lines: u64,
     /// Commands executed by all sessions since the start.
     pub commands: u64,
     /// The end of the log, its open frame included.

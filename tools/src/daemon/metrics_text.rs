@@ -100,6 +100,8 @@ impl Page {
         self.clients(&facts.clients);
         self.single("commands_total", "counter", "Commands executed.", facts.commands);
         self.turns(&facts.turns);
+        let help = "Lines of the node's log that nobody read in time, or that could not be written.";
+        self.single("log_lines_lost_total", "counter", help, facts.lost_lines);
         let repairs = &facts.repairs;
         let help = "Damaged parts of the log that other nodes gave back.";
         self.single("log_repaired_ranges_total", "counter", help, repairs.ranges);

@@ -35,6 +35,7 @@ use super::turn;
 use super::users::{Grant, Users};
 use super::watchdog::Phases;
 use crate::config::{self, NodeConfig};
+use crate::logging;
 use crate::own_files;
 
 const ACCEPT_CLIENTS: u64 = 0;
@@ -213,6 +214,7 @@ impl Reactor {
             own_files::replace(file, ready.as_bytes())
                 .map_err(|source| DaemonError::ReadyFile { file: file.clone(), source })?;
         }
+        logging::finish();
         self.notifier.ready(&self.node.status_line());
         Ok(())
     }

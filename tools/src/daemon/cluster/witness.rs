@@ -195,6 +195,7 @@ pub fn run(args: WitnessArgs) -> Result<(), Failure> {
     tracing::info!(listen = %listen, "witness {name} serves");
     let status_line = || status_of(&name, &store.state());
     let notifier = Notifier::new();
+    logging::finish();
     notifier.ready(&status_line());
     loop {
         notifier.status(world::now(), status_line);

@@ -178,6 +178,7 @@ fn sections(host: &dyn Host) -> Vec<InfoSection> {
                 line("slow_turns", &facts.turns.slow),
                 line("slow_commands", &facts.turns.slow_commands.values().sum::<u64>()),
                 line("slowest_command", &slowest(&facts.turns)),
+                line("log_lines_lost", &facts.lost_lines),
             ],
         ),
         ("Replication", replication(host, &facts)),
