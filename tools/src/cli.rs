@@ -13,8 +13,8 @@ use crate::client::Credentials;
 use crate::config::{self, ConfigError, NodeConfig, Settings};
 use crate::role::Becoming;
 use crate::{
-    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, own_files, promote,
-    slot, status, switchover,
+    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, own_files, passwd,
+    promote, slot, status, switchover,
 };
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
@@ -58,7 +58,8 @@ impl Identity {
     }
 }
 
-fn read_password(file: &Path) -> Result<String, Failure> {
+/// The first line of a file that others may not read.
+pub fn read_password(file: &Path) -> Result<String, Failure> {
     let wrong = |text: &dyn std::fmt::Display| Failure::Usage(format!("--password-file {}: {text}", file.display()));
     let opened = open_private(file, Outsiders::Others).map_err(|error| wrong(&error))?;
     let mut text = String::new();
@@ -93,6 +94,9 @@ enum Command {
     /// Make a file with a secret that the peers of a cluster share
     #[command(after_help = SECRET_EXAMPLES)]
     Secret(SecretArgs),
+    /// Make a line for the users' file: a user, and its password as a salted hash
+    #[command(after_help = passwd::EXAMPLES)]
+    Passwd(passwd::PasswdArgs),
     /// Make a replica the leader, in a new epoch
     #[command(after_help = promote::EXAMPLES)]
     Promote(promote::PromoteArgs),
@@ -313,6 +317,7 @@ pub fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
 
 /// Runs the chosen subcommand to its end.
 pub fn run(cli: Cli) -> Result<(), Failure> {
+    let password_file = cli.identity.password_file.clone();
     cli.identity.assume()?;
     if cli.command.keeps_files() {
         own_files::limit_modes();
@@ -326,6 +331,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Witness(args) => daemon::cluster::witness::run(args),
         Command::Secret(args) => make_secret(&args),
         Command::Init(args) => init::run(&args.node_config()?),
+        Command::Passwd(args) => passwd::run(&args, password_file.as_ref()),
         Command::Promote(args) => promote::run(&args),
         Command::Switchover(args) => switchover::run(&args),
         Command::Join(args) => members::join(&args),
@@ -390,7 +396,8 @@ mod tests {
             let text = text.split("\\\n").map(str::trim_start).collect::<Vec<_>>().join("");
             for example in text.lines().filter_map(|line| line.strip_prefix("  walferry ")) {
                 // What a shell does with the output is not ours, and behind two spaces stands what the example does.
-                let ends = [" && ", " | ", " > ", " &", "  "].map(|end| example.find(end).unwrap_or(example.len()));
+                let ends =
+                    [" && ", " | ", " > ", " >> ", " &", "  "].map(|end| example.find(end).unwrap_or(example.len()));
                 let given = &example[..ends.into_iter().min().expect("some")];
                 let words = ["walferry".to_owned()].into_iter().chain(words(given));
                 let parsed = Cli::try_parse_from(words);

@@ -195,6 +195,8 @@ pub struct NodeConfig {
     pub clients_max: usize,
     /// A client that finishes no command for so long is disconnected; none: never.
     pub client_idle_timeout: Option<Duration>,
+    /// A client that has not logged in within this time is disconnected; none: never.
+    pub authentication_timeout: Option<Duration>,
     /// A client that reads nothing of its replies for so long is disconnected; none: never.
     pub output_stalled_timeout: Option<Duration>,
     /// What all clients have half sent, queued and not read, at most.
@@ -290,6 +292,7 @@ impl NodeConfig {
             users_file: all.users_file,
             clients_max: all.clients_max.expect(given),
             client_idle_timeout: all.client_idle_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
+            authentication_timeout: all.authentication_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
             output_stalled_timeout: all.output_stalled_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
             clients_bytes_max: all.clients_bytes_max.expect(given).0 as usize,
             log_filter: all.log_filter.expect(given),

@@ -18,6 +18,7 @@ mod logging;
 mod members;
 mod nodes;
 mod own_files;
+mod passwd;
 mod promote;
 mod role;
 mod slot;

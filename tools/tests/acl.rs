@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Client, Node, Reply, directory, until};
 
@@ -165,6 +167,71 @@ fn replicas_follow_a_leader_whose_clients_have_to_authenticate() {
     assert_eq!(owner.command(&["SET", "a", "1"]), ok());
     let mut reader = as_user(&replica, "reader", "reader-secret");
     until("it is there", || reader.command(&["GET", "a"]) == Reply::Bulk("1".into()));
+}
+
+/// What `walferry passwd` prints for a password on its standard input.
+fn passwd(arguments: &[&str], password: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    let mut child = command
+        .arg("passwd")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("a pipe").write_all(format!("{password}\n").as_bytes()).expect("it is read");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// A number of INFO.
+fn info(client: &mut Client, key: &str) -> u64 {
+    let reply = client.command(&["INFO"]);
+    let found = reply.text().lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    found.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("INFO has a number {key}: {reply:?}"))
+}
+
+#[test]
+fn salted_line_of_passwd_lets_its_user_in_and_no_one_else() {
+    let root = directory();
+    let (app, root_user) = (passwd(&["app"], "app-secret"), passwd(&["root", "--role", "operator"], "root-secret"));
+    assert!(
+        app.starts_with("user app on $argon2id$v=19$m=19456,t=2,p=1$") && app.ends_with(" ~* +@all -@admin\n"),
+        "{app}"
+    );
+    assert!(!app.contains("secret") && passwd(&["app"], "app-secret") != app, "each has a salt of its own");
+    let node = start(root.path(), &format!("{app}{root_user}"));
+    let mut client = as_user(&node, "app", "app-secret");
+    assert_eq!(client.command(&["SET", "a", "1"]), ok());
+    let denied = "NOPERM User app has no permissions to run the 'promote' command";
+    assert_eq!(client.command(&["PROMOTE"]), error(denied));
+    let mut operator = as_user(&node, "root", "root-secret");
+    let Reply::Array(lines) = operator.command(&["ACL", "LIST"]) else { panic!("ACL LIST answers with an array") };
+    assert!(lines[0].text().contains("$argon2id$"), "{lines:?}");
+
+    // A guesser in one write; the others are served meanwhile, and each guess is answered later than the one before.
+    let begun = Instant::now();
+    let mut guesser = node.client();
+    for number in 0..1000 {
+        guesser.send(&["AUTH", "app", &format!("guess {number}")]).expect("send");
+    }
+    for wait in [Duration::from_millis(500), Duration::from_millis(1500)] {
+        assert_eq!(guesser.reply().expect("a reply"), error(WRONG));
+        assert!(begun.elapsed() >= wait, "{:?} and not {wait:?}", begun.elapsed());
+        assert_eq!(client.command(&["GET", "a"]), Reply::Bulk("1".into()));
+    }
+    until("they are counted", || info(&mut operator, "acl_access_denied_auth") >= 2);
+    assert!(info(&mut operator, "acl_access_denied_auth") <= 4, "and few of the thousand were looked at");
+    let log = log(root.path());
+    assert_eq!(log.matches("logins fail").count(), 1, "told rarely: {log}");
+    assert!(log.contains("user=\"app\"") && !log.contains("guess"), "{log}");
+
+    // The users' file is read again: what was verified is forgotten, and a password that is no longer there is none.
+    write_users(root.path(), &format!("{}{root_user}", passwd(&["app"], "new-secret")));
+    assert_eq!(operator.command(&["ACL", "LOAD"]), ok());
+    assert_eq!(node.client().command(&["AUTH", "app", "app-secret"]), error(WRONG));
+    as_user(&node, "app", "new-secret");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -221,6 +222,61 @@ fn blocked_reader_that_closed_leaves_at_once() {
     assert_eq!(read_to_end(&mut blocked), "+PONG\r\n", "what was answered before still comes");
     until("its place is free", || info(&mut operator, "connected_clients") == 1);
     assert_eq!(info(&mut operator, "half_closed_disconnections"), 0, "nobody had to send it away");
+}
+
+#[test]
+fn connections_that_do_not_log_in_take_no_place_from_others() {
+    const PLACES: usize = 40;
+    const KEPT: usize = 8;
+    let root = directory();
+    let users = root.path().join("users");
+    std::fs::write(&users, "user app on >app +@all -@admin\nuser root on >root +@all\n").expect("our file");
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).expect("our file");
+    let places = PLACES.to_string();
+    let flags = ["--users-file", users.to_str().expect("text"), "--clients-max", &places];
+    let node = Node::start(root.path(), "a", &flags);
+    let log_in = |user: &str| {
+        let mut client = node.client();
+        (client.command(&["AUTH", user, user]), client)
+    };
+    let mut operator = log_in("root").1;
+    // As many as there are places, and they say nothing.
+    let mut silent: Vec<TcpStream> = (0..PLACES).map(|_| connect(node.listen)).collect();
+    // Each that comes finds a place all the same, up to those that are kept.
+    let mut apps = Vec::new();
+    let refused = loop {
+        match log_in("app") {
+            (Reply::Simple(_), mut client) => {
+                assert_eq!(client.command(&["SET", "a", "1"]), ok());
+                apps.push(client);
+            }
+            (answer, _) => break answer,
+        }
+    };
+    assert_eq!(refused, Reply::Error("ERR max number of clients reached".into()));
+    assert_eq!(apps.len(), PLACES - KEPT - 1, "one place is the operator's");
+    let mut others: Vec<Client> = (0..KEPT)
+        .map(|_| log_in("root"))
+        .map(|(answer, client)| {
+            assert_eq!(answer, ok(), "a place is kept for an operator");
+            client
+        })
+        .collect();
+    for client in apps.iter_mut().chain(&mut others) {
+        client.command(&["LSN"]).text();
+    }
+    until("they are counted", || info(&mut operator, "unauthenticated_displaced") >= (PLACES - KEPT) as u64);
+    // The share that they may have: of those that stay, a quarter of the places; and none of them for long.
+    drop((apps, others));
+    silent.extend((0..PLACES / 2).map(|_| connect(node.listen)));
+    until("they have their share", || info(&mut operator, "unauthenticated_clients") <= PLACES as u64 / 4);
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert_eq!(log.matches("had not logged in").count(), 1, "told once in a while: {log}");
+    for stream in &mut silent {
+        assert_eq!(read_to_end(stream), "");
+    }
+    until("those who stayed are counted", || info(&mut operator, "authentication_timeout_disconnections") > 0);
+    until("all of them are gone", || info(&mut operator, "connected_clients") == 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The users' file: what is taken means the same when ACL LIST tells it, no error tells a password, and nobody gets in by it who
 //! does not stand there.
 
-use walferry::hostile::users::{Grant, PASSWORDS_MAX, USERS_MAX, Users};
+use walferry::hostile::users::{Grant, Judged, PASSWORDS_MAX, USERS_MAX, Users};
 
 /// Any bytes.
 pub fn run(data: &[u8]) {
@@ -21,15 +21,15 @@ pub fn run(data: &[u8]) {
     };
     let lines = users.lines();
     assert!(lines.len() <= USERS_MAX);
-    assert!(lines.iter().all(|line| line.matches(" #").count() <= PASSWORDS_MAX));
+    assert!(lines.iter().all(|line| line.matches(" #").count() + line.matches(" $").count() <= PASSWORDS_MAX));
     let again = Users::parse(&lines.join("\n").replace(" -@all", ""), "again").expect("what ACL LIST tells is taken");
     assert_eq!(again, users);
     for line in &lines {
         let name = line.split(' ').nth(1).expect("a name");
         let open = line.contains(" on nopass");
         let known = users.authenticate(name.as_bytes(), b"surely nobody's password");
-        assert_eq!(known.is_some(), open, "{line}");
-        assert!(known.is_none_or(|user| user.grant != Grant::All || line.ends_with("+@all")));
+        assert_eq!(matches!(known, Judged::Right(_)), open, "{line}");
+        assert!(!matches!(known, Judged::Right(user) if user.grant == Grant::All && !line.ends_with("+@all")));
     }
-    assert!(users.authenticate(b"no such user", b"").is_none());
+    assert!(!matches!(users.authenticate(b"no such user", b""), Judged::Right(_)));
 }

@@ -119,6 +119,9 @@ settings! {
     /// Disconnect a client that finishes no command for so long, a blocked one excepted; 0 never does [default: 0]
     #[arg(long, value_name = "TIME", help_heading = "Node")]
     client_idle_timeout: Span,
+    /// Disconnect a client that has not logged in within this time; 0 never does [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Node")]
+    authentication_timeout: Span,
     /// Disconnect a client that reads nothing of its replies for so long; 0 never does [default: 60s]
     #[arg(long, value_name = "TIME", help_heading = "Node")]
     output_stalled_timeout: Span,
@@ -262,6 +265,7 @@ impl Settings {
             redirect: checked("moved"),
             clients_max: Some(10_000),
             client_idle_timeout: Some(Span(Duration::ZERO)),
+            authentication_timeout: Some(Span(Duration::from_secs(10))),
             output_stalled_timeout: Some(Span(Duration::from_secs(60))),
             clients_bytes_max: Some(ByteSize(1 << 30)),
             log_filter: Some("info".to_owned()),

@@ -1,7 +1,9 @@
 //! When a client has to go, and what was counted of clients. A core: `clients` asks it ten times a second for each connection and
 //! does what it says; it knows no socket and reads no clock.
 
+use std::cell::Cell;
 use std::fmt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A client that has closed its side gets the replies that it still waits for within this time, or none.
@@ -10,6 +12,8 @@ pub const HALF_CLOSED_TIME_MAX: Duration = Duration::from_secs(10);
 /// A client that does not read its replies is read on up to so many bytes of commands, so that one that writes its whole pipeline
 /// before it reads comes to its end. Beyond it the client is disconnected.
 pub const INPUT_UNREAD_BYTES_MAX: usize = 64 << 20;
+/// Places that are kept for operators; of fewer than 32 places a quarter.
+const OPERATOR_PLACES: usize = 8;
 /// A send that makes no progress for so long means that the client does not read at the moment.
 pub const UNREAD_TIME_MIN: Duration = Duration::from_millis(100);
 
@@ -24,6 +28,49 @@ pub struct ClientLimits {
     pub stalled_timeout: Option<Duration>,
     /// What all clients together have half sent, queued and not yet read; beyond it the largest go.
     pub bytes_max: usize,
+    /// A client that has not said who it is within this time goes.
+    pub authentication_timeout: Option<Duration>,
+}
+
+/// The places of clients that have logged in, or need not. The last ones are taken by operators only. Shared by all sessions.
+#[derive(Debug)]
+pub struct Places {
+    taken: Cell<usize>,
+    /// Whoever is no operator finds no place beyond these.
+    ordinary: usize,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places { taken: Cell::new(0), ordinary: usize::MAX }
+    }
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+pub struct Place(Rc<Places>);
+
+impl Places {
+    /// Of so many, the last `OPERATOR_PLACES` for operators. Where everybody is one, everybody may take them.
+    pub fn new(clients_max: usize) -> Places {
+        Places { taken: Cell::new(0), ordinary: clients_max - OPERATOR_PLACES.min(clients_max / 4) }
+    }
+
+    /// A place, if there is one for this client.
+    pub fn take(self: &Rc<Places>, is_operator: bool) -> Option<Place> {
+        let taken = self.taken.get();
+        if taken >= self.ordinary && !is_operator {
+            return None;
+        }
+        self.taken.set(taken + 1);
+        Some(Place(Rc::clone(self)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.set(self.0.taken.get() - 1);
+    }
 }
 
 /// What `clients` knows of one connection.
@@ -37,6 +84,8 @@ pub struct Signs {
     pub sending_since: Option<Instant>,
     /// It closed its side then.
     pub input_ended: Option<Instant>,
+    /// It is not known who it is, since then.
+    pub unknown_since: Option<Instant>,
 }
 
 /// Why a client was sent away.
@@ -58,6 +107,10 @@ pub enum Farewell {
     Http,
     /// It does not read its replies, and has sent so many bytes of commands that wait for that.
     Unread(usize),
+    /// It did not say who it is within this time.
+    Unknown(Duration),
+    /// It had not said who it is, and others needed its place.
+    Displaced,
 }
 
 impl fmt::Display for Farewell {
@@ -74,6 +127,14 @@ impl fmt::Display for Farewell {
             ),
             Farewell::Killed => write!(f, "CLIENT KILL"),
             Farewell::UserChanged => write!(f, "its user was changed or removed in users_file"),
+            Farewell::Unknown(time) => {
+                write!(f, "it did not log in within {time:?} (authentication_timeout)")
+            }
+            Farewell::Displaced => write!(
+                f,
+                "it had not logged in, and connections that have not may take a quarter of clients_max, or give way where all places \
+                 are taken"
+            ),
             Farewell::Http => write!(
                 f,
                 "possible attack: it sent an HTTP request (POST, Host: or a request line), as a web page can to a port that speaks \
@@ -92,6 +153,12 @@ impl ClientLimits {
     /// Why this client has to go now, if it has to.
     pub fn judge(&self, signs: &Signs, now: Instant) -> Option<Farewell> {
         let since = |then: Instant| now.saturating_duration_since(then);
+        // Whatever it does meanwhile.
+        if let (Some(unknown), Some(limit)) = (signs.unknown_since, self.authentication_timeout)
+            && since(unknown) >= limit
+        {
+            return Some(Farewell::Unknown(limit));
+        }
         if let Some(sending) = signs.sending_since {
             // It does not read: how long it has been idle is not the question.
             return self.stalled_timeout.filter(|limit| since(sending) >= *limit).map(Farewell::Stalled);
@@ -135,6 +202,14 @@ pub struct ClientCounts {
     pub http: u64,
     /// Sent away: `Farewell::Unread`.
     pub unread: u64,
+    /// Sent away: `Farewell::Unknown`.
+    pub unknown: u64,
+    /// Sent away: `Farewell::Displaced`.
+    pub displaced: u64,
+    /// Open now, and have not said who they are.
+    pub unknown_now: usize,
+    /// Wrong names or passwords.
+    pub failed_logins: u64,
 }
 
 impl ClientCounts {
@@ -148,6 +223,8 @@ impl ClientCounts {
             Farewell::Killed | Farewell::UserChanged => &mut self.killed,
             Farewell::Http => &mut self.http,
             Farewell::Unread(_) => &mut self.unread,
+            Farewell::Unknown(_) => &mut self.unknown,
+            Farewell::Displaced => &mut self.displaced,
         };
         *counter += 1;
     }
@@ -160,14 +237,20 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn limits() -> ClientLimits {
-        ClientLimits { clients_max: 1, idle_timeout: Some(LIMIT), stalled_timeout: Some(LIMIT), bytes_max: 1 }
+        ClientLimits {
+            clients_max: 1,
+            idle_timeout: Some(LIMIT),
+            stalled_timeout: Some(LIMIT),
+            bytes_max: 1,
+            authentication_timeout: Some(LIMIT / 6),
+        }
     }
 
     #[test]
     fn who_waits_for_the_node_is_not_idle_and_who_does_not_read_is_stalled() {
         let start = Instant::now();
         let late = start + LIMIT;
-        let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None };
+        let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None, unknown_since: None };
         let judged = |signs: Signs, now| limits().judge(&signs, now);
         assert_eq!(judged(calm, late - Duration::from_millis(1)), None);
         assert_eq!(judged(calm, late), Some(Farewell::Idle(LIMIT)));
@@ -182,10 +265,40 @@ mod tests {
     }
 
     #[test]
+    fn client_that_does_not_log_in_goes_whatever_it_does() {
+        let start = Instant::now();
+        let limit = LIMIT / 6;
+        let unknown =
+            Signs { active: start, waiting: true, sending_since: None, input_ended: None, unknown_since: Some(start) };
+        for signs in
+            [unknown, Signs { sending_since: Some(start), ..unknown }, Signs { active: start + limit, ..unknown }]
+        {
+            assert_eq!(limits().judge(&signs, start + limit - Duration::from_millis(1)), None);
+            assert_eq!(limits().judge(&signs, start + limit), Some(Farewell::Unknown(limit)));
+        }
+        assert_eq!(limits().judge(&Signs { unknown_since: None, ..unknown }, start + limit), None);
+        let patient = ClientLimits { authentication_timeout: None, ..limits() };
+        assert_eq!(patient.judge(&unknown, start + LIMIT), None);
+    }
+
+    #[test]
+    fn last_places_are_taken_by_operators_only() {
+        let places = Rc::new(Places::new(100));
+        let mut ordinary: Vec<Place> = std::iter::from_fn(|| places.take(false)).collect();
+        assert_eq!(ordinary.len(), 100 - OPERATOR_PLACES);
+        let operator = places.take(true).expect("a place is kept");
+        ordinary.pop();
+        assert!(places.take(false).is_none(), "the operator has the place that is free");
+        drop(operator);
+        assert!(places.take(false).is_some());
+        assert_eq!([1, 3, 4, 32].map(|max| Places::new(max).ordinary), [1, 3, 3, 24]);
+    }
+
+    #[test]
     fn without_timeouts_nobody_goes() {
         let start = Instant::now();
         let limits = ClientLimits { idle_timeout: None, stalled_timeout: None, ..limits() };
-        let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None };
+        let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None, unknown_since: None };
         let stalled = Signs { sending_since: Some(start), ..calm };
         assert_eq!([calm, stalled].map(|signs| limits.judge(&signs, start + 1000 * LIMIT)), [None, None]);
     }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -10,9 +11,11 @@ use io_uring::{cqueue, opcode, squeue, types};
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::told::Rarely;
 
-use super::client_limits::{ClientCounts, ClientLimits, Farewell, Signs, UNREAD_TIME_MIN};
+use super::client_limits::{ClientCounts, ClientLimits, Farewell, Places, Signs, UNREAD_TIME_MIN};
 use super::client_list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use super::host::{Host, SessionId};
+use super::login::NO_PLACE;
+use super::newcomers::{self, Newcomers};
 use super::node::Node;
 use super::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use super::session::{Description, Session, SessionSettings};
@@ -52,6 +55,8 @@ struct Connection {
     sending_since: Instant,
     /// The client closed its side: it still gets its replies.
     input_ended: Option<Instant>,
+    /// It is not known who the client is, since then.
+    unknown_since: Option<Instant>,
     /// A socket error, or the client is sent away: nothing more is read or written.
     ended: bool,
     dirty: bool,
@@ -76,7 +81,12 @@ impl Connection {
             waiting,
             sending_since: self.sending.then_some(self.sending_since),
             input_ended: self.input_ended,
+            unknown_since: self.unknown_since,
         }
+    }
+
+    fn is_newcomer(&self) -> bool {
+        !self.ended && !self.session.is_authenticated()
     }
 
     fn seen<'a>(&self, description: &'a Description<'a>) -> Seen<'a> {
@@ -106,6 +116,20 @@ pub struct Clients {
     limits: ClientLimits,
     counts: ClientCounts,
     expelled_told: Rarely,
+    failed_logins_told: Rarely,
+    displaced_told: Rarely,
+    newcomers: Newcomers,
+}
+
+/// The open connection of this session, if it is still there.
+fn find<'a>(
+    slots: &'a [Option<Connection>],
+    generations: &[u32],
+    session: SessionId,
+) -> Option<(usize, &'a Connection)> {
+    let slot = (session.0 & SLOT_MASK) as usize;
+    let live = generations.get(slot) == Some(&((session.0 >> SLOT_BITS) as u32));
+    slots.get(slot)?.as_ref().filter(|_| live).map(|connection| (slot, connection))
 }
 
 fn token(slot: usize, op: u64) -> u64 {
@@ -133,6 +157,7 @@ impl Clients {
     /// No clients yet.
     pub fn new(settings: SessionSettings, limits: ClientLimits) -> Clients {
         let connected_max = limits.clients_max.min(CLIENTS_MAX);
+        let settings = SessionSettings { places: Rc::new(Places::new(connected_max)), ..settings };
         Clients {
             slots: Vec::new(),
             generations: Vec::new(),
@@ -144,6 +169,9 @@ impl Clients {
             limits: ClientLimits { clients_max: connected_max, ..limits },
             counts: ClientCounts { connected_max, ..ClientCounts::default() },
             expelled_told: Rarely::default(),
+            failed_logins_told: Rarely::default(),
+            displaced_told: Rarely::default(),
+            newcomers: Newcomers::default(),
         }
     }
 
@@ -158,9 +186,7 @@ impl Clients {
     }
 
     fn slot_of(&self, id: SessionId) -> Option<usize> {
-        let slot = (id.0 & SLOT_MASK) as usize;
-        let live = self.generations.get(slot) == Some(&((id.0 >> SLOT_BITS) as u32));
-        (live && self.slots[slot].is_some()).then_some(slot)
+        find(&self.slots, &self.generations, id).map(|(slot, _)| slot)
     }
 
     /// Takes over an accepted socket, or tells the client that there are too many.
@@ -172,26 +198,34 @@ impl Clients {
         ring: &mut Ring,
         now: Instant,
     ) {
-        if self.len() >= self.limits.clients_max {
-            self.counts.rejected += 1;
-            let text = b"-ERR max number of clients reached\r\n";
-            // Best effort: the socket is new, so its buffer takes this line; then it is closed.
-            let _ = nix::sys::socket::send(socket.as_raw_fd(), text, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
-            return;
+        // A connection that is sent away takes its place until its last operation has ended; that is soon.
+        if self.len() >= self.limits.clients_max && !self.displace(now) {
+            return self.reject(&socket);
         }
         if let Err(error) = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpNoDelay, &true) {
             tracing::debug!(%address, %error, "TCP_NODELAY was refused");
         }
-        self.counts.accepted += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.generations.push(0);
             self.slots.len() - 1
         });
         let id = SessionId(u64::from(self.generations[slot]) << SLOT_BITS | slot as u64);
+        let session = Session::new(id, reached_at, &self.settings);
+        if session.closing() {
+            // Its user, the default one, finds no place.
+            self.free.push(slot);
+            return self.reject(&socket);
+        }
+        self.counts.accepted += 1;
+        let is_newcomer = !session.is_authenticated();
+        if is_newcomer {
+            self.newcomers.add(id, address.ip().to_canonical().is_loopback());
+        }
         self.slots[slot] = Some(Connection {
             socket,
-            session: Session::new(id, reached_at, &self.settings),
+            session,
+            unknown_since: is_newcomer.then_some(now),
             address,
             since: now,
             active: now,
@@ -204,6 +238,45 @@ impl Clients {
             dirty: false,
         });
         self.receive(slot, ring);
+    }
+
+    /// Tells a client that there is no place for it.
+    fn reject(&mut self, socket: &OwnedFd) {
+        self.counts.rejected += 1;
+        let text = format!("-{NO_PLACE}\r\n");
+        // Best effort: the socket is new, so its buffer takes this line; then it is closed.
+        let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+        let _ = nix::sys::socket::send(socket.as_raw_fd(), text.as_bytes(), flags);
+    }
+
+    /// Sends away the connection that has not said who it is for longest; false when each has.
+    fn displace(&mut self, now: Instant) -> bool {
+        let (slots, generations) = (&self.slots, &self.generations);
+        let is_one = |session| find(slots, generations, session).is_some_and(|(_, one)| one.is_newcomer());
+        let Some(oldest) = self.newcomers.oldest(is_one) else { return false };
+        let slot = self.slot_of(oldest).expect("it was found just now");
+        let connection = self.slots[slot].as_mut().expect("it was found just now");
+        connection.end_at_once();
+        self.counts.count(Farewell::Displaced);
+        if let Some(more) = self.displaced_told.tell(EXPELLED_LOG_PAUSE, now) {
+            let address = connection.address;
+            tracing::warn!(%address, more, "a client is disconnected: {}", Farewell::Displaced);
+        }
+        self.mark(slot);
+        true
+    }
+
+    /// Ten times a second: connections that have not said who they are take no more than their share of the places.
+    fn look_at_newcomers(&mut self, now: Instant) {
+        let (slots, generations) = (&self.slots, &self.generations);
+        let newcomer = |session| find(slots, generations, session).map(|(_, one)| one).filter(|one| one.is_newcomer());
+        self.counts.unknown_now = self.newcomers.tidy(|session| newcomer(session).is_some());
+        let is_old = |since: Instant| now.saturating_duration_since(since) >= newcomers::GRACE;
+        let old =
+            slots.iter().flatten().filter(|one| one.is_newcomer() && one.unknown_since.is_some_and(is_old)).count();
+        (newcomers::share(self.limits.clients_max)..old).for_each(|_| {
+            self.displace(now);
+        });
     }
 
     fn receive(&mut self, slot: usize, ring: &mut Ring) {
@@ -390,6 +463,19 @@ impl Clients {
         let mut leaving = Vec::new();
         for (slot, connection) in self.slots.iter_mut().enumerate() {
             let Some(connection) = connection.as_mut().filter(|connection| !connection.ended) else { continue };
+            let failed = connection.session.take_failed_logins();
+            if failed.count > 0 {
+                self.counts.failed_logins += failed.count;
+                if let Some(more) = self.failed_logins_told.tell(EXPELLED_LOG_PAUSE, now) {
+                    let user = failed.user.as_deref().unwrap_or("(no user of this node)");
+                    let (address, count) = (connection.address, failed.count);
+                    tracing::warn!(%address, user, count, more, "logins fail: the name or the password is wrong");
+                }
+            }
+            connection.unknown_since = match connection.unknown_since {
+                _ if connection.session.is_authenticated() => None,
+                since => since.or(Some(now)),
+            };
             let executed = connection.session.take_commands();
             commands += executed;
             let is_waiting = connection.session.is_waiting();
@@ -417,6 +503,7 @@ impl Clients {
             self.choose_largest(buffered - self.limits.bytes_max, &mut leaving);
         }
         self.send_away(&leaving);
+        self.look_at_newcomers(now);
         self.counts.connected = self.len();
         self.counts.waiting = waiting;
         self.counts.buffered_bytes = buffered;

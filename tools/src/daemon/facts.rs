@@ -24,6 +24,7 @@ use super::host::{
     Evidence, Following, Host, InfoSection, NodeFacts, NodeRole, Refusal, ReplicaEvidence, ReplicationRow, SessionId,
     Stage, Wait,
 };
+use super::login::Job;
 use super::membership::Membership;
 use super::metrics_text::Snapshot;
 use super::node::{Node, Role};
@@ -301,6 +302,10 @@ impl Host for Node {
 
     fn reload_users(&mut self) -> Result<(), String> {
         self.read_users()
+    }
+
+    fn check_password(&mut self, job: Job) -> bool {
+        self.logins.check(job)
     }
 
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply {

@@ -27,6 +27,7 @@ use walferry_shipper::status::SlotStatus;
 use super::client_limits::ClientCounts;
 use super::client_list::{ClientAsk, ClientReply};
 use super::cluster::{Command, Reply};
+use super::login::Job;
 use super::reading::Strong;
 use super::repair::RepairCount;
 use super::watchdog::Turns;
@@ -88,6 +89,8 @@ pub enum Wait {
     Cluster,
     /// What was asked of all connections is answered.
     Clients,
+    /// The password is compared.
+    Login,
 }
 
 /// How far a replica is with a commit.
@@ -338,6 +341,8 @@ pub trait Host {
     fn command_cluster(&mut self, command: Command) -> Result<Reply, String>;
     /// Reads the users' file again; clients whose user changed are disconnected with this turn.
     fn reload_users(&mut self) -> Result<(), String>;
+    /// Has a password compared with salted hashes; false when too many wait already. `Session::resume` follows.
+    fn check_password(&mut self, job: Job) -> bool;
     /// Asks something of all connections; the answer comes with this turn or the next, by `Session::resume`.
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply;
     /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON, for a client that reached this node at this address.

@@ -164,9 +164,14 @@ impl Page {
             ("killed", counts.killed),
             ("http", counts.http),
             ("unread", counts.unread),
+            ("authentication_timeout", counts.unknown),
+            ("displaced", counts.displaced),
         ] {
             self.sample("clients_sent_away_total", &[("reason", reason)], count);
         }
+        self.single("logins_failed_total", "counter", "Wrong names or passwords of clients.", counts.failed_logins);
+        let help = "Clients that are connected and have not logged in.";
+        self.single("clients_unauthenticated", "gauge", help, counts.unknown_now);
     }
 
     fn replicas(&mut self, replicas: &[ReplicationRow]) {

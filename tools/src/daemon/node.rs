@@ -42,6 +42,7 @@ use super::client_limits::ClientCounts;
 use super::client_list::Asked;
 use super::commit_queue::CommitQueue;
 use super::host::{COUNT_TIME_MAX, SessionId};
+use super::login::Checker;
 use super::membership::Membership;
 use super::parking::{News, Parking};
 use super::peer_secret::SecretSettings;
@@ -155,6 +156,7 @@ pub struct Node {
     pub(super) clients: ClientCounts,
     /// What sessions ask of all connections; answered by `clients` within the turn.
     pub(super) client_asks: Vec<Asked>,
+    pub(super) logins: Checker,
     pub(super) commands: u64,
     pub(super) started: Instant,
     pub(super) waker: Waker,
@@ -371,6 +373,7 @@ impl Node {
             waterfall: Waterfall::new(config.waterfall),
             clients: ClientCounts::default(),
             client_asks: Vec::new(),
+            logins: Checker::new(waker.clone()),
             commands: 0,
             started: now,
             waker,
@@ -714,6 +717,7 @@ impl Node {
         self.watch_sync_set();
         self.watch_lease();
         self.release(ready);
+        self.logins.done(ready);
         if let Role::Leader(shipper) = &self.role
             && self.membership.is_none()
             && let Some(epoch) = shipper.superseded()

@@ -8,6 +8,7 @@ use walferry_engine::lsn::Lsn;
 use super::client_list::{ClientAnswer, ClientReply};
 use super::command::stream::ReadRequest;
 use super::host::{COUNT_TIME_MAX, Host, Stage, Wait};
+use super::login::Login;
 use super::outbox::Hold;
 use super::reading::{Missing, Position, Verdict, lost};
 use super::reply::Reply;
@@ -33,6 +34,7 @@ enum What {
     Count(Lsn),
     Cluster(super::cluster::Reply),
     Clients(ClientReply),
+    Login(Box<Login>),
 }
 
 /// The moment `timeout` from now; zero is never.
@@ -98,6 +100,11 @@ impl Parked {
         Parked::new(What::Clients(answer), None)
     }
 
+    /// AUTH and HELLO: until the password is compared, and a wrong one is not answered before `refused_at`.
+    pub fn for_login(login: Login, refused_at: Instant) -> Parked {
+        Parked::new(What::Login(Box::new(login)), Some(refused_at))
+    }
+
     /// The memory that it takes.
     pub fn kept_bytes(&self) -> usize {
         match &self.what {
@@ -129,6 +136,7 @@ impl Parked {
             What::Count(_) => Wait::Counted,
             What::Cluster(_) => Wait::Cluster,
             What::Clients(_) => Wait::Clients,
+            What::Login(_) => Wait::Login,
         }
     }
 
@@ -141,6 +149,10 @@ impl Parked {
         {
             reply.error(error);
             return Ok(Some(Hold::Nothing));
+        }
+        if let What::Login(login) = &mut self.what {
+            let answered = login.poll(client, over, host, reply);
+            return if answered { Ok(Some(Hold::Nothing)) } else { Err(self) };
         }
         match &self.what {
             What::Room | What::Readable(_) => return Ok(None),
@@ -242,7 +254,7 @@ impl Parked {
                     None => return Err(self),
                 }
             }
-            What::Applied(_) => return Err(self),
+            What::Applied(_) | What::Login(_) => return Err(self),
         }
         Ok(Some(Hold::Nothing))
     }

@@ -86,8 +86,8 @@ impl Parking {
                 Wait::Acknowledged => news.turned || news.acknowledged,
                 Wait::Counted => news.counted || news.applied.is_some(),
                 Wait::Cluster => true,
-                // `clients` resumes the one itself, and of the others there is an index.
-                Wait::Clients | Wait::Streams(_) => false,
+                // `clients` and the thread for logins tell whom to resume, and of readers there is an index.
+                Wait::Clients | Wait::Login | Wait::Streams(_) => false,
             };
             if concerned {
                 ready.push(session);

@@ -111,7 +111,7 @@ impl Reactor {
             None => Users::open(config.password.as_deref()),
         };
         let client_address = client_listener.address().map_err(DaemonError::Signals)?;
-        let unguarded = users.at_start().is_some_and(|user| user.grant == Grant::All);
+        let unguarded = users.at_start().is_some_and(|user| user.grant >= Grant::Write);
         warn_of_open_doors(&config, unguarded, peer_listen);
         if unguarded && !client_address.ip().is_loopback() {
             tracing::warn!(
@@ -128,6 +128,7 @@ impl Reactor {
         let users = Rc::new(RefCell::new(users));
         let settings = SessionSettings {
             users: Rc::clone(&users),
+            places: Rc::default(),
             commit_level: Some(config.commit_level),
             commit_timeout: config.commit_timeout,
             read_wait_timeout: config.read_wait_timeout,
@@ -138,6 +139,7 @@ impl Reactor {
             idle_timeout: config.client_idle_timeout,
             stalled_timeout: config.output_stalled_timeout,
             bytes_max: config.clients_bytes_max,
+            authentication_timeout: config.authentication_timeout,
         };
         let clients = Clients::new(settings, limits);
         let client_address = match &tls_entrance {

@@ -16,18 +16,19 @@ use bytes::{Buf, BytesMut};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::mutants;
 
-use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX};
+use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX, Place, Places};
 use super::command::transaction::{self, Transaction, Watched};
 use super::command::view::View;
 use super::command::{self, Outcome, Run, Spec, Writer};
 use super::host::{Host, Refusal, SessionId, Wait};
+use super::login::FailedLogins;
 use super::outbox::{Acknowledged, Hold, Outbox, Settling};
 use super::parked::Parked;
 use super::reading::{self, Facts, Guarantee, Missing, Mode, Position, Strong, Verdict};
 use super::resp::{
     Args, COMMAND_BYTES_MAX, KEY_BYTES_MAX, Parser, Progress, ProtocolError, UNAUTHENTICATED_ARG_BYTES_MAX,
 };
-use super::users::{User, Users};
+use super::users::{Check, Grant, Judged, User, Users};
 use super::watchdog;
 
 /// While a session cannot go on, no more than this is received for it.
@@ -52,6 +53,8 @@ const _: () = assert!(BACKLOG_BYTES_MAX < KEPT_CAPACITY_BYTES_MAX && 2 * COMMAND
 pub struct SessionSettings {
     /// Who may connect; shared by all sessions, and replaced as a whole.
     pub users: Rc<RefCell<Users>>,
+    /// The places of those who have logged in; shared by all sessions.
+    pub places: Rc<Places>,
     /// The level of a session that never said COMMITLEVEL.
     pub commit_level: Option<CommitLevel>,
     /// After this a commit that is durable here and unconfirmed elsewhere is answered `-UNCERTAIN`; none: it waits.
@@ -99,6 +102,13 @@ pub struct Client {
     pub transaction: Option<Transaction>,
     /// WATCH.
     pub watched: Watched,
+    /// Wrong passwords since the last right one.
+    pub failures: u32,
+    /// Of them, those that `clients` has not counted yet.
+    failed_logins: FailedLogins,
+    /// Its place among those who have logged in.
+    place: Option<Place>,
+    turned_away: bool,
     /// What the node gave it at its start.
     settings: SessionSettings,
 }
@@ -106,7 +116,7 @@ pub struct Client {
 impl Client {
     fn new(id: SessionId, reached_at: Option<IpAddr>, settings: SessionSettings) -> Client {
         let user = settings.users.borrow().at_start();
-        Client {
+        let mut client = Client {
             id,
             reached_at,
             name: Vec::new(),
@@ -122,22 +132,61 @@ impl Client {
             acknowledged: None,
             transaction: None,
             watched: Watched::new(),
+            failures: 0,
+            failed_logins: FailedLogins::default(),
+            place: None,
+            turned_away: false,
             settings,
+        };
+        client.take_place();
+        client
+    }
+
+    /// The client says who it is. What cannot be right is counted as a failure; what has to be compared first is counted later.
+    pub fn authenticate(&mut self, name: &[u8], password: &[u8]) -> Judged {
+        // Longer ones are nobody's, and hashing them would take long.
+        let fits = name.len().max(password.len()) <= UNAUTHENTICATED_ARG_BYTES_MAX;
+        let judged = if fits { self.settings.users.borrow().authenticate(name, password) } else { Judged::Wrong };
+        if let Judged::Wrong = judged {
+            let users = Rc::clone(&self.settings.users);
+            let named = std::str::from_utf8(name).ok().and_then(|name| users.borrow().get(name).cloned());
+            self.failed(named.as_ref());
+        }
+        judged
+    }
+
+    /// The password was compared and is right: the user, unless the users are others by now.
+    pub fn verified(&self, check: &Check) -> Option<Rc<User>> {
+        self.settings.users.borrow().verified(check)
+    }
+
+    /// A login failed, of this user if there is one.
+    pub fn failed(&mut self, user: Option<&Rc<User>>) {
+        self.failures = self.failures.saturating_add(1);
+        self.failed_logins.add(user);
+    }
+
+    /// The client is this user from now on, or is turned away: its place is kept for operators.
+    pub fn log_in(&mut self, user: Rc<User>) {
+        self.failures = 0;
+        // A client that logs in anew has the place of before.
+        self.place = None;
+        self.user = Some(user);
+        self.take_place();
+    }
+
+    /// Whoever has logged in, or need not, takes a place.
+    fn take_place(&mut self) {
+        if let Some(user) = &self.user {
+            self.place = self.settings.places.take(user.grant == Grant::All);
+            self.user.take_if(|_| self.place.is_none());
+            self.turned_away = self.place.is_none();
         }
     }
 
-    /// The client says who it is; false when that is not so.
-    pub fn authenticate(&mut self, name: &[u8], password: &[u8]) -> bool {
-        if name.len().max(password.len()) > UNAUTHENTICATED_ARG_BYTES_MAX {
-            // It is nobody's, and hashing it would take long.
-            return false;
-        }
-        let user = self.settings.users.borrow().authenticate(name, password);
-        let right = user.is_some();
-        if right {
-            self.user = user;
-        }
-        right
+    /// The connection is to be closed: there is no place for its user.
+    pub fn is_turned_away(&self) -> bool {
+        self.turned_away
     }
 
     /// Everybody is `default` without a password: AUTH with one is likely to be a mistake.
@@ -157,7 +206,12 @@ impl Client {
 
     /// As a client that just connected.
     pub fn reset(&mut self) {
-        *self = Client::new(self.id, self.reached_at, self.settings.clone());
+        self.place = None;
+        *self = Client {
+            failures: self.failures,
+            failed_logins: std::mem::take(&mut self.failed_logins),
+            ..Client::new(self.id, self.reached_at, self.settings.clone())
+        };
     }
 
     /// The view that a read of this session needs, and what its reply is then held for.
@@ -323,8 +377,10 @@ enum Step {
 impl Session {
     /// A session of a client that just connected.
     pub fn new(id: SessionId, reached_at: Option<IpAddr>, settings: &SessionSettings) -> Session {
+        let client = Client::new(id, reached_at, settings.clone());
         Session {
-            client: Client::new(id, reached_at, settings.clone()),
+            closing: client.is_turned_away(),
+            client,
             parser: Parser::default(),
             input: BytesMut::new(),
             outbox: Outbox::default(),
@@ -332,7 +388,6 @@ impl Session {
             parked: None,
             reads_until: None,
             writes_until: None,
-            closing: false,
             expelled: None,
             reads_ahead: false,
             stalled: false,
@@ -346,6 +401,16 @@ impl Session {
     /// The connection's number.
     pub fn id(&self) -> SessionId {
         self.client.id
+    }
+
+    /// True once it is known who the client is.
+    pub fn is_authenticated(&self) -> bool {
+        self.client.user.is_some()
+    }
+
+    /// Logins that failed since the last call.
+    pub fn take_failed_logins(&mut self) -> FailedLogins {
+        std::mem::take(&mut self.client.failed_logins)
     }
 
     /// Bytes arrived.
@@ -722,6 +787,7 @@ impl Session {
                 Ok(None) => host.unpark(self.client.id),
                 Ok(Some(hold)) => {
                     host.unpark(self.client.id);
+                    self.closing |= self.client.is_turned_away();
                     self.push(hold, host);
                 }
             }

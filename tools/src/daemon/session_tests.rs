@@ -8,10 +8,12 @@ use walferry_applier::store::overlay::hash_of;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
-use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX};
+use super::client_limits::{Farewell, INPUT_UNREAD_BYTES_MAX, Places};
 use super::host::{Host, Refusal, ReplicationRow, SessionId, Wait};
+use super::login;
 use super::outbox::OUTPUT_BYTES_MAX;
 use super::resp::VALUE_BYTES_MAX;
+use super::salted::SaltedHash;
 use super::session::SessionSettings;
 use super::test_host::{TestClient, TestHost};
 use super::users::Users;
@@ -443,11 +445,22 @@ fn a_password_is_asked_for() {
         ("AUTH secret", "+OK\r\n"),
         ("GET a", "$-1\r\n"),
     ] {
-        assert_eq!(client.ask(&mut host, line), reply, "{line}");
+        let mut told = client.ask(&mut host, line);
+        if reply == wrong {
+            assert_eq!(told, "", "{line} is not answered at once");
+            host.pass(login::DELAY_MAX);
+            told = client.resume(&mut host);
+        }
+        assert_eq!(told, reply, "{line}");
     }
+    let failed = client.session.take_failed_logins();
+    assert_eq!((failed.count, failed.user), (4, None), "the last one named nobody");
     let mut client = TestClient::with(&settings, 2);
     assert!(client.ask(&mut host, "HELLO 3").starts_with("-NOAUTH HELLO must be called"));
-    assert_eq!(client.ask(&mut host, "HELLO 3 AUTH default nope"), wrong);
+    assert_eq!(client.ask(&mut host, "HELLO 3 AUTH default nope"), "");
+    host.pass(login::DELAY);
+    assert_eq!(client.resume(&mut host), wrong);
+    assert_eq!(client.session.take_failed_logins().user.as_deref(), Some("default"));
     assert!(client.ask(&mut host, "HELLO 3 AUTH default secret SETNAME me").starts_with("%7\r\n"));
     assert_eq!(client.ask(&mut host, "GET a"), "_\r\n");
     let mut client = TestClient::with(&settings, 3);
@@ -455,6 +468,103 @@ fn a_password_is_asked_for() {
     assert!(client.session.closing());
     let mut client = TestClient::with(&settings, 4);
     assert_eq!(client.send(&mut host, b"*11\r\n"), "-ERR Protocol error: unauthenticated multibulk length\r\n");
+}
+
+fn with_users(text: &str) -> SessionSettings {
+    let users = Users::parse(text, "users").expect("a right file");
+    SessionSettings { users: Rc::new(RefCell::new(users)), ..SessionSettings::default() }
+}
+
+fn read_again(settings: &SessionSettings, text: &str) {
+    settings.users.replace(Users::parse(text, "users").expect("a right file"));
+}
+
+#[test]
+fn each_wrong_password_is_answered_later_than_the_one_before() {
+    let settings = with_users("user default on >secret +@all");
+    let (mut host, mut client) = (TestHost::new(), TestClient::with(&settings, 1));
+    let wrong = format!("-{}\r\n", login::WRONG_PASSWORD);
+    // One write with all guesses, and RESET in between: none is looked at before the one before is answered.
+    let guesses = "AUTH a\r\nRESET\r\nAUTH b\r\nAUTH c\r\nAUTH secret\r\nECHO in\r\n";
+    assert_eq!(client.send(&mut host, guesses.as_bytes()), "");
+    let answers = [format!("{wrong}+RESET\r\n"), wrong.clone(), format!("{wrong}+OK\r\n$2\r\nin\r\n")];
+    for (failures, told) in (0..).zip(answers) {
+        assert_eq!(client.session.deadline(), Some(host.now() + login::delay(failures)));
+        host.pass(login::delay(failures) - Duration::from_millis(1));
+        assert_eq!(client.resume(&mut host), "", "after {failures} failures");
+        host.pass(Duration::from_millis(1));
+        assert_eq!(client.resume(&mut host), told);
+    }
+    assert_eq!(client.session.take_failed_logins().count, 3);
+    assert_eq!(client.send(&mut host, b"AUTH d\r\n"), "");
+    assert_eq!(client.session.deadline(), Some(host.now() + login::DELAY), "a right one in between forgives");
+}
+
+#[test]
+fn salted_password_is_compared_by_another_thread() {
+    let salted = SaltedHash::with_costs(b"secret", 8, 1, 1);
+    let users = format!("user app on {salted} +@all -@admin");
+    let settings = with_users(&users);
+    let mut host = TestHost::new();
+    let mut client = TestClient::with(&settings, 1);
+    assert_eq!(client.send(&mut host, b"HELLO 3 AUTH app secret SETNAME me\r\nCLIENT GETNAME\r\nPROMOTE\r\n"), "");
+    assert_eq!(host.parked[&SessionId(1)], Wait::Login);
+    host.pass(login::DELAY_MAX);
+    assert_eq!(client.resume(&mut host), "", "nothing is told before it is compared");
+    host.checks.remove(0).run();
+    let told = client.resume(&mut host);
+    assert!(told.starts_with("%7\r\n") && told.contains("$2\r\nme\r\n"), "{told}");
+    assert!(told.ends_with("-NOPERM User app has no permissions to run the 'promote' command\r\n"), "{told}");
+    assert_eq!(client.ask(&mut host, "SET a 1"), "+OK\r\n");
+
+    let mut again = TestClient::with(&settings, 2);
+    assert_eq!(again.send(&mut host, b"AUTH app secret\r\n"), "+OK\r\n", "it is remembered");
+    let mut wrong = TestClient::with(&settings, 3);
+    assert_eq!(wrong.send(&mut host, b"AUTH app Secret\r\n"), "");
+    host.checks.remove(0).run();
+    assert_eq!(wrong.resume(&mut host), "", "a wrong one is compared soon and answered late");
+    assert_eq!(wrong.session.take_failed_logins().user.as_deref(), Some("app"));
+    host.pass(login::DELAY);
+    assert_eq!(wrong.resume(&mut host), format!("-{}\r\n", login::WRONG_PASSWORD));
+
+    // The users' file is read again while a comparison is under way.
+    let mut late = TestClient::with(&settings, 4);
+    read_again(&settings, &users);
+    assert_eq!(late.send(&mut host, b"AUTH app secret\r\n"), "");
+    read_again(&settings, "user app on >new +@all");
+    host.checks.remove(0).run();
+    host.pass(login::DELAY);
+    assert_eq!(late.resume(&mut host), format!("-{}\r\n", login::WRONG_PASSWORD));
+
+    // Too many wait: told late as well, and no failure.
+    read_again(&settings, &users);
+    host.checks_max = 0;
+    let mut one_more = TestClient::with(&settings, 5);
+    assert_eq!(one_more.send(&mut host, b"AUTH app secret\r\n"), "");
+    host.pass(login::DELAY);
+    assert_eq!(one_more.resume(&mut host), format!("-{}\r\n", login::BUSY));
+    assert_eq!(one_more.session.take_failed_logins().count, 0);
+}
+
+#[test]
+fn last_places_are_for_those_who_log_in_as_operators() {
+    let users = "user app on >app +@all -@admin\nuser root on >root +@all\nuser default on nopass +@read";
+    let settings = SessionSettings { places: Rc::new(Places::new(4)), ..with_users(users) };
+    let mut host = TestHost::new();
+    let mut taken: Vec<TestClient> = (0..3).map(|id| TestClient::with(&settings, id)).collect();
+    assert!(taken.iter().all(|client| !client.session.closing()));
+    assert!(TestClient::with(&settings, 3).session.closing(), "the default user finds none");
+    // Whoever has a place may change its user.
+    assert_eq!(taken[0].ask(&mut host, "AUTH app app"), "+OK\r\n");
+    assert_eq!(taken[1].ask(&mut host, "AUTH root root"), "+OK\r\n");
+    taken.pop();
+    assert!(!TestClient::with(&settings, 4).session.closing(), "one is free again");
+    read_again(&settings, &users.replace("default on", "default off"));
+    let mut apps = [5, 6].map(|id| TestClient::with(&settings, id));
+    assert_eq!(apps[0].ask(&mut host, "AUTH app app"), "+OK\r\n");
+    assert_eq!(apps[1].ask(&mut host, "AUTH app app"), format!("-{}\r\n", login::NO_PLACE));
+    assert!(apps[1].session.closing() && !apps[1].session.is_authenticated());
+    assert_eq!(TestClient::with(&settings, 7).ask(&mut host, "AUTH root root"), "+OK\r\n");
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Member {
         let users = Rc::new(RefCell::new(Users::open(None)));
         let settings = SessionSettings {
             users: Rc::clone(&users),
+            places: Rc::default(),
             commit_level: Some(config.commit_level),
             commit_timeout: config.commit_timeout,
             read_wait_timeout: config.read_wait_timeout,

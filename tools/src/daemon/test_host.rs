@@ -22,6 +22,7 @@ use super::cluster::{Command, Reply};
 use super::host::{
     Evidence, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
 };
+use super::login::Job;
 use super::node::COUNT_LOOKUPS_PER_TURN_MAX;
 use super::reading::Strong;
 use super::session::{Session, SessionSettings};
@@ -72,6 +73,10 @@ pub struct TestHost {
     pub strong: Strong,
     /// When this turn began, for tests of how long it takes; none: turns take no time.
     pub turn_began: Option<Instant>,
+    /// Passwords that wait to be compared, and how many may.
+    pub checks: Vec<Job>,
+    /// How many may.
+    pub checks_max: usize,
     /// Commands that sessions found slow.
     pub slow: Vec<(&'static str, Duration)>,
     /// After so many looks at the clock the process is stopped for so long: it loses its lease, and its state gets older.
@@ -119,6 +124,8 @@ impl TestHost {
             staleness: Some(Duration::ZERO),
             strong: Strong::Held,
             turn_began: None,
+            checks: Vec::new(),
+            checks_max: 8,
             slow: Vec::new(),
             stopped_after: Cell::new(None),
             _dir: dir,
@@ -359,6 +366,13 @@ impl Host for TestHost {
 
     fn reload_users(&mut self) -> Result<(), String> {
         Err("this node has no users_file".to_owned())
+    }
+    fn check_password(&mut self, job: Job) -> bool {
+        let fits = self.checks.len() < self.checks_max;
+        if fits {
+            self.checks.push(job);
+        }
+        fits
     }
     fn ask_clients(&mut self, _: SessionId, _: ClientAsk) -> ClientReply {
         ClientReply::default()

@@ -1,11 +1,15 @@
 //! Commands about the connection itself: PING ECHO HELLO AUTH ACL QUIT RESET SELECT CLIENT. Error texts are redis-server's.
 
+use std::rc::Rc;
+
 use crate::daemon::client_list::ClientAsk;
 use crate::daemon::host::Host;
+use crate::daemon::login::{self, Answer, BUSY, Job, Login, NO_PLACE, Next, State, WRONG_PASSWORD};
 use crate::daemon::parked::Parked;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
 use crate::daemon::session::Client;
+use crate::daemon::users::{Judged, User};
 
 use super::{CommandError, Outcome, integer, wrong_arity};
 
@@ -57,10 +61,8 @@ pub fn select(_: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Rep
     Outcome::Close
 }
 
-const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
-
 /// AUTH [user] password
-pub fn auth(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
+pub fn auth(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
     let (user, password) = match args.len() {
         2 if client.needs_no_password() => {
             reply.error(
@@ -76,12 +78,46 @@ pub fn auth(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut 
             return Outcome::DONE;
         }
     };
-    if client.authenticate(user, password) {
-        reply.ok();
-    } else {
-        reply.error(WRONG_PASSWORD);
+    log_in(client, (user, password), Next::Auth, host, reply)
+}
+
+/// Answers a login, or parks until it has an answer.
+fn log_in(
+    client: &mut Client,
+    (name, password): (&[u8], &[u8]),
+    next: Next,
+    host: &mut dyn Host,
+    reply: &mut Reply,
+) -> Outcome {
+    // Before it is counted: the first wrong one has the shortest delay.
+    let refused_at = host.now() + login::delay(client.failures);
+    let state = match client.authenticate(name, password) {
+        Judged::Right(user) => {
+            logged_in(client, user, &next, host, reply);
+            return if client.is_turned_away() { Outcome::Close } else { Outcome::DONE };
+        }
+        Judged::Wrong => State::Refused(WRONG_PASSWORD),
+        Judged::Check(check) => {
+            let answer = Answer::default();
+            let (hashes, password) = (check.hashes.clone(), password.to_vec());
+            let job = Job { session: client.id, password, hashes, answer: Answer::clone(&answer) };
+            if host.check_password(job) { State::Asked(check, answer) } else { State::Refused(BUSY) }
+        }
+    };
+    Outcome::Park(Parked::for_login(Login { state, next }, refused_at))
+}
+
+/// The password was right: what the command answers.
+pub fn logged_in(client: &mut Client, user: Rc<User>, next: &Next, host: &mut dyn Host, reply: &mut Reply) {
+    client.log_in(user);
+    if client.is_turned_away() {
+        reply.error(NO_PLACE);
+        return;
     }
-    Outcome::DONE
+    match next {
+        Next::Auth => reply.ok(),
+        Next::Hello { resp3, name } => chosen(client, *resp3, name.as_deref(), host, reply),
+    }
 }
 
 /// ACL WHOAMI | LIST | USERS | LOAD
@@ -124,14 +160,11 @@ pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
             return Outcome::DONE;
         }
     };
-    let mut name = None;
+    let (mut name, mut given) = (None, None);
     let mut at = 2;
     while let Some(option) = args.get(at) {
         if option.eq_ignore_ascii_case(b"AUTH") && args.len() > at + 2 {
-            if !client.authenticate(&args[at + 1], &args[at + 2]) {
-                reply.error(WRONG_PASSWORD);
-                return Outcome::DONE;
-            }
+            given = Some((&args[at + 1], &args[at + 2]));
             at += 3;
         } else if option.eq_ignore_ascii_case(b"SETNAME") && args.len() > at + 1 {
             name = args.get(at + 1);
@@ -142,6 +175,10 @@ pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
             return Outcome::DONE;
         }
     }
+    if let Some(given) = given {
+        let name = name.map(<[u8]>::to_vec);
+        return log_in(client, given, Next::Hello { resp3, name }, host, reply);
+    }
     if client.user.is_none() {
         reply.error(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> \
@@ -149,14 +186,19 @@ pub fn hello(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &
         );
         return Outcome::DONE;
     }
+    chosen(client, resp3, name, host, reply);
+    Outcome::DONE
+}
+
+/// The rest of HELLO, once it is known who asks.
+fn chosen(client: &mut Client, resp3: bool, name: Option<&[u8]>, host: &mut dyn Host, reply: &mut Reply) {
     if let Some(name) = name
         && !set_name(client, name, reply)
     {
-        return Outcome::DONE;
+        return;
     }
     reply.resp3 = resp3;
     greet(client, host, reply);
-    Outcome::DONE
 }
 
 fn greet(client: &Client, host: &mut dyn Host, reply: &mut Reply) {

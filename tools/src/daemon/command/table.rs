@@ -60,7 +60,11 @@ impl Spec {
         let flagged = |flag| self.flags.contains(&flag);
         let subcommand = |word: &str| args.get(1).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
         let of_operators = ADMIN_SUBCOMMANDS.iter().any(|(name, word)| *name == self.name && subcommand(word));
-        if flagged("write") || flagged("admin") || of_operators { Grant::All } else { Grant::Read }
+        match () {
+            () if flagged("admin") || of_operators => Grant::All,
+            () if flagged("write") => Grant::Write,
+            () => Grant::Read,
+        }
     }
 
     /// Arguments with the name at most: what one command may take of the loop's time.
