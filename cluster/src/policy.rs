@@ -34,6 +34,15 @@ pub enum NamePattern {
     Name(MemberName),
 }
 
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NamePattern::Every => f.pad("*"),
+            NamePattern::Name(name) => write!(f, "{name}"),
+        }
+    }
+}
+
 impl NamePattern {
     fn matches(&self, name: &MemberName) -> bool {
         match self {
@@ -162,6 +171,17 @@ impl SyncPolicy {
         }
     }
 
+    /// Whether the replicas of a leader called `own` can meet the policy: it is none of them. A list that names it among enough others
+    /// is fine, and the same on each node.
+    pub fn check_leader(&self, own: &MemberName) -> Result<(), NamesItself> {
+        let (SyncPolicy::First { k, names } | SyncPolicy::Any { k, names }) = self else { return Ok(()) };
+        let others = names.iter().filter(|pattern| **pattern != NamePattern::Name(own.clone())).count();
+        if *k <= others || names.contains(&NamePattern::Every) {
+            return Ok(());
+        }
+        Err(NamesItself { own: own.clone(), k: *k, others })
+    }
+
     /// The policy of `own`, which was a replica of `leader` under this policy and leads now: where its name stood, that of the leader
     /// stands, which comes back as a replica. As many other nodes as before confirm a commit.
     pub fn after_promotion(&self, own: &MemberName, leader: &MemberName) -> SyncPolicy {
@@ -214,10 +234,7 @@ impl fmt::Display for SyncPolicy {
         write!(f, "{word} {k} (")?;
         for (index, name) in names.iter().enumerate() {
             f.write_str(if index == 0 { "" } else { ", " })?;
-            match name {
-                NamePattern::Every => f.write_str("*")?,
-                NamePattern::Name(name) => write!(f, "{name}")?,
-            }
+            write!(f, "{name}")?;
         }
         f.write_str(")")
     }
@@ -240,6 +257,20 @@ pub enum PolicySyntax {
         /// Out of how many.
         names: usize,
     },
+    /// A name that stands there more than once: it confirms a commit once.
+    #[error("{0} stands twice in the list: every replica confirms a commit once")]
+    Twice(NamePattern),
+}
+
+/// A policy that its own leader cannot meet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{own} cannot confirm its own commits: a sync policy names other nodes, and without {own} this one asks for {k} of {others}"
+)]
+pub struct NamesItself {
+    own: MemberName,
+    k: usize,
+    others: usize,
 }
 
 impl FromStr for SyncPolicy {
@@ -283,9 +314,10 @@ fn parse_list(list: &str, form: impl Fn() -> PolicySyntax) -> Result<Vec<NamePat
             _ if quoted.is_none() => NamePattern::Name(name.to_ascii_lowercase().parse()?),
             _ => NamePattern::Name(name.parse()?),
         };
-        if !names.contains(&pattern) {
-            names.push(pattern);
+        if names.contains(&pattern) {
+            return Err(PolicySyntax::Twice(pattern));
         }
+        names.push(pattern);
     }
     Ok(names)
 }
@@ -316,7 +348,6 @@ mod tests {
             ("ANY 1 (A, \"b\")", "ANY 1 (a, b)"),
             ("any 3(*)", "ANY 3 (*)"),
             ("FIRST 1 (first, any)", "FIRST 1 (first, any)"),
-            ("a, a", "FIRST 1 (a)"),
             ("all", "ALL"),
         ];
         for (text, printed) in table {
@@ -329,6 +360,11 @@ mod tests {
             "ANY 0 (a)",
             "ANY 2 (a)",
             "ANY 2 (a, a)",
+            "a, a",
+            "ANY 1 (b, b)",
+            "ANY 1 (b, \"b\", c)",
+            "ANY 1 (b, B)",
+            "FIRST 1 (*, *)",
             "SOME 1 (a)",
             "FIRST 1 (a",
             "FIRST 1 a",
@@ -343,6 +379,26 @@ mod tests {
         for text in wrong {
             assert!(text.parse::<SyncPolicy>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn leader_is_none_of_the_replicas_that_its_policy_asks() {
+        let own: MemberName = "a".parse().expect("a name");
+        for (text, met) in [
+            ("ANY 1 (a)", false),
+            ("a", false),
+            ("FIRST 2 (a, b)", false),
+            ("ANY 2 (b, a, c)", true),
+            ("ANY 1 (a, b)", true),
+            ("FIRST 2 (a, *)", true),
+            ("ALL", true),
+            ("", true),
+        ] {
+            let checked = text.parse::<SyncPolicy>().expect("a policy").check_leader(&own);
+            assert_eq!(checked.is_ok(), met, "{text}: {checked:?}");
+        }
+        let twice = "ANY 1 (b, b)".parse::<SyncPolicy>().expect_err("b stands twice").to_string();
+        assert_eq!(twice, "b stands twice in the list: every replica confirms a commit once");
     }
 
     #[test]

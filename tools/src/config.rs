@@ -375,6 +375,11 @@ impl NodeConfig {
             }
             check_timeouts(self.election_timeout, self.heartbeat_interval)?;
         }
+        if let (Some(policy), Ok(own)) = (&self.sync, self.name.parse())
+            && let Err(error) = policy.check_leader(&own)
+        {
+            return refuse("sync", policy.to_string(), error.to_string());
+        }
         if let (Some(file), Some(_)) = (&self.users_file, &self.password) {
             let reason = "it says who may connect: leave out `password`".to_owned();
             return refuse("users_file", file.display().to_string(), reason);
