@@ -593,6 +593,55 @@ fn member_that_lost_its_disk_finds_who_joined_later() {
 
 /// A majority of two is two: the leader has no lease until the member that it took in grants it one.
 #[test]
+fn join_waits_for_a_node_that_was_just_started() {
+    let mut net = Net::new("a b", "c");
+    let ask = |net: &mut Net, id: u64, command: Command| {
+        net.with(&name("a"), |agent, now| agent.handle_command(id, command, now));
+        net.step();
+    };
+    ask(&mut net, 90, Command::Join(name("d"), None));
+    ask(&mut net, 91, Command::Join(name("e"), None));
+    net.run(Duration::from_secs(2));
+    assert!(!net.replies.contains_key(&90), "it waits for d");
+    ask(&mut net, 92, Command::Join(name("b"), None));
+    assert!(net.run_until(1, |net| net.replies.contains_key(&92)), "what cannot be is said at once");
+    net.join("c").expect("another change does not wait for it");
+    net.wipe("d");
+    net.start("d");
+    assert!(net.run_until(5, |net| net.replies.contains_key(&90)), "it was heard");
+    net.replies[&90].as_ref().expect("taken in");
+    assert!(net.run_until(10, |net| net.replies.contains_key(&91)), "the wait is bounded");
+    let refused = net.replies[&91].as_ref().expect_err("e was never started");
+    assert!(refused.contains("e is not known to the leader"), "{refused}");
+    assert_eq!(net.members(), "a b c d");
+}
+
+#[test]
+fn removed_member_does_not_complain_of_newcomers() {
+    let mut net = Net::new("a b c", "");
+    net.remove("b").expect("removed");
+    net.run(Duration::from_secs(2));
+    for newcomer in ["d", "e"] {
+        net.wipe(newcomer);
+        net.start(newcomer);
+    }
+    net.run(Duration::from_secs(3));
+    for waiting in ["b", "d", "e"] {
+        assert!(!net.blocked(&name(waiting)).contains("--members"), "{waiting}: {}", net.blocked(&name(waiting)));
+    }
+}
+
+#[test]
+fn complaints_that_alternate_are_logged_once_in_a_while() {
+    let (mut contacts, begun) = (Contacts::new(Instant::now()), Instant::now());
+    let logged = (0..1000u32).filter(|number| {
+        let text = if number % 2 == 0 { "d was started with others" } else { "e was started with others" };
+        contacts.complain(text, begun + Duration::from_millis(100) * (number / 2))
+    });
+    assert_eq!(logged.count(), 2);
+}
+
+#[test]
 fn join_right_after_a_join_waits_for_the_lease() {
     let mut net = Net::new("a", "b c arbiter");
     for member in ["b", "c", WITNESS] {

@@ -122,7 +122,11 @@ impl Agent {
                 self.config.name,
                 own.join(",")
             );
-            self.contacts.complain(&text);
+            // One that was removed, or that hears of a cluster, waits to be taken in: its --members may well be others.
+            let forming = self.kept.removed.is_none() && theirs.removed.is_none() && !self.contacts.knows_a_cluster();
+            if forming {
+                self.contacts.complain(&text, now);
+            }
             return Answer::Refused(text);
         }
         let foreign = state.version > 0 && !state.knows(&theirs.name, theirs.id);

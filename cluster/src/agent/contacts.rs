@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
+use walferry_engine::told::Told;
 
 use super::{Agent, CHANGE_TIME_MAX, Output, Over, ProposalFor, Purpose};
 use crate::control::{Answer, Ask, Greeting, Strangeness};
@@ -46,8 +47,8 @@ pub(super) struct Contacts {
     blocked_since: Option<(Instant, bool)>,
     /// Members that are there and that this one cannot speak with, and why.
     misfits: BTreeMap<MemberName, String>,
-    /// What was last complained of, so that it is logged once.
-    complaint: String,
+    /// What the log has told of why the cluster cannot be formed.
+    complaints: Told,
     /// A member that lost its disk is being taken back, or was until then.
     taking_back: bool,
     take_back_at: Instant,
@@ -70,7 +71,7 @@ impl Contacts {
             blocked_told: String::new(),
             blocked_since: None,
             misfits: BTreeMap::new(),
-            complaint: String::new(),
+            complaints: Told::default(),
             taking_back: false,
             take_back_at: now,
             is_led: false,
@@ -149,13 +150,19 @@ impl Contacts {
         self.blocked = text;
     }
 
-    /// Logs once what keeps the cluster from being formed, and keeps it for whoever asks.
-    pub(super) fn complain(&mut self, text: &str) {
-        if self.complaint != text {
-            tracing::error!("{text}");
-            text.clone_into(&mut self.complaint);
-        }
+    /// Logs once in a while what keeps the cluster from being formed, and keeps it for whoever asks; true when it was logged.
+    pub(super) fn complain(&mut self, text: &str, now: Instant) -> bool {
         text.clone_into(&mut self.blocked);
+        let logged = self.complaints.tell(text, now).is_some();
+        if logged {
+            tracing::error!("{text}");
+        }
+        logged
+    }
+
+    /// Members of a cluster that is there have answered: this node forms none.
+    pub(super) fn knows_a_cluster(&self) -> bool {
+        self.strangeness.is_some()
     }
 
     /// What the driver is to tell people, when it has changed. A failover is over in a moment; one that is not is logged once.
@@ -212,7 +219,7 @@ impl Agent {
         self.outputs.push_back(Output::MayElect(self.may_elect(now)));
         let state = &self.view.state;
         if state.version == 0 {
-            self.form();
+            self.form(now);
         } else if !self.view.formed && member && state.members.len() == 1 {
             // An operator made this member a cluster of its own: its register begins with it as the only voter.
             self.outputs.push_back(Output::Form(state.told()));
@@ -356,7 +363,7 @@ impl Agent {
     }
 
     /// Forms the cluster if this member is the one to do it and everybody is there.
-    fn form(&mut self) {
+    fn form(&mut self, now: Instant) {
         let (own, greetings) = (&self.config.name, &self.contacts.greetings);
         let all = self.config.members.keys().all(|name| name == own || greetings.contains_key(name));
         let first = self.config.members.keys().next() == Some(own);
@@ -373,12 +380,12 @@ impl Agent {
             tracing::info!(members = %self.config.member_texts().join(","), "forming the cluster");
             self.outputs.push_back(Output::Form(voters));
         } else if self.view.controls {
-            self.propose_first();
+            self.propose_first(now);
         }
     }
 
     /// The register exists and is empty: its first value.
-    fn propose_first(&mut self) {
+    fn propose_first(&mut self, now: Instant) {
         if self.proposals.values().any(|purpose| matches!(purpose, ProposalFor::First)) {
             return;
         }
@@ -396,7 +403,8 @@ impl Agent {
             let text = format!(
                 "the members' logs belong to different clusters, {one} and {other}: remove the data directories of one"
             );
-            return self.contacts.complain(&text);
+            self.contacts.complain(&text, now);
+            return;
         }
         let cluster_id = ids.first().copied().unwrap_or(self.config.new_cluster_id);
         let member = |(name, peer): (&MemberName, &String)| {
@@ -414,7 +422,7 @@ impl Agent {
                 state.set_election_timeout(self.config.election_timeout);
                 self.propose(Change { state }, ProposalFor::First);
             }
-            Err(error) => self.contacts.complain(&format!("sync: {error}")),
+            Err(error) => drop(self.contacts.complain(&format!("sync: {error}"), now)),
         }
     }
 

@@ -243,7 +243,7 @@ impl Agent {
 
     /// The node is told once that the register has what it reported. A change of the members may bring a member in as well.
     fn settle_in_sync(&mut self, report: (Epoch, u64)) {
-        if self.leading.in_sync_settled != Some(report) && self.changes.is_idle() {
+        if self.leading.in_sync_settled != Some(report) && self.changes_rest() {
             self.leading.in_sync_settled = Some(report);
             self.order(Order::InSyncSettled(report.1));
         }

@@ -17,6 +17,8 @@ use crate::register::{ClusterState, Kind, MemberId};
 
 /// How long a change waits for the one before it.
 const TURN_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the join of a node waits until that is heard: it may have been started a moment ago, and makes its log first.
+const KNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Changes that wait, at most.
 const WAITING_MAX: usize = 16;
 /// How long a node that was removed, or has to begin anew, may take before it can be taken in.
@@ -114,11 +116,6 @@ impl MemberChanges {
         MemberChanges { turn: None, waiting: VecDeque::new(), own_at: now }
     }
 
-    /// No change is under way, and none waits.
-    pub(super) fn is_idle(&self) -> bool {
-        self.turn.is_none() && self.waiting.is_empty()
-    }
-
     pub(super) fn timeout(&self) -> Option<Instant> {
         let step = self.turn.as_ref().and_then(|turn| match &turn.step {
             Step::Greeting { asked: false, at, .. } => Some(*at),
@@ -126,7 +123,7 @@ impl MemberChanges {
             _ => None,
         });
         let changing = self.turn.as_ref().and_then(|turn| turn.changing.as_ref()?.timeout());
-        let waiting = self.waiting.front().map(|(.., until)| *until);
+        let waiting = self.waiting.iter().map(|(.., until)| *until);
         step.into_iter().chain(changing).chain(waiting).min()
     }
 }
@@ -144,7 +141,7 @@ impl Agent {
 
     /// A member that joined keeps up, as this incarnation: from now on its confirmations count.
     pub(super) fn let_count(&mut self, name: MemberName, id: MemberId, now: Instant) {
-        if self.changes.is_idle() && now >= self.changes.own_at {
+        if self.changes_rest() && now >= self.changes.own_at {
             self.want(None, Wanted::Whole { name, id }, now);
         }
     }
@@ -154,7 +151,20 @@ impl Agent {
             let text = format!("{WAITING_MAX} changes of the members are waiting; try again when they are over");
             return self.tell(asker, Err(text), now);
         }
-        self.changes.waiting.push_back((asker, wanted, now + TURN_TIME_MAX));
+        let time_max = if self.is_known(&wanted) { TURN_TIME_MAX } else { KNOWN_TIME_MAX };
+        self.changes.waiting.push_back((asker, wanted, now + time_max));
+    }
+
+    /// No change is under way, and none waits but for a node that was not heard yet.
+    pub(super) fn changes_rest(&self) -> bool {
+        self.changes.turn.is_none() && !self.changes.waiting.iter().any(|(_, wanted, _)| self.is_known(wanted))
+    }
+
+    /// False for a node that is to join and was not heard yet. What the register refuses is known, and said at once.
+    fn is_known(&self, wanted: &Wanted) -> bool {
+        let Wanted::Join { name, peer: None } = wanted else { return true };
+        let refused = || self.view.state.with_member(name, MemberId(0), "", Kind::Data).is_err();
+        self.contacts.own_peer(name).is_some() || !self.leads_by_register() || refused()
     }
 
     fn tell(&mut self, asker: Option<Asker>, outcome: Result<String, String>, now: Instant) {
@@ -188,12 +198,14 @@ impl Agent {
         self.poll_step(now);
         // A leader that has just taken a member in may have to wait for its first grant: a majority of more members is a larger one.
         while self.changes.turn.is_none() && (self.holds_lease(now) || !self.leads_by_register()) {
-            let Some((asker, wanted, _)) = self.changes.waiting.pop_front() else { break };
+            let known = self.changes.waiting.iter().position(|(_, wanted, _)| self.is_known(wanted));
+            let Some((asker, wanted, _)) = known.and_then(|index| self.changes.waiting.remove(index)) else { break };
             self.begin_change(asker, wanted, now);
         }
-        while self.changes.waiting.front().is_some_and(|(.., until)| now >= *until) {
-            let Some((asker, ..)) = self.changes.waiting.pop_front() else { break };
+        while let Some(index) = self.changes.waiting.iter().position(|(.., until)| now >= *until) {
+            let Some((asker, wanted, _)) = self.changes.waiting.remove(index) else { break };
             let text = match (&self.changes.turn, self.leading(now)) {
+                _ if !self.is_known(&wanted) => self.first_step(wanted, now).err().unwrap_or_default(),
                 (Some(turn), _) => format!("another change is under way: {}", turn.under_way()),
                 (None, refused) => refused.err().unwrap_or_default(),
             };
@@ -205,7 +217,7 @@ impl Agent {
     /// A leader before this one began to remove a member, and did not finish.
     fn go_on_removing(&mut self, now: Instant) {
         let Some(name) = self.view.state.leaving.first().cloned() else { return };
-        if self.changes.is_idle() && now >= self.changes.own_at && self.leading(now).is_ok() {
+        if self.changes_rest() && now >= self.changes.own_at && self.leading(now).is_ok() {
             self.want(None, Wanted::Remove { name }, now);
         }
     }
