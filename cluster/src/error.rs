@@ -29,6 +29,9 @@ pub enum MessageError {
         "the peer proves a secret and this node does not: give both the same file (--peer-secret FILE), or say --peer-auth none on both"
     )]
     Proof,
+    /// An error of a port for clients, in RESP.
+    #[error("that is a port for clients, and not for peers: give the node's peer address instead, its --peer-listen")]
+    Clients,
     /// The first message does not start with the protocol's magic.
     #[error("the peer's first message is not a walferry hello")]
     Magic,

@@ -5,6 +5,7 @@ mod common;
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::cluster::Cluster;
 use common::{Client, Node, Reply, directory, until};
@@ -206,7 +207,7 @@ fn second_node_with_a_name_is_told_of_the_first() {
     });
     assert_eq!(info(&mut first.client(), "trouble"), "", "the first goes on");
     // The same node comes in at once, whatever its old connection is: kill -9, and a start with the same addresses.
-    let (listen, begun) = (first.listen.to_string(), std::time::Instant::now());
+    let (listen, begun) = (first.listen.to_string(), Instant::now());
     first.kill_and_free();
     let first = Node::start(root.path(), "b", &["--follow", &follow, "--listen", &listen]);
     leader.client().command(&["SET", "k", "w"]);
@@ -214,5 +215,53 @@ fn second_node_with_a_name_is_told_of_the_first() {
     until("one of the two has the name", || {
         held.iter_mut().any(|client| client.command(&["GET", "k"]) == Reply::Bulk("w".to_owned()))
     });
-    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn sync_policy_that_nobody_can_meet_is_refused() {
+    let root = directory();
+    let data = root.path().join("a").display().to_string();
+    let start = |policy| run(&["start", "--data", &data, "--name", "a", "--listen", "127.0.0.1:0", "--sync", policy]);
+    for (policy, says) in [
+        ("ANY 1 (a)", "a cannot confirm its own commits"),
+        ("FIRST 2 (a, b)", "without a this one asks for 2 of 1"),
+        ("ANY 1 (b, b)", "b stands twice in the list"),
+    ] {
+        let (code, told) = start(policy);
+        assert!(code == Some(2) && told.contains(says), "{policy}: {code:?} {told}");
+    }
+    let file = root.path().join("walferry.toml");
+    std::fs::write(&file, "data = \"d\"\nname = \"a\"\nsync = \"b, b\"\n").expect("a file");
+    let (code, told) = run(&["config", "check", &file.display().to_string()]);
+    assert!(code == Some(2) && told.contains("b stands twice"), "{told}");
+}
+
+#[test]
+fn replica_that_follows_a_client_port_is_told_at_once() {
+    let root = directory();
+    let leader = Node::start(root.path(), "a", &[]);
+    let replica = Node::start(root.path(), "b", &["--follow", &leader.listen.to_string()]);
+    let (mut client, begun) = (replica.client(), Instant::now());
+    until("it says what is wrong", || {
+        info(&mut client, "trouble").contains("port is for clients, and not for peers")
+            || info(&mut client, "trouble").contains("a port for clients, and not for peers")
+    });
+    // Nothing was waited for: a peer that says nothing is given up after peer_timeout.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let log = std::fs::read_to_string(root.path().join("a.log")).expect("a log");
+    assert!(log.contains("a node connected to `listen` as a peer"), "{log}");
+    assert_eq!(leader.client().command(&["PING"]), Reply::Simple("PONG".to_owned()));
+}
+
+#[test]
+fn join_right_after_the_start_waits_for_the_node() {
+    let mut cluster = Cluster::start(&["a"], &[]);
+    cluster.leader();
+    let (url, witness) = (cluster.url("a"), "w1");
+    // In the background, as an operator does it: it has not said anything yet when the join comes.
+    let joining = std::thread::spawn(move || run(&["join", "--name", witness, "--url", &url]));
+    cluster.add(witness);
+    let (code, told) = joining.join().expect("no panic");
+    assert!(code == Some(0) && told.contains("w1 is a member, a witness"), "{code:?} {told}");
 }

@@ -28,13 +28,24 @@ pub const TLS_FIRST_BYTES: [u8; 2] = [0x16, 0x03];
 /// What a node that proves the peer secret says first.
 const PROOF_FIRST_BYTES: [u8; 4] = *b"WFPA";
 
-/// The error for somebody whose first bytes, as many as an envelope has, are those of TLS or of a proof, where neither is expected.
+/// The error for somebody whose first bytes, as many as an envelope has, are those of TLS, of a proof or of a port for clients, where
+/// none of them is expected.
 pub fn stranger(first: &[u8]) -> Option<MessageError> {
     if first.starts_with(&PROOF_FIRST_BYTES) {
         return Some(MessageError::Proof);
     }
+    // `-ERR` and the like.
+    if first.first() == Some(&b'-') && first.get(1..4).is_some_and(|code| code.iter().all(u8::is_ascii_uppercase)) {
+        return Some(MessageError::Clients);
+    }
     let is_tls = first.starts_with(&TLS_FIRST_BYTES) && first.get(5..ENVELOPE_BYTES) != Some(&[0; 3]);
     is_tls.then_some(MessageError::Tls)
+}
+
+/// True for what peers begin to speak with, and no client does: an envelope, or the proof of the secret.
+pub fn is_of_a_peer(first: &[u8]) -> bool {
+    let envelope = first.len() >= ENVELOPE_BYTES && first[3] == 0 && first[5..ENVELOPE_BYTES] == [0; 3];
+    envelope || first.starts_with(&PROOF_FIRST_BYTES)
 }
 
 /// The envelope's flag of a traced frame.

@@ -182,6 +182,10 @@ fn lengths_beyond_the_bounds_are_noticed_with_the_envelope_alone() {
         assert!(decode(&envelope(kind, bytes as usize)).is_err(), "{kind:?} {bytes}");
     }
     assert_eq!(decode(b"GET / HTTP/1.1\r\n"), Err(MessageError::Envelope));
+    assert_eq!(decode(b"-ERR Protocol error: ..."), Err(MessageError::Clients));
+    for first in [&b"SET k v\r\n"[..], b"*3\r\n$3\r\nSET", b"PING\r\n", &[0x16, 3, 1, 2, 0, 1, 0, 1], b""] {
+        assert!(!is_of_a_peer(first), "{first:?}");
+    }
     assert_eq!(decode(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]), Err(MessageError::Tls), "a ClientHello");
 }
 

@@ -8,7 +8,7 @@
 
 use std::ops::Index;
 
-use walferry_cluster::message::TLS_FIRST_BYTES;
+use walferry_cluster::message::{TLS_FIRST_BYTES, is_of_a_peer};
 
 /// A value, key or any other argument is at most this long.
 pub const VALUE_BYTES_MAX: usize = 16 << 20;
@@ -58,6 +58,9 @@ pub enum ProtocolError {
     /// A TLS handshake.
     #[error("this port does not speak TLS; the port that does is tls_listen")]
     Tls,
+    /// A greeting of a node that takes this for a port for peers.
+    #[error("this port is for clients, and not for peers: give the node's peer address instead, its --peer-listen")]
+    Peer,
     /// An inline command whose quotes do not match.
     #[error("unbalanced quotes in request")]
     Quotes,
@@ -208,6 +211,8 @@ impl Parser {
                     Some(first) if *first == TLS_FIRST_BYTES[0] => return Err(ProtocolError::Tls),
                     Some(_) => self.state = State::Inline,
                 },
+                // It holds no line's end either, and waits for an answer.
+                State::Inline if is_of_a_peer(bytes) => return Err(ProtocolError::Peer),
                 State::Inline => return self.inline(bytes),
                 State::Count => {
                     let Some((count, after)) = number_line(bytes, self.at, ProtocolError::Count)? else {

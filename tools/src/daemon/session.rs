@@ -491,10 +491,16 @@ impl Session {
                     parser.next();
                 }
                 Err(error) => {
-                    if error == ProtocolError::Tls {
-                        // Who speaks TLS reads no plain answer: the log has to tell, once.
-                        static SAID: Once = Once::new();
-                        SAID.call_once(|| tracing::warn!("a client speaks TLS to `listen`: {error}"));
+                    // Who speaks TLS reads no plain answer, and a node is not at its log's end: this log has to tell as well, once.
+                    static SAID: [Once; 2] = [Once::new(), Once::new()];
+                    match error {
+                        ProtocolError::Tls => {
+                            SAID[0].call_once(|| tracing::warn!("a client speaks TLS to `listen`: {error}"));
+                        }
+                        ProtocolError::Peer => {
+                            SAID[1].call_once(|| tracing::warn!("a node connected to `listen` as a peer: {error}"));
+                        }
+                        _ => {}
                     }
                     self.outbox.reply.begin();
                     self.outbox.reply.error(format_args!("ERR Protocol error: {error}"));
