@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -201,7 +202,9 @@ fn salted_line_of_passwd_lets_its_user_in_and_no_one_else() {
         "{app}"
     );
     assert!(!app.contains("secret") && passwd(&["app"], "app-secret") != app, "each has a salt of its own");
-    let node = start(root.path(), &format!("{app}{root_user}"));
+    let file = write_users(root.path(), &format!("{app}{root_user}"));
+    let flags = ["--users-file", file.to_str().expect("a path of text"), "--metrics-listen", "127.0.0.1:0"];
+    let node = Node::start(root.path(), "a", &flags);
     let mut client = as_user(&node, "app", "app-secret");
     assert_eq!(client.command(&["SET", "a", "1"]), ok());
     let denied = "NOPERM User app has no permissions to run the 'promote' command";
@@ -223,6 +226,12 @@ fn salted_line_of_passwd_lets_its_user_in_and_no_one_else() {
     }
     until("they are counted", || info(&mut operator, "acl_access_denied_auth") >= 2);
     assert!(info(&mut operator, "acl_access_denied_auth") <= 4, "and few of the thousand were looked at");
+    let mut page = TcpStream::connect(node.metrics_listen.expect("asked for")).expect("it listens");
+    page.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").expect("it is read");
+    let mut text = String::new();
+    page.read_to_string(&mut text).expect("a page");
+    let counted = text.lines().find_map(|line| line.strip_prefix("walferry_logins_failed_total "));
+    assert!(counted.and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count >= 2), "{text}");
     let log = log(root.path());
     assert_eq!(log.matches("logins fail").count(), 1, "told rarely: {log}");
     assert!(log.contains("user=\"app\"") && !log.contains("guess"), "{log}");

@@ -211,7 +211,8 @@ impl Clients {
             self.slots.len() - 1
         });
         let id = SessionId(u64::from(self.generations[slot]) << SLOT_BITS | slot as u64);
-        let session = Session::new(id, reached_at, &self.settings);
+        let mut session = Session::new(id, reached_at, &self.settings);
+        session.comes_from(address.ip());
         if session.closing() {
             // Its user, the default one, finds no place.
             self.free.push(slot);
@@ -255,7 +256,12 @@ impl Clients {
         let is_one = |session| find(slots, generations, session).is_some_and(|(_, one)| one.is_newcomer());
         let Some(oldest) = self.newcomers.oldest(is_one) else { return false };
         let slot = self.slot_of(oldest).expect("it was found just now");
-        let connection = self.slots[slot].as_mut().expect("it was found just now");
+        self.displace_one(slot, now);
+        true
+    }
+
+    fn displace_one(&mut self, slot: usize, now: Instant) {
+        let Some(connection) = self.slots[slot].as_mut() else { return };
         connection.end_at_once();
         self.counts.count(Farewell::Displaced);
         if let Some(more) = self.displaced_told.tell(EXPELLED_LOG_PAUSE, now) {
@@ -263,7 +269,6 @@ impl Clients {
             tracing::warn!(%address, more, "a client is disconnected: {}", Farewell::Displaced);
         }
         self.mark(slot);
-        true
     }
 
     /// Ten times a second: connections that have not said who they are take no more than their share of the places.
@@ -271,12 +276,13 @@ impl Clients {
         let (slots, generations) = (&self.slots, &self.generations);
         let newcomer = |session| find(slots, generations, session).map(|(_, one)| one).filter(|one| one.is_newcomer());
         self.counts.unknown_now = self.newcomers.tidy(|session| newcomer(session).is_some());
-        let is_old = |since: Instant| now.saturating_duration_since(since) >= newcomers::GRACE;
-        let old =
-            slots.iter().flatten().filter(|one| one.is_newcomer() && one.unknown_since.is_some_and(is_old)).count();
-        (newcomers::share(self.limits.clients_max)..old).for_each(|_| {
-            self.displace(now);
+        let waiting = slots.iter().enumerate().filter_map(|(slot, connection)| {
+            let one = connection.as_ref().filter(|one| one.is_newcomer())?;
+            Some((one.unknown_since?, slot))
         });
+        for slot in newcomers::beyond_share(self.limits.clients_max, waiting, now) {
+            self.displace_one(slot, now);
+        }
     }
 
     fn receive(&mut self, slot: usize, ring: &mut Ring) {

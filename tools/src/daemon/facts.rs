@@ -304,8 +304,8 @@ impl Host for Node {
         self.read_users()
     }
 
-    fn check_password(&mut self, job: Job) -> bool {
-        self.logins.check(job)
+    fn check_password(&mut self, job: Job) {
+        self.logins.check(job);
     }
 
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply {

@@ -341,8 +341,8 @@ pub trait Host {
     fn command_cluster(&mut self, command: Command) -> Result<Reply, String>;
     /// Reads the users' file again; clients whose user changed are disconnected with this turn.
     fn reload_users(&mut self) -> Result<(), String>;
-    /// Has a password compared with salted hashes; false when too many wait already. `Session::resume` follows.
-    fn check_password(&mut self, job: Job) -> bool;
+    /// Has a password compared with salted hashes. `Session::resume` follows.
+    fn check_password(&mut self, job: Job);
     /// Asks something of all connections; the answer comes with this turn or the next, by `Session::resume`.
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply;
     /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON, for a client that reached this node at this address.

@@ -5,9 +5,10 @@
 //! a second and connection, and `clients` bounds the connections. The delay counts from the command, so it tells nothing of how
 //! long the comparison took.
 
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use walferry_engine::waker::Waker;
@@ -15,6 +16,7 @@ use walferry_shipper::base::serve::give_way;
 
 use super::command::connection;
 use super::host::{Host, SessionId};
+use super::login_queue::LoginQueue;
 use super::reply::Reply;
 use super::salted::SaltedHash;
 use super::session::Client;
@@ -31,8 +33,6 @@ pub const NO_PLACE: &str = "ERR max number of clients reached";
 pub const DELAY: Duration = Duration::from_millis(500);
 /// The longest delay.
 pub const DELAY_MAX: Duration = Duration::from_secs(8);
-/// Passwords that wait to be compared, each of 16 KiB at most; one a session.
-const CHECKS_MAX: usize = 1024;
 
 /// How long the answer to a wrong password is held, after so many others.
 pub fn delay(failures: u32) -> Duration {
@@ -54,7 +54,18 @@ pub enum Next {
 }
 
 /// Where the answer of the thread appears.
-pub type Answer = Arc<OnceLock<bool>>;
+pub type Answer = Arc<OnceLock<Outcome>>;
+
+/// What came of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The password is right.
+    Right,
+    /// It is not.
+    Wrong,
+    /// Too many waited.
+    NotCompared,
+}
 
 /// What a login waits for.
 pub enum State {
@@ -76,18 +87,20 @@ impl Login {
     /// Writes the answer once there is one; false: it waits on. `over` says that a refusal need not wait any longer.
     pub fn poll(&mut self, client: &mut Client, over: bool, host: &mut dyn Host, reply: &mut Reply) -> bool {
         if let State::Asked(check, answer) = &self.state {
+            let mut text = WRONG_PASSWORD;
             match answer.get() {
                 None => return false,
-                Some(true) => match client.verified(check) {
+                Some(Outcome::NotCompared) => text = BUSY,
+                Some(Outcome::Right) => match client.verified(check) {
                     Some(user) => {
                         connection::logged_in(client, user, &self.next, host, reply);
                         return true;
                     }
                     None => client.failed(check.user.as_ref()),
                 },
-                Some(false) => client.failed(check.user.as_ref()),
+                Some(Outcome::Wrong) => client.failed(check.user.as_ref()),
             }
-            self.state = State::Refused(WRONG_PASSWORD);
+            self.state = State::Refused(text);
         }
         match &self.state {
             State::Refused(text) if over => {
@@ -126,6 +139,8 @@ impl FailedLogins {
 pub struct Job {
     /// Whose login it is.
     pub session: SessionId,
+    /// Where its connection comes from.
+    pub from: Option<IpAddr>,
     /// The password.
     pub password: Vec<u8>,
     /// It is right if it fits one of these.
@@ -139,7 +154,7 @@ impl Job {
     pub fn run(&self) {
         let right = self.hashes.iter().fold(false, |right, hash| right | hash.is_right(&self.password));
         // Nobody else answers.
-        let _ = self.answer.set(right);
+        let _ = self.answer.set(if right { Outcome::Right } else { Outcome::Wrong });
     }
 }
 
@@ -147,42 +162,84 @@ impl Job {
 pub struct Checker {
     waker: Waker,
     running: Option<Running>,
+    /// Sessions whose passwords found no place in the queue.
+    left_out: Vec<SessionId>,
 }
 
 struct Running {
-    jobs: SyncSender<Job>,
+    queue: Arc<(Mutex<LoginQueue>, Condvar)>,
     done: Receiver<SessionId>,
 }
 
 impl Checker {
     /// A checker that wakes the ring thread by `waker`.
     pub fn new(waker: Waker) -> Checker {
-        Checker { waker, running: None }
+        Checker { waker, running: None, left_out: Vec::new() }
     }
 
-    /// Has a password compared; false when too many wait already.
-    pub fn check(&mut self, job: Job) -> bool {
+    /// Has a password compared; it is answered in any case.
+    pub fn check(&mut self, job: Job) {
         if self.running.is_none() {
             self.running =
                 start(self.waker.clone()).inspect_err(|error| tracing::error!(%error, "no thread for logins")).ok();
         }
-        self.running.as_ref().is_some_and(|running| running.jobs.try_send(job).is_ok())
+        let left_out = match &self.running {
+            Some(running) => running.add(job),
+            None => Some(job),
+        };
+        if let Some(job) = left_out {
+            job.leave_out();
+            self.left_out.push(job.session);
+        }
     }
 
     /// Moves to `ready` the sessions whose logins have an answer.
-    pub fn done(&self, ready: &mut Vec<SessionId>) {
+    pub fn done(&mut self, ready: &mut Vec<SessionId>) {
+        ready.append(&mut self.left_out);
         ready.extend(self.running.iter().flat_map(|running| running.done.try_iter()));
     }
 }
 
+impl Running {
+    fn add(&self, job: Job) -> Option<Job> {
+        let (queue, filled) = &*self.queue;
+        let left_out = queue.lock().expect("nobody panics with it").push(job);
+        filled.notify_one();
+        left_out
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let (queue, filled) = &*self.queue;
+        queue.lock().expect("nobody panics with it").closed = true;
+        filled.notify_one();
+    }
+}
+
+/// The next job, once there is one; none: nothing more is compared.
+fn next_job((queue, filled): &(Mutex<LoginQueue>, Condvar)) -> Option<Job> {
+    let mut queue = queue.lock().expect("nobody panics with it");
+    loop {
+        if queue.closed {
+            return None;
+        }
+        match queue.pop() {
+            Some(job) => return Some(job),
+            None => queue = filled.wait(queue).expect("nobody panics with it"),
+        }
+    }
+}
+
 fn start(waker: Waker) -> std::io::Result<Running> {
-    let (jobs, inbox) = sync_channel::<Job>(CHECKS_MAX);
-    // Never full: as many jobs wait or are done as sessions are parked for one, and the ring thread takes the answers each turn.
-    let (outbox, done) = std::sync::mpsc::channel();
+    let running: Arc<(Mutex<LoginQueue>, Condvar)> = Arc::default();
+    let queue = Arc::clone(&running);
+    // As many answers wait as sessions are parked for one, at most: the ring thread takes them each turn.
+    let (outbox, done) = channel();
     std::thread::Builder::new().name("logins".to_owned()).spawn(move || {
         // Commits come first.
         give_way();
-        for job in inbox {
+        while let Some(job) = next_job(&queue) {
             job.run();
             if outbox.send(job.session).is_err() {
                 return;
@@ -190,7 +247,7 @@ fn start(waker: Waker) -> std::io::Result<Running> {
             waker.wake();
         }
     })?;
-    Ok(Running { jobs, done })
+    Ok(Running { queue: running, done })
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod facts;
 mod host;
 mod listener;
 mod login;
+mod login_queue;
 mod membership;
 mod metrics;
 mod metrics_text;

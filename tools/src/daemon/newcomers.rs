@@ -3,19 +3,27 @@
 //! tells it who came, and asks whom to send away.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::host::SessionId;
 
 /// Many clients may come back at the same moment and say who they are with their first command: the share is not observed for
 /// those that have been here for less.
-pub const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(500);
 /// They may take so much of all places: a quarter.
 const SHARE: usize = 4;
 
-/// How many places connections that have not said who they are may take of `clients_max`.
-pub fn share(clients_max: usize) -> usize {
-    (clients_max / SHARE).max(1)
+/// Of connections that have not said who they are, each with its arrival and its slot, those that have to go: the oldest that are
+/// beyond the share, if they have been here for longer than the grace.
+pub fn beyond_share(clients_max: usize, all: impl Iterator<Item = (Instant, usize)>, now: Instant) -> Vec<usize> {
+    let share = (clients_max / SHARE).max(1);
+    let mut old: Vec<(Instant, usize)> =
+        all.filter(|(since, _)| now.saturating_duration_since(*since) >= GRACE).collect();
+    let beyond = old.len().saturating_sub(share);
+    if beyond > 0 {
+        old.sort_unstable();
+    }
+    old.into_iter().take(beyond).map(|(_, slot)| slot).collect()
 }
 
 /// Who has not said who it is. May name connections that are gone or have logged in since; bounded by `tidy`, which is called ten
@@ -63,6 +71,20 @@ mod tests {
         let order: Vec<u64> = std::iter::from_fn(|| newcomers.oldest(|_| true)).map(|session| session.0).collect();
         assert_eq!(order, [3, 5, 1, 4]);
         assert_eq!(newcomers.tidy(|_| true), 0);
+    }
+
+    #[test]
+    fn oldest_beyond_the_share_go_after_their_grace() {
+        let begun = Instant::now();
+        let arrived = |slot: usize| begun + GRACE * u32::try_from(slot).expect("small");
+        // The arrivals of slots 0 to 9, in any order.
+        let gone = |at: Instant| {
+            beyond_share(16, [3, 1, 4, 0, 5, 9, 2, 6, 8, 7].map(|slot| (arrived(slot), slot)).into_iter(), at)
+        };
+        assert_eq!(gone(arrived(4)), [] as [usize; 0], "four places are theirs, and slots 4 to 9 are young");
+        assert_eq!(gone(arrived(5)), [0]);
+        assert_eq!(gone(arrived(10)), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(beyond_share(1, [(begun, 0)].into_iter(), begun + GRACE), [] as [usize; 0], "one place at least");
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct Client {
     pub id: SessionId,
     /// At which address of this host it reached the node; none where it came by no network.
     pub reached_at: Option<IpAddr>,
+    /// Where its connection comes from.
+    pub comes_from: Option<IpAddr>,
     /// CLIENT SETNAME.
     pub name: Vec<u8>,
     /// Who it is; none until it has authenticated.
@@ -119,6 +121,7 @@ impl Client {
         let mut client = Client {
             id,
             reached_at,
+            comes_from: None,
             name: Vec::new(),
             user,
             level: settings.level(),
@@ -208,6 +211,7 @@ impl Client {
     pub fn reset(&mut self) {
         self.place = None;
         *self = Client {
+            comes_from: self.comes_from,
             failures: self.failures,
             failed_logins: std::mem::take(&mut self.failed_logins),
             ..Client::new(self.id, self.reached_at, self.settings.clone())
@@ -401,6 +405,11 @@ impl Session {
     /// The connection's number.
     pub fn id(&self) -> SessionId {
         self.client.id
+    }
+
+    /// The connection comes from there.
+    pub fn comes_from(&mut self, address: IpAddr) {
+        self.client.comes_from = Some(address);
     }
 
     /// True once it is known who the client is.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::daemon::client_list::ClientAsk;
 use crate::daemon::host::Host;
-use crate::daemon::login::{self, Answer, BUSY, Job, Login, NO_PLACE, Next, State, WRONG_PASSWORD};
+use crate::daemon::login::{self, Answer, Job, Login, NO_PLACE, Next, State, WRONG_PASSWORD};
 use crate::daemon::parked::Parked;
 use crate::daemon::reply::Reply;
 use crate::daemon::resp::Args;
@@ -100,8 +100,9 @@ fn log_in(
         Judged::Check(check) => {
             let answer = Answer::default();
             let (hashes, password) = (check.hashes.clone(), password.to_vec());
-            let job = Job { session: client.id, password, hashes, answer: Answer::clone(&answer) };
-            if host.check_password(job) { State::Asked(check, answer) } else { State::Refused(BUSY) }
+            let (session, from) = (client.id, client.comes_from);
+            host.check_password(Job { session, from, password, hashes, answer: Answer::clone(&answer) });
+            State::Asked(check, answer)
         }
     };
     Outcome::Park(Parked::for_login(Login { state, next }, refused_at))
