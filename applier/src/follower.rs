@@ -53,6 +53,8 @@ const BACKOFF_PASSING_MAX: Duration = Duration::from_millis(100);
 const JITTER_SHARE: u32 = 4;
 /// How long a connection may take to open; over a network that was cut and is whole again, the next attempt is quicker.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long the handshakes behind it may take, of the secret and of TLS: five round trips of a long link.
+const SECURE_TIME_MAX: Duration = Duration::from_secs(3);
 /// The socket's receive buffer: a catch-up over a long link fills it.
 const SOCKET_RECEIVE_BYTES: usize = 4 << 20;
 
@@ -958,7 +960,7 @@ pub(crate) fn connect_to(leader: &str, timeout: Duration, links: &PeerLinks) -> 
                 stream.set_nodelay(true)?;
                 // More than the default window for long links; the kernel caps it at net.core.rmem_max.
                 let _ = nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::RcvBuf, &SOCKET_RECEIVE_BYTES);
-                let Secured { stream, names, .. } = links.secure(stream, leader, timeout)?;
+                let Secured { stream, names, .. } = links.secure(stream, leader, SECURE_TIME_MAX)?;
                 let proved = names.map(|names| Proved::of(names.iter().map(String::as_str)));
                 return Ok(Connected { stream, address: Some(address), proved });
             }

@@ -32,8 +32,10 @@ const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(64);
 /// A new connection has to say within this time what it is for, and a message that was begun has to end within it.
 const FIRST_BYTES_TIME_MAX: Duration = Duration::from_secs(5);
-/// A connection has to open, its handshake included, within this time.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Somebody who is refused has to read why within this time.
+const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long the handshakes of a connection that is open may take, of the secret and of TLS: five round trips of a long link.
+const SECURE_TIME_MAX: Duration = Duration::from_secs(3);
 /// Connections that came through the gate and wait to be looked at; beyond it they are closed.
 const THROUGH_MAX: usize = 1024;
 
@@ -144,7 +146,7 @@ async fn connect_secured(address: &str, links: Arc<PeerLinks>) -> io::Result<Tcp
     let stream = TcpStream::connect(address).await?.into_std()?;
     stream.set_nodelay(true)?;
     let address = address.to_owned();
-    let secured = tokio::task::spawn_blocking(move || links.secure(stream, &address, CONNECT_TIME_MAX));
+    let secured = tokio::task::spawn_blocking(move || links.secure(stream, &address, SECURE_TIME_MAX));
     let stream = secured.await.map_err(io::Error::other)??.stream;
     stream.set_nonblocking(true)?;
     TcpStream::from_std(stream)
@@ -377,7 +379,7 @@ async fn refuse(mut stream: TcpStream, why: &MessageError) {
         stream.take(REFUSAL_BYTES_MAX as u64).read_to_end(&mut Vec::new()).await
     };
     // It may have hung up.
-    let _ = tokio::time::timeout(CONNECT_TIME_MAX, part).await;
+    let _ = tokio::time::timeout(REFUSAL_TIME_MAX, part).await;
 }
 
 async fn serve_one(stream: TcpStream, caller: Caller, answering: Arc<impl Answering>) -> io::Result<()> {
