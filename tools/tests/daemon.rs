@@ -65,12 +65,8 @@ fn open_to_others(directory: &Path) -> Vec<String> {
     open
 }
 
-#[test]
-fn data_is_closed_to_others_whatever_the_umask_says() {
-    let root = directory();
-    let data = root.path().join("a");
-    std::fs::create_dir(&data).expect("a directory that is there already");
-    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("our directory");
+/// `walferry`, started by somebody whose umask takes nothing away.
+fn without_umask() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
     // SAFETY: umask is a plain system call, fit for the moment between fork and exec.
     unsafe {
@@ -79,6 +75,58 @@ fn data_is_closed_to_others_whatever_the_umask_says() {
             Ok(())
         });
     }
+    command
+}
+
+#[test]
+fn data_of_a_witness_is_closed_to_others() {
+    let root = directory();
+    let (data, secret, log) = (root.path().join("w"), root.path().join("secret"), root.path().join("w.log"));
+    std::fs::create_dir(&data).expect("a directory that is there already");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("our directory");
+    assert!(
+        without_umask()
+            .arg("secret")
+            .arg(&secret)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("the binary starts")
+            .success()
+    );
+    assert_eq!(std::fs::metadata(&secret).expect("it was made").mode() & 0o7777, 0o600);
+    let mut witness = without_umask()
+        .args([
+            "witness",
+            "--name",
+            "w",
+            "--members",
+            "w=127.0.0.1:7001,a=127.0.0.1:7002",
+            "--peer-listen",
+            "127.0.0.1:0",
+        ])
+        .arg("--data")
+        .arg(&data)
+        .arg("--peer-secret")
+        .arg(&secret)
+        .stderr(std::fs::File::create(&log).expect("a log"))
+        .spawn()
+        .expect("the binary starts");
+    let log = || std::fs::read_to_string(&log).expect("its log");
+    common::until("the witness serves", || log().contains("witness w serves"));
+    let mode = std::fs::metadata(&data).expect("our directory").mode() & 0o7777;
+    let open = open_to_others(&data);
+    witness.kill().and_then(|()| witness.wait()).expect("a child can be killed");
+    assert_eq!((mode, open), (0o750, Vec::new()), "{}", log());
+    assert!(log().contains("its mode was 0777 and is 0750 now"), "{}", log());
+}
+
+#[test]
+fn data_is_closed_to_others_whatever_the_umask_says() {
+    let root = directory();
+    let data = root.path().join("a");
+    std::fs::create_dir(&data).expect("a directory that is there already");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("our directory");
+    let command = without_umask();
     let node = Node::start_by(command, root.path(), "a", &["--checkpoint-bytes", "1MiB"]);
     let mut client = node.client();
     for number in 0..40 {

@@ -2,8 +2,11 @@
 
 mod common;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Link, Node, PATIENCE, Reply, directory, until, wait_applied};
@@ -61,6 +64,44 @@ fn bytes_through_a_proxy_take_the_round_trip_and_a_change_holds_at_once() {
     assert!(error.contains("such as 100us"), "{error}");
     assert_eq!(link.stop(), Some(0));
     assert!(!root.path().join("link.sock").exists(), "the control socket goes with the link");
+}
+
+#[test]
+fn control_socket_stands_in_a_directory_of_its_user() {
+    let root = directory();
+    let target = echo_server().to_string();
+    let link = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+        command.arg("link").args(arguments).env("TMPDIR", root.path()).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    // SAFETY: it asks for a number.
+    let own = root.path().join(format!("walferry-link-{}", unsafe { libc::geteuid() }));
+    // Others can make links in the directory for temporary files; what they lead to is not used.
+    let elsewhere = root.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).expect("a directory");
+    std::os::unix::fs::symlink(&elsewhere, &own).expect("a link");
+    for arguments in [&["--to", &target][..], &["status"]] {
+        let output = link(arguments).output().expect("the binary starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("has to be a directory of this user alone"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(&elsewhere).expect("it is there").count(), 0);
+    std::fs::remove_file(&own).expect("our link");
+
+    let mut running = link(&["--to", &target]).spawn().expect("the binary starts");
+    let printed = BufReader::new(running.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
+    let socket = printed.filter_map(|line| line.strip_prefix("control socket ").map(PathBuf::from)).next();
+    let socket = socket.expect("it says where");
+    assert_eq!(socket.parent(), Some(&*own));
+    assert_eq!(std::fs::metadata(&own).expect("it was made").permissions().mode() & 0o7777, 0o700);
+    let asked = link(&["status"]).output().expect("the binary starts");
+    // SAFETY: signals a process that is our child and not yet waited for.
+    unsafe { libc::kill(running.id() as libc::pid_t, libc::SIGTERM) };
+    assert_eq!(running.wait().expect("a child ends").code(), Some(0));
+    assert!(asked.status.success(), "the only link is found there: {asked:?}");
+    assert!(!socket.exists());
 }
 
 #[test]
