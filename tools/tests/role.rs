@@ -125,21 +125,22 @@ fn witness_and_node_never_take_each_others_directory() {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let members = format!("w={address},x=127.0.0.1:9");
     let data = root.path().join("w").display().to_string();
-    let as_witness = ["witness", "--data", &data, "--name", "w", "--members", &members];
+    let as_witness = ["witness", "--data", &data, "--name", "w", "--members", &members, "--peer-auth", "none"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
     command.args(as_witness).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut witness = command.spawn().expect("the binary starts");
     until("its register is there", || root.path().join("w/cluster.redb").exists());
     witness.kill().and_then(|()| witness.wait()).expect("a child can be killed");
     for flags in [&[][..], &["--members", &members], &["--follow", "127.0.0.1:9"], &["--become", "leader"]] {
-        start_refused(root.path(), "w", flags, &["it is a witness's", "walferry witness"]);
+        let flags = [flags, &["--peer-auth", "none"]].concat();
+        start_refused(root.path(), "w", &flags, &["it is a witness's", "walferry witness"]);
     }
     assert!(!root.path().join("w/meta").exists(), "nothing was begun there");
     let node = Node::start(root.path(), "n", &[]);
     node.kill();
     let data = root.path().join("n").display().to_string();
     let members = format!("n={address}");
-    let as_witness = ["witness", "--data", &data, "--name", "n", "--members", &members];
+    let as_witness = ["witness", "--data", &data, "--name", "n", "--members", &members, "--peer-auth", "none"];
     refused(&as_witness, 2, &["it is a stand-alone leader's", "walferry start"]);
     Node::start(root.path(), "n", &[]);
 }
@@ -207,8 +208,10 @@ fn leader_that_went_on_follows_the_promoted_replica() {
 #[test]
 fn replica_of_a_restored_leader_keeps_what_was_committed() {
     let root = directory();
-    let leads = ["--sync", "ANY 1 (b)"];
-    let start = |name: &str, flags: &[&str]| Node::start(root.path(), name, &[&leads[..], flags].concat());
+    let start = |name: &str, flags: &[&str]| {
+        let policy: &[&str] = if name == "a" { &["--sync", "ANY 1 (b)"] } else { &[] };
+        Node::start(root.path(), name, &[policy, flags].concat())
+    };
     let leader = start("a", &[]);
     set(&mut leader.client(), "k", "v");
     leader.kill();
