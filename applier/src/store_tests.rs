@@ -289,6 +289,43 @@ fn a_checkpoint_waits_for_the_commit_lsn_unless_memory_runs_out() {
     assert!(store.durable_applied() > Lsn::ZERO, "memory is bounded even without confirmations");
 }
 
+/// One that fails for want of space would end the node.
+#[test]
+fn checkpoint_without_space_is_put_off_and_more_changes_refused() {
+    let dir = temporary();
+    let mut store = open(dir.path());
+    let mut log = TestLog::default();
+    let value = vec![1; CHECKPOINT_BYTES_MIN];
+    let fill = |log: &mut TestLog, store: &mut Store, number: u64| {
+        let mut record = Vec::new();
+        Effect::Put { key: &number.to_be_bytes(), value: &value }.encode_into(&mut record);
+        log.seal(&[record]);
+        log.replay(store);
+    };
+    fill(&mut log, &mut store, 0);
+    store.set_free(store.space_wanted() - 1);
+    for number in 1..=OVERLAY_CHECKPOINTS_MAX as u64 + 1 {
+        store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("put off");
+        assert!(store.frozen.is_none() && store.lacks_space().is_some_and(|text| text.contains("bytes")));
+        fill(&mut log, &mut store, number);
+    }
+    store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("put off");
+    assert!(store.overloaded(), "whoever applies waits as well");
+    store.set_free(store.space_wanted());
+    store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("begun");
+    store.settle().expect("a checkpoint");
+    assert_eq!((store.durable_applied(), store.lacks_space(), store.space_wanted()), (log.end, None, 0));
+    // What is appended to is written anew.
+    log.seal(&[append("\0\0\0\0\0\0\0\0", b"x")]);
+    log.replay(&mut store);
+    assert!(store.space_wanted() > CHECKPOINT_SPARE_BYTES + CHECKPOINT_BYTES_MIN as u64);
+    // The end of a node is not held up, its log has everything.
+    store.set_free(0);
+    let durable = store.durable_applied();
+    store.close(Lsn::MAX).expect("without a checkpoint");
+    assert_eq!(open(dir.path()).durable_applied(), durable);
+}
+
 #[test]
 fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
     let (dir, other) = (temporary(), temporary());

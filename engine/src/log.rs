@@ -434,6 +434,11 @@ impl Log {
         made
     }
 
+    /// New segments leave so much of the disk to the store.
+    pub fn leave_spare(&self, bytes: u64, is_writing: bool) {
+        self.preparer.iter().for_each(|preparer| preparer.leave_spare(bytes, is_writing));
+    }
+
     fn preparer(&self) -> &Preparer {
         self.preparer.as_ref().expect("nobody asks a retired log for segments")
     }

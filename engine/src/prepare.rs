@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,10 @@ struct Shared {
     change: Condvar,
     /// True when `ready` or `space_error` changed since the log looked.
     news: AtomicBool,
+    /// What the store needs of the disk.
+    spare_bytes: AtomicU64,
+    /// It writes a checkpoint.
+    store_writes: AtomicBool,
 }
 
 impl Shared {
@@ -131,7 +135,13 @@ impl Preparer {
         let (ready, space_error) = (VecDeque::new(), None);
         let plan = Plan { wanted_until, released_until: first, first, next, ready, space_error, stop: false };
         let (plan, change) = (Mutex::new(plan), Condvar::new());
-        let shared = Arc::new(Shared { plan, change, news: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            plan,
+            change,
+            news: AtomicBool::new(false),
+            spare_bytes: AtomicU64::new(0),
+            store_writes: AtomicBool::new(false),
+        });
         let retry_after = RETRY_INTERVAL_MIN;
         let mut work = Work { config, shared: Arc::clone(&shared), waker, names, rest: None, retry_after };
         let task = world::spawn("segments", Box::new(move || work.step()))?;
@@ -140,6 +150,12 @@ impl Preparer {
 
     fn task(&self) -> &Task {
         self.task.as_ref().expect("there until dropped")
+    }
+
+    /// A new segment leaves so much of the disk to the store while there is that much, and where the store writes already, in any case.
+    pub fn leave_spare(&self, bytes: u64, is_writing: bool) {
+        self.shared.spare_bytes.store(bytes, Ordering::Relaxed);
+        self.shared.store_writes.store(is_writing, Ordering::Relaxed);
     }
 
     /// Segments below `until` are wanted.
@@ -372,14 +388,18 @@ impl Work {
         Ok(open_segment(&self.path(new), self.config.buffered)?)
     }
 
-    /// Beyond the segments that the log cannot do without, a new one leaves twice its own space to others: the store, whose
-    /// checkpoint lets old segments go, cannot wait for space as the log can.
+    /// While the store has the space that it said to need, or writes into it, a new segment does not take it: its checkpoint, which lets
+    /// old segments go, comes first. Beyond those segments that the log cannot do without, a new one leaves twice its own space to others.
     fn leave_spare(&self, new: SegmentNo) -> io::Result<()> {
-        let here = new.0 - self.shared.plan().first.0;
-        if here < SEGMENTS_NEEDED || world::is_simulated() {
+        if world::is_simulated() {
             return Ok(());
         }
-        match free_bytes(&self.config.log_dir)? < 3 * self.config.segment_bytes {
+        let (free, segment_bytes) = (free_bytes(&self.config.log_dir)?, self.config.segment_bytes);
+        let here = new.0 - self.shared.plan().first.0;
+        let left = free.saturating_sub(segment_bytes);
+        let wanted = self.shared.spare_bytes.load(Ordering::Relaxed);
+        let comes_first = wanted > left && (wanted <= free || self.shared.store_writes.load(Ordering::Relaxed));
+        match comes_first || here >= SEGMENTS_NEEDED && left < 2 * segment_bytes {
             true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             false => Ok(()),
         }

@@ -30,6 +30,12 @@ pub fn make_unbounded(dir: &Path) -> nix::Result<()> {
     mount(Some("ramfs"), dir, Some("ramfs"), MsFlags::empty(), NONE)
 }
 
+/// Gives a filesystem of [`make_small`] another size.
+pub fn resize(dir: &Path, bytes: u64) -> nix::Result<()> {
+    let options = format!("size={bytes}");
+    mount(NONE, dir, NONE, MsFlags::MS_REMOUNT, Some(options.as_str()))
+}
+
 /// A filesystem in memory of so many bytes at `dir`. It takes no O_DIRECT.
 pub fn make_small(dir: &Path, bytes: u64) -> nix::Result<()> {
     let options = format!("size={bytes}");

@@ -57,6 +57,51 @@ fn few_keys_rewritten_on_a_small_disk_never_fill_it() {
     assert_eq!(node.stop().0, Some(0));
 }
 
+/// A disk that is too small for log and data: what fits is kept and served, and space that is made is used at once.
+#[test]
+fn lone_node_on_a_full_small_disk_answers_nospace_and_goes_on() {
+    const VALUE_BYTES: usize = 100_000;
+    // As installed (segments of 64 MiB, checkpoints at 64 MiB), and with small segments.
+    for (disk_bytes, flags) in [
+        (250 << 20, &["--segment-bytes", "64MiB"][..]),
+        (250 << 20, &["--segment-bytes", "16MiB"]),
+        (120 << 20, &["--checkpoint-bytes", "8MiB", "--keep-bytes-min", "0"]),
+    ] {
+        let root = directory();
+        if !small_disk(root.path(), disk_bytes) {
+            return;
+        }
+        let node = Node::start(root.path(), "a", &[flags, &["--buffered"]].concat());
+        let mut client = node.client();
+        let value = |number: i64| number.to_string().repeat(VALUE_BYTES / number.to_string().len());
+        let mut written = 0;
+        let refused = |reply: &Reply| matches!(reply, Reply::Error(text) if text.starts_with("NOSPACE"));
+        // Refused for as long as anything may still heal by itself.
+        let mut last_success = std::time::Instant::now();
+        while last_success.elapsed() < std::time::Duration::from_secs(3) {
+            let reply = client.try_command(&["SET", &format!("key:{written}"), &value(written)]);
+            match reply.expect("the node goes on") {
+                reply if refused(&reply) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                reply => {
+                    assert_eq!(reply, Reply::Simple("OK".to_owned()));
+                    (written, last_success) = (written + 1, std::time::Instant::now());
+                }
+            }
+        }
+        assert!(written > 100, "{written}");
+        assert_eq!(client.command(&["DBSIZE"]), Reply::Integer(written));
+        let trouble = client.command(&["INFO"]).text().contains("space");
+        assert!(trouble, "INFO says why");
+        eprintln!("{written} values on {disk_bytes} bytes with {flags:?}");
+        mounts::resize(root.path(), 2 * disk_bytes).expect("a larger disk");
+        until("what is made room for is taken", || !refused(&client.command(&["SET", "after", "room was made"])));
+        assert!(client.command(&["GET", "key:7"]).text() == value(7));
+        assert_eq!(node.stop().0, Some(0), "{disk_bytes} {flags:?}");
+        let node = Node::start(root.path(), "a", &["--buffered", flags[0], flags[1]]);
+        assert_eq!(node.client().command(&["DBSIZE"]), Reply::Integer(written + 1));
+    }
+}
+
 /// What is done to a data directory.
 type Change = fn(&Path);
 

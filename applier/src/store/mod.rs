@@ -27,6 +27,7 @@ use walferry_engine::file_size::Named;
 use walferry_engine::frame::Frame;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
+use walferry_engine::told::Rarely;
 use walferry_engine::world::{self, Inbox, Pace, Task};
 
 use crate::record::{Effect, RecordError, StreamId, effects};
@@ -43,6 +44,12 @@ const OVERLAY_CHECKPOINTS_MAX: usize = 4;
 const OVERLAYS_MAX: usize = 2;
 /// What `checkpoint_bytes` and `checkpoint_log_bytes` are taken to be at least.
 const CHECKPOINT_BYTES_MIN: usize = 1 << 20;
+/// What a checkpoint may take beside what has changed.
+const CHECKPOINT_SPARE_BYTES: u64 = 4 << 20;
+/// Changes in memory for which a checkpoint is worth while, where the disk has little space.
+pub const SPACE_CHECKPOINT_BYTES_MIN: usize = 1 << 20;
+/// That a checkpoint is put off is logged once in so long.
+const PUT_OFF_TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// More streams than this that got entries in one turn are not named one by one.
 const ADDED_STREAMS_MAX: usize = 16 << 10;
 /// A SCAN ends behind the key with which its keys are this long together.
@@ -95,6 +102,11 @@ pub enum StoreError {
         /// What is wrong with it.
         source: RecordError,
     },
+}
+
+/// What the disk needs to have for a checkpoint of this.
+fn space_for(overlay: &Overlay) -> u64 {
+    overlay.file_bytes_max() + CHECKPOINT_SPARE_BYTES
 }
 
 fn database_error(error: &redb::Error) -> String {
@@ -154,6 +166,11 @@ pub struct Store {
     asked_beyond: bool,
     /// A checkpoint went beyond the commit LSN because memory ran out; told once.
     warned_beyond: bool,
+    /// What the disk has left, as told last.
+    free_bytes: u64,
+    /// A checkpoint is due, and has no space: what it needs.
+    put_off: Option<u64>,
+    put_off_told: Rarely,
     /// No key that is in neither file nor overlays was changed behind this: deletions that checkpoints have forgotten.
     forgotten_delete: Lsn,
     /// While somebody watches streams: the last entry of each to which entries were added, by the hash of its key.
@@ -216,6 +233,9 @@ impl Store {
             asked_for: Lsn::ZERO,
             asked_beyond: false,
             warned_beyond: false,
+            free_bytes: u64::MAX,
+            put_off: None,
+            put_off_told: Rarely::default(),
         })
     }
 
@@ -256,7 +276,28 @@ impl Store {
 
     /// True while too many changes wait for the file: take no more writes until a checkpoint is done.
     pub fn overloaded(&self) -> bool {
-        self.frozen.is_some() && self.active.bytes() > self.config.checkpoint_bytes * OVERLAY_CHECKPOINTS_MAX
+        let waits = self.frozen.is_some() || self.put_off.is_some();
+        waits && self.active.bytes() > self.config.checkpoint_bytes * OVERLAY_CHECKPOINTS_MAX
+    }
+
+    /// What the disk has left for checkpoints.
+    pub fn set_free(&mut self, bytes: u64) {
+        self.free_bytes = bytes;
+    }
+
+    /// What the disk has to have left, so that the changes in memory find a place in the file.
+    pub fn space_wanted(&self) -> u64 {
+        self.overlays().filter(|overlay| overlay.keys() > 0).map(space_for).sum()
+    }
+
+    /// Why no more changes are to be made: their checkpoint is due by their size, and the disk has no space for it.
+    pub fn lacks_space(&self) -> Option<String> {
+        let needed = self.put_off.filter(|_| self.active.bytes() >= self.config.checkpoint_bytes)?;
+        Some(format!(
+            "the store's checkpoint needs {needed} bytes, and the disk of {} has {} free: make room there",
+            self.path().display(),
+            self.free_bytes
+        ))
     }
 
     /// Applies the frame that starts where the last one ended.
@@ -285,12 +326,23 @@ impl Store {
     /// Moves checkpoints along; once a turn. `committed` is the commit LSN as this node knows it.
     pub fn poll_checkpoint(&mut self, committed: Lsn, now: Instant) -> Result<(), StoreError> {
         self.take_outcome()?;
+        self.put_off = None;
         if self.frozen.is_none() && self.is_due(now) {
+            let needed = space_for(&self.active);
+            if needed > self.free_bytes {
+                self.put_off(needed, now);
+                return Ok(());
+            }
             self.changed_since = None;
             self.freeze();
         }
         let beyond = self.overloaded() || self.asked_beyond && self.asked_for > self.durable_applied();
         let Some(frozen) = self.frozen.as_mut().filter(|frozen| !frozen.writing) else { return Ok(()) };
+        let needed = space_for(&frozen.overlay);
+        if needed > self.free_bytes {
+            self.put_off(needed, now);
+            return Ok(());
+        }
         if frozen.position.applied > committed && !mutants::is_on("checkpoint-beyond-commits") {
             if !beyond {
                 return Ok(());
@@ -314,7 +366,17 @@ impl Store {
         Ok(())
     }
 
-    /// True when a checkpoint is to be begun: one was asked for, or the changes in memory are large, long in the log, or old.
+    /// A checkpoint that cannot be finished is not begun: one that fails for want of space ends the node.
+    fn put_off(&mut self, needed: u64, now: Instant) {
+        self.put_off = Some(needed);
+        if self.put_off_told.tell(PUT_OFF_TELL_INTERVAL, now).is_some() {
+            let (free, path) = (self.free_bytes, self.path().display());
+            tracing::warn!(%path, needed, free, "a checkpoint is put off, the disk has no space for it");
+        }
+    }
+
+    /// True when a checkpoint is to be begun: one was asked for, or the changes in memory are large, long in the log, or old, or
+    /// would soon have no space in the file.
     fn is_due(&mut self, now: Instant) -> bool {
         let (applied, durable) = (self.applied(), self.durable_applied());
         if applied <= durable {
@@ -326,6 +388,7 @@ impl Store {
             || applied.since(durable) > self.config.checkpoint_log_bytes
             || now.saturating_duration_since(since) >= self.config.checkpoint_interval
             || self.active.bytes() >= self.config.checkpoint_bytes
+            || self.active.bytes() >= SPACE_CHECKPOINT_BYTES_MIN && 2 * space_for(&self.active) > self.free_bytes
     }
 
     /// When `poll_checkpoint` is due at the latest, though nothing else happens.
@@ -370,7 +433,7 @@ impl Store {
     /// Forgets everything that is not in the file; the caller replays the log from `applied` on.
     pub fn rollback(&mut self) -> Result<(), StoreError> {
         self.settle()?;
-        self.frozen = None;
+        (self.frozen, self.put_off) = (None, None);
         self.changed_since = None;
         self.active.clear();
         if !mutants::is_on("keep-what-was-applied") {
@@ -384,15 +447,20 @@ impl Store {
         self.results.try_recv().map_or(Ok(()), |outcome| self.finish(outcome))
     }
 
+    /// True while a checkpoint is being written, or its outcome was not taken yet.
+    pub fn writes_checkpoint(&self) -> bool {
+        self.frozen.as_ref().is_some_and(|frozen| frozen.writing)
+    }
+
     /// True while a checkpoint is being written: what the file holds may change without further notice.
     pub fn is_writing(&mut self) -> Result<bool, StoreError> {
         self.take_outcome()?;
-        Ok(self.frozen.as_ref().is_some_and(|frozen| frozen.writing))
+        Ok(self.writes_checkpoint())
     }
 
     /// Waits for the checkpoint that is being written, if one is. Whoever decides by what the file holds waits for it before.
     pub fn settle(&mut self) -> Result<(), StoreError> {
-        if self.frozen.as_ref().is_some_and(|frozen| frozen.writing)
+        if self.writes_checkpoint()
             && let Ok(outcome) = self.task.as_ref().expect("there until dropped").receive(&self.results)
         {
             self.finish(outcome)?;
@@ -406,6 +474,7 @@ impl Store {
         if self.frozen.is_none() && self.active.keys() > 0 {
             self.freeze();
         }
+        // Where that has no space the log is replayed as well.
         self.poll_checkpoint(committed, world::now())?;
         self.settle()
     }

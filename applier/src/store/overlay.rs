@@ -169,6 +169,8 @@ pub struct Overlay {
     shards: Vec<HashTable<Slot>>,
     keys: usize,
     bytes: usize,
+    /// Strings underneath to which something was appended: they are written anew with it.
+    below_bytes: usize,
     /// The last deletion.
     last_delete: Lsn,
     /// Kept where somebody counts keys.
@@ -239,6 +241,7 @@ impl Default for Overlay {
             shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
             keys: 0,
             bytes: 0,
+            below_bytes: 0,
             last_delete: Lsn::ZERO,
             count: None,
             drains: false,
@@ -255,6 +258,12 @@ impl Overlay {
     /// Memory in use, about.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What a file may need for it. A value that is longer than a page stands in twice its length at most, and so does what is inserted
+    /// between others; what is written anew has its old place the next time.
+    pub fn file_bytes_max(&self) -> u64 {
+        2 * self.bytes as u64 + self.below_bytes as u64
     }
 
     /// The last commit that deleted a key.
@@ -362,6 +371,9 @@ impl Overlay {
         }
         let state = first_change(effect, part_of, || below(hash, key))?;
         self.bytes += ENTRY_BYTES + key.len() + state_bytes(&state);
+        if let State::Appended(tail) = &state {
+            self.below_bytes += tail.before;
+        }
         self.keys += 1;
         let slot = Slot { hash, key: key.into(), version, state, below: None };
         if let Some(count) = &mut self.count {

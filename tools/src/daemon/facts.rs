@@ -89,6 +89,9 @@ impl Host for Node {
         if !self.has_room() {
             return Err(Refusal::Busy);
         }
+        if let Some(text) = self.store.lacks_space() {
+            return Err(Refusal::NoSpace(text));
+        }
         let lsn = self.log.append(record).map_err(|error| match error {
             AppendError::Busy => Refusal::Busy,
             AppendError::NoSpace(text) => Refusal::NoSpace(text),
@@ -468,6 +471,7 @@ impl Node {
             troubles.push(format!("the sync set is lost ({meanwhile}): {}", loss.text));
         }
         troubles.extend(self.log.space_error().map(str::to_owned));
+        troubles.extend(self.store.lacks_space());
         // A node that stepped down says so with the reason.
         if !matches!(self.role, Role::SteppedDown(_)) {
             troubles.extend(self.log.stopped().map(str::to_owned));

@@ -13,7 +13,7 @@ use walferry_applier::base::install;
 use walferry_applier::follower::{Follower, FollowerConfig};
 use walferry_applier::pending::Pending;
 use walferry_applier::replay::{self, Applied};
-use walferry_applier::store::{KeyCount, STORE_DIR, Store, StoreConfig, StoreError};
+use walferry_applier::store::{KeyCount, SPACE_CHECKPOINT_BYTES_MIN, STORE_DIR, Store, StoreConfig, StoreError};
 use walferry_cluster::consensus::REGISTER_FILE;
 use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
@@ -80,8 +80,10 @@ const LOG_CHECKPOINTS_MAX: u64 = 8;
 const PENDING_BYTES_MAX: usize = 128 << 20;
 /// Changes get a checkpoint after so long, however few they are (PostgreSQL's checkpoint_timeout).
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
-/// What a checkpoint may take beside what has changed.
-const CHECKPOINT_SPARE_BYTES: u64 = 4 << 20;
+/// How often it is looked how much space the disk has left.
+const SPACE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// With less than so many times what the next checkpoint needs, space is scarce.
+const SPACE_SCARCE_SHARE: u64 = 4;
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
 
@@ -143,6 +145,9 @@ pub struct Node {
     scrub: Option<Scrub>,
     scrubbed_at: Instant,
     scrub_told: Told,
+    space_looked_at: Instant,
+    /// It is looked with every turn.
+    is_space_scarce: bool,
     /// What the shipper counted of broken catch-ups when it was looked last.
     catchups_broken: u64,
     /// Old log before this is damaged and nobody gave it back; else 0.
@@ -358,6 +363,8 @@ impl Node {
             scrub: None,
             scrubbed_at: now,
             scrub_told: Told::default(),
+            space_looked_at: now,
+            is_space_scarce: false,
             catchups_broken: 0,
             readable_from: Lsn::ZERO,
             meta,
@@ -785,12 +792,18 @@ impl Node {
         // A leader has heard no confirmation yet; what its log says to be committed is.
         let committed = self.committed().max(self.heard.committed);
         loop {
+            self.look_at_space();
             let applied = self.apply()?;
             self.store.poll_checkpoint(committed, world::now())?;
-            match applied {
-                Applied::More => {}
-                Applied::All => return Ok(()),
-                Applied::Waits => self.store.settle()?,
+            match (applied, self.store.lacks_space()) {
+                (Applied::More, _) => {}
+                (Applied::All, _) => return Ok(()),
+                (Applied::Waits, Some(text)) => {
+                    return Err(refused(format!(
+                        "{text} and start the node again: memory does not hold what its log has"
+                    )));
+                }
+                (Applied::Waits, None) => self.store.settle()?,
             }
         }
     }
@@ -965,24 +978,35 @@ impl Node {
         }
     }
 
-    /// On a full disk a checkpoint is due as soon as it lets a segment go, if it has the space that it needs itself: one that fails
-    /// ends the node.
+    /// Tells the store what space it has.
+    fn look_at_space(&mut self) {
+        if world::is_simulated() {
+            return;
+        }
+        self.space_looked_at = world::now();
+        // Where the disk cannot be asked, a checkpoint finds out.
+        let (free, wanted) = (free_bytes(&self.config.data).unwrap_or(u64::MAX), self.store.space_wanted());
+        self.is_space_scarce = wanted > 0 && free / SPACE_SCARCE_SHARE < wanted;
+        self.store.set_free(free);
+    }
+
+    /// On a full disk a checkpoint is due as soon as it lets a segment go, or when the log has to leave space for one.
     fn ask_for_space(&mut self) {
+        let looked = self.clock.now.saturating_duration_since(self.space_looked_at);
+        if self.is_space_scarce || looked >= SPACE_LOOK_INTERVAL {
+            self.look_at_space();
+        }
         if !self.log.is_short_of_space() {
             return;
         }
         let segment_bytes = self.meta.segment_bytes;
-        let applied = self.store.applied().segment(segment_bytes);
-        if applied <= self.store.durable_applied().segment(segment_bytes) {
-            return;
+        let applied = self.store.applied();
+        let lets_go = applied.segment(segment_bytes) > self.store.durable_applied().segment(segment_bytes);
+        if lets_go {
+            self.store.ask_for_space_before(applied.segment(segment_bytes).start(segment_bytes).advance(1));
+        } else if self.store.overlay_bytes() >= SPACE_CHECKPOINT_BYTES_MIN {
+            self.store.ask_for_space_before(applied);
         }
-        // What has changed is written beside what it was, in pages that are not full.
-        let changed = self.store.overlay_bytes() as u64;
-        let needs = changed + changed / 4 + CHECKPOINT_SPARE_BYTES;
-        if free_bytes(&self.config.data).is_ok_and(|free| free < needs) {
-            return;
-        }
-        self.store.ask_for_space_before(applied.start(segment_bytes).advance(1));
     }
 
     /// The segment that is written to is looked at, before an older one may be recycled.
@@ -1014,6 +1038,7 @@ impl Node {
         self.log.set_committed(committed);
         self.ask_for_space();
         self.store.poll_checkpoint(committed, self.clock.now)?;
+        self.log.leave_spare(self.store.space_wanted(), self.store.writes_checkpoint());
         let slots = match &self.role {
             Role::Leader(_) if mutants::is_on("recycle-what-is-needed") => Lsn::MAX,
             Role::Leader(shipper) => shipper.slots_hold(),
@@ -1218,7 +1243,9 @@ impl Node {
     pub(super) fn has_room(&self) -> bool {
         // Without a lease nothing may be acknowledged, at `off` neither: what cannot be answered is not executed.
         let draining = self.membership.as_ref().is_some_and(Membership::is_draining);
-        let has_memory = !self.store.overloaded() && self.pending.bytes() < PENDING_BYTES_MAX;
+        // Who waits is refused when it comes again.
+        let has_memory =
+            self.store.lacks_space().is_some() || !self.store.overloaded() && self.pending.bytes() < PENDING_BYTES_MAX;
         !draining && self.may_speak() && has_memory && self.log.has_room() && self.has_replayed()
     }
 
@@ -1305,6 +1332,7 @@ impl Node {
             membership.close();
         }
         let end = self.log.flushed();
+        self.look_at_space();
         self.store.close(committed)?;
         self.log.shutdown(ring)?;
         tracing::info!(%end, "closed");
