@@ -9,6 +9,9 @@ use walferry_engine::lsn::Lsn;
 
 /// Receipts that are remembered for the durations; of more the oldest are measured by the next.
 const RECEIPTS_MAX: usize = 4096;
+/// A heartbeat is echoed with the acknowledgement that what it tells brings, or alone after this: on a path over which packets are
+/// rationed a needless one costs a later one a round trip. The echo says how long it was held.
+const ECHO_AFTER: Duration = Duration::from_millis(5);
 /// Frames that are traced at once; a leader's further wishes are not followed.
 const TRACES_MAX: usize = 256;
 
@@ -150,9 +153,14 @@ impl Acks {
         self.seen = reached;
     }
 
+    /// When a heartbeat has to be echoed.
+    pub fn echo_due(&self) -> Option<Instant> {
+        self.heartbeat.map(|(_, came)| came + ECHO_AFTER)
+    }
+
     /// The next acknowledgement, if there is something to tell or it is time for a sign of life.
     pub fn poll(&mut self, interval: Duration, now: Instant) -> Option<Ack> {
-        let news = self.told != Some(self.seen) || self.heartbeat.is_some();
+        let news = self.told != Some(self.seen) || self.echo_due().is_some_and(|due| now >= due);
         if !news && now.saturating_duration_since(self.told_at) < interval {
             return None;
         }
@@ -204,6 +212,30 @@ mod tests {
         assert!(acks.poll(interval, at(1_000_131)).is_some(), "a sign of life");
     }
 
+    /// BBR lets four packets travel at once while it measures the path: a fifth waits a round trip for the first.
+    #[test]
+    fn commit_takes_three_acknowledgements_with_its_heartbeat() {
+        let start = Instant::now();
+        let at = |us| start + Duration::from_micros(us);
+        let interval = Duration::from_secs(1);
+        let mut acks = Acks::new(start);
+        acks.poll(interval, start);
+        let mut sent = Vec::new();
+        // The frame, the heartbeat that tells that it is durable at the leader, the disk, the store: a look after each.
+        acks.handle_received(Lsn(4096), at(10));
+        acks.handle_progress(reached(4096, 0, 0), at(10));
+        sent.extend(acks.poll(interval, at(10)));
+        acks.handle_heartbeat(77, at(900));
+        sent.extend(acks.poll(interval, at(900)));
+        acks.handle_progress(reached(4096, 4096, 0), at(1000));
+        sent.extend(acks.poll(interval, at(1000)));
+        acks.handle_progress(reached(4096, 4096, 4096), at(1010));
+        sent.extend(acks.poll(interval, at(1010)));
+        sent.extend(acks.poll(interval, at(1010) + ECHO_AFTER));
+        let told: Vec<_> = sent.iter().map(|ack| (ack.flushed, ack.applied, ack.echo_us)).collect();
+        assert_eq!(told, [(Lsn(0), Lsn(0), 0), (Lsn(4096), Lsn(0), 77), (Lsn(4096), Lsn(4096), 0)]);
+    }
+
     #[test]
     fn a_traced_frame_is_told_once_it_is_applied() {
         let start = Instant::now();
@@ -229,9 +261,11 @@ mod tests {
         let mut acks = Acks::new(start);
         acks.poll(Duration::from_secs(1), start);
         acks.handle_heartbeat(77, start);
-        let ack = acks.poll(Duration::from_secs(1), start + Duration::from_micros(9)).unwrap();
-        assert_eq!((ack.echo_us, ack.echo_held_us), (77, 9));
-        assert_eq!(acks.stamped_at(ack.stamp_us), start + Duration::from_micros(9));
-        assert_eq!(acks.poll(Duration::from_secs(1), start + Duration::from_micros(10)), None);
+        let due = acks.echo_due().expect("held");
+        assert_eq!(acks.poll(Duration::from_secs(1), due - Duration::from_micros(1)), None);
+        let ack = acks.poll(Duration::from_secs(1), due).unwrap();
+        assert_eq!((ack.echo_us, ack.echo_held_us), (77, ECHO_AFTER.as_micros() as u32));
+        assert_eq!(acks.stamped_at(ack.stamp_us), due);
+        assert_eq!((acks.poll(Duration::from_secs(1), due), acks.echo_due()), (None, None));
     }
 }

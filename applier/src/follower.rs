@@ -345,7 +345,10 @@ impl Follower {
             Phase::Flushing | Phase::Connecting(_) | Phase::Closing | Phase::Fetching(_) => return None,
             Phase::Fetched(_) => now + INSTALL_INTERVAL,
             Phase::Greeting => self.heard_at + self.config.peer_timeout,
-            Phase::Streaming => now + self.config.heartbeat_interval,
+            Phase::Streaming => {
+                let beat = now + self.config.heartbeat_interval;
+                self.acks.echo_due().map_or(beat, |echo| echo.min(beat))
+            }
         };
         Some(at.saturating_duration_since(now))
     }

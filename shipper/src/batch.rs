@@ -45,6 +45,8 @@ pub(crate) enum Piece {
         end: Lsn,
         /// The flushed LSN in its header.
         flushed: Lsn,
+        /// The commit LSN in its header.
+        committed: Lsn,
     },
 }
 
@@ -90,7 +92,8 @@ impl Batch {
             let wire_bytes = hot.wire_bytes().len();
             let traced = traces.contains(at, hot.end());
             let frame = PartialFrame { lsn: at, sent_bytes: 0, wire_bytes, traced };
-            self.pieces.push(Piece::Frame { frame, end: hot.end(), flushed: hot.header().flushed });
+            let (flushed, committed) = (hot.header().flushed, hot.header().committed);
+            self.pieces.push(Piece::Frame { frame, end: hot.end(), flushed, committed });
             self.bytes += frame.left_bytes();
             at = hot.end();
             frames += 1;

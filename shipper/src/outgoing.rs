@@ -159,7 +159,7 @@ impl Outgoing {
             return Ok(());
         }
         while !self.polling && !self.zero_copy.is_sending() {
-            let next = match &self.sender {
+            let next = match &mut self.sender {
                 Some(sender) if !self.ending => sender.next(&turn.view, self.partial.is_some(), turn.now),
                 _ => Next::Nothing,
             };
@@ -215,7 +215,7 @@ impl Outgoing {
         };
         self.bytes.copy += sent as u64;
         let batch = std::mem::take(&mut self.batch);
-        self.account(&batch.pieces, &batch.control, sent, turn.log, turn.now);
+        self.account(&batch.pieces, &batch.control, sent, turn.log);
         if sent < batch.bytes() {
             self.polling = true;
             self.in_flight += 1;
@@ -243,7 +243,7 @@ impl Outgoing {
     }
 
     /// Moves on by what the socket has taken of a batch.
-    fn account(&mut self, pieces: &[Piece], control: &[u8], mut sent: usize, log: &mut Log, now: Instant) {
+    fn account(&mut self, pieces: &[Piece], control: &[u8], mut sent: usize, log: &mut Log) {
         for piece in pieces {
             let total = match piece {
                 Piece::Rest(frame) | Piece::Frame { frame, .. } => frame.left_bytes(),
@@ -261,9 +261,9 @@ impl Outgoing {
                         log.unpin(pin);
                     }
                 }
-                Piece::Frame { frame, end, flushed } if taken > 0 => {
+                Piece::Frame { frame, end, flushed, committed } if taken > 0 => {
                     let sender = self.sender.as_mut().expect("only the welcomed are sent frames");
-                    sender.frame_sent(end, flushed, now);
+                    sender.frame_sent(end, (flushed, committed));
                     if taken < total {
                         let part = PartialFrame { sent_bytes: taken, ..frame };
                         self.partial = Some((part, log.pin(frame.lsn)));
@@ -282,13 +282,7 @@ impl Outgoing {
     }
 
     /// A SEND_ZC or its notification completed.
-    pub(crate) fn handle_send(
-        &mut self,
-        place: usize,
-        completion: &Completion,
-        log: &mut Log,
-        now: Instant,
-    ) -> io::Result<()> {
+    pub(crate) fn handle_send(&mut self, place: usize, completion: &Completion, log: &mut Log) -> io::Result<()> {
         if cqueue::notif(completion.flags) {
             self.in_flight -= 1;
             self.finish_zero_copy(place, Some(completion.result), log);
@@ -300,7 +294,7 @@ impl Outgoing {
         // The kernel reads the control bytes until the notification: they stay where they are.
         let (pieces, control) = (std::mem::take(&mut batch.pieces), batch.control.clone());
         if !self.closed {
-            self.account(&pieces, &control, bytes, log, now);
+            self.account(&pieces, &control, bytes, log);
         }
         self.offered = Lsn::ZERO;
         if !cqueue::more(completion.flags) {

@@ -14,7 +14,9 @@ const HOT_LAG_SHARE: u64 = 2;
 /// going there, so that a replica in between does not change over and over.
 const HANDOVER_SHARE: u64 = 4;
 
-/// A replica's readers of committed state wait for the commit LSN: while nothing else is sent, it is told after this.
+/// A replica's readers of committed state wait for the commit LSN: where no frame tells it before, a heartbeat does after this. Not at
+/// once: the client whose commit it was often sends the next one now. A path over which packets are rationed (a congestion window of
+/// four, as BBR has it for a while every ten seconds) makes each needless one cost a later one a round trip.
 const COMMITTED_NEWS_AFTER: Duration = Duration::from_millis(5);
 
 const _: () = assert!(HANDOVER_SHARE > HOT_LAG_SHARE);
@@ -69,10 +71,10 @@ pub struct Sender {
     position: Lsn,
     /// The flushed LSN that the replica knows.
     told_flushed: Lsn,
-    /// The commit LSN that the last heartbeat told.
+    /// The commit LSN that the replica knows.
     told_committed: Lsn,
-    /// When it was last sent anything.
-    told_at: Instant,
+    /// Since when there is a commit LSN that it does not know.
+    news_since: Option<Instant>,
     /// When it was last sent a heartbeat: frames do not tell how fresh it is.
     beat_at: Instant,
     heartbeat_interval: Duration,
@@ -88,7 +90,7 @@ impl Sender {
             position: start,
             told_flushed,
             told_committed,
-            told_at: now,
+            news_since: None,
             beat_at: now,
             heartbeat_interval,
             catching_up: false,
@@ -106,7 +108,10 @@ impl Sender {
     }
 
     /// What to do. `mid_frame`: the socket took only a part of the frame that ends at the position.
-    pub fn next(&self, view: &View, mid_frame: bool, now: Instant) -> Next {
+    pub fn next(&mut self, view: &View, mid_frame: bool, now: Instant) -> Next {
+        if view.committed > self.told_committed {
+            self.news_since.get_or_insert(now);
+        }
         assert!(self.position <= view.sealed, "sent {} of {}", self.position, view.sealed);
         if self.catching_up {
             return Next::Nothing;
@@ -124,25 +129,31 @@ impl Sender {
     /// When the next heartbeat is due while the commit LSN is `committed`.
     pub fn due(&self, committed: Lsn) -> Instant {
         let sign_of_life = self.beat_at + self.heartbeat_interval;
-        match committed > self.told_committed {
-            true => sign_of_life.min(self.told_at + COMMITTED_NEWS_AFTER),
-            false => sign_of_life,
+        match self.news_since {
+            Some(since) if committed > self.told_committed => sign_of_life.min(since + COMMITTED_NEWS_AFTER),
+            _ => sign_of_life,
         }
     }
 
-    /// A frame that ends at `end` goes out; its header says that `flushed` is durable.
-    pub fn frame_sent(&mut self, end: Lsn, flushed: Lsn, now: Instant) {
+    /// A frame that ends at `end` goes out; its header says what is `flushed` and `committed`.
+    pub fn frame_sent(&mut self, end: Lsn, (flushed, committed): (Lsn, Lsn)) {
         assert!(end > self.position);
         self.position = end;
+        self.tell(flushed, committed);
+    }
+
+    fn tell(&mut self, flushed: Lsn, committed: Lsn) {
         self.told_flushed = self.told_flushed.max(flushed);
-        self.told_at = now;
+        if committed > self.told_committed {
+            self.told_committed = committed;
+            self.news_since = None;
+        }
     }
 
     /// A heartbeat that names these goes out.
     pub fn heartbeat_sent(&mut self, flushed: Lsn, committed: Lsn, now: Instant) {
-        self.told_flushed = self.told_flushed.max(flushed);
-        self.told_committed = self.told_committed.max(committed);
-        (self.told_at, self.beat_at) = (now, now);
+        self.tell(flushed, committed);
+        self.beat_at = now;
     }
 
     /// The segment files feed the replica from now on.
@@ -154,7 +165,7 @@ impl Sender {
     /// Memory feeds it again, from `position` on.
     pub fn catch_up_ended(&mut self, position: Lsn, now: Instant) {
         assert!(self.catching_up && position >= self.position);
-        (self.catching_up, self.position, self.told_at) = (false, position, now);
+        (self.catching_up, self.position) = (false, position);
         self.beat_at = now;
     }
 }
@@ -198,7 +209,7 @@ mod tests {
     fn a_frame_that_tells_the_flushed_position_saves_the_heartbeat() {
         let start = Instant::now();
         let mut sender = Sender::new(Lsn(100), INTERVAL, start);
-        sender.frame_sent(Lsn(120), Lsn(110), start);
+        sender.frame_sent(Lsn(120), (Lsn(110), Lsn::ZERO));
         assert_eq!(sender.position(), Lsn(120));
         assert_eq!(sender.next(&view(90, 110, 120), false, start), Next::Nothing);
         let told = Next::Send { heartbeat: true, frames: false };
@@ -211,17 +222,33 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut sender = Sender::new(Lsn(100), INTERVAL, start);
         sender.heartbeat_sent(Lsn(100), Lsn::ZERO, start);
-        sender.frame_sent(Lsn(120), Lsn(120), at(900));
+        sender.frame_sent(Lsn(120), (Lsn(120), Lsn::ZERO));
         let idle = view(90, 120, 120);
         assert_eq!(sender.next(&idle, false, at(999)), Next::Nothing);
         let beat = Next::Send { heartbeat: true, frames: false };
         assert_eq!(sender.next(&idle, false, at(1000)), beat);
+        sender.heartbeat_sent(Lsn(120), Lsn::ZERO, at(1000));
         let committed = View { committed: Lsn(120), ..idle };
-        assert_eq!(sender.due(Lsn(120)), at(905));
-        assert_eq!(sender.next(&committed, false, at(904)), Next::Nothing, "a frame may be about to tell it");
-        assert_eq!(sender.next(&committed, false, at(905)), beat);
-        sender.heartbeat_sent(Lsn(120), Lsn(120), at(905));
-        assert_eq!(sender.next(&committed, false, at(950)), Next::Nothing);
+        assert_eq!(sender.next(&committed, false, at(1100)), Next::Nothing, "a frame may be about to tell it");
+        assert_eq!(sender.due(Lsn(120)), at(1105));
+        assert_eq!(sender.next(&committed, false, at(1104)), Next::Nothing);
+        assert_eq!(sender.next(&committed, false, at(1105)), beat);
+        sender.heartbeat_sent(Lsn(120), Lsn(120), at(1105));
+        assert_eq!(sender.next(&committed, false, at(1150)), Next::Nothing);
+    }
+
+    #[test]
+    fn frame_that_tells_a_commit_saves_the_heartbeat() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut sender = Sender::new(Lsn(100), INTERVAL, start);
+        sender.heartbeat_sent(Lsn(120), Lsn(100), start);
+        let committed = |end| View { committed: Lsn(120), ..view(90, 120, end) };
+        assert_eq!(sender.next(&committed(120), false, at(50)), Next::Send { heartbeat: false, frames: true });
+        // The next commit of the same client, which names the one before.
+        sender.frame_sent(Lsn(140), (Lsn(120), Lsn(120)));
+        assert_eq!(sender.next(&committed(140), false, at(100)), Next::Nothing);
+        assert_eq!(sender.due(Lsn(120)), start + INTERVAL);
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Shipper {
                 link.outgoing.handle_writable();
                 Ok(())
             }
-            Op::Send(place) => link.outgoing.handle_send(place, completion, log, now).map_err(LinkError::Socket),
+            Op::Send(place) => link.outgoing.handle_send(place, completion, log).map_err(LinkError::Socket),
             Op::Receive => {
                 let outcome = link.handle_received(completion, now);
                 outcome.and_then(|()| self.read_messages(&mut link, now)).map(|()| link.receive(ring))
