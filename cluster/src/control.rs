@@ -18,12 +18,15 @@ use crate::consensus::{Rpc, RpcReply};
 use crate::failover::Aside;
 use crate::member::{ClusterId, MemberName};
 use crate::message::ENVELOPE_BYTES;
-use crate::register::{Change, Kind, MemberId, Outcome};
+use crate::policy::POLICY_TEXT_BYTES_MAX;
+use crate::register::{Change, Kind, MEMBERS_MAX, MemberId, Outcome};
 
 /// The kind in the envelope.
 pub const CONTROL_KIND: u8 = 9;
 /// A longer message is none.
 pub const CONTROL_BYTES_MAX: usize = 1 << 20;
+/// An address or a policy in a greeting has at most so many bytes.
+const GREETING_TEXT_BYTES_MAX: usize = POLICY_TEXT_BYTES_MAX;
 
 /// One message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,6 +60,21 @@ pub struct Greeting {
     pub policy: String,
     /// With which version of the register an earlier incarnation was removed, if that is why this one began.
     pub removed: Option<u64>,
+}
+
+impl Greeting {
+    /// Whether it is one of a node: of those that are no members some are kept, so they are bounded.
+    pub fn check(&self) -> Result<(), String> {
+        let too_many = self.members.len() > MEMBERS_MAX;
+        let texts = self.members.iter().chain([&self.client_address, &self.policy]);
+        if too_many || texts.map(String::len).any(|bytes| bytes > GREETING_TEXT_BYTES_MAX) {
+            return Err(format!(
+                "a greeting has at most {MEMBERS_MAX} members, and texts of {GREETING_TEXT_BYTES_MAX} bytes: {} says more",
+                self.name
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What a member says to one that is none.

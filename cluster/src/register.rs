@@ -166,9 +166,14 @@ pub struct Change {
 pub enum Outcome {
     /// The register holds it.
     Taken,
-    /// Another change came first: look at the register and decide anew.
+    /// Another change came first, or it is one that cannot follow: look at the register and decide anew.
     Conflict,
 }
+
+/// A change that cannot follow on the register's state; nobody that works as it should proposes it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a change of the register is refused: {0}")]
+pub struct Illegal(String);
 
 /// Why no member may lead yet: what has to be heard of first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,11 +265,53 @@ impl ClusterState {
         ClusterState { version: self.version + 1, ..self.clone() }
     }
 
+    /// Whether `next` is a state that this one can become by one change, whoever proposes it.
+    pub fn check_successor(&self, next: &ClusterState) -> Result<(), Illegal> {
+        let illegal = |what: String| Err(Illegal(what));
+        if next.cluster_id != self.cluster_id {
+            return illegal(format!("it is one of cluster {}, this is cluster {}", next.cluster_id, self.cluster_id));
+        }
+        if next.epoch < self.epoch || !next.epoch.is_near(self.epoch) {
+            return illegal(format!("epoch {} cannot follow epoch {}", next.epoch, self.epoch));
+        }
+        if next.leader != self.leader && next.epoch == self.epoch {
+            return illegal(format!("epoch {} has a leader, and gets no other", self.epoch));
+        }
+        let leads = |name: &MemberName| next.members.get(name).is_some_and(|member| member.kind == Kind::Data);
+        if let Some(leader) = next.leader.as_ref().filter(|leader| !leads(leader)) {
+            return illegal(format!("{leader}, who is to lead, is no member with a log"));
+        }
+        if let Some(name) = next.in_sync.union(&next.leaving).find(|name| !next.members.contains_key(*name)) {
+            return illegal(format!("{name} is no member"));
+        }
+        let moved = |from: &ClusterState, to: &ClusterState| {
+            from.members.keys().filter(|name| !to.members.contains_key(*name)).count()
+        };
+        if moved(self, next) + moved(next, self) > 1 || next.members.len() > MEMBERS_MAX {
+            return illegal("more than one member comes or goes".to_owned());
+        }
+        if next.election_timeout_us != self.election_timeout_us {
+            return illegal("the election timeout is agreed on once".to_owned());
+        }
+        if !next.follows_majority()
+            && let Err(error) = next.policy.parse::<SyncPolicy>()
+        {
+            return illegal(error.to_string());
+        }
+        Ok(())
+    }
+
     /// Takes a change, if it follows from this state. An empty register takes any as its first: that of a cluster that an operator
     /// forced counts on from the version of the one before, of which its log of changes has nothing.
     pub fn apply(&mut self, change: Change) -> Outcome {
         let follows = self.version == 0 || change.state.version == self.version + 1;
-        if !follows || change.state.epoch < self.epoch {
+        if !follows {
+            return Outcome::Conflict;
+        }
+        if self.version > 0
+            && let Err(error) = self.check_successor(&change.state)
+        {
+            tracing::error!(version = change.state.version, "{error}");
             return Outcome::Conflict;
         }
         *self = change.state;

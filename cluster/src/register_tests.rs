@@ -32,6 +32,35 @@ fn a_change_is_taken_only_by_the_version_that_it_follows() {
 }
 
 #[test]
+fn change_that_cannot_follow_is_refused() {
+    let mut state = formed("a b w?", "");
+    (state.epoch, state.leader) = (Epoch(4), Some(name("a")));
+    let kept = state.clone();
+    let changes: [(&str, fn(&mut ClusterState)); 11] = [
+        ("another cluster", |next| next.cluster_id = ClusterId(99)),
+        ("an epoch before", |next| next.epoch = Epoch(3)),
+        ("an epoch that nobody reaches", |next| next.epoch = Epoch(u64::MAX)),
+        ("another leader of an epoch", |next| next.leader = Some(name("b"))),
+        ("a leader who is no member", |next| (next.epoch, next.leader) = (Epoch(5), Some(name("x")))),
+        ("a leader without a log", |next| (next.epoch, next.leader) = (Epoch(5), Some(name("w")))),
+        ("a stranger in sync", |next| next.in_sync = names("x")),
+        ("a stranger that leaves", |next| next.leaving = names("x")),
+        ("other members", |next| next.members = formed("c d e", "").members),
+        ("another election timeout", |next| next.election_timeout_us += 1),
+        ("a policy that is none", |next| next.policy = "ANY 0 (a)".to_owned()),
+    ];
+    for (what, change) in changes {
+        let mut next = state.next();
+        change(&mut next);
+        assert_eq!(state.apply(Change { state: next }), Outcome::Conflict, "{what}");
+        assert_eq!(state, kept, "{what}");
+    }
+    let mut next = state.next();
+    (next.epoch, next.leader) = (Epoch(5), Some(name("b")));
+    assert_eq!(state.apply(Change { state: next }), Outcome::Taken);
+}
+
+#[test]
 fn member_that_joins_a_forced_cluster_gets_its_register() {
     let forced = formed("a b c", "").forced(&name("a"));
     let first = Change { state: forced.next() };

@@ -87,6 +87,9 @@ impl From<Lsn> for String {
     }
 }
 
+/// An epoch lies at most so many after the newest that a node knows.
+pub const EPOCHS_AHEAD_MAX: u32 = 1 << 17;
+
 /// A leadership. Its number (the low 32 bits) grows by one at every promotion and every start of a leader. Where no register
 /// numbers the epochs, two nodes may begin the same number: a leader that was started again and the replica that was promoted
 /// meanwhile. A tag (the high 32 bits), drawn by chance, tells the two apart; 0 where the register numbers them. As text: `3`,
@@ -103,6 +106,12 @@ impl Epoch {
     /// The epoch that lies so many later, in the same line of leaders.
     pub fn skip(self, epochs: u32) -> Epoch {
         Epoch(self.0 & !u64::from(u32::MAX) | u64::from(self.number().saturating_add(epochs)))
+    }
+
+    /// No member is so far behind another, nor a promise so far ahead of the register, that an epoch further on could be an honest
+    /// one: who names it is not believed, so that nobody can use the numbers up.
+    pub fn is_near(self, current: Epoch) -> bool {
+        self.number().saturating_sub(current.number()) <= EPOCHS_AHEAD_MAX
     }
 
     /// The epoch that follows this one, begun without a register; `chance` makes it this leader's own.

@@ -77,6 +77,10 @@ pub fn judge(hello: &Hello, leader: &Leader<'_>) -> Result<Lsn, Refuse> {
         return refuse(RefuseCode::Protest, format!("{name} has an impossible epoch history"));
     };
     let (ours, newest) = (leader.history.last_epoch(), theirs.last_epoch());
+    if !newest.is_near(ours) {
+        let text = format!("{name} knows epoch {newest}, too far after this leader's {ours} to be an honest one");
+        return refuse(RefuseCode::Protest, text);
+    }
     // Where no register numbers the epochs, only the number tells which is newer, and one that its own leader gives up
     // supersedes nobody.
     if newest.number() > ours.number() && hello.gives_up != newest {

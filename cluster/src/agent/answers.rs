@@ -72,6 +72,12 @@ impl Agent {
                 Answer::Canvass { silent, standstill }
             }
             Ask::Seal(epoch, _) => return self.answer_fence(asker, epoch, now),
+            Ask::Change(change)
+                if change.state.version == self.view.state.version + 1
+                    && let Err(error) = self.view.state.check_successor(&change.state) =>
+            {
+                Answer::Refused(error.to_string())
+            }
             Ask::Change(change) if self.view.controls => return self.propose(*change, ProposalFor::Asker(asker)),
             Ask::Change(_) => Answer::Refused(self.does_not_control()),
             Ask::Aside(epoch, aside) => self.answer_step_down(epoch, aside),
@@ -112,6 +118,9 @@ impl Agent {
     }
 
     fn answer_greeting(&mut self, theirs: Greeting, now: Instant) -> Answer {
+        if let Err(text) = theirs.check() {
+            return Answer::Refused(text);
+        }
         let state = &self.view.state;
         let own = self.config.member_texts();
         if state.version == 0 && !theirs.formed && theirs.members != own {
@@ -138,7 +147,8 @@ impl Agent {
         if foreign && name_known && self.view.controls {
             self.take_back(theirs.clone(), now);
         }
-        self.contacts.greeted(theirs);
+        let (members, configured) = (&self.view.state.members, &self.config.members);
+        self.contacts.greeted(theirs, |name| members.contains_key(name) || configured.contains_key(name));
         answer
     }
 
@@ -157,7 +167,10 @@ impl Agent {
 
     fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
         // What the register says binds as well: a member may have promised nothing in this process yet.
-        let granted = beat.epoch >= self.view.state.epoch && self.voter.handle_beat(beat.epoch, now);
+        let current = self.view.state.epoch.max(self.voter.promised());
+        let granted = beat.epoch >= self.view.state.epoch
+            && beat.epoch.is_near(current)
+            && self.voter.handle_beat(beat.epoch, now);
         let promised = self.voter.promised();
         if granted {
             self.contacts.set_blocked(String::new());

@@ -20,7 +20,9 @@ const GREET_INTERVAL: Duration = Duration::from_millis(100);
 const BLOCKED_TIME_MAX: Duration = Duration::from_secs(1);
 /// A member that no majority asked anything for so many election timeouts, twice, is not reached: it controls and leads no more.
 const UNREACHED_TIMEOUTS: u32 = 2;
-/// Greetings of nodes that are no members are kept for so many names.
+/// Greetings of so many nodes that are no members are kept.
+const STRANGERS_MAX: usize = MEMBERS_MAX;
+/// What is remembered of other nodes is bounded by so many.
 const GREETINGS_MAX: usize = 4 * MEMBERS_MAX;
 
 /// What is known of the others.
@@ -106,8 +108,11 @@ impl Contacts {
     }
 
     pub(super) fn reached_by(&mut self, id: MemberId, now: Instant) {
-        if self.reached_by.len() < GREETINGS_MAX || self.reached_by.contains_key(&id) {
-            self.reached_by.insert(id, now);
+        self.reached_by.insert(id, now);
+        if self.reached_by.len() > GREETINGS_MAX
+            && let Some(oldest) = self.reached_by.iter().min_by_key(|(_, at)| **at).map(|(id, _)| *id)
+        {
+            self.reached_by.remove(&oldest);
         }
     }
 
@@ -115,9 +120,15 @@ impl Contacts {
         self.reached_by.get(&id).is_some_and(|at| now.saturating_duration_since(*at) < lately)
     }
 
-    pub(super) fn greeted(&mut self, theirs: Greeting) {
-        if self.greetings.len() < GREETINGS_MAX || self.greetings.contains_key(&theirs.name) {
-            self.greetings.insert(theirs.name.clone(), theirs);
+    /// A node greeted. Of those that are neither members nor to be members the last few are kept: one of them may be taken in.
+    pub(super) fn greeted(&mut self, theirs: Greeting, is_known: impl Fn(&MemberName) -> bool) {
+        let name = theirs.name.clone();
+        self.greetings.insert(name.clone(), theirs);
+        let strangers = || self.greetings.keys().filter(|other| !is_known(other));
+        if strangers().count() > STRANGERS_MAX
+            && let Some(other) = strangers().find(|other| **other != name).cloned()
+        {
+            self.greetings.remove(&other);
         }
     }
 

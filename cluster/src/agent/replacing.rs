@@ -36,6 +36,10 @@ impl Agent {
             let text = format!("{name}: epoch {current} has begun already, {epoch} is over");
             return self.answer(asker, Answer::Refused(text), now);
         }
+        if !epoch.is_near(current.max(self.kept.promised)) {
+            let text = format!("{name}: epoch {epoch} is too far after epoch {current} to be an honest one");
+            return self.answer(asker, Answer::Refused(text), now);
+        }
         if self.fencing.promising.len() + self.fencing.obeying.len() >= FENCING_MAX {
             let text = format!("{name} has {FENCING_MAX} fence requests to answer");
             return self.answer(asker, Answer::Refused(text), now);

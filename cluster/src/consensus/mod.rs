@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::agent::RegisterView;
 use crate::member::MemberName;
+use crate::member::{Impersonation, Proved};
 use crate::register::{Change, ClusterState, MemberId, Outcome};
 
 pub use network::Carrier;
@@ -106,6 +107,17 @@ pub enum RegisterError {
         /// Since when.
         version: u64,
     },
+    /// A member speaks for another.
+    #[error(transparent)]
+    Impersonation(#[from] Impersonation),
+    /// A part of the register's state beyond its bound.
+    #[error("the register's state is at most {REGISTER_BYTES_MAX} bytes, a message has {bytes} for offset {offset}")]
+    Large {
+        /// Where it is to go.
+        offset: u64,
+        /// How much it is.
+        bytes: usize,
+    },
     /// No majority took the change in time. It may be taken yet.
     #[error("no majority of the voters took the change within {0:?}")]
     Timeout(Duration),
@@ -117,6 +129,8 @@ fn engine(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> RegisterEr
 
 /// After so many changes the log of changes is folded into the state.
 const CHANGES_PER_SNAPSHOT: u64 = 64;
+/// The register's state is text of a few members: no larger one is taken.
+const REGISTER_BYTES_MAX: u64 = 1 << 20;
 
 /// A term, and the index of the last change in the log when it began here.
 type Since = (u64, Option<u64>);
@@ -273,14 +287,10 @@ impl Register {
         RegisterView { state: self.state(), formed, controller, controls, voters, told, joint }
     }
 
-    /// Answers a message of another member. A life that was removed gets no vote, and by asking for one disturbs nobody.
-    pub async fn answer(&self, rpc: Rpc) -> Result<RpcReply, RegisterError> {
-        if let Rpc::Vote(request) = &rpc
-            && let candidate = MemberId(request.vote.leader_id.node_id)
-            && let Some(version) = self.state.borrow().removed_at(candidate)
-        {
-            return Err(RegisterError::Removed { id: candidate, version });
-        }
+    /// Answers a message of another member, which proved to be `proved`. A life that was removed gets no vote, and by asking for one
+    /// disturbs nobody. An incarnation that this member does not know is taken for one that joined while it was away.
+    pub async fn answer(&self, rpc: Rpc, proved: Option<&Proved>) -> Result<RpcReply, RegisterError> {
+        check_message(&self.state.borrow(), &rpc, proved)?;
         Ok(match rpc {
             Rpc::Append(request) => RpcReply::Append(self.raft.append_entries(request).await),
             Rpc::Vote(request) => RpcReply::Vote(self.raft.vote(request).await),
@@ -317,4 +327,56 @@ pub fn register_path(dir: &Path) -> std::path::PathBuf {
 /// The name of the member with this id, as the register has it.
 pub fn name_of(state: &ClusterState, id: MemberId) -> Option<&MemberName> {
     state.members.iter().find(|(_, member)| member.id == id).map(|(name, _)| name)
+}
+
+/// Whether a message is its sender's own and within bounds.
+fn check_message(state: &ClusterState, rpc: &Rpc, proved: Option<&Proved>) -> Result<(), RegisterError> {
+    let sender = match rpc {
+        Rpc::Append(request) => &request.vote,
+        Rpc::Vote(request) => &request.vote,
+        Rpc::Snapshot(request) => &request.vote,
+    };
+    let sender = MemberId(sender.leader_id.node_id);
+    if let Rpc::Vote(_) = rpc
+        && let Some(version) = state.removed_at(sender)
+    {
+        return Err(RegisterError::Removed { id: sender, version });
+    }
+    if let (Some(name), Some(proved)) = (name_of(state, sender), proved) {
+        proved.check(name)?;
+    }
+    if let Rpc::Snapshot(request) = rpc
+        && request.offset.saturating_add(request.data.len() as u64) > REGISTER_BYTES_MAX
+    {
+        return Err(RegisterError::Large { offset: request.offset, bytes: request.data.len() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::Vote;
+    use openraft::raft::{InstallSnapshotRequest, VoteRequest};
+
+    use super::*;
+    use crate::testing::formed;
+
+    #[test]
+    fn message_of_another_or_beyond_bounds_is_refused() {
+        let state = formed("a b c", "");
+        let (of_a, b) = (state.members[&"a".parse().expect("a name")].id, Proved::of(["b"]));
+        let vote = |id: MemberId| Rpc::Vote(VoteRequest::new(Vote::new(9, id.0), None));
+        assert!(check_message(&state, &vote(of_a), Some(&Proved::of(["a"]))).is_ok());
+        assert!(check_message(&state, &vote(of_a), None).is_ok(), "where nothing is proved");
+        let error = check_message(&state, &vote(of_a), Some(&b)).expect_err("b speaks for a").to_string();
+        assert!(error.contains("b says that it is a"), "{error}");
+        let part = |offset| {
+            let (vote, data, done) = (Vote::new(9, of_a.0), vec![0; 16], true);
+            Rpc::Snapshot(InstallSnapshotRequest { vote, meta: Default::default(), offset, data, done })
+        };
+        assert!(check_message(&state, &part(0), None).is_ok());
+        for offset in [REGISTER_BYTES_MAX - 15, 35 << 40, u64::MAX] {
+            assert!(matches!(check_message(&state, &part(offset), None), Err(RegisterError::Large { .. })), "{offset}");
+        }
+    }
 }

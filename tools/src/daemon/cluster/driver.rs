@@ -214,7 +214,7 @@ impl Answering for Hub {
     async fn answer(self: Arc<Hub>, caller: Caller, ask: Ask) -> Answer {
         match ask {
             Ask::Consensus(to, _) if to != self.me => Answer::Refused(format!("{to} is gone, {} is here", self.me)),
-            Ask::Consensus(_, rpc) => match self.register.answer(*rpc).await {
+            Ask::Consensus(_, rpc) => match self.register.answer(*rpc, caller.proved.as_ref()).await {
                 Ok(reply) => Answer::Consensus(Box::new(reply)),
                 Err(error) => Answer::Refused(error.to_string()),
             },

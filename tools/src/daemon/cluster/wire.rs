@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
 use walferry_cluster::member::Caller;
@@ -39,6 +40,11 @@ const SECURE_TIME_MAX: Duration = Duration::from_secs(3);
 /// Connections that came through the gate and wait to be looked at; beyond it they are closed.
 const THROUGH_MAX: usize = 1024;
 
+/// A connection on which nothing was asked for so long is closed; who has a question later connects again.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
+/// When all places are taken, one that has asked nothing for so long gives way to the next.
+const IDLE_TIME_SURE: Duration = Duration::from_secs(2);
+
 /// Of a refusal that comes in place of an answer, the bytes that are read.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -57,15 +63,19 @@ fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-async fn read_packet<T: DeserializeOwned>(stream: &mut OwnedReadHalf) -> io::Result<Packet<T>> {
+async fn read_packet<T: DeserializeOwned>(stream: &mut OwnedReadHalf, idle_max: Duration) -> io::Result<Packet<T>> {
     let mut envelope = [0; ENVELOPE_BYTES];
     // The next message may be long in coming; one that was begun may not.
-    stream.read_exact(&mut envelope[..1]).await?;
+    let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "it asked nothing for a long time");
+    tokio::time::timeout(idle_max, stream.read_exact(&mut envelope[..1])).await.map_err(silent)??;
     let rest = async {
         stream.read_exact(&mut envelope[1..]).await?;
         let Some(bytes) = body_bytes(&envelope) else { return Err(not_a_packet(envelope, stream).await) };
-        let mut body = vec![0; bytes];
-        stream.read_exact(&mut body).await?;
+        // Memory comes with what is received, not with what is announced.
+        let mut body = Vec::new();
+        if stream.take(bytes as u64).read_to_end(&mut body).await? < bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         serde_json::from_slice(&body).map_err(io::Error::from)
     };
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it sent half a message");
@@ -121,7 +131,7 @@ impl Line {
         tokio::spawn(async move {
             let writer = tokio::spawn(write_all(writing, inbox));
             let ended = loop {
-                let packet = match read_packet::<Answer>(&mut reading).await {
+                let packet = match read_packet::<Answer>(&mut reading, Duration::MAX).await {
                     Ok(packet) => packet,
                     Err(error) => break error,
                 };
@@ -332,15 +342,37 @@ impl Door {
     }
 }
 
+/// A connection that is served.
+struct Open {
+    task: AbortHandle,
+    /// When it was accepted, or asked last.
+    heard: Arc<Mutex<Instant>>,
+}
+
+/// Closes the connection that has asked nothing for the longest time, if that is long enough: members ask all the time.
+fn make_room(open: &mut Vec<Open>, now: Instant) {
+    let heard = |one: &Open| *one.heard.lock().expect("nobody panics with it");
+    let oldest = (0..open.len()).min_by_key(|one| heard(&open[*one]));
+    if let Some(oldest) = oldest.filter(|one| now.saturating_duration_since(heard(&open[*one])) >= IDLE_TIME_SURE) {
+        open.swap_remove(oldest).task.abort();
+    }
+}
+
 /// Accepts what other nodes connect for. Its connections end with it.
 pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
     let mut connections = tokio::task::JoinSet::new();
+    let mut open: Vec<Open> = Vec::new();
     let quota = Arc::new(Mutex::new(Quota::new(world::now())));
     let mut told = Told::default();
     loop {
+        let accepted = door.accept().await;
         while connections.try_join_next().is_some() {}
-        match door.accept().await {
-            Ok((_, Caller { address, .. })) if connections.len() >= CONNECTIONS_MAX => {
+        open.retain(|one| !one.task.is_finished());
+        if open.len() >= CONNECTIONS_MAX {
+            make_room(&mut open, world::now());
+        }
+        match accepted {
+            Ok((_, Caller { address, .. })) if open.len() >= CONNECTIONS_MAX => {
                 if told.tell("full", world::now()).is_some() {
                     tracing::warn!(%address, "a peer's connection is closed: {CONNECTIONS_MAX} are open, which is the bound");
                 }
@@ -348,8 +380,10 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
             Ok((stream, caller)) => {
                 let address = caller.address;
                 let (answering, quota) = (Arc::clone(&answering), Arc::clone(&quota));
-                connections.spawn(async move {
-                    let Err(error) = serve_one(stream, caller, answering).await else { return };
+                let heard = Arc::new(Mutex::new(world::now()));
+                let heard_of = Arc::clone(&heard);
+                let task = connections.spawn(async move {
+                    let Err(error) = serve_one(stream, caller, heard_of, answering).await else { return };
                     let is_stranger = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
                     if is_stranger && quota.lock().expect("nobody panics with it").take(world::now()) {
                         tracing::warn!(%address, "a peer is not answered: {error}");
@@ -357,6 +391,7 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
                         tracing::debug!(%address, "a connection of a peer ended: {error}");
                     }
                 });
+                open.push(Open { task, heard });
             }
             Err(error) => {
                 if told.tell(&error.to_string(), world::now()).is_some() {
@@ -382,7 +417,12 @@ async fn refuse(mut stream: TcpStream, why: &MessageError) {
     let _ = tokio::time::timeout(REFUSAL_TIME_MAX, part).await;
 }
 
-async fn serve_one(stream: TcpStream, caller: Caller, answering: Arc<impl Answering>) -> io::Result<()> {
+async fn serve_one(
+    stream: TcpStream,
+    caller: Caller,
+    heard: Arc<Mutex<Instant>>,
+    answering: Arc<impl Answering>,
+) -> io::Result<()> {
     let mut first = [0; ENVELOPE_BYTES];
     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "it said nothing");
     let look = async {
@@ -417,8 +457,9 @@ async fn serve_one(stream: TcpStream, caller: Caller, answering: Arc<impl Answer
     let room = Arc::new(Semaphore::new(WAITING_MAX));
     let outcome = loop {
         let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
-        match read_packet::<Ask>(&mut reading).await {
+        match read_packet::<Ask>(&mut reading, IDLE_TIME_MAX).await {
             Ok(Packet { number, body }) => {
+                *heard.lock().expect("nobody panics with it") = world::now();
                 let (answering, outbox, caller) = (Arc::clone(&answering), outbox.clone(), caller.clone());
                 tokio::spawn(async move {
                     let body = answering.answer(caller, body).await;
