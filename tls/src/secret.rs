@@ -86,7 +86,8 @@ impl Secrets {
         made.write_all(format!("{text}\n").as_bytes()).and_then(|()| made.sync_all()).map_err(failed)
     }
 
-    pub(crate) fn parse(text: &str) -> Result<Secrets, String> {
+    /// Those of a file with this text, or what is wrong with it.
+    pub fn parse(text: &str) -> Result<Secrets, String> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let lines: Vec<&str> = lines.collect();
         if lines.is_empty() {

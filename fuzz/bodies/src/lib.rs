@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `resp` | requests of clients | the same commands however they are cut; bounds; what is understood survives being written again |
 //! | `peer_message` | messages of peers, both sides of the handshake, questions of members | round trip; bounds |
+//! | `proof` | both sides of the proof of the peer secret | nobody gets through without the secret; bounds |
 //! | `frame` | a frame | nothing with a wrong checksum, place or tiling, by a second implementation |
 //! | `recover` | a log, damaged in places | no end but the end of the valid chain, by a second implementation |
 //! | `files` | the small files of a data directory | what is loaded is within its bounds |
@@ -23,6 +24,7 @@ pub mod files;
 pub mod frame;
 mod memory;
 pub mod peer_message;
+pub mod proof;
 pub mod record;
 pub mod recover;
 pub mod resp;
@@ -70,6 +72,7 @@ pub const TARGETS: &[Target] = &[
         run: peer_message::run,
         bytes_max: |input| 256 * input + (1 << 20) + FRAME_BYTES_MAX,
     },
+    Target { name: "proof", run: proof::run, bytes_max: |_| 4 << 10 },
     Target { name: "frame", run: frame::run, bytes_max: |input| 4 * input + (16 << 10) },
     Target { name: "recover", run: recover::run, bytes_max: |input| 4 * input + (1 << 20) },
     Target { name: "files", run: files::run, bytes_max: |input| 64 * input + (64 << 10) },

@@ -45,7 +45,6 @@ use super::host::{COUNT_TIME_MAX, SessionId};
 use super::login::Checker;
 use super::membership::Membership;
 use super::parking::{News, Parking};
-use super::peer_secret::SecretSettings;
 use super::repair::{self, RepairCount};
 use super::scrub::{Scrub, Unreadable};
 use super::tls::Tls;
@@ -320,12 +319,11 @@ fn open_repaired(
 }
 
 /// Makes the data directory, if the flags fit what it is, and takes its lock, which comes before anything else of it is touched.
-pub fn prepare(config: &NodeConfig, peer_listen: SocketAddr) -> Result<DirLock, DaemonError> {
+pub fn prepare(config: &NodeConfig) -> Result<DirLock, DaemonError> {
     // Before the directory is made: one that is a witness's has no description, and is not to get one.
     let (wanted, becoming) = (config.role(), config.becoming);
     role::check(&config.data, &wanted, becoming)?;
     check_level(config)?;
-    SecretSettings::of(config).check(peer_listen)?;
     crate::init::open_or_init(config)?;
     let lock = DirLock::take(&config.data).map_err(LogError::from)?;
     role::take(&config.data, &wanted, becoming)?;

@@ -86,7 +86,8 @@ impl Reactor {
         let peer_address = peer_listener.address().map_err(DaemonError::Signals)?;
         // Before the data directory is made: files that are of no use are named first.
         let tls = Tls::open(&config.tls)?;
-        let lock = node::prepare(&config, peer_listen)?;
+        SecretSettings::of(&config).check(peer_listen)?;
+        let lock = node::prepare(&config)?;
         let tls = tls.with_secret(SecretSettings::of(&config).open()?);
         let tls_entrance = match &config.tls.listen {
             None => None,

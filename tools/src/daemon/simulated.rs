@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -98,8 +98,7 @@ impl Member {
             node.sit_down(cluster, id, promised);
             Ok(())
         };
-        // Its peers prove nothing, and nobody else reaches it: as on loopback.
-        let lock = node::prepare(&config, (Ipv4Addr::LOCALHOST, 0).into())?;
+        let lock = node::prepare(&config)?;
         let tls = Tls::open(&config.tls)?;
         let node = Node::open((config, lock), client_address, (None, tls), take_role, users, &mut ring, waker)?;
         let (sessions, ready, completions) = (BTreeMap::new(), Vec::new(), Vec::new());
