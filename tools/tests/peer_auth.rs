@@ -1,15 +1,19 @@
 //! Who may speak to a peer port: nodes that prove the secret, under the name that they proved, and nobody else.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use walferry_cluster::control::{Answer, Ask, Beat, Packet, encode};
+use serde_json::json;
+use walferry_cluster::control::{Answer, Ask, Beat, Greeting, Packet, encode};
 use walferry_cluster::message::{ENVELOPE_BYTES, Hello, Message, PROTOCOL_VERSION};
-use walferry_cluster::register::MemberId;
+use walferry_cluster::register::{Change, ClusterState, Kind, MemberId};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_tls::{PeerLinks, PeerSecret, Secrets};
 
@@ -53,6 +57,10 @@ fn proved(address: SocketAddr, name: &str, file: &Path) -> TcpStream {
 
 fn asked(stream: &mut TcpStream, ask: Ask) -> Answer {
     stream.write_all(&encode(&Packet { number: 1, body: ask })).expect("room");
+    answer_on(stream)
+}
+
+fn answer_on(stream: &mut TcpStream) -> Answer {
     let mut envelope = [0; ENVELOPE_BYTES];
     stream.read_exact(&mut envelope).expect("an answer");
     let bytes = walferry_cluster::control::body_bytes(&envelope).expect("an answer of a member");
@@ -126,20 +134,8 @@ fn name_is_the_one_that_was_proved() {
     let flags = ["--peer-secret", &file.display().to_string()];
     let leader = Node::start(root.path(), "a", &flags);
     let mut stream = proved(leader.peer_listen, "x", &file);
-    let hello = Hello {
-        protocol: PROTOCOL_VERSION,
-        cluster_id: None,
-        name: "b".parse().expect("a name"),
-        client_address: String::new(),
-        flushed: Lsn::ZERO,
-        segment_bytes: 16 << 20,
-        crc: 0,
-        member: MemberId(0),
-        gives_up: Epoch(0),
-        history: Vec::new(),
-    };
     let mut bytes = Vec::new();
-    Message::Hello(hello).encode(&mut bytes);
+    Message::Hello(hello("b")).encode(&mut bytes);
     stream.write_all(&bytes).expect("room");
     let mut told = Vec::new();
     stream.read_to_end(&mut told).expect("a refusal and an end");
@@ -190,4 +186,166 @@ fn strangers_move_nothing_in_a_cluster_under_load() {
     assert_eq!((cluster.leader(), epoch(&cluster)), (leader, before), "nothing moved");
     let lost = missing(&mut cluster.client(leader), &acknowledged);
     assert!(lost.is_empty(), "{} of {} are lost", lost.len(), acknowledged.len());
+}
+
+/// For how long the next test lets strangers try; a minute shows more.
+const STRANGERS_VARIABLE: &str = "WALFERRY_STRANGER_SECONDS";
+const STRANGERS_SECONDS: u64 = 5;
+/// More than a gate has places for.
+const SILENT_STRANGERS: usize = 300;
+
+/// A part of the register's state for which there would have to be 35 TB, to the incarnation `to`.
+fn huge_part(number: u64, to: u64) -> Vec<u8> {
+    let vote = json!({ "leader_id": { "term": 9, "node_id": 7 }, "committed": true });
+    let meta = json!({ "last_log_id": null, "last_membership": { "log_id": null, "membership": { "configs": [], "nodes": {} } },
+        "snapshot_id": "s" });
+    let part = json!({ "vote": vote, "meta": meta, "offset": 35_u64 << 40, "data": [1], "done": false });
+    let body = json!({ "number": number, "body": { "consensus": [to, { "snapshot": part }] } });
+    let body = body.to_string().into_bytes();
+    let mut bytes = encode(&Packet { number, body: Ask::AllowUnclean });
+    bytes.truncate(ENVELOPE_BYTES);
+    bytes[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// What somebody says who holds nothing, by number.
+fn strangers_words(number: u64) -> Vec<u8> {
+    let packet = |ask| encode(&Packet { number, body: ask });
+    let mut state = ClusterState { version: 1 << 40, epoch: Epoch(u64::MAX), ..ClusterState::default() };
+    state.leader = Some("x".parse().expect("a name"));
+    match number % 8 {
+        0 => packet(Ask::Change(Box::new(Change { state }))),
+        1 => packet(Ask::Seal(Epoch(u64::MAX), MemberId(number))),
+        2 => huge_part(number, number),
+        3 => {
+            let mut bytes = Vec::new();
+            Message::Hello(Hello { history: vec![(Epoch(u64::MAX), Lsn::ZERO)], ..hello("b") }).encode(&mut bytes);
+            bytes
+        }
+        // A proof that is none, and one that is begun only.
+        4 => [b"WFPA\x01\x01\0\0".as_slice(), &[7; 41], &[7; 32]].concat(),
+        5 => b"WFPA".to_vec(),
+        6 => vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
+        _ => (0..200_u64).map(|at| (number.wrapping_mul(at + 1) >> 3) as u8).collect(),
+    }
+}
+
+/// The p99 of commits at `remote_flush` until `over` says that it is enough.
+fn p99_until(address: SocketAddr, mut over: impl FnMut() -> bool) -> Duration {
+    let mut client = Client::connect(address).expect("a connection");
+    assert_eq!(client.command(&["COMMITLEVEL", "remote_flush"]), Reply::Simple("OK".to_owned()));
+    let mut took = Vec::new();
+    while !over() {
+        let began = Instant::now();
+        assert_eq!(client.command(&["SET", "measured", "v"]), Reply::Simple("OK".to_owned()));
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    took[took.len() * 99 / 100]
+}
+
+#[test]
+fn strangers_who_try_everything_at_once_keep_nobody_out() {
+    let seconds = std::env::var(STRANGERS_VARIABLE).map_or(STRANGERS_SECONDS, |text| text.parse().expect("seconds"));
+    let lasts = Duration::from_secs(seconds);
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let (leader, replica) = (cluster.leader(), cluster.replica());
+    let before = epoch(&cluster);
+    let load = Load::start(&cluster, "remote_flush");
+    load.wait_for(100);
+    let leader_clients = cluster.client_address(leader);
+    let began = Instant::now();
+    let quiet = p99_until(leader_clients, || began.elapsed() > lasts.min(Duration::from_secs(5)));
+
+    let addresses: Vec<SocketAddr> =
+        ["a", "b", "c"].iter().map(|name| cluster.peer_address(name).parse().expect("an address")).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let said = Arc::new(AtomicU64::new(0));
+    let strangers: Vec<_> = (0..3)
+        .map(|one| {
+            let (addresses, stop, said) = (addresses.clone(), Arc::clone(&stop), Arc::clone(&said));
+            std::thread::spawn(move || {
+                let mut silent = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let number = said.fetch_add(1, Ordering::Relaxed);
+                    // One who is not let in any more has said enough as well.
+                    let Ok(mut stream) = TcpStream::connect(addresses[one]) else { continue };
+                    let _ = stream.write_all(&strangers_words(number));
+                    silent.push_back(stream);
+                    if silent.len() > SILENT_STRANGERS {
+                        silent.pop_front();
+                    }
+                }
+            })
+        })
+        .collect();
+    // A member that was away comes back meanwhile.
+    cluster.kill(replica);
+    cluster.bring(replica);
+    let began = Instant::now();
+    let beside = p99_until(leader_clients, || began.elapsed() > lasts);
+    let in_sync = || cluster.describe(leader)["in_sync"].to_string().contains(&format!("\"{replica}\""));
+    until("the member is back in the in-sync set", in_sync);
+    stop.store(true, Ordering::Relaxed);
+    strangers.into_iter().for_each(|stranger| stranger.join().expect("it has nothing to check"));
+    let said = said.load(Ordering::Relaxed);
+    println!("{said} connections of strangers; p99 of commits {quiet:?} without them, {beside:?} beside them");
+    assert!(said > 100, "they were there");
+    load.wait_for(100);
+    let (acknowledged, _) = load.finish();
+    assert_eq!((cluster.leader(), epoch(&cluster)), (leader, before), "nothing moved");
+    let lost = missing(&mut cluster.client(leader), &acknowledged);
+    assert!(lost.is_empty(), "{} of {} are lost", lost.len(), acknowledged.len());
+}
+
+#[test]
+fn part_of_the_register_beyond_its_bound_is_refused() {
+    let cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let (leader, before) = (cluster.leader(), epoch(&cluster));
+    let file = cluster.root.path().join("peer.secret");
+    for name in ["a", "b", "c"] {
+        let address: SocketAddr = cluster.peer_address(name).parse().expect("an address");
+        let greeting = |answer| match answer {
+            Answer::Greeting(greeting) => greeting.id,
+            Answer::Stranger(said) => said.member.id,
+            other => panic!("{other:?}"),
+        };
+        let mut stream = proved(address, "x", &file);
+        let id = greeting(asked(&mut stream, Ask::Greet(stranger())));
+        stream.write_all(&huge_part(1, id.0)).expect("room");
+        let answer = answer_on(&mut stream);
+        assert!(matches!(&answer, Answer::Refused(text) if text.contains("at most")), "{answer:?}");
+    }
+    assert_eq!((cluster.leader(), epoch(&cluster)), (leader, before), "nothing moved");
+}
+
+fn stranger() -> Greeting {
+    Greeting {
+        name: "x".parse().expect("a name"),
+        id: MemberId(7),
+        kind: Kind::Data,
+        formed: true,
+        votes: false,
+        cluster_id: None,
+        members: Vec::new(),
+        client_address: String::new(),
+        policy: String::new(),
+        removed: None,
+    }
+}
+
+fn hello(name: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        cluster_id: None,
+        name: name.parse().expect("a name"),
+        client_address: String::new(),
+        flushed: Lsn::ZERO,
+        segment_bytes: 16 << 20,
+        crc: 0,
+        member: MemberId(0),
+        gives_up: Epoch(0),
+        history: Vec::new(),
+    }
 }

@@ -139,4 +139,4 @@ macro_rules! targets {
     };
 }
 
-targets!(resp peer_message frame recover files record users config);
+targets!(resp peer_message proof frame recover files record users config);
