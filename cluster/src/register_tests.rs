@@ -31,12 +31,14 @@ fn a_change_is_taken_only_by_the_version_that_it_follows() {
     assert_eq!(state.apply(Change { state: older }), Outcome::Conflict, "epochs do not go back");
 }
 
+type Spoil = fn(&mut ClusterState);
+
 #[test]
 fn change_that_cannot_follow_is_refused() {
     let mut state = formed("a b w?", "");
     (state.epoch, state.leader) = (Epoch(4), Some(name("a")));
     let kept = state.clone();
-    let changes: [(&str, fn(&mut ClusterState)); 11] = [
+    let changes: [(&str, Spoil); 11] = [
         ("another cluster", |next| next.cluster_id = ClusterId(99)),
         ("an epoch before", |next| next.epoch = Epoch(3)),
         ("an epoch that nobody reaches", |next| next.epoch = Epoch(u64::MAX)),
