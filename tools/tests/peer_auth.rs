@@ -300,6 +300,20 @@ fn strangers_who_try_everything_at_once_keep_nobody_out() {
 }
 
 #[test]
+fn another_node_at_a_members_address_is_not_asked() {
+    let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let (leader, away) = (cluster.leader(), cluster.replica());
+    let file = cluster.root.path().join("peer.secret").display().to_string();
+    let address = cluster.peer_address(away);
+    cluster.kill(away);
+    let root = directory();
+    let _other = Node::start(root.path(), "x", &["--peer-listen", &address, "--peer-secret", &file]);
+    let said = format!("x is at {address}, where {away} should be");
+    until("the leader says so", || cluster.log_of(leader).contains(&said));
+    assert_eq!(cluster.client(leader).command(&["SET", "k", "v"]), Reply::Simple("OK".to_owned()));
+}
+
+#[test]
 fn part_of_the_register_beyond_its_bound_is_refused() {
     let cluster = Cluster::start(&["a", "b", "c"], &[]);
     let (leader, before) = (cluster.leader(), epoch(&cluster));

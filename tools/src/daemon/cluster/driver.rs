@@ -173,7 +173,7 @@ impl Carrier for Peers {
     ) -> std::pin::Pin<Box<dyn Future<Output = io::Result<RpcReply>> + Send>> {
         let peer = self.at(peer);
         Box::pin(async move {
-            match peer.ask(&Ask::Consensus(to, Box::new(rpc)), timeout).await? {
+            match peer.ask(None, &Ask::Consensus(to, Box::new(rpc)), timeout).await? {
                 Answer::Consensus(reply) => Ok(*reply),
                 Answer::Refused(text) => Err(io::Error::other(text)),
                 _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not to what was asked")),
@@ -332,10 +332,10 @@ impl Driver {
         let mut over = None;
         while let Some(output) = self.agent.poll_output() {
             match output {
-                Output::Ask { id, peer, ask, timeout, .. } => {
+                Output::Ask { id, to, peer, ask, timeout } => {
                     let peer = self.peers.at(&peer);
                     self.then(async move {
-                        let answer = peer.ask(&ask, timeout).await;
+                        let answer = peer.ask(Some(&to), &ask, timeout).await;
                         match answer.as_ref().err().and_then(Peer::misfit_of) {
                             Some(why) => Event::Misfit(id, why),
                             None => Event::Answered(id, answer.map_err(|error| error.to_string())),

@@ -16,11 +16,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
-use walferry_cluster::member::Caller;
+use walferry_cluster::member::{Caller, MemberName, Proved};
 use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, read_message, stranger};
 use walferry_engine::told::Told;
 use walferry_engine::world;
-use walferry_tls::{Accepted, Gate, PeerLinks, Quota};
+use walferry_tls::{Accepted, Gate, PeerLinks, Quota, Secured};
 
 use crate::daemon::tls::{Tls, caller};
 
@@ -112,12 +112,14 @@ struct Line {
     heard: Arc<Mutex<Instant>>,
     /// Why the other side wants none of it, once it has said so.
     misfit: Arc<Mutex<Option<String>>>,
+    /// Who the other side proved to be.
+    proved: Option<Proved>,
 }
 
 impl Line {
     async fn open(address: &str, links: &Arc<PeerLinks>) -> io::Result<Line> {
-        let stream = match links.is_plain() {
-            true => TcpStream::connect(address).await?,
+        let (stream, proved) = match links.is_plain() {
+            true => (TcpStream::connect(address).await?, None),
             false => connect_secured(address, Arc::clone(links)).await?,
         };
         // A local socket, behind which TLS is spoken, knows no such option; the one behind it has it.
@@ -147,19 +149,20 @@ impl Line {
             answered.lock().expect("nobody panics with it").clear();
             writer.abort();
         });
-        Ok(Line { outbox, waiting, heard, misfit })
+        Ok(Line { outbox, waiting, heard, misfit, proved })
     }
 }
 
 /// Connects and does what a link to a peer begins with, on a thread that may wait for it.
-async fn connect_secured(address: &str, links: Arc<PeerLinks>) -> io::Result<TcpStream> {
+async fn connect_secured(address: &str, links: Arc<PeerLinks>) -> io::Result<(TcpStream, Option<Proved>)> {
     let stream = TcpStream::connect(address).await?.into_std()?;
     stream.set_nodelay(true)?;
     let address = address.to_owned();
     let secured = tokio::task::spawn_blocking(move || links.secure(stream, &address, SECURE_TIME_MAX));
-    let stream = secured.await.map_err(io::Error::other)??.stream;
+    let Secured { stream, names, .. } = secured.await.map_err(io::Error::other)??;
     stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
+    let proved = names.map(|names| Proved::of(names.iter().map(String::as_str)));
+    Ok((TcpStream::from_std(stream)?, proved))
 }
 
 /// The way to one other member.
@@ -188,9 +191,9 @@ impl Peer {
         Misfit::of(error).map(ToString::to_string)
     }
 
-    /// Asks, and waits for the answer at most so long.
-    pub(super) async fn ask(&self, ask: &Ask, timeout: Duration) -> io::Result<Answer> {
-        match tokio::time::timeout(timeout, self.ask_once(ask)).await {
+    /// Asks, and waits for the answer at most so long. `whom` is who has to answer, where that is known.
+    pub(super) async fn ask(&self, whom: Option<&MemberName>, ask: &Ask, timeout: Duration) -> io::Result<Answer> {
+        match tokio::time::timeout(timeout, self.ask_once(whom, ask)).await {
             Ok(answer) => answer,
             Err(_) => {
                 self.hang_up_if_silent(timeout);
@@ -199,8 +202,15 @@ impl Peer {
         }
     }
 
-    async fn ask_once(&self, ask: &Ask) -> io::Result<Answer> {
+    async fn ask_once(&self, whom: Option<&MemberName>, ask: &Ask) -> io::Result<Answer> {
         let line = self.line().await?;
+        if let (Some(whom), Some(proved)) = (whom, &line.proved)
+            && proved.check(whom).is_err()
+        {
+            let error = io::Error::other(Misfit(format!("{proved} is at {}, where {whom} should be", self.address)));
+            self.tell_refusal(Some(&error));
+            return Err(error);
+        }
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         // Forgotten with this future, be it answered or given up.
