@@ -71,7 +71,8 @@ const MAIN_EXAMPLES: &str = "\
 Examples:
   walferry demo                                              every commit level, then two distances; 50 seconds
   walferry start --data ./a --name a                         a leader on 127.0.0.1:6400
-  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
+  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401 \\
+      --peer-secret ./a/peer.secret                              the same secret on each node: a made it when it began
   walferry status --watch
   walferry load -i && walferry load -c 16 -j 2 -T 10 --level remote_flush
 
@@ -163,7 +164,8 @@ const START_EXAMPLES: &str = "\
 Examples:
   walferry start --data /var/lib/walferry/a --name a
   walferry start --config /etc/walferry/a.toml
-  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401
+  walferry start --data ./b --name b --listen 127.0.0.1:6410 --peer-listen 127.0.0.1:6411 --follow 127.0.0.1:6401 \\
+      --peer-secret ./a/peer.secret                              the same secret on each node: a made it when it began
   walferry start --data ./a --name a --commit-level remote_flush --sync 'ANY 1 (b, c)'
   walferry start --data ./b --name b --become leader         in spite of what ./b was; the refusal without it tells the price
 
@@ -173,7 +175,8 @@ SIGTERM or SIGINT writes what is open and stops the node; exit code 0.";
 const SECRET_EXAMPLES: &str = "\
 Examples:
   walferry secret /etc/walferry/peer.secret
-  walferry start --data ./a --name a --peer-secret /etc/walferry/peer.secret --members a=...,b=...
+  walferry start --data ./a --name a --peer-secret /etc/walferry/peer.secret \\
+      --members a=10.0.0.1:6401,b=10.0.0.2:6401
 
 Give every node of the cluster the same file. It is made for its owner alone (mode 0600); a file that others can read is refused.
 A line is a secret: the first one is proved, any of them is taken. To change it without a pause add the new line at the end of the
