@@ -82,8 +82,19 @@ impl Secrets {
         let mut bytes = [0; MADE_BYTES];
         SystemRandom::new().fill(&mut bytes).map_err(|_| failed(io::Error::other("no random bytes")))?;
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut made = File::options().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
-        made.write_all(format!("{text}\n").as_bytes()).and_then(|()| made.sync_all()).map_err(failed)
+        // Whole when it appears: another node may wait for it.
+        let mut partial = file.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let _ = std::fs::remove_file(&partial);
+        let written = File::options().write(true).create_new(true).mode(0o600).open(&partial).and_then(|mut made| {
+            made.write_all(format!("{text}\n").as_bytes())?;
+            made.sync_all()
+        });
+        let made = written.and_then(|()| std::fs::hard_link(&partial, file));
+        let _ = std::fs::remove_file(&partial);
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        made.and_then(|()| File::open(dir)?.sync_all()).map_err(failed)
     }
 
     /// Those of a file with this text, or what is wrong with it.

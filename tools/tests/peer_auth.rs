@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +33,11 @@ fn replicas(client: &mut Client) -> String {
 
 fn epoch(cluster: &Cluster) -> String {
     cluster.describe(cluster.leader())["epoch"].to_string()
+}
+
+/// One that nobody listens on, by the kernel's word.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
 }
 
 fn set(node: &Node, key: &str, value: &str) {
@@ -85,6 +90,25 @@ fn first_node_makes_the_secret_that_others_are_given() {
     assert!(!root.path().join("b").exists(), "a start that is refused makes nothing");
     let given = file.display().to_string();
     let replica = Node::start(root.path(), "b", &["--follow", &follow, "--peer-secret", &given]);
+    set(&leader, "k", "v");
+    until("the replica has it", || replica.client().command(&["GET", "k"]) == Reply::Bulk("v".into()));
+}
+
+/// As when the commands of the README are pasted.
+#[test]
+fn replica_that_starts_before_its_leader_has_made_the_secret_waits() {
+    let root = directory();
+    let file = root.path().join("a/peer.secret");
+    let given = file.display().to_string();
+    let (path, listen) = (root.path().to_owned(), free_address().to_string());
+    let follow = listen.clone();
+    let replica = std::thread::spawn(move || Node::start(&path, "b", &["--follow", &follow, "--peer-secret", &given]));
+    until("it waits", || {
+        let log = std::fs::read_to_string(root.path().join("b.log")).unwrap_or_default();
+        log.contains("waiting up to 5s for the peer secret")
+    });
+    let leader = Node::start(root.path(), "a", &["--peer-listen", &listen, "--peer-auth", "secret"]);
+    let replica = replica.join().expect("it starts");
     set(&leader, "k", "v");
     until("the replica has it", || replica.client().command(&["GET", "k"]) == Reply::Bulk("v".into()));
 }

@@ -7,9 +7,11 @@
 //! | `secret` | a file | that secret, behind TLS too |
 //! | `secret` | - | under `peer_tls` the certificate; else `DIR/peer.secret`, made by a node that begins alone |
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use walferry_tls::{PeerSecret, Secrets};
 
@@ -18,6 +20,21 @@ use crate::config::{ConfigError, NodeConfig, PeerAuth, TlsConfig};
 
 /// The secret of a cluster that began with this node.
 pub const SECRET_FILE: &str = "peer.secret";
+
+/// A secret that another node is just making is waited for so long: nodes are started one after the other in one breath.
+const SECRET_WAIT_MAX: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+fn wait_for(file: &Path) {
+    let until = Instant::now() + SECRET_WAIT_MAX;
+    let is_missing = || file.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    if is_missing() {
+        tracing::info!(file = %file.display(), "waiting up to {SECRET_WAIT_MAX:?} for the peer secret");
+    }
+    while is_missing() && Instant::now() < until {
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
 
 /// What of a node's settings decides about its secret.
 #[derive(Clone, Debug)]
@@ -97,6 +114,7 @@ impl<'a> SecretSettings<'a> {
             Secrets::create(file).map_err(refused)?;
             tracing::info!(file = %file.display(), "a secret for peers is made: other nodes of this cluster need it (--peer-secret)");
         }
+        wait_for(file);
         PeerSecret::load(self.name, file).map(Arc::new).map(Some).map_err(refused)
     }
 }
