@@ -3,6 +3,7 @@
 //! request, at most LENDINGS_MAX. `judge` is the core; the shipper hands over sockets of its links, a node that does not lead those
 //! of all its peers.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -48,6 +49,8 @@ pub struct Holding {
     pub start: Lsn,
     /// Its durable end.
     pub flushed: Lsn,
+    /// Who gets any of it: the members with a log, where a register names them.
+    pub members: Option<BTreeSet<MemberName>>,
 }
 
 impl Holding {
@@ -61,7 +64,13 @@ impl Holding {
             history: history.clone(),
             start: log.start(),
             flushed: log.flushed(),
+            members: None,
         }
+    }
+
+    /// For these members alone.
+    pub fn for_members(self, members: Option<BTreeSet<MemberName>>) -> Holding {
+        Holding { members, ..self }
     }
 }
 
@@ -76,6 +85,10 @@ pub fn judge(want: &Want, holding: &Holding) -> Result<Lsn, Refuse> {
     if want.cluster_id != holding.cluster_id {
         let text = format!("{} belongs to cluster {}, {name} to {}", want.name, want.cluster_id, holding.cluster_id);
         return refuse(RefuseCode::ClusterId, text);
+    }
+    if holding.members.as_ref().is_some_and(|members| !members.contains(&want.name)) {
+        let text = format!("{} is no member of {name}'s cluster that has a log", want.name);
+        return refuse(RefuseCode::Protest, text);
     }
     if want.segment_bytes != holding.segment_bytes {
         let text = format!("{name} has segments of {} bytes, not of {}", holding.segment_bytes, want.segment_bytes);
@@ -248,6 +261,7 @@ mod tests {
             history: EpochHistory::from_entries(&entries(&[(1, 0), (3, 100), (4, 200)])).expect("ascending"),
             start: Lsn(50),
             flushed: Lsn(300),
+            members: Some(["a", "b"].map(|name| name.parse().expect("a name")).into()),
         };
         let want = |from, history: &[(u64, u64)]| Want {
             protocol: PROTOCOL_VERSION,
@@ -272,6 +286,7 @@ mod tests {
             ("not here yet", want(300, all), Err(NotHeld)),
             ("not here, of an epoch that is", want(250, &all[..2]), Err(NotHeld)),
             ("nothing in common", want(60, &[(9, 0)]), Err(NotHeld)),
+            ("a witness or a stranger", Want { name: "w".parse().expect("a name"), ..want(60, all) }, Err(Protest)),
             ("impossible epochs", want(60, &[(3, 0), (2, 50)]), Err(Protest)),
             ("other cluster", Want { cluster_id: ClusterId(8), ..want(60, all) }, Err(RefuseCode::ClusterId)),
             ("other segments", Want { segment_bytes: 1 << 24, ..want(60, all) }, Err(SegmentBytes)),

@@ -514,7 +514,9 @@ impl Shipper {
             let mut link = self.links.remove(&number).expect("just seen");
             let Phase::Want(want) = link.phase.clone() else { unreachable!("just seen") };
             if let Some(socket) = link.give_socket() {
+                let members = self.members.as_ref().map(|members| members.keys().cloned().collect());
                 let holding = Holding::of(log, self.config.cluster_id, self.config.name.clone(), history);
+                let holding = holding.for_members(members);
                 self.lendings.answer(socket, want, holding);
             }
         }

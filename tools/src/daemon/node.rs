@@ -665,7 +665,10 @@ impl Node {
                 // Without a name it belongs to nobody yet, and holds nothing that anybody could want.
                 let Ok(name) = self.member_name() else { return };
                 let holding = Holding::of(&self.log, ClusterId(self.known_cluster_id()), name, &self.history);
-                self.lendings.greet(socket, caller, self.describe(), holding);
+                let state = self.membership.as_ref().map(|membership| &membership.state);
+                let members =
+                    state.filter(|state| state.version > 0).map(|state| state.data_members().cloned().collect());
+                self.lendings.greet(socket, caller, self.describe(), holding.for_members(members));
             }
         }
     }

@@ -176,6 +176,8 @@ fn holding(repairer: &Repairer, flushed: Lsn) -> Result<Holding, DaemonError> {
         history: repairer.history.clone(),
         start: log_start(&repairer.data, repairer.segment_bytes)?,
         flushed,
+        // The register is opened after the log.
+        members: None,
     })
 }
 
