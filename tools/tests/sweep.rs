@@ -308,9 +308,10 @@ fn a_leader_of_its_own_and_a_stopped_log_are_repaired_from_a_replica() {
         let output = command.args(["log"]).args(args).arg("--data").arg(&data).output().expect("the binary starts");
         (output.status.success(), format!("{output:?}"))
     };
+    let secret = root.path().join("peer.secret").display().to_string();
     let (clean, text) = verify(&["verify"]);
     assert!(!clean && text.contains("walferry log repair --from"), "{text}");
-    let (done, text) = verify(&["repair", "--from", &peer]);
+    let (done, text) = verify(&["repair", "--from", &peer, "--peer-secret", &secret]);
     assert!(done && text.contains("repaired "), "{text}");
     assert!(verify(&["verify"]).0);
     assert_eq!(fs::read_dir(data.join("damaged")).expect("kept").count(), 1);

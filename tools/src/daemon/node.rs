@@ -318,12 +318,17 @@ fn open_repaired(
     Ok(Opened { meta, history, log, store, recovery, repaired })
 }
 
+/// Whether the flags fit what the data directory is. Before it is made: one that is a witness's has no description, and is not to
+/// get one.
+pub fn check(config: &NodeConfig) -> Result<(), DaemonError> {
+    role::check(&config.data, &config.role(), config.becoming)?;
+    check_level(config)
+}
+
 /// Makes the data directory, if the flags fit what it is, and takes its lock, which comes before anything else of it is touched.
 pub fn prepare(config: &NodeConfig) -> Result<DirLock, DaemonError> {
-    // Before the directory is made: one that is a witness's has no description, and is not to get one.
+    check(config)?;
     let (wanted, becoming) = (config.role(), config.becoming);
-    role::check(&config.data, &wanted, becoming)?;
-    check_level(config)?;
     crate::init::open_or_init(config)?;
     let lock = DirLock::take(&config.data).map_err(LogError::from)?;
     role::take(&config.data, &wanted, becoming)?;

@@ -86,6 +86,7 @@ impl Reactor {
         let peer_address = peer_listener.address().map_err(DaemonError::Signals)?;
         // Before the data directory is made: files that are of no use are named first.
         let tls = Tls::open(&config.tls)?;
+        node::check(&config)?;
         SecretSettings::of(&config).check(peer_listen)?;
         let lock = node::prepare(&config)?;
         let tls = tls.with_secret(SecretSettings::of(&config).open()?);
