@@ -77,6 +77,9 @@ pub enum ConfigError {
     /// A file of certificates or keys is missing or of no use.
     #[error(transparent)]
     Tls(#[from] walferry_tls::TlsError),
+    /// The peer secret is of no use.
+    #[error(transparent)]
+    Secret(#[from] walferry_tls::SecretError),
     /// A key without a default was not given.
     #[error("{key} is not set: give --{key} or set `{key}` in walferry.toml")]
     Missing {

@@ -1,11 +1,12 @@
 //! `walferry join` and `walferry remove`: who belongs to a cluster, changed while it runs. One command over RESP each; the leader
 //! does the rest. `join` then watches the node catch up, by what `DESCRIBE` tells.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::Value;
 use walferry_cluster::MemberName;
+use walferry_cluster::agent::FORMING_TEXT;
 
 use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
@@ -14,7 +15,7 @@ use crate::units::HostPort;
 /// Examples for the help text.
 pub const JOIN_EXAMPLES: &str = "\
 Examples:
-  walferry start --data d --name d --listen 10.0.1.14:6400 --peer-listen 10.0.1.14:6401 \\
+  walferry start --data d --name d --listen 10.0.1.14:6400 --peer-listen 10.0.1.14:6401 --peer-secret peer.secret \\
       --members a=10.0.1.11:6401,b=10.0.1.12:6401,c=10.0.1.13:6401,d=10.0.1.14:6401 &
   walferry join --name d --url redis://10.0.1.11:6400
   walferry join --name w --peer 10.0.2.20:6401 --url redis://10.0.1.11:6400
@@ -37,7 +38,9 @@ Exit codes: 0 it is removed; 1 the cluster refused or gave up, with the reason; 
 
 /// The node bounds its own time; this is later.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(75);
-/// Between two looks at a node that catches up.
+/// A node that is just starting is asked again for so long.
+const BEGIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at a node that catches up, or is starting.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// While it catches up nobody may have answered for so many looks in a row.
 const LOOKS_FAILED_MAX: usize = 60;
@@ -77,12 +80,25 @@ fn command(url: &Url, words: &[&str]) -> Result<(), Failure> {
     say(answer.text().unwrap_or_default())
 }
 
+/// A node that was started a moment ago does not listen yet, or has no leader yet.
+fn is_beginning(text: &str) -> bool {
+    text.contains(FORMING_TEXT) || text.contains("Connection refused")
+}
+
 /// Runs `walferry join`.
 pub fn join(args: &JoinArgs) -> Result<(), Failure> {
     let peer = args.peer.as_ref().map(HostPort::to_string);
     let words: Vec<&str> =
         ["JOIN", args.name.as_str()].into_iter().chain(peer.iter().flat_map(|peer| ["PEER", peer])).collect();
-    command(&args.url, &words)?;
+    let until = Instant::now() + BEGIN_TIME_MAX;
+    loop {
+        match command(&args.url, &words) {
+            Err(Failure::Failed(text)) if is_beginning(&text) && Instant::now() < until => {
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+            outcome => break outcome?,
+        }
+    }
     if args.no_wait { Ok(()) } else { watch(args) }
 }
 

@@ -102,6 +102,39 @@ fn lone_node_on_a_full_small_disk_answers_nospace_and_goes_on() {
     }
 }
 
+/// A log that ran out of segments ends where one ends; the checkpoint that lets the others go has nothing beyond that to wait for.
+#[test]
+fn space_that_another_program_gives_back_is_used_without_a_restart() {
+    const DISK_BYTES: u64 = 260 << 20;
+    const VALUE_BYTES: usize = 1_000_000;
+    let root = directory();
+    if !small_disk(root.path(), DISK_BYTES) {
+        return;
+    }
+    let node = Node::start(root.path(), "a", &["--buffered", "--segment-bytes", "64MiB"]);
+    let mut client = node.client();
+    let value = "v".repeat(VALUE_BYTES);
+    let mut set = |number: usize| client.command(&["SET", &format!("key:{}", number % 3), &value]);
+    for number in 0..400 {
+        until("there is space", || set(number) == Reply::Simple("OK".to_owned()));
+    }
+    let fill = root.path().join("of-another-program");
+    let free = nix::sys::statvfs::statvfs(root.path()).expect("a filesystem");
+    let bytes = (free.blocks_available() * free.fragment_size()).saturating_sub(100_000);
+    let file = std::fs::File::create(&fill).expect("a file");
+    nix::fcntl::posix_fallocate(&file, 0, bytes as i64).expect("there was so much");
+    let refused = |reply: &Reply| matches!(reply, Reply::Error(text) if text.starts_with("NOSPACE"));
+    let mut number = 400;
+    until("the disk is full", || {
+        number += 1;
+        refused(&set(number))
+    });
+    std::fs::remove_file(&fill).expect("it was ours");
+    drop(file);
+    until("writes are taken again", || !refused(&set(number)));
+    assert_eq!(node.stop().0, Some(0));
+}
+
 /// What is done to a data directory.
 type Change = fn(&Path);
 

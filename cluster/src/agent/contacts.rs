@@ -9,7 +9,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::told::Told;
 
-use super::{Agent, CHANGE_TIME_MAX, Output, Over, ProposalFor, Purpose};
+use super::{Agent, CHANGE_TIME_MAX, FORMING_TEXT, Output, Over, ProposalFor, Purpose};
 use crate::control::{Answer, Ask, Greeting, Strangeness};
 use crate::member::{ClusterId, MemberName};
 use crate::register::{Change, ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
@@ -370,7 +370,7 @@ impl Agent {
             let advice = contacts.misfits_among(&missing).unwrap_or_else(|| advice.to_owned());
             return format!("waiting for {names} to form the cluster: {advice}");
         }
-        if contacts.blocked.is_empty() { "the cluster is being formed".to_owned() } else { contacts.blocked.clone() }
+        if contacts.blocked.is_empty() { FORMING_TEXT.to_owned() } else { contacts.blocked.clone() }
     }
 
     /// Forms the cluster if this member is the one to do it and everybody is there.
@@ -470,9 +470,15 @@ impl Agent {
             return self.propose(Change { state: next }, ProposalFor::TakeBack);
         }
         if there.is_some() {
-            let text =
-                "it is not the one that is reached at the member's peer address: give every node a name of its own";
-            tracing::warn!(member = %name, id = %greeting.id, peer = %member.peer, "a node is not taken back: {text}");
+            let said = self.contacts.own_peer(name).unwrap_or_else(|| "an address that it does not tell".to_owned());
+            let text = format!(
+                "a second node with the name {name}, at {said}, is refused: the member {name} is there, at {}. Give every node a name of \
+                 its own",
+                member.peer
+            );
+            if self.told.tell(&text, now).is_some() {
+                tracing::warn!("{text}");
+            }
         }
         self.contacts.end_taking_back(now + self.election_timeout);
     }

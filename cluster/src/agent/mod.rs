@@ -620,6 +620,9 @@ fn refusal(answer: Result<Answer, String>, whom: &str) -> String {
     }
 }
 
+/// What a member says while nobody leads yet, and nothing is wrong.
+pub const FORMING_TEXT: &str = "the cluster is being formed";
+
 /// What this member does by the register; see [`ClusterState::part_of`].
 fn part(agent: &Agent, lived_through: Epoch) -> Part {
     if agent.is_member() {

@@ -1009,7 +1009,9 @@ impl Node {
         let applied = self.store.applied();
         let lets_go = applied.segment(segment_bytes) > self.store.durable_applied().segment(segment_bytes);
         if lets_go {
-            self.store.ask_for_space_before(applied.segment(segment_bytes).start(segment_bytes).advance(1));
+            // A log that ran out of segments ends where one ends.
+            let begun = applied.segment(segment_bytes).start(segment_bytes);
+            self.store.ask_for_space_before(begun.advance(1).min(applied));
         } else if self.store.overlay_bytes() >= SPACE_CHECKPOINT_BYTES_MIN {
             self.store.ask_for_space_before(applied);
         }

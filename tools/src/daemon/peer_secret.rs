@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use walferry_engine::epoch::EPOCHS_FILE;
 use walferry_tls::{PeerSecret, Secrets};
 
 use super::DaemonError;
@@ -76,6 +77,10 @@ impl<'a> SecretSettings<'a> {
     /// Whether there is something to prove, or something that says that nothing has to be.
     pub fn check(&self, peer_listen: SocketAddr) -> Result<(), ConfigError> {
         let refuse = |key, value: String, reason: String| Err(ConfigError::Value { key, value, reason });
+        if let (PeerAuth::Secret, Some(file)) = (self.auth, self.file) {
+            wait_for(file);
+            Secrets::load(file)?;
+        }
         match (self.auth, self.file, &self.needs) {
             (PeerAuth::None, Some(file), _) => {
                 let reason = "nobody proves it with peer_auth = none: leave one out".to_owned();
@@ -112,9 +117,13 @@ impl<'a> SecretSettings<'a> {
         };
         if self.file.is_none() && !file.exists() {
             Secrets::create(file).map_err(refused)?;
-            tracing::info!(file = %file.display(), "a secret for peers is made: other nodes of this cluster need it (--peer-secret)");
+            let file = file.display();
+            if self.data.join(EPOCHS_FILE).exists() {
+                tracing::warn!(%file, "there was no peer secret any more, a new one is made: nodes that hold the old one are refused");
+            } else {
+                tracing::info!(%file, "a secret for peers is made: other nodes of this cluster need it (--peer-secret)");
+            }
         }
-        wait_for(file);
         PeerSecret::load(self.name, file).map(Arc::new).map(Some).map_err(refused)
     }
 }

@@ -33,7 +33,8 @@ use crate::units::{HostPort, Span};
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\
 Examples:
-  walferry witness --data /var/lib/walferry/w --name w --members a=10.0.0.1:6401,b=10.0.0.2:6401,w=10.0.0.3:6401
+  walferry witness --data /var/lib/walferry/w --name w --peer-secret /etc/walferry/peer.secret \\
+      --members a=10.0.0.1:6401,b=10.0.0.2:6401,w=10.0.0.3:6401
   walferry witness --config /etc/walferry/w.toml --data /var/lib/walferry/w
 
 It listens at its own address of --members. SIGTERM or SIGINT stops it; exit code 0.";
