@@ -223,7 +223,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     );
     refused(
         cluster.run(&["join", "--name", "x", "--peer", &elsewhere, "--url", &cluster.url(leader)]),
-        &format!("the node at {elsewhere} is d, not x"),
+        &format!("d is at {elsewhere}, where x should be"),
     );
     assert_eq!(cluster.describe(leader)["version"], version, "nothing was changed");
     // Without the one that is down, the one that is to go is needed.
