@@ -63,6 +63,12 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Where the node says that it is reached.
+    pub fn own_peer(&self) -> Option<&str> {
+        let mut members = self.members.iter().filter_map(|text| text.split_once('='));
+        members.find(|(member, _)| *member == self.name.as_str()).map(|(_, peer)| peer)
+    }
+
     /// Whether it is one of a node: of those that are no members some are kept, so they are bounded.
     pub fn check(&self) -> Result<(), String> {
         let too_many = self.members.len() > MEMBERS_MAX;

@@ -26,7 +26,7 @@ use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::{TaskNo, World, enter};
 
-use crate::clients::{Client, Told, p99_us};
+use crate::clients::{Acknowledged, Client, Told, p99_us};
 use crate::control::{Control, Kept, Proposal, Setting, name_of};
 use crate::events::Events;
 use crate::faults::{Plan, Wanted};
@@ -202,8 +202,8 @@ struct Node {
     copies: u64,
     /// Which incarnation lost its disk there last, and what it had.
     lost: Option<(MemberId, EpochHistory, Lsn)>,
-    /// When its disk was lost last.
-    lost_us: Option<u64>,
+    /// The newest epoch when its disk was lost last.
+    lost_in: Option<Epoch>,
     /// What is damaged on its disk.
     rotten: Option<Rot>,
     /// Something was damaged on its disk once.
@@ -371,7 +371,7 @@ impl Cluster {
                 checkpoint: Lsn::ZERO,
                 copies: 0,
                 lost: None,
-                lost_us: None,
+                lost_in: None,
                 rotten: None,
                 was_damaged: false,
                 started_us: 0,
@@ -721,8 +721,11 @@ impl Cluster {
         for node in self.data_members() {
             let known = &self.nodes[node];
             // A disk that lost something, or brought something else, may have lost this.
-            let since_us = if known.was_damaged { u64::MAX } else { known.lost_us.unwrap_or(0) };
-            let acknowledged = self.told.acknowledged.iter().filter(|ack| ack.node == node && ack.at_us > since_us);
+            // By epochs: an answer that was on its way came later.
+            let counts = |ack: &&Acknowledged| {
+                ack.node == node && !known.was_damaged && known.lost_in.is_none_or(|epoch| ack.epoch > epoch)
+            };
+            let acknowledged = self.told.acknowledged.iter().filter(counts);
             crate::checks::what_was_cut_off_is_kept(acknowledged, self.member(leader), &known.dir)?;
         }
         let end = self.member(leader).sealed();

@@ -191,6 +191,25 @@ fn slot_of_a_replica_that_is_gone_is_listed_and_dropped() {
 }
 
 #[test]
+fn second_member_with_a_name_is_told_of_the_first() {
+    let cluster = Cluster::start(&["a", "b", "c"], &[]);
+    let (leader, replica) = (cluster.leader(), cluster.replica());
+    let own = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
+    let at = |name: &str| if name == replica { own.clone() } else { cluster.peer_address(name) };
+    let members = ["a", "b", "c"].map(|name| format!("{name}={}", at(name))).join(",");
+    let secret = cluster.root.path().join("peer.secret").display().to_string();
+    let root = directory();
+    let flags = ["--members", &members, "--peer-listen", &own, "--peer-secret", &secret];
+    let second = Node::start(root.path(), replica, &flags);
+    let there = cluster.peer_address(replica);
+    until("the second says so", || {
+        let trouble = info(&mut second.client(), "trouble");
+        trouble.contains("give this node a name of its own") && trouble.contains(&there)
+    });
+    assert_eq!(cluster.client(leader).command(&["SET", "k", "v"]), Reply::Simple("OK".to_owned()));
+}
+
+#[test]
 fn second_node_with_a_name_is_told_of_the_first() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &[]);

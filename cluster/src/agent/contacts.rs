@@ -134,9 +134,7 @@ impl Contacts {
 
     /// Where a node that greeted said that it is reached.
     pub(super) fn own_peer(&self, name: &MemberName) -> Option<String> {
-        let members = self.greetings.get(name)?.members.iter();
-        let own = members.filter_map(|text| text.split_once('=')).find(|(member, _)| *member == name.as_str());
-        Some(own?.1.to_owned())
+        self.greetings.get(name)?.own_peer().map(str::to_owned)
     }
 
     pub(super) fn leader_end(&self) -> Lsn {
@@ -341,6 +339,14 @@ impl Agent {
         let (name, state, contacts) = (&self.config.name, &self.view.state, &self.contacts);
         let strangeness = contacts.strangeness.as_ref();
         if state.members.contains_key(name) || strangeness.is_some_and(|said| said.name_known) {
+            let own = self.config.members.get(name);
+            if let Some(there) = strangeness.and_then(|said| said.members.get(name)).filter(|there| Some(*there) != own)
+            {
+                return format!(
+                    "the cluster has a member {name} already, at {there}: give this node a name of its own. If it is that member at a new \
+                     address, `walferry remove --name {name}` and `walferry join --name {name}`"
+                );
+            }
             return "this node begins anew: the cluster takes it back as soon as a majority answers. If none will, `walferry promote \
                     --force-new-cluster` on a member that has its disk still makes that one a cluster, which takes this node in with \
                     `walferry join`"
@@ -470,7 +476,7 @@ impl Agent {
             return self.propose(Change { state: next }, ProposalFor::TakeBack);
         }
         if there.is_some() {
-            let said = self.contacts.own_peer(name).unwrap_or_else(|| "an address that it does not tell".to_owned());
+            let said = greeting.own_peer().unwrap_or("an address that it does not tell");
             let text = format!(
                 "a second node with the name {name}, at {said}, is refused: the member {name} is there, at {}. Give every node a name of \
                  its own",

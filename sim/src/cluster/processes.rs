@@ -123,9 +123,9 @@ impl Cluster {
     pub(super) fn lose_disk(&mut self, node: NodeNo) {
         self.kill(node);
         let id = MemberId(self.rng.u64(1..));
-        let now_us = self.now_us;
+        let epoch = self.register.epoch;
         let lost = &mut self.nodes[node];
-        lost.lost_us = Some(now_us);
+        lost.lost_in = Some(epoch);
         if !self.plan.is_witness(node) {
             std::fs::remove_dir_all(&lost.dir).expect("the simulator's own disk");
         }

@@ -324,7 +324,9 @@ impl Reactor {
     }
 
     fn read_users(&mut self) {
-        if let Err(error) = self.node.read_users() {
+        if self.node.config.users_file.is_some()
+            && let Err(error) = self.node.read_users()
+        {
             tracing::error!("the users stay as they are: {error}");
         }
     }
