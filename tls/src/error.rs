@@ -113,7 +113,7 @@ pub enum ProofError {
     /// It speaks TLS, and this side does not.
     #[error("the peer speaks TLS and this node does not: set peer_tls = true on both or on neither")]
     Tls,
-    /// It means a secret that is none of this node's.
+    /// It names a secret that this node does not have.
     #[error("{0} holds another peer secret than this node: give both the same file")]
     UnknownSecret(String),
     /// It refuses this node.

@@ -57,7 +57,7 @@ pub struct GateTls {
     pub terminator: Arc<Terminator>,
 }
 
-/// What somebody is told who is refused, in the words of the protocol behind the gate.
+/// The answers to those who are refused, in the words of the protocol behind the gate.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
     /// Who does not speak TLS, and has to.

@@ -172,16 +172,10 @@ impl Handshake {
             if self.record.len() == wanted {
                 break;
             }
-            let had = self.record.len();
-            self.record.resize(wanted, 0);
-            let outcome = self.socket.read(&mut self.record[had..]);
-            self.record.truncate(had + outcome.as_ref().copied().unwrap_or(0));
-            match outcome {
-                Ok(0) => return Err(HandshakeError::Closed),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(broken(error)),
+            match read_up_to(&mut self.socket, &mut self.record, wanted)? {
+                Some(0) => return Err(HandshakeError::Closed),
+                Some(_) => {}
+                None => return Ok(false),
             }
         }
         self.spoken = true;
@@ -228,6 +222,25 @@ impl Handshake {
         }
         let shown = &self.record[..self.record.len().min(SHOWN_BYTES_MAX)];
         HandshakeError::Plain(shown.escape_ascii().to_string())
+    }
+}
+
+/// Reads until `bytes` has `wanted` of them, at most: how many came, 0 at the end; `None` while there is nothing.
+pub(crate) fn read_up_to(
+    socket: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+    wanted: usize,
+) -> Result<Option<usize>, HandshakeError> {
+    loop {
+        let had = bytes.len();
+        bytes.resize(wanted, 0);
+        let outcome = socket.read(&mut bytes[had..]);
+        bytes.truncate(had + outcome.as_ref().copied().unwrap_or(0));
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome.map(Some).map_err(broken),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One proof of the peer secret on a socket: `step` does what can be done and says what to wait for, and `run` waits for it. The
 //! bytes and what they mean stand in [`crate::proof`].
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use nix::poll::PollFlags;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::error::{HandshakeError, ProofError};
-use crate::handshake::{HANDSHAKE_TIME_MAX, Parting, Step, broken, wait};
+use crate::handshake::{HANDSHAKE_TIME_MAX, Parting, Step, broken, read_up_to, wait};
 use crate::proof::Proving;
 use crate::secret::PeerSecret;
 use crate::terminate::Protection;
@@ -89,7 +89,7 @@ impl Introduction {
             }
             let message = std::mem::take(&mut self.incoming);
             if let Err(error) = self.proving.handle(&message) {
-                // The other side is told that it is refused; where it cannot be, it sees a closed connection.
+                // The other side gets the refusal; where it cannot, it sees a closed connection.
                 self.outgoing.extend(self.proving.take_output());
                 let _ = self.send();
                 return Err(error.into());
@@ -119,17 +119,15 @@ impl Introduction {
     fn read_refusal(&mut self) -> Option<String> {
         let until = (Instant::now() + REFUSAL_TIME_MAX).min(self.deadline);
         let mut said = std::mem::take(&mut self.incoming);
-        let mut more = [0; REFUSAL_BYTES_MAX];
         while said.len() < REFUSAL_BYTES_MAX {
-            match self.socket.read(&mut more) {
-                Ok(0) => break,
-                Ok(bytes) => said.extend_from_slice(&more[..bytes]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            match read_up_to(&mut self.socket, &mut said, REFUSAL_BYTES_MAX) {
+                Ok(Some(0)) | Err(_) => break,
+                Ok(Some(_)) => {}
+                Ok(None) => {
                     if wait(&self.socket, PollFlags::POLLIN, until).is_err() {
                         break;
                     }
                 }
-                Err(_) => break,
             }
         }
         let printable = said.split(|byte| !(b' '..=b'~').contains(byte));
@@ -160,17 +158,11 @@ impl Introduction {
     /// True when all `wanted` bytes have come.
     fn receive(&mut self, wanted: usize) -> Result<bool, HandshakeError> {
         while self.incoming.len() < wanted {
-            let had = self.incoming.len();
-            self.incoming.resize(wanted, 0);
-            let outcome = self.socket.read(&mut self.incoming[had..]);
-            self.incoming.truncate(had + outcome.as_ref().copied().unwrap_or(0));
-            match outcome {
-                Ok(0) => return Err(HandshakeError::ClosedUnproved),
+            match read_up_to(&mut self.socket, &mut self.incoming, wanted)? {
+                Some(0) => return Err(HandshakeError::ClosedUnproved),
                 // Who speaks otherwise is not waited for.
-                Ok(_) => self.proving.glance(&self.incoming)?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(broken(error)),
+                Some(_) => self.proving.glance(&self.incoming)?,
+                None => return Ok(false),
             }
         }
         Ok(true)

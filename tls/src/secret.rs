@@ -21,7 +21,7 @@ use crate::private_file::{Outsiders, PrivateFileError, open_private};
 pub const SECRET_CHARACTERS_MIN: usize = 32;
 /// Secrets in a file, at most.
 const SECRETS_MAX: usize = 8;
-/// A larger file is none of secrets.
+/// A larger file does not hold secrets only.
 const FILE_BYTES_MAX: u64 = 4 << 10;
 /// Random bytes of a secret that is made here.
 const MADE_BYTES: usize = 32;

@@ -6,6 +6,7 @@ use walferry_engine::lsn::Epoch;
 
 use super::voters::ADMIT_TIME_MAX;
 use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
+use crate::consensus::name_of;
 use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
 use crate::failover::Aside;
 use crate::member::{MemberName, Proved};
@@ -29,17 +30,18 @@ impl Agent {
     /// that it was taken in.
     fn check_asker(&self, proved: &Proved, ask: &Ask) -> Result<(), String> {
         let state = &self.view.state;
-        let of_id = |id: MemberId| state.members.iter().find(|(_, member)| member.id == id).map(|(name, _)| name);
         let said = match ask {
             Ask::Greet(theirs) => Some(&theirs.name),
             Ask::Beat(beat) => Some(&beat.leader),
-            ask => ask.asker().and_then(of_id),
+            ask => ask.asker().and_then(|id| name_of(state, id)),
         };
-        said.map_or(Ok(()), |said| proved.check(said)).map_err(|error| error.to_string())?;
+        if let Some(said) = said {
+            proved.check(said).map_err(|error| error.to_string())?;
+        }
         let moves_nothing =
             matches!(ask, Ask::Greet(_) | Ask::Beat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::Canvass(_));
-        // One that was removed is told so.
-        let removed = ask.asker().is_some_and(|id| state.removed.iter().any(|removed| removed.id == id));
+        // One that was removed gets its own answer.
+        let removed = ask.asker().is_some_and(|id| state.removed_at(id).is_some());
         if moves_nothing
             || removed
             || state.members.is_empty()

@@ -18,8 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::agent::RegisterView;
-use crate::member::MemberName;
-use crate::member::{Impersonation, Proved};
+use crate::member::{Impersonation, MemberName, Proved};
 use crate::register::{Change, ClusterState, MemberId, Outcome};
 
 pub use network::Carrier;

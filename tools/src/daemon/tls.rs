@@ -160,7 +160,7 @@ impl Tls {
     }
 }
 
-/// What a peer that does not do what the gate asks for is told.
+/// The refusal of a peer that does not do what the gate asks for.
 fn refusal(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     Message::Refuse(Refuse { code: RefuseCode::Protocol, text: text.to_owned() }).encode(&mut bytes);
