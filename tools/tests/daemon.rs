@@ -428,7 +428,7 @@ fn node_with_small_pipe(root: &Path, name: &str) -> (Node, std::fs::File) {
     (Node::start_by(command, root, name, &[]), pipe)
 }
 
-/// Asks the node to read a users' file that it has not, which it logs, again and again; PING in between.
+/// Asks the node to read its files again, which it logs, again and again; PING in between.
 fn reload(node: &Node, times: usize) {
     let mut client = node.client();
     for _ in 0..times {
@@ -465,6 +465,9 @@ fn last_lines_reach_a_reader_that_is_late() {
     }
     assert_eq!(ended.join().expect("no panic"), Some(1));
     let before = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is in the log: {text}"));
-    assert!(before("serves") < before("has no users_file"));
-    assert!(before("has no users_file") < before("stepping down") && before("stepping down") < before("walferry: "));
+    assert!(before("serves") < before("the peer secret was read again"));
+    assert!(
+        before("the peer secret was read again") < before("stepping down")
+            && before("stepping down") < before("walferry: ")
+    );
 }
