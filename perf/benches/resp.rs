@@ -1,14 +1,9 @@
 //! The parser of client commands over pipelines of SET, as they come from a socket: whole, and in pieces.
 
-// The parser is private to the binary and stays so. Its file stands alone, so it is compiled in here as it is.
-#[allow(dead_code)]
-#[path = "../../tools/src/daemon/resp.rs"]
-mod resp;
-
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use resp::{Parser, Progress};
+use walferry_node::session::resp::{Parser, Progress};
 
 const PIPELINES: [usize; 3] = [1, 16, 256];
 const VALUE_BYTES: usize = 100;

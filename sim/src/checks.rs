@@ -5,13 +5,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use walferry::simulated::Member;
 use walferry_applier::record::{Fields, StreamId};
 use walferry_applier::store::StoreError;
 use walferry_applier::view::{Value, View};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::log::LOST_DIR;
 use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_node::simulated::Member;
 
 use crate::clients::Acknowledged;
 use crate::cluster::Broken;

@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use walferry::simulated::Member;
 use walferry_cluster::agent::{AskId, RegisterView, SeatStep};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::level::CommitLevel;
@@ -25,6 +24,7 @@ use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::{TaskNo, World, enter};
+use walferry_node::simulated::Member;
 
 use crate::clients::{Acknowledged, Client, Told, p99_us};
 use crate::control::{Control, Kept, Proposal, Setting, name_of};

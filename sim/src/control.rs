@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use walferry::simulated::{Control as NodeEnd, Order, Report, witness_agent};
 use walferry_cluster::agent::{
     Agent, AgentConfig, AskId, Command, Kept as AgentKept, NodeFacts, Output, Over, RegisterView,
 };
@@ -13,6 +12,7 @@ use walferry_cluster::member::{Caller, Proved};
 use walferry_cluster::register::{Change, ClusterState, Kind, MemberId, Outcome};
 use walferry_cluster::{ClusterId, MemberName};
 use walferry_engine::lsn::Epoch;
+use walferry_node::simulated::{Control as NodeEnd, Order, Report, witness_agent};
 
 use crate::network::peer_address;
 use crate::world::NodeNo;

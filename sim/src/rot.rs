@@ -6,12 +6,12 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use walferry::simulated::Member;
 use walferry_engine::EpochHistory;
 use walferry_engine::log::LOG_DIR;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::reader::LogReader;
+use walferry_node::simulated::Member;
 
 use crate::cluster::SEGMENT_BYTES;
 

@@ -1,20 +1,21 @@
 //! The command line: subcommands, help texts, exit codes. Called by `main`; starts the module of each subcommand
 //! and knows nothing of how it works.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use walferry_engine::meta::Meta;
+use walferry_node::config::{self, ConfigError, NodeConfig, Settings};
+use walferry_node::role::Becoming;
+use walferry_node::{logging, own_files};
 use walferry_tls::{Outsiders, Secrets, open_private};
 
 use crate::client::Credentials;
-use crate::config::{self, ConfigError, NodeConfig, Settings};
-use crate::role::Becoming;
+use crate::failure::{Failure, say};
 use crate::{
-    daemon, demo, describe, distance, drill, fsync, init, inspect, link, load, logging, members, own_files, passwd,
-    promote, slot, status, switchover,
+    demo, describe, distance, drill, fsync, init, inspect, link, load, members, passwd, promote, slot, status,
+    switchover, witness,
 };
 
 /// A log-shipping appliance: durable here, durable there, applied there, as each commit asks.
@@ -87,8 +88,8 @@ enum Command {
     #[command(after_help = START_EXAMPLES, args_override_self = true)]
     Start(StartArgs),
     /// Vote in a cluster without holding data
-    #[command(after_help = daemon::cluster::witness::EXAMPLES)]
-    Witness(daemon::cluster::witness::WitnessArgs),
+    #[command(after_help = witness::EXAMPLES)]
+    Witness(witness::WitnessArgs),
     /// Create a data directory and measure its disk, without starting a node
     #[command(after_help = INIT_EXAMPLES)]
     Init(NodeArgs),
@@ -274,50 +275,6 @@ Examples:
 
 Exit codes: 0 right; 1 the output cannot be written; 2 the file or a flag is wrong, with line and key.";
 
-/// How a subcommand ends when it does not end well.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The command line or the configuration is wrong: exit code 2.
-    #[error("{0}")]
-    Usage(String),
-    /// The configuration is wrong: exit code 2.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// What was asked for failed: exit code 1.
-    #[error("{0}")]
-    Failed(String),
-    /// The output could not be written: exit code 1.
-    #[error("cannot write the output: {0}")]
-    Output(#[from] std::io::Error),
-    /// The node stopped on an error: exit code 1.
-    #[error(transparent)]
-    Node(#[from] daemon::DaemonError),
-}
-
-impl Failure {
-    /// A failure with this text; exit code 1.
-    pub fn failed(text: impl std::fmt::Display) -> Failure {
-        Failure::Failed(text.to_string())
-    }
-
-    /// The exit code of the process, as documented in the help text.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Failure::Usage(_)
-            | Failure::Config(_)
-            | Failure::Node(daemon::DaemonError::Config(_) | daemon::DaemonError::Users(_)) => ExitCode::from(2),
-            Failure::Node(daemon::DaemonError::Role(error)) if error.is_usage() => ExitCode::from(2),
-            Failure::Failed(_) | Failure::Output(_) | Failure::Node(_) => ExitCode::from(1),
-        }
-    }
-}
-
-/// One line on the standard output; a closed pipe is an error that `main` keeps quiet about.
-pub fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    Ok(writeln!(out, "{line}")?)
-}
-
 /// Runs the chosen subcommand to its end.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     let password_file = cli.identity.password_file.clone();
@@ -329,9 +286,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Start(args) => {
             let config = NodeConfig { becoming: args.becoming, ..args.node.node_config()? };
             logging::start(&config.log_filter)?;
-            Ok(daemon::run(config)?)
+            Ok(walferry_node::run(config)?)
         }
-        Command::Witness(args) => daemon::cluster::witness::run(args),
+        Command::Witness(args) => witness::run(args),
         Command::Secret(args) => make_secret(&args),
         Command::Init(args) => init::run(&args.node_config()?),
         Command::Passwd(args) => passwd::run(&args, password_file.as_ref()),

@@ -4,8 +4,8 @@
 use clap::Args;
 use serde_json::Value;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
+use crate::failure::{Failure, say};
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\
@@ -119,7 +119,7 @@ fn member_line(member: &Value, leads: bool) -> String {
     let (state, applied) = (text(&member["state"]), text(&member["applied"]));
     match (member["lag_bytes"].as_u64(), member["lag_us"].as_u64()) {
         (Some(bytes), Some(us)) => {
-            let lag = crate::units::Span(std::time::Duration::from_micros(us));
+            let lag = walferry_node::units::Span(std::time::Duration::from_micros(us));
             format!("  {name:<10} {standing:<10} {state:<12} applied {applied}, lag {bytes} bytes, {lag}")
         }
         _ => format!("  {name:<10} {standing}"),

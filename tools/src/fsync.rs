@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use walferry_engine::probe::{self, ProbeConfig};
 
-use crate::cli::{Failure, say};
+use crate::failure::{Failure, say};
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

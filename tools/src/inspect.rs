@@ -17,8 +17,8 @@ use walferry_engine::reader::LogReader;
 use walferry_engine::recover::{Known, Recovery, recover};
 use walferry_engine::segment::{list_segments, run_start};
 
-use crate::cli::{Failure, say};
-use crate::units::ByteSize;
+use crate::failure::{Failure, say};
+use walferry_node::units::ByteSize;
 
 pub mod against;
 mod effects;

@@ -8,9 +8,9 @@ use serde_json::Value;
 use walferry_cluster::MemberName;
 use walferry_cluster::agent::FORMING_TEXT;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
-use crate::units::HostPort;
+use crate::failure::{Failure, say};
+use walferry_node::units::HostPort;
 
 /// Examples for the help text.
 pub const JOIN_EXAMPLES: &str = "\

@@ -11,10 +11,10 @@ use nix::unistd::Pid;
 use walferry_engine::log::{SyncMethod, direct_io_refusal};
 use walferry_tls::Secrets;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
-use crate::daemon::peer_secret::SECRET_FILE;
+use crate::failure::{Failure, say};
 use crate::status::Status;
+use walferry_node::peer_secret::SECRET_FILE;
 
 /// Says that a directory was made for such nodes and may be replaced by the next ones.
 const MARKER_FILE: &str = "made-by-walferry";

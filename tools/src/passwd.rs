@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::{Failure, read_password, say};
-use crate::daemon::resp::UNAUTHENTICATED_ARG_BYTES_MAX;
-use crate::daemon::salted::SaltedHash;
-use crate::daemon::users::Users;
+use crate::cli::read_password;
+use crate::failure::{Failure, say};
+use walferry_node::session::resp::UNAUTHENTICATED_ARG_BYTES_MAX;
+use walferry_node::users::Users;
+use walferry_node::users::salted::SaltedHash;
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

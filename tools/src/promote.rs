@@ -14,9 +14,9 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::meta::Meta;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, ClientError, Url};
-use crate::role::Role;
+use crate::failure::{Failure, say};
+use walferry_node::role::Role;
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

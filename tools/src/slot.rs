@@ -4,8 +4,8 @@
 use clap::{Args, Subcommand};
 use walferry_cluster::MemberName;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Reply, Url};
+use crate::failure::{Failure, say};
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

@@ -10,8 +10,8 @@ use clap::Args;
 
 pub mod waterfall;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, ClientError, Reply, Url};
+use crate::failure::{Failure, say};
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

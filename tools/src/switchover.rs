@@ -3,8 +3,8 @@
 use clap::Args;
 use walferry_cluster::MemberName;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
+use crate::failure::{Failure, say};
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

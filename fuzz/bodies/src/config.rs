@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use walferry::hostile::{NodeConfig, Settings};
 use walferry_engine::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, WRITE_DEPTH_MAX};
+use walferry_node::config::{NodeConfig, Settings};
 
 /// Any bytes.
 pub fn run(data: &[u8]) {

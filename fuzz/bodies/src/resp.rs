@@ -1,6 +1,6 @@
 //! Requests of clients: the first byte tells whether the client has authenticated and in which pieces the rest arrives.
 
-use walferry::hostile::resp::{
+use walferry_node::session::resp::{
     COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, Parser, Progress, ProtocolError, UNAUTHENTICATED_ARG_BYTES_MAX,
     VALUE_BYTES_MAX,
 };

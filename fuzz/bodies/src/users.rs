@@ -1,7 +1,7 @@
 //! The users' file: what is taken means the same when ACL LIST tells it, no error tells a password, and nobody gets in by it who
 //! does not stand there.
 
-use walferry::hostile::users::{Grant, Judged, PASSWORDS_MAX, USERS_MAX, Users};
+use walferry_node::users::{Grant, Judged, PASSWORDS_MAX, USERS_MAX, Users};
 
 /// Any bytes.
 pub fn run(data: &[u8]) {

@@ -1,11 +1,12 @@
 //! The nodes' processes: they start, turn, do background work, die, and are started again; and what must become of damage on their
 //! disks.
 
-use walferry::simulated::{Member, NodeConfig, PeerAuth};
 use walferry_cluster::register::MemberId;
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::world::simulated::TaskNo;
 use walferry_engine::world::{self, Pace};
+use walferry_node::config::{NodeConfig, PeerAuth};
+use walferry_node::simulated::Member;
 
 use super::{
     Broken, Checked, Cluster, Event, IDLE_TURNS_MAX, NETWORK_LOOK_US, Process, RESTART_US, SCRUB_US_MAX, SEGMENT_BYTES,

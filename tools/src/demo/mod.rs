@@ -13,9 +13,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use walferry_cluster::CommitLevel;
 
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url, info_field};
 use crate::distance::{self, DistanceArgs};
+use crate::failure::{Failure, say};
 use crate::load::{self, Options, ScriptSource, Summary};
 use crate::nodes::{LocalNode, replace_directory, wait_until_streaming, without_direct_io};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use walferry_client::{Client, Cluster, CommitLevel, Route, Session, Url};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// How the warehouse writes and reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

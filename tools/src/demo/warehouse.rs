@@ -14,11 +14,11 @@ use walferry_client::Cluster;
 
 use super::REPLICAS;
 use super::scanner::{Places, Way, Work, key, work};
-use crate::cli::{Failure, say};
 use crate::client::{Client, Url};
+use crate::failure::{Failure, say};
 use crate::link::{Kind, Link, Percent, Shape};
 use crate::nodes::{LocalNode, replace_directory, wait_until_streaming, without_direct_io};
-use crate::units::Span;
+use walferry_node::units::Span;
 
 /// Examples for the help text.
 pub const EXAMPLES: &str = "\

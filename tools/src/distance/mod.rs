@@ -23,11 +23,11 @@ use walferry_cluster::CommitLevel;
 use self::measure::Stand;
 use self::profile::Profile;
 use self::result::{Machine, ProfileResult, Report, saturate};
-use crate::cli::{Failure, say};
 use crate::client::Url;
+use crate::failure::{Failure, say};
 use crate::link::Kind;
 use crate::nodes::{replace_directory, without_direct_io};
-use crate::units::Span;
+use walferry_node::units::Span;
 
 pub use self::text::brief;
 

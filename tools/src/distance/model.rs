@@ -74,7 +74,7 @@ pub fn predict(profiles: &[ProfileResult], asked: &[Duration]) -> Vec<Prediction
     for rtt in asked {
         let rtt_us = rtt.as_secs_f64() * 1e6;
         if let Some(base) = nearest(&all, rtt_us) {
-            predictions.extend(levels(base, &crate::units::Span(*rtt).to_string(), rtt_us));
+            predictions.extend(levels(base, &walferry_node::units::Span(*rtt).to_string(), rtt_us));
         }
     }
     predictions

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::units::Span;
+use walferry_node::units::Span;
 
 /// The distances that have a name, and what a round trip takes there.
 pub const KNOWN: [(&str, Duration); 5] = [

@@ -10,8 +10,8 @@ use walferry_engine::lsn::Lsn;
 use super::fault::Fault;
 use super::hosts::Hooks;
 use super::own::Own;
-use crate::cli::Failure;
 use crate::client::{Client, Url};
+use crate::failure::Failure;
 use crate::inspect::against::{Compared, compare};
 
 /// How long one question to a node may take.

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::outage::longest_gap;
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 const MEMBERS: usize = 3;
 /// Between two puts.

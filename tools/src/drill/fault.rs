@@ -16,8 +16,8 @@ use nix::sys::signal::Signal;
 use super::cluster::{Cluster, Site};
 use super::ground::true_time_s;
 use super::plan::Step;
-use crate::cli::Failure;
 use crate::client::{Client, Reply, Url};
+use crate::failure::Failure;
 
 /// A slow disk stands still for so long, and works for so long, in turn.
 const FROZEN: Duration = Duration::from_millis(150);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::unistd::Uid;
 
 use super::fault::Fault;
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::link::Star;
 
 /// A disk of a node that has its own.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::cluster::Member;
 use super::fault::Fault;
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// `NAME=HOST:PORT`: a member and where its clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]

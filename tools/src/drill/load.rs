@@ -12,8 +12,8 @@ use walferry_cluster::level::CommitLevel;
 use super::cluster::Cluster;
 use super::outage::{longest_gap, quantile};
 use super::watch::Seen;
-use crate::cli::Failure;
 use crate::client::{Client, ClientError, Reply, Url};
+use crate::failure::Failure;
 use crate::load::route::{Refused, Route, refusal};
 
 /// The levels that are written at.

@@ -35,11 +35,9 @@ use clap::{Args, ValueEnum};
 use rand::RngExt;
 use walferry_cluster::level::CommitLevel;
 
-use crate::cli::{Failure, say};
-use crate::config::{ELECTION_TIMEOUT_DEFAULT, HEARTBEAT_INTERVAL_DEFAULT};
+use crate::failure::{Failure, say};
 use crate::load::route::Route;
 use crate::nodes;
-use crate::units::Span;
 use cluster::{Cluster, Member, Site};
 use fault::Fault;
 use ground::{Ground, Needs};
@@ -50,6 +48,8 @@ use plan::{Step, Wanted};
 use report::{Report, Round, Setting};
 use sessions::Sessions;
 use soak::Soak;
+use walferry_node::config::{ELECTION_TIMEOUT_DEFAULT, HEARTBEAT_INTERVAL_DEFAULT};
+use walferry_node::units::Span;
 use watch::Watch;
 
 /// Examples for the help text.
@@ -190,7 +190,7 @@ impl DrillArgs {
             return Err(Failure::Usage(format!("--every {}: at least {}", self.every, Span(EVERY_MIN))));
         }
         let (election_timeout, heartbeat_interval) = self.timeouts();
-        Ok(crate::config::check_timeouts(election_timeout.0, heartbeat_interval.0)?)
+        Ok(walferry_node::config::check_timeouts(election_timeout.0, heartbeat_interval.0)?)
     }
 
     fn is_random(&self) -> bool {

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::cluster::Split;
 use super::ground::{Clock, Disk, Ground};
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::nodes::LocalNode;
 
 /// Where clients of a member connect.

@@ -12,9 +12,9 @@ use super::outage::quantile;
 use super::sessions::Reads;
 use super::soak::Soak;
 use super::table::Table;
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::inspect::against::Compared;
-use crate::units::Span;
+use walferry_node::units::Span;
 
 /// A leader must not feel a dead or slow replica more than by this factor of its p99.
 const REPLICA_P99_RATIO_MAX: f64 = 1.3;

@@ -13,8 +13,8 @@ use walferry_engine::segment::list_segments;
 use super::cluster::{Cluster, Site};
 use super::own::{CLIENT_PORT, KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
 use super::table::Table;
-use crate::cli::Failure;
 use crate::client::info_field;
+use crate::failure::Failure;
 use crate::inspect;
 
 /// A process's caches fill in its first time: until then it says nothing about leaks.

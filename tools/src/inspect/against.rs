@@ -10,7 +10,7 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::recover::recover;
 
 use super::Log;
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// Read from both sides at once.
 const COMPARED_BYTES: usize = 1 << 20;

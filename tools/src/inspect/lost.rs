@@ -8,7 +8,7 @@ use walferry_engine::log::{LOST_DIR, lost_range};
 use walferry_engine::lsn::Lsn;
 
 use super::{DumpArgs, print_frame};
-use crate::cli::{Failure, say};
+use crate::failure::{Failure, say};
 
 /// The position of the first frame, which the file's name tells.
 fn start_of(path: &Path) -> Option<Lsn> {

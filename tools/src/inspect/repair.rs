@@ -14,12 +14,12 @@ use walferry_engine::meta::Meta;
 use walferry_engine::recover::recover;
 
 use super::{Log, count};
-use crate::cli::{Failure, say};
+use crate::failure::{Failure, say};
 use walferry_tls::PeerSecret;
 
-use crate::config::{PeerList, Settings, TlsConfig};
-use crate::daemon::peer_secret::SECRET_FILE;
-use crate::daemon::tls::Tls;
+use walferry_node::config::{PeerList, Settings, TlsConfig};
+use walferry_node::peer_secret::SECRET_FILE;
+use walferry_node::tls::Tls;
 
 /// Nodes that cannot be reached are waited for so long.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ pub fn repair(args: &RepairArgs) -> Result<(), Failure> {
     for (path, bytes) in filled.map_err(|error| Failure::failed(format_args!("{}: {error}", log.dir.display())))? {
         say(format_args!("{} had {bytes} bytes: zeros stand for what it lost", path.display()))?;
     }
-    let source = |peer: &crate::units::HostPort| Source { name: peer.to_string(), address: peer.to_string() };
+    let source = |peer: &walferry_node::units::HostPort| Source { name: peer.to_string(), address: peer.to_string() };
     let repairer = Repairer {
         data: args.data.clone(),
         cluster_id: meta.cluster_id,

@@ -28,8 +28,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::cli::{Failure, say};
-use crate::units::{ByteSize, HostPort, Span};
+use crate::failure::{Failure, say};
+use walferry_node::units::{ByteSize, HostPort, Span};
 
 pub use control::Control;
 pub use rtt::Rtt;

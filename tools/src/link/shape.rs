@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::units::{ByteSize, Span};
+use walferry_node::units::{ByteSize, Span};
 
 /// The longest round trip: a link to the moon takes 2.6 s.
 const RTT_MAX: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use super::Link;
 use super::shape::Direction;
-use crate::own_files;
+use walferry_node::own_files;
 
 /// The longest request.
 const REQUEST_BYTES_MAX: u64 = 4096;

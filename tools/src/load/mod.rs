@@ -25,8 +25,8 @@ mod target;
 
 use std::time::Duration;
 
-use crate::cli::Failure;
 use crate::client::{Client, Url};
+use crate::failure::Failure;
 
 pub use options::{EXAMPLES, LoadArgs, ScriptSource};
 pub use report::Summary;
@@ -39,7 +39,7 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
     if args.init {
         let took = initialise(&options)?;
         let (scale, seconds) = (options.scale.unwrap_or(1), took.as_secs_f64());
-        crate::cli::say(format_args!("tables of scale {scale} filled in {seconds:.2} s"))?;
+        crate::failure::say(format_args!("tables of scale {scale} filled in {seconds:.2} s"))?;
         return Ok(());
     }
     let wants_load = args.transactions != Some(0);
@@ -50,14 +50,14 @@ pub fn run(args: LoadArgs) -> Result<(), Failure> {
     };
     if args.json {
         let json = serde_json::json!({ "load": summary, "check": checked });
-        crate::cli::say(format_args!("{json:#}"))?;
+        crate::failure::say(format_args!("{json:#}"))?;
     } else {
         if let Some(summary) = &summary {
-            crate::cli::say(summary.text(args.per_command).trim_end())?;
+            crate::failure::say(summary.text(args.per_command).trim_end())?;
         }
         for node in checked.iter().flatten() {
             let verdict = if node.agrees { "agree" } else { "DISAGREE" };
-            crate::cli::say(format_args!("check {}: sums {verdict}: {}", node.address, node.sums))?;
+            crate::failure::say(format_args!("check {}: sums {verdict}: {}", node.address, node.sums))?;
         }
     }
     if let Some(node) = checked.iter().flatten().find(|node| !node.agrees) {

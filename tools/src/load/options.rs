@@ -8,8 +8,8 @@ use clap::Args;
 use super::run::Options;
 use super::script::{BUILTINS, PAYLOAD_BYTES_MAX};
 use super::target::Target;
-use crate::cli::Failure;
 use crate::client::Url;
+use crate::failure::Failure;
 
 /// Connections that one run may open.
 const CLIENTS_MAX: usize = 10_000;

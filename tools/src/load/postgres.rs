@@ -21,7 +21,7 @@ use super::script::{ACCOUNTS_PER_SCALE, TELLERS_PER_SCALE};
 use super::session::Workload;
 use super::stats::Stats;
 use super::target::Target;
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// All connections must stand within this time at the start.
 const CONNECT_S_MAX: u64 = 10;

@@ -24,8 +24,8 @@ use super::session::{Session, Workload};
 use super::stats::Stats;
 use super::tables;
 use super::target::{Server, Target};
-use crate::cli::Failure;
 use crate::client::{Client, ClientError, Url, encode_command};
+use crate::failure::Failure;
 
 /// Intervals that threads may hand over before the run takes them.
 const EVENTS_AHEAD: usize = 64;
