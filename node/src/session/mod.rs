@@ -6,14 +6,14 @@
 //!                              \-> Park: nothing further is executed until resume finds what was waited for
 //! ```
 
-pub mod command;
-pub mod commit_queue;
-pub mod host;
-pub mod outbox;
-pub mod parked;
-pub mod parking;
-pub mod reading;
-pub mod reply;
+pub(crate) mod command;
+pub(crate) mod commit_queue;
+pub(crate) mod host;
+pub(crate) mod outbox;
+pub(crate) mod parked;
+pub(crate) mod parking;
+pub(crate) mod reading;
+pub(crate) mod reply;
 pub mod resp;
 
 #[cfg(test)]
