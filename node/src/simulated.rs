@@ -27,7 +27,7 @@ use crate::config::{NodeConfig, Settings};
 use crate::error::DaemonError;
 use crate::node::turn::{self, Sessions};
 use crate::node::{self, Node, Role};
-use crate::session::host::SessionId;
+use crate::session::host::{CommitPath, SessionId};
 use crate::session::{Session, SessionSettings};
 use crate::tls::Tls;
 use crate::users::Users;
@@ -156,7 +156,7 @@ impl Member {
     /// A client is gone.
     pub fn disconnect(&mut self, id: u64) {
         if self.sessions.remove(&SessionId(id)).is_some() {
-            crate::session::host::Host::unpark(&mut self.node, SessionId(id));
+            CommitPath::unpark(&mut self.node, SessionId(id));
         }
     }
 

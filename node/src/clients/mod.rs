@@ -22,7 +22,7 @@ use crate::clients::list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use crate::clients::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use crate::node::Node;
 use crate::node::turn::Sessions;
-use crate::session::host::{Host, SessionId};
+use crate::session::host::{CommitPath, SessionId};
 use crate::session::{Description, Session, SessionSettings};
 use crate::users::login::NO_PLACE;
 

@@ -20,7 +20,8 @@ use walferry_shipper::base::serve::{Shelf, give_way, keep_pace};
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
 use crate::error::refused;
-use crate::node::{Heard, Node, Opened, Role, open_data};
+use crate::node::open::{Opened, open_data};
+use crate::node::{Heard, Node, Role};
 
 /// A checkpoint for a base copy waits for the commit LSN until that has not moved for so long: it may be the replica of the copy that
 /// keeps it back.

@@ -8,12 +8,12 @@ use walferry_cluster::base_copy::CopyPhase;
 use walferry_cluster::member::reachable_at;
 
 use crate::node::{Node, Role};
-use crate::session::host::{Host, ReplicationRow};
+use crate::session::host::{NodeInfo, ReplicationRow};
 
 impl Node {
     /// The cluster as JSON; for a node without one, the node and its replicas.
     pub(super) fn description(&self, reached_at: Option<IpAddr>) -> Value {
-        let facts = Host::facts(self);
+        let facts = NodeInfo::facts(self);
         let state = self.membership.as_ref().map(|membership| &membership.state);
         let leader = match (&self.role, state) {
             (_, Some(state)) => state.leader.as_ref().map(MemberName::to_string),
@@ -26,7 +26,7 @@ impl Node {
             "role": facts.role.to_string(),
             "cluster_id": facts.cluster_id,
             "leader": leader,
-            "leader_address": Host::leader(self).map(|address| reachable_at(&address, reached_at)),
+            "leader_address": NodeInfo::leader(self).map(|address| reachable_at(&address, reached_at)),
             "epoch": facts.epoch.number(),
             "epoch_id": facts.epoch.to_string(),
             "version": state.map(|state| state.version),

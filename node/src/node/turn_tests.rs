@@ -14,7 +14,7 @@ use crate::session::command::table::{ARGS_MAX, KEYS_MAX, NAMES_MAX};
 use crate::session::command::transaction::{
     TRANSACTION_ARGS_MAX, TRANSACTION_COMMANDS_MAX, TRANSACTION_HEAVY_MAX, WATCHED_KEYS_MAX,
 };
-use crate::session::host::{Host, SessionId, Wait};
+use crate::session::host::{CommitPath, SessionId, Wait};
 use crate::session::reply::REPLY_BYTES_MAX;
 use crate::session::resp::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::session::test_host::{TestClient, TestHost};

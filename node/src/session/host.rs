@@ -244,10 +244,8 @@ pub struct Following {
 /// A section of INFO: its title and its lines.
 pub type InfoSection = (&'static str, Vec<(String, String)>);
 
-/// The node, as its sessions see it.
-///
-/// `applied <= flushed <= log_end` on a leader.
-pub trait Host {
+/// The time of the loop's turn, and of this moment.
+pub trait TurnClock {
     /// The time of this turn of the loop.
     fn now(&self) -> Instant;
     /// The time of this very moment; for what must not have been true some time ago.
@@ -258,38 +256,22 @@ pub trait Host {
     fn report_slow(&mut self, command: &'static str, took: Duration);
     /// Wall clock of this turn of the loop, microseconds since the Unix epoch.
     fn wall_clock_us(&self) -> u64;
+}
 
+/// What readers may see, and how new it is.
+///
+/// `applied <= flushed` on a leader.
+pub trait DataView {
     /// What is durable (and, on a replica, flushed by the leader): what every reader may see.
     fn store(&self) -> &Store;
     /// The leader's changes that are not durable yet, to be read over `store`.
     fn pending(&self) -> &Pending;
-
     /// How many keys the store has. When the number is an estimate, counting goes on in steps (`Wait::Counted`).
     fn count_keys(&mut self) -> Result<KeyCount, StoreError>;
-
-    /// `Err` when a write would be refused before it is even executed (replica, stopped, no space, too few replicas for
-    /// `level`). Cheap: asked before each write.
-    fn writable(&self, level: CommitLevel) -> Result<(), Refusal>;
-    /// Appends one record (`walferry_applier::record`: the encoded effects) to the log and to `pending`; its LSN is its end.
-    fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal>;
-
-    /// The end of the log, its open frame included.
-    fn log_end(&self) -> Lsn;
     /// What is durable here.
     fn flushed(&self) -> Lsn;
     /// What `store` holds.
     fn applied(&self) -> Lsn;
-    /// Commits up to this LSN hold `level` (a degraded level included). `Off` is `Lsn::MAX`, `Local` follows `applied`: what is
-    /// answered must be in `store`.
-    fn released(&self, level: CommitLevel) -> Lsn;
-    /// The level that the commit that ends at `lsn` holds by what is known here, `level` at most: a lower one where the node degrades,
-    /// or where the sync policy asked nobody.
-    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel;
-    /// Why this leader may answer nothing at the moment, at no level, and what to do about it; `None` when it may.
-    fn silent(&self) -> Option<String>;
-    /// Why nobody confirms commits at `level` here, whoever comes and goes, and what to do about it; `None` where somebody may, and
-    /// on a node that takes no commits.
-    fn unconfirmable(&self, level: CommitLevel) -> Option<String>;
     /// Readers may be told up to this LSN what survives a failover: confirmed by the sync policy, and applied here. Zero for a
     /// leader that may not speak.
     fn settled(&self) -> Lsn;
@@ -301,9 +283,36 @@ pub trait Host {
     fn staleness(&self, now: Instant) -> Option<Duration>;
     /// Whether this node may answer strong reads at `now`.
     fn strong(&self, now: Instant) -> Strong;
+}
+
+/// The way of a commit: taken or refused, confirmed at its level, and the wait for either.
+///
+/// `flushed <= log_end` on a leader.
+pub trait CommitPath {
+    /// `Err` when a write would be refused before it is even executed (replica, stopped, no space, too few replicas for
+    /// `level`). Cheap: asked before each write.
+    fn writable(&self, level: CommitLevel) -> Result<(), Refusal>;
+    /// Appends one record (`walferry_applier::record`: the encoded effects) to the log and to `pending`; its LSN is its end.
+    fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal>;
+    /// The end of the log, its open frame included.
+    fn log_end(&self) -> Lsn;
+    /// Commits up to this LSN hold `level` (a degraded level included). `Off` is `Lsn::MAX`, `Local` follows `applied`: what is
+    /// answered must be in `store`.
+    fn released(&self, level: CommitLevel) -> Lsn;
+    /// The level that the commit that ends at `lsn` holds by what is known here, `level` at most: a lower one where the node degrades,
+    /// or where the sync policy asked nobody.
+    fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel;
+    /// Why this leader may answer nothing at the moment, at no level, and what to do about it; `None` when it may.
+    fn silent(&self) -> Option<String>;
+    /// Why nobody confirms commits at `level` here, whoever comes and goes, and what to do about it; `None` where somebody may, and
+    /// on a node that takes no commits.
+    fn unconfirmable(&self, level: CommitLevel) -> Option<String>;
     /// Replicas that have reached `stage` at `lsn`.
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize;
-
+    /// The evidence for the commit that ends at `lsn`.
+    fn evidence(&self, lsn: Lsn) -> Evidence;
+    /// Who awaits a confirmation that did not come, for `-UNCERTAIN`: such as `ANY 1 (a, b)`.
+    fn unconfirmed_by(&self, lsn: Lsn, level: CommitLevel) -> String;
     /// Call `Session::release` when `released(level) >= lsn`.
     fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn);
     /// Call `Session::release` when `settled() >= lsn`.
@@ -312,31 +321,36 @@ pub trait Host {
     fn park(&mut self, session: SessionId, wait: Wait);
     /// The session no longer waits (its deadline passed, or what it waited for was there).
     fn unpark(&mut self, session: SessionId);
+}
 
+/// What INFO, ROLE, CONFIG and the tools are told of the node. Decides nothing.
+pub trait NodeInfo {
     /// The replicas of this leader; on a replica none.
     fn replication(&self) -> Vec<ReplicationRow>;
-    /// The slots of this leader; on other nodes why there are none.
-    fn slots(&self) -> Result<Vec<SlotStatus>, String>;
-    /// Drops a slot of this leader; what is said to that, or why it is not done.
-    fn drop_slot(&mut self, name: &MemberName) -> Result<String, String>;
-    /// The evidence for the commit that ends at `lsn`.
-    fn evidence(&self, lsn: Lsn) -> Evidence;
     /// What INFO and ROLE tell.
     fn facts(&self) -> NodeFacts;
     /// Further sections of INFO (log, ledger, shipping), each by its title.
     fn info_sections(&self) -> Vec<InfoSection>;
     /// Every configuration key with its value, for CONFIG GET.
     fn config(&self) -> Vec<(String, String)>;
-    /// Who awaits a confirmation that did not come, for `-UNCERTAIN`: such as `ANY 1 (a, b)`.
-    fn unconfirmed_by(&self, lsn: Lsn, level: CommitLevel) -> String;
     /// The accounting of commits as JSON; with `histograms` the distributions come along whole.
     fn waterfall(&self, histograms: bool) -> String;
+    /// Where clients find the leader, this node included; `None` when it is not known.
+    fn leader(&self) -> Option<String>;
+    /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON, for a client that reached this node at this address.
+    fn describe_cluster(&self, reached_at: Option<IpAddr>) -> String;
+}
+
+/// What an operator asks of the node, of its cluster or of all connections.
+pub trait Administration {
+    /// The slots of this leader; on other nodes why there are none.
+    fn slots(&self) -> Result<Vec<SlotStatus>, String>;
+    /// Drops a slot of this leader; what is said to that, or why it is not done.
+    fn drop_slot(&mut self, name: &MemberName) -> Result<String, String>;
     /// Begins the accounting anew.
     fn reset_waterfall(&mut self);
     /// Makes this replica a leader; the new epoch, or why not.
     fn promote(&mut self) -> Result<Epoch, String>;
-    /// Where clients find the leader, this node included; `None` when it is not known.
-    fn leader(&self) -> Option<String>;
     /// Starts an operator's command to the cluster, or tells why it cannot be; the answer comes later.
     fn command_cluster(&mut self, command: Command) -> Result<Reply, String>;
     /// Reads the users' file again; clients whose user changed are disconnected with this turn.
@@ -345,6 +359,9 @@ pub trait Host {
     fn check_password(&mut self, job: Job);
     /// Asks something of all connections; the answer comes with this turn or the next, by `Session::resume`.
     fn ask_clients(&mut self, session: SessionId, ask: ClientAsk) -> ClientReply;
-    /// Leader, replicas, in-sync set, epoch, policy and lag, as JSON, for a client that reached this node at this address.
-    fn describe_cluster(&self, reached_at: Option<IpAddr>) -> String;
 }
+
+/// The node, as its sessions see it.
+pub trait Host: TurnClock + DataView + CommitPath + NodeInfo + Administration {}
+
+impl<T: TurnClock + DataView + CommitPath + NodeInfo + Administration> Host for T {}

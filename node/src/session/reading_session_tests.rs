@@ -7,7 +7,7 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::session::SessionSettings;
-use crate::session::host::{Host, SessionId, Wait};
+use crate::session::host::{DataView, SessionId, TurnClock, Wait};
 use crate::session::reading::Strong;
 use crate::session::test_host::{TestClient, TestHost};
 

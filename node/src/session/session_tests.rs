@@ -10,7 +10,7 @@ use walferry_engine::lsn::Lsn;
 
 use crate::clients::limits::{Farewell, INPUT_UNREAD_BYTES_MAX, Places};
 use crate::session::SessionSettings;
-use crate::session::host::{Host, Refusal, ReplicationRow, SessionId, Wait};
+use crate::session::host::{CommitPath, Refusal, ReplicationRow, SessionId, TurnClock, Wait};
 use crate::session::outbox::OUTPUT_BYTES_MAX;
 use crate::session::resp::VALUE_BYTES_MAX;
 use crate::session::test_host::{TestClient, TestHost};

@@ -19,9 +19,10 @@ use walferry_shipper::status::SlotStatus;
 
 use crate::clients::list::{ClientAsk, ClientReply};
 use crate::cluster::{Command, Reply};
-use crate::node::COUNT_LOOKUPS_PER_TURN_MAX;
+use crate::node::apply::COUNT_LOOKUPS_PER_TURN_MAX;
 use crate::session::host::{
-    Evidence, Host, InfoSection, NodeFacts, Refusal, ReplicaEvidence, ReplicationRow, SessionId, Stage, Wait,
+    Administration, CommitPath, DataView, Evidence, InfoSection, NodeFacts, NodeInfo, Refusal, ReplicaEvidence,
+    ReplicationRow, SessionId, Stage, TurnClock, Wait,
 };
 use crate::session::reading::Strong;
 use crate::session::{Session, SessionSettings};
@@ -189,10 +190,11 @@ impl TestHost {
     }
 }
 
-impl Host for TestHost {
+impl TurnClock for TestHost {
     fn now(&self) -> Instant {
         self.now
     }
+
     fn clock(&self) -> Instant {
         match self.stopped_after.get() {
             Some((0, time)) => self.now + time,
@@ -203,27 +205,70 @@ impl Host for TestHost {
             None => self.now,
         }
     }
+
     fn turn_time(&self) -> Duration {
         self.turn_began.map_or(Duration::ZERO, |began| began.elapsed())
     }
+
     fn report_slow(&mut self, command: &'static str, took: Duration) {
         self.slow.push((command, took));
     }
+
     fn wall_clock_us(&self) -> u64 {
         1_700_000_000_123_456
     }
+}
+
+impl DataView for TestHost {
     fn store(&self) -> &Store {
         &self.store
     }
+
     fn pending(&self) -> &Pending {
         &self.pending
     }
+
     fn count_keys(&mut self) -> Result<KeyCount, StoreError> {
         self.store.count_keys(COUNT_LOOKUPS_PER_TURN_MAX)
     }
+
+    fn flushed(&self) -> Lsn {
+        self.flushed
+    }
+
+    fn applied(&self) -> Lsn {
+        self.flushed
+    }
+
+    fn settled(&self) -> Lsn {
+        self.committed.unwrap_or(Lsn::MAX).min(self.flushed)
+    }
+
+    fn history(&self) -> &EpochHistory {
+        &self.history
+    }
+
+    fn cluster_id(&self) -> u128 {
+        0x9f31_c2aa << 96
+    }
+
+    fn staleness(&self, now: Instant) -> Option<Duration> {
+        Some(self.staleness? + (now - self.now))
+    }
+
+    fn strong(&self, now: Instant) -> Strong {
+        match now > self.now {
+            true => Strong::Refused("CLUSTERDOWN the lease is over".to_owned()),
+            false => self.strong.clone(),
+        }
+    }
+}
+
+impl CommitPath for TestHost {
     fn writable(&self, _: CommitLevel) -> Result<(), Refusal> {
         self.refusal.clone().map_or(Ok(()), Err)
     }
+
     fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal> {
         self.writable(level)?;
         if self.open_records == 0 {
@@ -237,17 +282,13 @@ impl Host for TestHost {
         self.pending.record(lsn, record, &self.store).expect("the store takes what commands emitted");
         Ok(lsn)
     }
+
     fn log_end(&self) -> Lsn {
         let header = if self.open_records == 0 { 0 } else { FRAME_HEADER_BYTES };
         debug_assert!(self.open.len() >= self.open_records as usize * RECORD_LENGTH_BYTES);
         self.open_start.advance((header + self.open.len()) as u64)
     }
-    fn flushed(&self) -> Lsn {
-        self.flushed
-    }
-    fn applied(&self) -> Lsn {
-        self.flushed
-    }
+
     fn released(&self, level: CommitLevel) -> Lsn {
         match self.degraded.map_or(level, |degraded| degraded.min(level)) {
             _ if self.silent.is_some() => Lsn::ZERO,
@@ -256,6 +297,7 @@ impl Host for TestHost {
             remote => self.reached.get(&remote).copied().unwrap_or_default().min(self.flushed),
         }
     }
+
     fn met(&self, level: CommitLevel, lsn: Lsn) -> CommitLevel {
         let remote = self.reached.iter().rev().find(|(reached, at)| **reached <= level && **at >= lsn);
         match remote {
@@ -265,30 +307,15 @@ impl Host for TestHost {
             None => CommitLevel::Off,
         }
     }
+
     fn silent(&self) -> Option<String> {
         self.silent.clone()
     }
+
     fn unconfirmable(&self, level: CommitLevel) -> Option<String> {
         self.unconfirmable.clone().filter(|_| level.is_remote())
     }
-    fn settled(&self) -> Lsn {
-        self.committed.unwrap_or(Lsn::MAX).min(self.flushed)
-    }
-    fn history(&self) -> &EpochHistory {
-        &self.history
-    }
-    fn cluster_id(&self) -> u128 {
-        0x9f31_c2aa << 96
-    }
-    fn staleness(&self, now: Instant) -> Option<Duration> {
-        Some(self.staleness? + (now - self.now))
-    }
-    fn strong(&self, now: Instant) -> Strong {
-        match now > self.now {
-            true => Strong::Refused("CLUSTERDOWN the lease is over".to_owned()),
-            false => self.strong.clone(),
-        }
-    }
+
     fn replicas_at(&self, stage: Stage, lsn: Lsn) -> usize {
         let reached = |row: &&ReplicationRow| match stage {
             Stage::Flushed => row.flushed >= lsn,
@@ -296,21 +323,64 @@ impl Host for TestHost {
         };
         self.rows.iter().filter(reached).count()
     }
+
+    fn evidence(&self, _: Lsn) -> Evidence {
+        let replica = ReplicaEvidence { name: "b".to_owned(), level: CommitLevel::RemoteApply };
+        Evidence { replicas: vec![replica], stages_us: vec![("flush", 120)] }
+    }
+
+    fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
+        "ANY 1 (b)".to_owned()
+    }
+
     fn hold(&mut self, _: SessionId, level: CommitLevel, lsn: Lsn) {
         self.holds.push((level, lsn));
     }
+
     fn hold_settled(&mut self, _: SessionId, lsn: Lsn) {
         self.settled_holds.push(lsn);
     }
+
     fn park(&mut self, session: SessionId, wait: Wait) {
         self.parked.insert(session, wait);
     }
+
     fn unpark(&mut self, session: SessionId) {
         self.parked.remove(&session);
     }
+}
+
+impl NodeInfo for TestHost {
     fn replication(&self) -> Vec<ReplicationRow> {
         self.rows.clone()
     }
+
+    fn facts(&self) -> NodeFacts {
+        self.facts.clone()
+    }
+
+    fn info_sections(&self) -> Vec<InfoSection> {
+        vec![("Ledger", vec![("flushes".to_owned(), "3".to_owned())])]
+    }
+
+    fn config(&self) -> Vec<(String, String)> {
+        vec![("commit_level".to_owned(), "local".to_owned())]
+    }
+
+    fn waterfall(&self, histograms: bool) -> String {
+        format!("{{\"histograms\":{histograms}}}")
+    }
+
+    fn leader(&self) -> Option<String> {
+        self.leader.clone()
+    }
+
+    fn describe_cluster(&self, _: Option<IpAddr>) -> String {
+        "{}".to_owned()
+    }
+}
+
+impl Administration for TestHost {
     fn slots(&self) -> Result<Vec<SlotStatus>, String> {
         let slot = |name: &MemberName| SlotStatus {
             name: name.clone(),
@@ -321,40 +391,20 @@ impl Host for TestHost {
         };
         Ok(self.slots.iter().map(slot).collect())
     }
+
     fn drop_slot(&mut self, name: &MemberName) -> Result<String, String> {
         let known = self.slots.contains(name);
         self.slots.retain(|slot| slot != name);
         known.then(|| format!("slot {name} is dropped")).ok_or_else(|| format!("there is no slot called {name}"))
     }
-    fn evidence(&self, _: Lsn) -> Evidence {
-        let replica = ReplicaEvidence { name: "b".to_owned(), level: CommitLevel::RemoteApply };
-        Evidence { replicas: vec![replica], stages_us: vec![("flush", 120)] }
-    }
-    fn facts(&self) -> NodeFacts {
-        self.facts.clone()
-    }
-    fn info_sections(&self) -> Vec<InfoSection> {
-        vec![("Ledger", vec![("flushes".to_owned(), "3".to_owned())])]
-    }
-    fn config(&self) -> Vec<(String, String)> {
-        vec![("commit_level".to_owned(), "local".to_owned())]
-    }
-    fn unconfirmed_by(&self, _: Lsn, _: CommitLevel) -> String {
-        "ANY 1 (b)".to_owned()
-    }
-    fn waterfall(&self, histograms: bool) -> String {
-        format!("{{\"histograms\":{histograms}}}")
-    }
+
     fn reset_waterfall(&mut self) {}
+
     fn promote(&mut self) -> Result<Epoch, String> {
         match self.facts.following.take() {
             Some(_) => Ok(Epoch(8)),
             None => Err("this node leads already".to_owned()),
         }
-    }
-
-    fn leader(&self) -> Option<String> {
-        self.leader.clone()
     }
 
     fn command_cluster(&mut self, _: Command) -> Result<Reply, String> {
@@ -364,14 +414,13 @@ impl Host for TestHost {
     fn reload_users(&mut self) -> Result<(), String> {
         Err("this node has no users_file".to_owned())
     }
+
     fn check_password(&mut self, job: Job) {
         self.checks.push(job);
     }
+
     fn ask_clients(&mut self, _: SessionId, _: ClientAsk) -> ClientReply {
         ClientReply::default()
-    }
-    fn describe_cluster(&self, _: Option<IpAddr>) -> String {
-        "{}".to_owned()
     }
 }
 
