@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use walferry_engine::file_size;
@@ -12,12 +12,125 @@ use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::probe::{self, ProbeConfig, ProbeReport};
 
 use crate::config::NodeConfig;
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::own_files;
 use crate::units::ByteSize;
 
 /// What an init that was cut short may have left behind, and what filesystems put into their root.
 const LEFTOVERS: [&str; 5] = ["lock", "probe.tmp", "direct.tmp", "meta.partial", "lost+found"];
+
+/// Why a data directory is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The limit of the process for the size of files is too small.
+    #[error(
+        "--data {}: no file of this process may be larger than {limit} bytes, and {what} has {bytes}: raise RLIMIT_FSIZE \
+         (ulimit -f, LimitFSIZE= in the unit)",
+        dir.display()
+    )]
+    FileSizeLimit {
+        /// The directory.
+        dir: PathBuf,
+        /// The limit.
+        limit: u64,
+        /// The file that needs more.
+        what: &'static str,
+        /// The size of that file.
+        bytes: u64,
+    },
+    /// The directory was initialised for a node with another name.
+    #[error(
+        "--data {} belongs to the node {owner:?}, not to {name:?}: start it with --name {owner}, or name another directory",
+        dir.display()
+    )]
+    OtherNode {
+        /// The directory.
+        dir: PathBuf,
+        /// The name in the directory.
+        owner: String,
+        /// The configured name.
+        name: String,
+    },
+    /// The segment size is chosen at the initialisation only.
+    #[error(
+        "--data {} has segments of {here} since its init, and segment_bytes = {given}: the size cannot be changed; leave \
+         segment_bytes out or set it to {here}, or begin with an empty directory",
+        dir.display()
+    )]
+    SegmentBytes {
+        /// The directory.
+        dir: PathBuf,
+        /// The size in the directory.
+        here: ByteSize,
+        /// The configured size.
+        given: ByteSize,
+    },
+    /// A directory above it is missing: perhaps a volume is not mounted.
+    #[error(
+        "--data {}: there is no {}: mount the volume that belongs there, or make the directory; only the last directory of the \
+         path is made by itself",
+        dir.display(),
+        missing.display()
+    )]
+    ParentMissing {
+        /// The directory.
+        dir: PathBuf,
+        /// The topmost directory that is missing.
+        missing: PathBuf,
+    },
+    /// The directory is open to others, and its mode cannot be changed.
+    #[error(
+        "--data {}: others than the node's user and group can look into it or write there, and its mode cannot be changed \
+         ({source}): chmod {mode:o} it, or name a directory that this user owns",
+        dir.display()
+    )]
+    Open {
+        /// The directory.
+        dir: PathBuf,
+        /// The mode that it should have.
+        mode: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory cannot be created or read.
+    #[error("--data {}: cannot {what}: {source}", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory holds files that are not walferry's.
+    #[error(
+        "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
+        dir.display()
+    )]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// One of those files.
+        found: String,
+    },
+    /// The filesystem refuses O_DIRECT writes.
+    #[error(
+        "--data {}: its filesystem takes no O_DIRECT writes ({reason}): name a directory on a disk, or give --buffered",
+        dir.display()
+    )]
+    NoDirectIo {
+        /// The directory.
+        dir: PathBuf,
+        /// What the filesystem said.
+        reason: String,
+    },
+    /// No method of making writes durable works in the directory.
+    #[error("--data {}: no sync method works there", dir.display())]
+    NoSyncMethod {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
 
 /// What the data directory says of itself; created first if there is none.
 pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
@@ -31,11 +144,7 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
     for (what, bytes) in [("a segment of the log", segment_bytes), ("log_buffer_bytes", config.log_buffer_bytes as u64)]
     {
         if let Some(limit) = file_size::limit_bytes().filter(|limit| *limit < bytes) {
-            return Err(DaemonError::Refused(format!(
-                "--data {}: no file of this process may be larger than {limit} bytes, and {what} has {bytes}: raise RLIMIT_FSIZE \
-                 (ulimit -f, LimitFSIZE= in the unit)",
-                config.data.display()
-            )));
+            return Err(DataDirError::FileSizeLimit { dir: config.data.clone(), limit, what, bytes }.into());
         }
     }
     let Some(meta) = found else {
@@ -51,39 +160,28 @@ pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {
         return Ok(meta);
     };
     close()?;
-    let dir = config.data.display();
     if meta.name != config.name {
-        return Err(DaemonError::Refused(format!(
-            "--data {dir} belongs to the node {:?}, not to {:?}: start it with --name {}, or name another directory",
-            meta.name, config.name, meta.name
-        )));
+        let (dir, name) = (config.data.clone(), config.name.clone());
+        return Err(DataDirError::OtherNode { dir, owner: meta.name, name }.into());
     }
     if let Some(given) = config.segment_bytes_given.filter(|given| *given != meta.segment_bytes) {
         let (given, here) = (ByteSize(given), ByteSize(meta.segment_bytes));
-        return Err(DaemonError::Refused(format!(
-            "--data {dir} has segments of {here} since its init, and segment_bytes = {given}: the size cannot be changed; leave \
-             segment_bytes out or set it to {here}, or begin with an empty directory"
-        )));
+        return Err(DataDirError::SegmentBytes { dir: config.data.clone(), here, given }.into());
     }
     Ok(meta)
 }
 
 /// Makes the data directory unless it is there: the last directory of the path and no other. What else is missing may be a volume
 /// that is not mounted, and on the disk below it an empty node would begin where there was one with data.
-pub fn make_directory(dir: &Path) -> Result<(), DaemonError> {
+pub fn make_directory(dir: &Path) -> Result<(), DataDirError> {
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     let missing = parent.and_then(|parent| parent.ancestors().filter(|above| !above.exists()).last());
     if let Some(missing) = missing.filter(|missing| !missing.as_os_str().is_empty()) {
-        return Err(DaemonError::Refused(format!(
-            "--data {}: there is no {}: mount the volume that belongs there, or make the directory; only the last directory of the \
-             path is made by itself",
-            dir.display(),
-            missing.display()
-        )));
+        return Err(DataDirError::ParentMissing { dir: dir.to_owned(), missing: missing.to_owned() });
     }
     match own_files::make_directory(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(DaemonError::Refused(format!("--data {}: cannot create it: {error}", dir.display())))
+            Err(DataDirError::Io { dir: dir.to_owned(), what: "create it", source: error })
         }
         _ => Ok(()),
     }
@@ -91,37 +189,29 @@ pub fn make_directory(dir: &Path) -> Result<(), DaemonError> {
 
 /// Takes from a data directory that is there already what others may do with it; says so when there was something. A directory whose mode
 /// cannot be changed is refused.
-pub fn close_to_others(dir: &Path) -> Result<Option<String>, DaemonError> {
-    let (dir_name, wanted) = (dir.display(), own_files::DIRECTORY_MODE);
+pub fn close_to_others(dir: &Path) -> Result<Option<String>, DataDirError> {
     match own_files::narrow(dir) {
         Ok(None) => Ok(None),
         Ok(Some((old, new))) => Ok(Some(format!(
-            "--data {dir_name}: its mode was {old:04o} and is {new:04o} now: only the node's user and group have to do with it"
+            "--data {}: its mode was {old:04o} and is {new:04o} now: only the node's user and group need access",
+            dir.display()
         ))),
-        Err(error) => Err(DaemonError::Refused(format!(
-            "--data {dir_name}: others than the node's user and group can look into it or write there, and its mode cannot be changed \
-             ({error}): chmod {wanted:o} it, or name a directory that this user owns"
-        ))),
+        Err(source) => Err(DataDirError::Open { dir: dir.to_owned(), mode: own_files::DIRECTORY_MODE, source }),
     }
 }
 
 /// What the directory says of itself; `None` before its init.
 pub fn load(config: &NodeConfig) -> Result<Option<Meta>, DaemonError> {
-    Meta::load(&config.data).map_err(refused)
+    Ok(Meta::load(&config.data)?)
 }
 
 /// Creates the directory's description; measures the disk unless everything about it is configured.
 pub fn create(config: &NodeConfig) -> Result<(Meta, Option<ProbeReport>), DaemonError> {
     let dir = &config.data;
-    let failed = |what: &str, error: io::Error| {
-        DaemonError::Refused(format!("--data {}: cannot {what}: {error}", dir.display()))
-    };
+    let failed = |what, source| DataDirError::Io { dir: dir.clone(), what, source };
     make_directory(dir)?;
     if let Some(found) = foreign_entry(dir).map_err(|error| failed("read it", error))? {
-        return Err(DaemonError::Refused(format!(
-            "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
-            dir.display()
-        )));
+        return Err(DataDirError::Foreign { dir: dir.clone(), found }.into());
     }
     let (sync_method, write_depth, report) = choose(config)?;
     let meta = Meta {
@@ -132,7 +222,7 @@ pub fn create(config: &NodeConfig) -> Result<(Meta, Option<ProbeReport>), Daemon
         sync_method,
         write_depth,
     };
-    meta.save(dir).map_err(refused)?;
+    meta.save(dir)?;
     Ok((meta, report))
 }
 
@@ -152,20 +242,20 @@ fn choose(config: &NodeConfig) -> Result<(SyncMethod, usize, Option<ProbeReport>
     let dir = &config.data;
     if !config.buffered {
         let method = config.sync_method.unwrap_or(SyncMethod::Fdatasync);
-        let refusal = direct_io_refusal(dir, method);
-        let refusal = refusal.map_err(|error| refused(format_args!("--data {}: {error}", dir.display())))?;
+        let refusal = direct_io_refusal(dir, method).map_err(|source| DataDirError::Io {
+            dir: dir.clone(),
+            what: "write a file there",
+            source,
+        })?;
         if let Some(reason) = refusal {
-            return Err(refused(format_args!(
-                "--data {}: its filesystem takes no O_DIRECT writes ({reason}): name a directory on a disk, or give --buffered",
-                dir.display()
-            )));
+            return Err(DataDirError::NoDirectIo { dir: dir.clone(), reason: reason.to_string() }.into());
         }
     }
     if let (Some(method), Some(depth)) = (config.sync_method, config.write_depth) {
         return Ok((method, depth, None));
     }
-    let report = probe::run(dir, &ProbeConfig::brief(config.buffered)).map_err(refused)?;
-    let no_method = || refused(format_args!("--data {}: no sync method works there", dir.display()));
+    let report = probe::run(dir, &ProbeConfig::brief(config.buffered))?;
+    let no_method = || DataDirError::NoSyncMethod { dir: dir.clone() };
     let recommended = report.recommendation.ok_or_else(no_method)?;
     let method = config.sync_method.unwrap_or(recommended.sync_method);
     Ok((method, config.write_depth.unwrap_or(recommended.write_depth), Some(report)))

@@ -48,18 +48,115 @@ pub enum DaemonError {
     /// Receive buffers cannot be registered.
     #[error("cannot register receive buffers: {0}; raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the unit)")]
     RecvBuffers(std::io::Error),
-    /// Descriptors for signals and wakes cannot be made.
+    /// A descriptor for signals, wakes or a listener cannot be made or read.
     #[error("cannot set up the node's descriptors: {0}")]
-    Signals(std::io::Error),
+    Descriptors(std::io::Error),
+    /// A thread of the node cannot be started.
+    #[error("cannot start the thread {name}: {source}")]
+    Thread {
+        /// The thread's name.
+        name: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The directory's lock is held by another process, or cannot be taken.
+    #[error(transparent)]
+    Lock(#[from] walferry_engine::lock::LockError),
+    /// The data directory does not fit the configuration, or cannot be created.
+    #[error(transparent)]
+    DataDir(#[from] crate::data_dir::DataDirError),
+    /// The description of the data directory cannot be read or written.
+    #[error(transparent)]
+    Meta(#[from] walferry_engine::meta::MetaError),
+    /// The disk of the data directory cannot be measured.
+    #[error(transparent)]
+    Probe(#[from] walferry_engine::probe::ProbeError),
+    /// A file of the data directory cannot be opened, mended or watched.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The history of epochs cannot be read or written, or an epoch does not continue it.
+    #[error(transparent)]
+    Epoch(#[from] walferry_engine::epoch::EpochError),
+    /// The log cannot be read for its repair.
+    #[error(transparent)]
+    Recover(#[from] walferry_engine::error::RecoverError),
+    /// Damage that no other node gave back.
+    #[error(transparent)]
+    Repair(#[from] walferry_applier::repair::RepairError),
+    /// The store of the data directory is damaged or foreign, and cannot be replaced.
+    #[error(transparent)]
+    StoreFile(#[from] crate::repair::StoreFileError),
+    /// Records of the log cannot be applied.
+    #[error(transparent)]
+    Replay(#[from] walferry_applier::replay::ReplayError),
+    /// The store needs a checkpoint during the replay, for which the disk has no space.
+    #[error("{0} and start the node again: memory does not hold what its log has")]
+    ReplayLacksSpace(String),
+    /// The link of a replica met an error that its node does not survive.
+    #[error(transparent)]
+    Follow(#[from] walferry_applier::follower::FollowError),
+    /// A received snapshot cannot be put in place.
+    #[error(transparent)]
+    Snapshot(#[from] walferry_applier::base::BaseError),
+    /// The leader's side of replication cannot start.
+    #[error(transparent)]
+    Shipper(#[from] walferry_shipper::shipper::ShipperError),
+    /// What an earlier leader handed over cannot be read.
+    #[error(transparent)]
+    Handover(#[from] walferry_cluster::handover::HandoverError),
+    /// The node's name is not one.
+    #[error(transparent)]
+    Name(#[from] walferry_cluster::member::NameSyntax),
+    /// The register of the cluster cannot be opened.
+    #[error(transparent)]
+    Register(#[from] walferry_cluster::consensus::RegisterError),
+    /// The members belong to another cluster than the log.
+    #[error(
+        "--data {}: its log belongs to cluster {ours}, the members' to {theirs}: name another directory",
+        dir.display()
+    )]
+    OtherCluster {
+        /// The data directory.
+        dir: PathBuf,
+        /// The cluster of the log.
+        ours: walferry_cluster::member::ClusterId,
+        /// The cluster of the members.
+        theirs: walferry_cluster::member::ClusterId,
+    },
+    /// The cluster's thread ended.
+    #[error("this node can take no part in its cluster any more, start it again: {0}")]
+    ClusterEnded(String),
+    /// The secret that peers prove cannot be read or made.
+    #[error(transparent)]
+    Secret(#[from] walferry_tls::SecretError),
+    /// The log stopped before the node served anybody.
+    #[error("{0}")]
+    LogStopped(String),
+    /// The log or a file of the data directory failed while the node ran.
+    #[error("{0}; this process ends: once the disk is sound, start the node again")]
+    Failed(String),
+    /// A file that a witness has open is no longer in its directory.
+    #[error("this process ends: {0}")]
+    FileGone(String),
+    /// The thread of a witness ended.
+    #[error("the witness cannot take part any more; its log tells why")]
+    WitnessEnded,
+    /// The process may not open as many descriptors as it needs.
+    #[error("{0}")]
+    DescriptorLimit(String),
     /// The users' file is not one, or everybody can read it.
     #[error(transparent)]
     Users(#[from] users::UsersError),
     /// The data directory is another's than the flags say, or cannot say whose.
     #[error(transparent)]
     Role(#[from] crate::role::RoleError),
-    /// The data directory belongs to another cluster or node.
-    #[error("{0}")]
-    Refused(String),
     /// The same as `source`, with what to do about it: the data directory's disk is full.
     #[error(
         "{source}. {} has {free} bytes free: make room there and start the node again; its log has everything that was flushed",
@@ -82,7 +179,20 @@ impl DaemonError {
     /// Adds what to do where the disk of `dir` is full and that can be the reason. Asks the disk, not the error: a write that
     /// did not fit is told by many layers, each in its own words.
     pub(crate) fn on_the_disk_of(self, dir: &Path) -> DaemonError {
-        let writes = matches!(self, DaemonError::Log(_) | DaemonError::Store(_) | DaemonError::Refused(_));
+        let writes = !matches!(
+            self,
+            DaemonError::Config(_)
+                | DaemonError::NoRing(_)
+                | DaemonError::Ring(_)
+                | DaemonError::Listen { .. }
+                | DaemonError::ReadyFile { .. }
+                | DaemonError::RecvBuffers(_)
+                | DaemonError::Descriptors(_)
+                | DaemonError::DescriptorLimit(_)
+                | DaemonError::Thread { .. }
+                | DaemonError::Users(_)
+                | DaemonError::Role(_)
+        );
         match free_bytes(dir) {
             Ok(free) if writes && free < FREE_BYTES_MIN => {
                 DaemonError::FullDisk { dir: dir.to_owned(), free, source: Box::new(self) }
@@ -92,7 +202,9 @@ impl DaemonError {
     }
 }
 
-/// An error of a lower layer as one that refuses the start or ends the node.
-pub(crate) fn refused(error: impl std::fmt::Display) -> DaemonError {
-    DaemonError::Refused(error.to_string())
+impl DaemonError {
+    /// For `map_err`: an operation on a file of the data directory that failed.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
+        move |source| DaemonError::File { what, path: path.to_owned(), source }
+    }
 }

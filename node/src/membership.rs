@@ -17,7 +17,6 @@ use walferry_engine::world;
 
 use crate::cluster::{Cluster, ClusterConfig, Command, Order as ThreadOrder, Reply, Report as ThreadReport};
 use crate::error::DaemonError;
-use crate::error::refused;
 use crate::node::{Node, Role, begin_epoch};
 use crate::role::Becoming;
 
@@ -129,7 +128,7 @@ impl Node {
         let members = members.peers();
         let copies_begin_anew = self.config.becoming != Some(Becoming::Member);
         let store = RegisterStore::open(&self.config.data, new_id, copies_begin_anew.then_some(&members));
-        let store = store.map_err(refused)?;
+        let store = store?;
         let agent = AgentConfig {
             name: self.member_name()?,
             kind: Kind::Data,
@@ -230,9 +229,7 @@ impl Node {
     fn take_order(&mut self, order: ThreadOrder, ring: &mut Ring) -> Result<(), DaemonError> {
         match order {
             ThreadOrder::End(reason) => {
-                return Err(refused(format!(
-                    "this node can take no part in its cluster any more, start it again: {reason}"
-                )));
+                return Err(DaemonError::ClusterEnded(reason));
             }
             ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(..) if self.log.stopped().is_some() => {}
             ThreadOrder::Connection(socket, caller) => self.accept_peer(socket, caller, ring, self.now()),
@@ -317,15 +314,14 @@ impl Node {
         }
         if self.meta.cluster_id != state.cluster_id.0 {
             if self.meta.cluster_id != 0 && self.log.flushed() > Lsn::ZERO {
-                let ours = ClusterId(self.meta.cluster_id);
-                return Err(DaemonError::Refused(format!(
-                    "--data {}: its log belongs to cluster {ours}, the members' to {}: name another directory",
-                    self.config.data.display(),
-                    state.cluster_id
-                )));
+                return Err(DaemonError::OtherCluster {
+                    dir: self.config.data.clone(),
+                    ours: ClusterId(self.meta.cluster_id),
+                    theirs: state.cluster_id,
+                });
             }
             self.meta.cluster_id = state.cluster_id.0;
-            self.meta.save(&self.config.data).map_err(refused)?;
+            self.meta.save(&self.config.data)?;
         }
         self.seat().state = state;
         self.follow_register();

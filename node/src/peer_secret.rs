@@ -107,7 +107,6 @@ impl<'a> SecretSettings<'a> {
 
     /// What is proved, if anything. A node that begins alone makes its secret, in the data directory, which is there.
     pub fn open(&self) -> Result<Option<Arc<PeerSecret>>, DaemonError> {
-        let refused = |error: walferry_tls::SecretError| DaemonError::Refused(error.to_string());
         let in_data = self.in_data();
         let file = match self.file {
             _ if self.auth == PeerAuth::None => return Ok(None),
@@ -116,7 +115,7 @@ impl<'a> SecretSettings<'a> {
             None => in_data.as_path(),
         };
         if self.file.is_none() && !file.exists() {
-            Secrets::create(file).map_err(refused)?;
+            Secrets::create(file)?;
             let file = file.display();
             if self.data.join(EPOCHS_FILE).exists() {
                 tracing::warn!(%file, "there was no peer secret any more, a new one is made: nodes that hold the old one are refused");
@@ -124,6 +123,6 @@ impl<'a> SecretSettings<'a> {
                 tracing::info!(%file, "a secret for peers is made: other nodes of this cluster need it (--peer-secret)");
             }
         }
-        PeerSecret::load(self.name, file).map(Arc::new).map(Some).map_err(refused)
+        Ok(Some(Arc::new(PeerSecret::load(self.name, file)?)))
     }
 }

@@ -73,9 +73,9 @@ impl Reactor {
     /// Opens the node and starts to listen. Recovery is complete when this returns.
     pub fn open(config: NodeConfig) -> Result<Reactor, DaemonError> {
         let notifier = Notifier::new();
-        let signals = Signals::block(WAKE_SIGNAL).map_err(DaemonError::Signals)?;
+        let signals = Signals::block(WAKE_SIGNAL).map_err(DaemonError::Descriptors)?;
         let mut ring = Ring::new(RING_ENTRIES_MAX)?;
-        let (waker, wakes) = WakeSource::new().map_err(DaemonError::Signals)?;
+        let (waker, wakes) = WakeSource::new().map_err(DaemonError::Descriptors)?;
         let listen = config::resolve("listen", &config.listen)?;
         let peer_listen = config::resolve("peer_listen", &config.peer_listen)?;
         let bind = |key, address: SocketAddr, id| {
@@ -83,7 +83,7 @@ impl Reactor {
         };
         let client_listener = bind("listen", listen, ACCEPT_CLIENTS)?;
         let peer_listener = bind("peer_listen", peer_listen, ACCEPT_PEERS)?;
-        let peer_address = peer_listener.address().map_err(DaemonError::Signals)?;
+        let peer_address = peer_listener.address().map_err(DaemonError::Descriptors)?;
         // Before the data directory is made: files that are of no use are named first.
         let tls = Tls::open(&config.tls)?;
         node::check(&config)?;
@@ -112,7 +112,7 @@ impl Reactor {
             Some(file) => Users::load(file)?,
             None => Users::open(config.password.as_deref()),
         };
-        let client_address = client_listener.address().map_err(DaemonError::Signals)?;
+        let client_address = client_listener.address().map_err(DaemonError::Descriptors)?;
         let unguarded = users.at_start().is_some_and(|user| user.grant >= Grant::Write);
         warn_of_open_doors(&config, unguarded, peer_listen);
         if unguarded && !client_address.ip().is_loopback() {
@@ -137,7 +137,8 @@ impl Reactor {
         };
         let per_client = if config.tls.listen.is_some() { descriptors::RELAYED_CLIENT_DESCRIPTORS } else { 1 };
         let limits = ClientLimits {
-            clients_max: descriptors::make_room(config.clients_max, per_client).map_err(DaemonError::Refused)?,
+            clients_max: descriptors::make_room(config.clients_max, per_client)
+                .map_err(DaemonError::DescriptorLimit)?,
             idle_timeout: config.client_idle_timeout,
             stalled_timeout: config.output_stalled_timeout,
             bytes_max: config.clients_bytes_max,
@@ -148,7 +149,7 @@ impl Reactor {
             Some(entrance) => entrance.address(),
             None => client_address,
         };
-        let lends_at = peer_listener.second().map_err(DaemonError::Signals)?;
+        let lends_at = peer_listener.second().map_err(DaemonError::Descriptors)?;
         let (peer_listener, handed_over, peer_entrance) = match &config.members {
             None if tls.guards_peers() => (None, None, Some(peer_listener.into_socket())),
             None => (Some(peer_listener), None, None),
@@ -200,7 +201,7 @@ impl Reactor {
 
     /// Says that the node serves: in the log, to systemd and in the ready file.
     fn announce(&self) -> Result<(), DaemonError> {
-        let listen = self.client_listener.address().map_err(DaemonError::Signals)?;
+        let listen = self.client_listener.address().map_err(DaemonError::Descriptors)?;
         let peer_listen = self.peer_address;
         tracing::info!(%listen, %peer_listen, "{} serves", self.node.describe());
         let mut ready = format!("listen={listen}\npeer_listen={peer_listen}\n");

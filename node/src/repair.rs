@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -41,7 +41,6 @@ use walferry_tls::{Accepted, Gate};
 
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
-use crate::error::refused;
 use crate::notify::Notifier;
 use crate::role::{Becoming, ROLE_FILE};
 use crate::tls::{Tls, caller};
@@ -95,7 +94,7 @@ pub(super) fn sources(config: &NodeConfig) -> Vec<Source> {
 pub(super) fn mend_small_files(data: &Path) -> Result<(), DaemonError> {
     for name in [META_FILE, ROLE_FILE, EPOCHS_FILE, ORIGIN_FILE, SLOTS_FILE, POLICY_FILE] {
         let path = data.join(name);
-        small_file::mend(&path).map_err(|error| refused(format_args!("cannot mend {}: {error}", path.display())))?;
+        small_file::mend(&path).map_err(DaemonError::file("mend", &path))?;
     }
     Ok(())
 }
@@ -109,7 +108,7 @@ pub(super) fn repairer(
     Ok(Repairer {
         data: config.data.clone(),
         cluster_id: meta.cluster_id,
-        name: meta.name.parse().map_err(refused)?,
+        name: meta.name.parse()?,
         segment_bytes: meta.segment_bytes,
         history: history.clone(),
         sources: sources(config),
@@ -160,7 +159,7 @@ pub(super) fn open_log(
         let needed = damage.gap().expect("just seen").needed;
         let _lending =
             lends_at.map(|(listener, tls)| Lending::start(listener, tls, holding(repairer, needed)?)).transpose()?;
-        let repaired = repairer.close_next(damage, last.as_ref(), &mut tell).map_err(refused)?;
+        let repaired = repairer.close_next(damage, last.as_ref(), &mut tell)?;
         count.add(std::slice::from_ref(&repaired));
         last = Some(repaired);
     }
@@ -191,7 +190,7 @@ struct Lending {
 
 impl Lending {
     fn start(listener: &TcpListener, tls: &Tls, holding: Holding) -> Result<Lending, DaemonError> {
-        let listener = listener.try_clone().map_err(DaemonError::Signals)?;
+        let listener = listener.try_clone().map_err(DaemonError::Descriptors)?;
         let stop = Arc::new(AtomicBool::new(false));
         let lendings = Lendings::default();
         let greet = move |socket, caller| {
@@ -202,7 +201,7 @@ impl Lending {
                 let caller = caller(&accepted);
                 greet(accepted.socket, caller);
             };
-            let gate = tls.gate_for_peers(listener, Box::new(deliver)).map_err(DaemonError::Signals)?;
+            let gate = tls.gate_for_peers(listener, Box::new(deliver)).map_err(DaemonError::Descriptors)?;
             return Ok(Lending { stop, thread: None, _gate: Some(gate) });
         }
         let stopping = Arc::clone(&stop);
@@ -216,7 +215,11 @@ impl Lending {
                 }
             }
         });
-        Ok(Lending { stop, thread: Some(thread.map_err(DaemonError::Signals)?), _gate: None })
+        Ok(Lending {
+            stop,
+            thread: Some(thread.map_err(|source| DaemonError::Thread { name: "lend", source })?),
+            _gate: None,
+        })
     }
 }
 
@@ -234,7 +237,7 @@ fn log_start(data: &Path, segment_bytes: u64) -> Result<Lsn, DaemonError> {
     let log = data.join(LOG_DIR);
     let segments = match list_segments(&log) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        segments => segments.map_err(|error| refused(format_args!("{}: {error}", log.display())))?,
+        segments => segments.map_err(DaemonError::file("list the segments of", &log))?,
     };
     let origin = Origin::load(data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
     Ok(run_start(&segments).start(segment_bytes).max(origin))
@@ -258,12 +261,8 @@ pub(super) fn settle_store(
     // The whole file is read: no service manager may take that for a node that hangs.
     let time_max = REPAIR_WAIT_MAX + Duration::from_secs(bytes / EXAMINED_BYTES_A_SECOND_MIN);
     Notifier::new().needs_time(time_max);
-    let condition = examine(&dir, config.store_cache_bytes).map_err(|reason| {
-        let path = path.display();
-        refused(format_args!(
-            "the store's file {path} cannot be looked at: {reason}. Nothing was changed; `fuser {path}` tells who has it"
-        ))
-    })?;
+    let condition = examine(&dir, config.store_cache_bytes)
+        .map_err(|reason| StoreFileError::Unreadable { path: path.clone(), reason: reason.to_string() })?;
     let took = world::now().saturating_duration_since(begun);
     if took > EXAMINED_TIME_TOLD_MIN {
         tracing::info!(bytes, "the store was read whole, in {took:.1?}");
@@ -298,11 +297,8 @@ pub(super) fn settle_store(
         put_store_aside(config, &path)?;
         tracing::warn!("the store is made anew from the log, which reaches back to its beginning");
     } else {
-        fetch_store(config, meta, &repairer(config, meta, history, tls)?, start, waker, count).map_err(|text| {
-            refused(format_args!(
-                "the store's file {} is damaged ({reason}), and the log begins at {start}, which is too late to make it anew: {text}",
-                path.display()
-            ))
+        fetch_store(config, meta, &repairer(config, meta, history, tls)?, start, waker, count).map_err(|source| {
+            StoreFileError::Damaged { path: path.clone(), reason: reason.to_string(), start, fetch: source.to_string() }
         })?;
     }
     count.stores += 1;
@@ -321,8 +317,8 @@ fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<
         Marked::As(mark) => mark.bound(history),
         Marked::Never | Marked::Damaged => Lsn::ZERO,
     };
-    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes).map_err(refused)?;
-    if durable <= origin || bytes.segments().is_empty() || !is_unwritten(&mut bytes, origin).map_err(refused)? {
+    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes)?;
+    if durable <= origin || bytes.segments().is_empty() || !is_unwritten(&mut bytes, origin)? {
         return Ok(None);
     }
     let newest = Lsn(durable.0 - 1).segment(meta.segment_bytes);
@@ -345,7 +341,7 @@ fn regain_log(
             tracing::warn!("{error}");
             return Ok(false);
         }
-        Err(error) => return Err(refused(error)),
+        Err(error) => return Err(error.into()),
     }
     Ok(true)
 }
@@ -363,18 +359,48 @@ pub(super) fn foreign_to_log(
     }
     let last = LastFrame { end: position.applied, epoch: position.epoch, crc: position.crc };
     let origin = Origin::load(&config.data)?;
-    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes).map_err(refused)?;
-    let lineage = lineage_of(&mut bytes, last, origin, history).map_err(refused)?;
+    let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes)?;
+    let lineage = lineage_of(&mut bytes, last, origin, history)?;
     Ok(match lineage {
         Lineage::Same | Lineage::Unknown => None,
         Lineage::Other(what) => Some(format!("it is not of this log: {what}")),
     })
 }
 
+/// Why the store of a data directory cannot be used and cannot be replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFileError {
+    /// The file cannot be read; it is not known to be damaged.
+    #[error(
+        "the store's file {path} cannot be looked at: {reason}. Nothing was changed; `fuser {path}` tells who has it",
+        path = path.display()
+    )]
+    Unreadable {
+        /// The store's file.
+        path: PathBuf,
+        /// What the system or the store said.
+        reason: String,
+    },
+    /// The file is damaged, the log no longer has its beginning, and no other node gave a snapshot.
+    #[error(
+        "the store's file {} is damaged ({reason}), and the log begins at {start}, which is too late to make it anew: {fetch}",
+        path.display()
+    )]
+    Damaged {
+        /// The store's file.
+        path: PathBuf,
+        /// What is damaged.
+        reason: String,
+        /// Where the log begins.
+        start: Lsn,
+        /// Why no snapshot was fetched.
+        fetch: String,
+    },
+}
+
 fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> {
     if path.exists() {
-        let kept = set_aside(&config.data, path)
-            .map_err(|error| refused(format_args!("cannot put {} aside: {error}", path.display())))?;
+        let kept = set_aside(&config.data, path).map_err(DaemonError::file("put aside", path))?;
         if let Some(kept) = kept {
             tracing::info!(file = %kept.display(), "the damaged store is kept");
         }

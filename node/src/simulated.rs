@@ -84,7 +84,7 @@ impl Member {
         (id, promised): (MemberId, Epoch),
     ) -> Result<(Member, Queues, Control), DaemonError> {
         let (mut ring, queues) = Ring::simulated()?;
-        let (waker, _) = WakeSource::new().map_err(DaemonError::Signals)?;
+        let (waker, _) = WakeSource::new().map_err(DaemonError::Descriptors)?;
         let (cluster, control) = Cluster::pair(waker.clone());
         let users = Rc::new(RefCell::new(Users::open(None)));
         let settings = SessionSettings {

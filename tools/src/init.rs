@@ -1,5 +1,6 @@
 //! `walferry init`: creates a data directory ahead of its node's first start, and prints what its disk can do.
 
+use walferry_node::DaemonError;
 use walferry_node::config::NodeConfig;
 use walferry_node::data_dir;
 use walferry_node::units::ByteSize;
@@ -13,7 +14,7 @@ pub fn run(config: &NodeConfig) -> Result<(), Failure> {
         return Err(Failure::failed(format_args!("--data {dir}: is initialised already; `walferry start` uses it")));
     }
     let (meta, report) = data_dir::create(config)?;
-    if let Some(line) = data_dir::close_to_others(&config.data)? {
+    if let Some(line) = data_dir::close_to_others(&config.data).map_err(DaemonError::from)? {
         say(line)?;
     }
     if let Some(report) = report {

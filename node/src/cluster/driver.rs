@@ -66,7 +66,8 @@ pub(super) fn spawn(
     node: Option<NodeEnd>,
     reports: mpsc::UnboundedReceiver<Report>,
 ) -> Result<JoinHandle<()>, DaemonError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Signals)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| DaemonError::Thread { name: "cluster", source })?;
     let run = move || {
         take_precedence();
         let outcome = runtime.block_on(run(config, store, listener, node.clone(), reports));
@@ -79,7 +80,10 @@ pub(super) fn spawn(
         }
         runtime.shutdown_background();
     };
-    std::thread::Builder::new().name("cluster".to_owned()).spawn(run).map_err(DaemonError::Signals)
+    std::thread::Builder::new()
+        .name("cluster".to_owned())
+        .spawn(run)
+        .map_err(|source| DaemonError::Thread { name: "cluster", source })
 }
 
 /// Heartbeats are tiny and late ones cost an election: where the system allows it (`LimitNICE=` of the unit), this thread runs

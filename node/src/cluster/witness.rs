@@ -18,7 +18,7 @@ use walferry_engine::world;
 use super::{ClusterConfig, driver};
 use crate::config::{ConfigError, Settings, TlsConfig, check_timeouts, resolve};
 use crate::data_dir::{close_to_others, make_directory};
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::logging;
 use crate::notify::Notifier;
 use crate::peer_secret::SecretSettings;
@@ -90,20 +90,24 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     if let Some(line) = close_to_others(&data)? {
         tracing::warn!("{line}");
     }
-    let lock = DirLock::take(&data).map_err(refused)?;
-    small_file::mend(&data.join(ROLE_FILE)).map_err(refused)?;
+    let lock = DirLock::take(&data)?;
+    small_file::mend(&data.join(ROLE_FILE)).map_err(DaemonError::file("mend", &data.join(ROLE_FILE)))?;
     role::take(&data, &Role::Witness, None)?;
     let tls = tls.with_secret(secret.open()?);
     let peers = members.peers();
-    let store = RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&peers)).map_err(refused)?;
-    let listener = listen.resolve().and_then(std::net::TcpListener::bind);
-    let listener =
-        listener.map_err(|error| refused(format_args!("cannot listen on {listen} (--peer-listen): {error}")))?;
+    let store = RegisterStore::open(&data, MemberId(rand::rng().random()), Some(&peers))?;
+    let address = resolve("peer_listen", &listen)?;
+    let listener = std::net::TcpListener::bind(address).map_err(|source| DaemonError::Listen {
+        key: "peer_listen",
+        address,
+        source,
+    })?;
     let agent = agent(name.clone(), peers, ClusterId(rand::rng().random()), (election_timeout, heartbeat_interval));
     let config = ClusterConfig { agent, tls: tls.clone() };
-    let mut signals = Signals::block(0).map_err(refused)?;
+    let mut signals = Signals::block(0).map_err(DaemonError::Descriptors)?;
     // A vote or a promise in a file that nobody finds again is none.
-    let register = HeldFile::at(&data.join(REGISTER_FILE)).map_err(refused)?;
+    let register =
+        HeldFile::at(&data.join(REGISTER_FILE)).map_err(DaemonError::file("open", &data.join(REGISTER_FILE)))?;
     let held: Vec<HeldFile> = lock.held().iter().cloned().chain([register]).collect();
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
     let thread = driver::spawn(config, store.clone(), listener, None, inbox)?;
@@ -114,7 +118,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     notifier.ready(&status_line());
     loop {
         notifier.status(world::now(), status_line);
-        if let Some(signal) = signals.wait(Duration::from_secs(1)).map_err(refused)? {
+        if let Some(signal) = signals.wait(Duration::from_secs(1)).map_err(DaemonError::Descriptors)? {
             if signal == Signal::SIGHUP {
                 tls.reload();
                 continue;
@@ -123,10 +127,10 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
             break;
         }
         if let Some(text) = held.iter().find_map(HeldFile::gone) {
-            return Err(refused(format_args!("this process ends: {text}")));
+            return Err(DaemonError::FileGone(text));
         }
         if thread.is_finished() {
-            return Err(refused("the witness cannot take part any more; its log tells why"));
+            return Err(DaemonError::WitnessEnded);
         }
     }
     notifier.stopping();

@@ -8,7 +8,7 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 use walferry_engine::world;
 
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::node::{Node, Role};
 use crate::session::commit_queue::CommitQueue;
 use crate::session::host::COUNT_TIME_MAX;
@@ -43,9 +43,7 @@ impl Node {
                 (Applied::More, _) => {}
                 (Applied::All, _) => return Ok(()),
                 (Applied::Waits, Some(text)) => {
-                    return Err(refused(format!(
-                        "{text} and start the node again: memory does not hold what its log has"
-                    )));
+                    return Err(DaemonError::ReplayLacksSpace(text));
                 }
                 (Applied::Waits, None) => self.store.settle()?,
             }
@@ -60,7 +58,7 @@ impl Node {
             Role::SteppedDown(_) if mutants::is_on("no-apply-limit") => Lsn::MAX,
             Role::Leaderless(_) | Role::SteppedDown(_) => self.heard.flushed,
         };
-        let applied = replay::apply_flushed(&mut self.log, &mut self.store, limit).map_err(refused)?;
+        let applied = replay::apply_flushed(&mut self.log, &mut self.store, limit)?;
         self.pending.forget(self.store.applied());
         Ok(applied)
     }

@@ -19,7 +19,6 @@ use walferry_shipper::base::serve::{Shelf, give_way, keep_pace};
 
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
-use crate::error::refused;
 use crate::node::open::{Opened, open_data};
 use crate::node::{Heard, Node, Role};
 
@@ -216,7 +215,7 @@ impl Node {
             return Ok(());
         }
         let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        follower.give_way_to_base(&self.log, &mut self.store, &self.history).map_err(refused)?;
+        follower.give_way_to_base(&self.log, &mut self.store, &self.history)?;
         self.lost_commits += follower.take_lost_commits();
         let (leader, promised) = (follower.leader().to_owned(), follower.promised());
         self.base_copies.taken += 1;

@@ -8,7 +8,7 @@ use walferry_engine::held::{HeldFile, HeldFiles};
 use walferry_engine::prepare::free_bytes;
 use walferry_engine::world;
 
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::node::Node;
 
 /// How often it is looked how much space the disk has left.
@@ -61,7 +61,8 @@ impl Node {
     pub(super) fn look_at_segment(&mut self) -> Result<(), DaemonError> {
         if let Some(number) = self.log.current_segment()
             && self.held.wants_segment(number)
-            && let Some(file) = self.log.current_file().map_err(refused)?
+            && let Some(file) =
+                self.log.current_file().map_err(DaemonError::file("open the newest segment in", &self.config.data))?
         {
             self.held.set_segment(number, file);
         }
@@ -70,13 +71,14 @@ impl Node {
 
     /// Looks from now on at the files that are open now: at the start, and after others took their place.
     pub(super) fn watch_files(&mut self) -> Result<(), DaemonError> {
-        let mut files = self.log.held_files().map_err(refused)?;
-        files.push(HeldFile::at(self.store.path()).map_err(refused)?);
+        let mut files = self.log.held_files().map_err(DaemonError::file("open the log in", &self.config.data))?;
+        files.push(HeldFile::at(self.store.path()).map_err(DaemonError::file("open", self.store.path()))?);
         let register = self.config.data.join(REGISTER_FILE);
         if self.config.members.is_some() && register.exists() {
-            files.push(HeldFile::at(&register).map_err(refused)?);
+            files.push(HeldFile::at(&register).map_err(DaemonError::file("open", &register))?);
         }
-        self.held = HeldFiles::watch(files, self.waker.clone()).map_err(refused)?;
+        self.held = HeldFiles::watch(files, self.waker.clone())
+            .map_err(DaemonError::file("watch the files in", &self.config.data))?;
         Ok(())
     }
 }

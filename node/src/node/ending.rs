@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::ring::Ring;
 
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::node::{Node, Role};
 
 /// A leader that has to end waits so many election timeouts for the next one: it may be the member that controls the register.
@@ -47,8 +47,8 @@ impl Node {
     pub fn ended(&self) -> Option<DaemonError> {
         let Ending { reason, epoch, until } = self.ending.as_ref()?;
         let replaced = self.membership.as_ref().is_some_and(|membership| membership.state.epoch > *epoch);
-        let text = || refused(format!("{reason}; this process ends: once the disk is sound, start the node again"));
-        (replaced || self.clock.now >= *until).then(text)
+        let failed = || DaemonError::Failed(reason.clone());
+        (replaced || self.clock.now >= *until).then(failed)
     }
 
     /// The replica's or leader's connections end; every record that was answered is on disk already.

@@ -8,7 +8,7 @@ use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::world;
 use walferry_shipper::lend::Holding;
 
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::node::{Node, Role};
 
 impl Node {
@@ -38,9 +38,9 @@ impl Node {
         self.forget_retired();
         match &mut self.role {
             Role::Leader(shipper) => shipper.handle_completion(completion, ring, &mut self.log, now),
-            Role::Replica(follower) => follower
-                .handle_completion(completion, ring, &mut self.log, &mut self.store, &mut self.history, now)
-                .map_err(refused)?,
+            Role::Replica(follower) => {
+                follower.handle_completion(completion, ring, &mut self.log, &mut self.store, &mut self.history, now)?
+            }
             Role::Leaderless(_) | Role::SteppedDown(_) => {}
         }
         Ok(())

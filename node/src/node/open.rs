@@ -25,7 +25,7 @@ use walferry_engine::world;
 use walferry_shipper::lend::Lendings;
 
 use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::metrics::waterfall::Waterfall;
 use crate::node::apply::KeyCounting;
 use crate::node::base::BaseCopies;
@@ -134,7 +134,7 @@ pub(super) fn open_data(
     ring: &mut Ring,
     waker: &Waker,
 ) -> Result<Opened, DaemonError> {
-    if let Some(facts) = install::finish(&config.data).map_err(refused)? {
+    if let Some(facts) = install::finish(&config.data)? {
         tracing::info!(base = %facts.base, bytes = facts.bytes, "a base copy was put in the place of log and store");
     }
     repair::mend_small_files(&config.data)?;
@@ -161,7 +161,7 @@ pub(super) fn open_repaired(
     waker: &Waker,
 ) -> Result<Opened, DaemonError> {
     let settle = || -> Result<(Meta, EpochHistory), DaemonError> {
-        Ok((crate::data_dir::open_or_init(config)?, EpochHistory::load(&config.data).map_err(refused)?))
+        Ok((crate::data_dir::open_or_init(config)?, EpochHistory::load(&config.data)?))
     };
     let (mut meta, mut history) = settle()?;
     if repair::settle_store(config, &meta, &history, tls, &mut repaired, waker)? {
@@ -243,10 +243,10 @@ pub(super) fn own_policy(config: &NodeConfig) -> Result<SyncPolicy, DaemonError>
             None
         }
         Err(_) if !promoted => None,
-        kept => kept.map_err(refused)?,
+        kept => kept?,
     };
     let Some(handover) = handover else { return Ok(SyncPolicy::None) };
-    let policy = handover.policy_of(&config.name.parse().map_err(refused)?);
+    let policy = handover.policy_of(&config.name.parse()?);
     if policy.waits() {
         tracing::info!(leader = %handover.leader, %policy, "no --sync is given: the sync policy of the leader before holds");
     }

@@ -15,7 +15,7 @@ use walferry_engine::world;
 use walferry_shipper::shipper::{Shipper, ShipperConfig};
 
 use crate::config::NodeConfig;
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::membership::Membership;
 use crate::node::confirmation::{Silence, SyncLoss};
 use crate::node::open::own_policy;
@@ -48,7 +48,7 @@ impl Node {
             None => self.lead()?,
         };
         // Nobody waits for this node yet: it is better started again than up without a log.
-        self.log.stopped().map_or(Ok(()), |reason| Err(refused(reason)))
+        self.log.stopped().map_or(Ok(()), |reason| Err(DaemonError::LogStopped(reason.to_owned())))
     }
 
     /// The shipper of a new leadership; its epoch is persisted already.
@@ -72,7 +72,7 @@ impl Node {
             zero_copy_bytes_min: self.config.zero_copy_bytes_min,
             base_copy_rate: self.config.base_copy_rate,
         };
-        let shipper = Shipper::new(config, self.waker.clone()).map_err(refused)?;
+        let shipper = Shipper::new(config, self.waker.clone())?;
         self.leadership.since = self.clock.now;
         tracing::info!(%epoch, start = %self.log.end(), "leading");
         if self.membership.is_none()
@@ -93,7 +93,7 @@ impl Node {
     }
 
     pub(crate) fn member_name(&self) -> Result<MemberName, DaemonError> {
-        self.config.name.parse().map_err(refused)
+        Ok(self.config.name.parse()?)
     }
 
     /// The link of a replica.
@@ -234,9 +234,9 @@ pub(crate) fn begin_epoch(
     epoch: Epoch,
 ) -> Result<(), DaemonError> {
     history.cut(log.sealed());
-    history.push(epoch, log.sealed()).map_err(refused)?;
+    history.push(epoch, log.sealed())?;
     if mutants::is_on("forget-the-epoch") {
         return Ok(());
     }
-    history.save(&config.data).map_err(refused)
+    Ok(history.save(&config.data)?)
 }

@@ -9,7 +9,7 @@ use walferry_engine::ring::Ring;
 use walferry_engine::world;
 use walferry_shipper::shipper::Shipper;
 
-use crate::error::{DaemonError, refused};
+use crate::error::DaemonError;
 use crate::metrics::waterfall::{LEVELS, LevelsReached, ReplicaReached, Step, Waterfall};
 use crate::node::scrub::Scrub;
 use crate::node::{Clock, Heard, Node, Role};
@@ -114,7 +114,7 @@ impl Node {
         }
         if let Role::Replica(follower) = &mut self.role {
             let now = self.clock.now;
-            follower.poll(ring, &mut self.log, &mut self.store, &mut self.history, now).map_err(refused)?;
+            follower.poll(ring, &mut self.log, &mut self.store, &mut self.history, now)?;
             let (fresh, at) = (follower.fresh_as_of(), follower.heard_at().or(self.heard.at));
             self.heard = Heard { flushed: follower.leader_flushed(), committed: follower.committed(), fresh, at };
             self.lost_commits += follower.take_lost_commits();
