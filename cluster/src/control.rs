@@ -124,7 +124,7 @@ pub enum Ask {
     /// A leader lives; is its lease granted?
     Beat(Beat),
     /// Do you hear the leader? This incarnation asks.
-    Canvass(MemberId),
+    PreVote(MemberId),
     /// Refuse leaders of epochs before this one, durably; this incarnation asks.
     Seal(Epoch, MemberId),
     /// Change the register (to the controller).
@@ -152,7 +152,7 @@ impl Ask {
     pub fn asker(&self) -> Option<MemberId> {
         match self {
             Ask::Beat(beat) => Some(beat.id),
-            Ask::Canvass(id) | Ask::Seal(_, id) => Some(*id),
+            Ask::PreVote(id) | Ask::Seal(_, id) => Some(*id),
             _ => None,
         }
     }
@@ -173,8 +173,8 @@ pub enum Answer {
         /// What this member has promised.
         promised: Epoch,
     },
-    /// To a canvass.
-    Canvass {
+    /// To a pre-vote.
+    PreVote {
         /// The leader was not heard for the election timeout.
         silent: bool,
         /// From the controller: what a failover under way waits for; else empty.

@@ -3,14 +3,14 @@
 //! engine that holds the register.
 //!
 //! ```text
-//! Watching ──(the leader is silent)──> Canvassing ──(a majority hears nothing of it either)──> Sealing
+//! Watching ──(the leader is silent)──> PreVoting ───(a majority hears nothing of it either)──> Sealing
 //!    ^   └────────(no leader yet, or it asked to be replaced)────────────────────────────────────^  │
 //!    └──(the register moved)── Proposed <──(a majority is sealed, and no commit can be missing)────┘
 //! ```
 //!
 //! A sealed member has made durable that it takes nothing from leaders of older epochs any more, and says how far its log
 //! reaches (Kafka's and BookKeeper's fencing; Raft's vote with Kafka's in-sync set in place of the log's majority). The
-//! canvass disturbs nobody: a member that comes back from a partition learns by it that the leader is alive (Raft's PreVote).
+//! pre-vote disturbs nobody: a member that comes back from a partition learns by it that the leader is alive (Raft's PreVote).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -45,7 +45,7 @@ pub struct Sealed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Does the member hear of the leader?
-    Canvass,
+    PreVote,
     /// Promise to refuse leaders of epochs before this one, and say how far your log is.
     Seal(Epoch),
     /// Change the register.
@@ -66,7 +66,7 @@ pub enum Aside {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standstill {
     /// No majority says that the leader is silent; so many do.
-    Canvassing {
+    PreVoting {
         /// Members that do not hear the leader.
         silent: usize,
         /// How many it takes.
@@ -86,7 +86,7 @@ pub enum Standstill {
 impl fmt::Display for Standstill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Standstill::Canvassing { silent, majority } => {
+            Standstill::PreVoting { silent, majority } => {
                 write!(
                     f,
                     "the leader is silent here; {silent} members do not hear it, {majority} are needed to replace it"
@@ -115,7 +115,7 @@ pub struct LossBound {
 #[derive(Clone, Debug)]
 enum Phase {
     Watching,
-    Canvassing { silent: BTreeSet<MemberName>, ask_at: Instant },
+    PreVoting { silent: BTreeSet<MemberName>, ask_at: Instant },
     Sealing { epoch: Epoch, sealed: BTreeMap<MemberName, Sealed>, ask_at: Instant, since: Instant },
     Proposed { at: Instant },
 }
@@ -182,9 +182,9 @@ impl Failover {
         self.unclean = Some(epoch);
     }
 
-    /// A member answered a canvass; `silent` when it has not heard the leader for the election timeout.
-    pub fn handle_canvass(&mut self, name: &MemberName, silent: bool) {
-        if let Phase::Canvassing { silent: members, .. } = &mut self.phase {
+    /// A member answered a pre-vote; `silent` when it has not heard the leader for the election timeout.
+    pub fn handle_pre_vote(&mut self, name: &MemberName, silent: bool) {
+        if let Phase::PreVoting { silent: members, .. } = &mut self.phase {
             if silent {
                 members.insert(name.clone());
             } else {
@@ -220,8 +220,8 @@ impl Failover {
     pub fn standstill(&self, state: &ClusterState) -> Option<Standstill> {
         match &self.phase {
             Phase::Watching | Phase::Proposed { .. } => None,
-            Phase::Canvassing { silent, .. } => {
-                Some(Standstill::Canvassing { silent: silent.len(), majority: state.majority() })
+            Phase::PreVoting { silent, .. } => {
+                Some(Standstill::PreVoting { silent: silent.len(), majority: state.majority() })
             }
             Phase::Sealing { sealed, .. } if sealed.len() < state.majority() => {
                 let sealed = sealed.keys().cloned().collect();
@@ -237,7 +237,7 @@ impl Failover {
     pub fn next_timeout(&self, grant_left: Duration, now: Instant) -> Duration {
         match &self.phase {
             Phase::Watching => grant_left,
-            Phase::Canvassing { ask_at, .. } => ask_at.saturating_duration_since(now),
+            Phase::PreVoting { ask_at, .. } => ask_at.saturating_duration_since(now),
             Phase::Sealing { ask_at, sealed, .. } => {
                 let free = sealed.values().map(|answer| answer.granted_until).filter(|until| *until > now).min();
                 free.map_or(*ask_at, |free| free.min(*ask_at)).saturating_duration_since(now)
@@ -274,7 +274,7 @@ impl Failover {
                 sealed.retain(|name, answer| state.knows(name, answer.id));
                 state.epoch >= *epoch
             }
-            Phase::Canvassing { silent, .. } => {
+            Phase::PreVoting { silent, .. } => {
                 silent.retain(|name| state.members.contains_key(name));
                 false
             }
@@ -295,18 +295,18 @@ impl Failover {
                 if leaderless || aside.is_some() {
                     self.begin_to_seal(outlook, effects);
                 } else if grant_left.is_zero() {
-                    self.phase = Phase::Canvassing { silent: BTreeSet::new(), ask_at: now + self.ask_interval };
-                    effects.push(Effect::Canvass);
+                    self.phase = Phase::PreVoting { silent: BTreeSet::new(), ask_at: now + self.ask_interval };
+                    effects.push(Effect::PreVote);
                 }
             }
-            Phase::Canvassing { silent, ask_at } => {
+            Phase::PreVoting { silent, ask_at } => {
                 if !grant_left.is_zero() {
                     self.phase = Phase::Watching;
                 } else if silent.len() >= state.majority() || aside.is_some() {
                     self.begin_to_seal(outlook, effects);
                 } else if now >= *ask_at {
                     *ask_at = now + self.ask_interval;
-                    effects.push(Effect::Canvass);
+                    effects.push(Effect::PreVote);
                 }
             }
             Phase::Sealing { epoch, sealed, ask_at, since } => {

@@ -45,9 +45,9 @@ impl Scene {
     /// Up to the seal of epoch 4.
     fn silent(&mut self) {
         self.grant_left = Duration::ZERO;
-        assert_eq!(self.poll(), [Effect::Canvass]);
-        self.failover.handle_canvass(&name("b"), true);
-        self.failover.handle_canvass(&name("c"), true);
+        assert_eq!(self.poll(), [Effect::PreVote]);
+        self.failover.handle_pre_vote(&name("b"), true);
+        self.failover.handle_pre_vote(&name("c"), true);
         assert_eq!(self.poll(), [Effect::Seal(Epoch(4))]);
     }
 
@@ -66,13 +66,13 @@ fn a_leader_that_is_heard_by_a_majority_stays() {
     let mut scene = Scene::new();
     assert_eq!(scene.poll(), []);
     scene.grant_left = Duration::ZERO;
-    assert_eq!(scene.poll(), [Effect::Canvass]);
-    scene.failover.handle_canvass(&name("b"), true);
-    scene.failover.handle_canvass(&name("c"), false);
+    assert_eq!(scene.poll(), [Effect::PreVote]);
+    scene.failover.handle_pre_vote(&name("b"), true);
+    scene.failover.handle_pre_vote(&name("c"), false);
     assert_eq!(scene.poll(), []);
     scene.now += INTERVAL;
-    assert_eq!(scene.poll(), [Effect::Canvass], "asked again");
-    assert_eq!(scene.failover.standstill(&scene.state), Some(Standstill::Canvassing { silent: 1, majority: 2 }));
+    assert_eq!(scene.poll(), [Effect::PreVote], "asked again");
+    assert_eq!(scene.failover.standstill(&scene.state), Some(Standstill::PreVoting { silent: 1, majority: 2 }));
     scene.grant_left = TIMEOUT;
     assert_eq!(scene.poll(), []);
     assert_eq!(scene.failover.standstill(&scene.state), None);
@@ -156,7 +156,7 @@ fn a_promise_for_a_later_epoch_moves_the_failover_there() {
 }
 
 #[test]
-fn a_leader_that_steps_aside_is_replaced_without_a_canvass() {
+fn a_leader_that_steps_aside_is_replaced_without_a_pre_vote() {
     for (aside, leader) in [(Aside::For(name("c")), "c"), (Aside::For(name("b")), "c"), (Aside::Unfit, "c")] {
         let mut scene = Scene::new();
         scene.aside(aside.clone());
@@ -218,7 +218,7 @@ fn a_failover_ends_with_the_register_and_with_control() {
     assert_eq!(scene.failover.standstill(&scene.state), None);
     scene.state.leader = None;
     scene.state.version += 1;
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(5))], "nobody leads: no canvass is needed");
+    assert_eq!(scene.poll(), [Effect::Seal(Epoch(5))], "nobody leads: no pre-vote is needed");
     let outlook = Outlook {
         state: &scene.state,
         controls: false,

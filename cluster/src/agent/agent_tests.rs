@@ -872,7 +872,7 @@ fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
             client_address: "a:6379".to_owned(),
             end: Lsn::ZERO,
         };
-        for ask in [Ask::Seal(epoch.next(), old[&name("b")]), Ask::Beat(beat), Ask::Canvass(old[&name("a")])] {
+        for ask in [Ask::Seal(epoch.next(), old[&name("b")]), Ask::Beat(beat), Ask::PreVote(old[&name("a")])] {
             net.with(&name("c"), |agent, now| agent.handle_ask(0, None, ask, now));
             net.step();
         }
@@ -942,7 +942,7 @@ fn stranger_that_holds_the_secret_moves_nothing() {
         Ask::Seal(far, of_leader),
         Ask::Change(Box::new(change)),
         Ask::Beat(beat),
-        Ask::Canvass(of_leader),
+        Ask::PreVote(of_leader),
         Ask::AllowUnclean,
         Ask::Remove(follower.clone()),
         Ask::Join(name("x"), Some("x:6401".to_owned())),

@@ -39,7 +39,7 @@ impl Agent {
             proved.check(said).map_err(|error| error.to_string())?;
         }
         let moves_nothing =
-            matches!(ask, Ask::Greet(_) | Ask::Beat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::Canvass(_));
+            matches!(ask, Ask::Greet(_) | Ask::Beat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::PreVote(_));
         // One that was removed gets its own answer.
         let removed = ask.asker().is_some_and(|id| state.removed_at(id).is_some());
         if moves_nothing
@@ -69,9 +69,9 @@ impl Agent {
         let answer = match ask {
             Ask::Greet(theirs) => self.answer_greeting(theirs, now),
             Ask::Beat(beat) => self.answer_heartbeat(beat, now),
-            Ask::Canvass(_) => {
+            Ask::PreVote(_) => {
                 let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
-                Answer::Canvass { silent, standstill }
+                Answer::PreVote { silent, standstill }
             }
             Ask::Seal(epoch, _) => return self.answer_fence(asker, epoch, now),
             Ask::Change(change)

@@ -222,7 +222,7 @@ impl Agent {
                 self.ask(&name, &peer, greeting, timeout, Purpose::Greet, now);
             }
             if member {
-                self.ask(&name, &peer, Ask::Canvass(self.kept.id), timeout, Purpose::Look, now);
+                self.ask(&name, &peer, Ask::PreVote(self.kept.id), timeout, Purpose::Look, now);
             }
         }
         self.outputs.push_back(Output::MayElect(self.may_elect(now)));
@@ -303,7 +303,7 @@ impl Agent {
     }
 
     pub(super) fn take_look(&mut self, answer: Result<Answer, String>) {
-        if let Ok(Answer::Canvass { standstill, .. }) = answer
+        if let Ok(Answer::PreVote { standstill, .. }) = answer
             && !standstill.is_empty()
         {
             self.contacts.set_blocked(standstill);

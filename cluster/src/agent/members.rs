@@ -231,7 +231,7 @@ impl Agent {
         let proof = self.next_id();
         self.changes.turn = Some(Turn { asker, text, step, changing, proof });
         if let Some(Turn { step: Step::Reaching { .. }, .. }) = &self.changes.turn {
-            self.ask_all(&Ask::Canvass(self.kept.id), self.election_timeout * 2, &Purpose::InReach, now);
+            self.ask_all(&Ask::PreVote(self.kept.id), self.election_timeout * 2, &Purpose::InReach, now);
         }
         self.poll_changing(now);
         self.poll_step(now);

@@ -599,7 +599,7 @@ impl Agent {
             Purpose::Command(command) => self.take_command_answer(command, &from, answer, now),
             Purpose::Members => self.take_members_answer(answer, now),
             // A refusal is that of an incarnation without a vote: its disk was lost, and it was not taken back yet.
-            Purpose::InReach => self.take_in_reach(from, matches!(answer, Ok(Answer::Canvass { .. })), now),
+            Purpose::InReach => self.take_in_reach(from, matches!(answer, Ok(Answer::PreVote { .. })), now),
             Purpose::Nothing => {}
         }
     }

@@ -126,7 +126,7 @@ impl Agent {
         let outlook = Outlook { state: &self.view.state, controls, grant_left, promised, now };
         for effect in self.failover.poll(&outlook) {
             match effect {
-                Effect::Canvass => self.pre_vote(now),
+                Effect::PreVote => self.pre_vote(now),
                 Effect::Seal(epoch) => self.fence_all(epoch, now),
                 Effect::Propose(change) => self.propose_leader(change),
             }
@@ -160,12 +160,12 @@ impl Agent {
             let leader = self.view.state.leader.as_ref().map_or("nobody", MemberName::as_str);
             tracing::info!(leader, "the leader is silent, asking the others");
         }
-        self.ask_all(&Ask::Canvass(self.kept.id), self.election_timeout, &Purpose::PreVote, now);
+        self.ask_all(&Ask::PreVote(self.kept.id), self.election_timeout, &Purpose::PreVote, now);
     }
 
     pub(super) fn take_pre_vote(&mut self, member: &MemberName, answer: Result<Answer, String>) {
-        if let Ok(Answer::Canvass { silent, .. }) = answer {
-            self.failover.handle_canvass(member, silent);
+        if let Ok(Answer::PreVote { silent, .. }) = answer {
+            self.failover.handle_pre_vote(member, silent);
         }
     }
 
