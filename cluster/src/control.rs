@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::consensus::{Rpc, RpcReply};
-use crate::failover::Aside;
+use crate::failover::StepDown;
 use crate::member::{ClusterId, MemberName};
 use crate::message::ENVELOPE_BYTES;
 use crate::policy::POLICY_TEXT_BYTES_MAX;
@@ -130,7 +130,7 @@ pub enum Ask {
     /// Change the register (to the controller).
     Change(Box<Change>),
     /// Replace the leader of this epoch, which consents (to the controller).
-    Aside(Epoch, Aside),
+    StepDown(Epoch, StepDown),
     /// Take no writes until this member has everything (to the leader of this epoch).
     Drain(Epoch, MemberName),
     /// Lose confirmed commits rather than wait (to the controller).

@@ -55,7 +55,7 @@ pub enum Effect {
 /// The leader consents to being replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Aside {
+pub enum StepDown {
     /// It cannot go on: its log failed. Started again it is the last choice, for what only it has.
     Unfit,
     /// This member shall lead, if it reaches as far as every other.
@@ -131,7 +131,7 @@ pub struct Failover {
     /// The register's version that the phase is about.
     version: u64,
     /// The leader of this epoch consents to being replaced.
-    aside: Option<(Epoch, Aside)>,
+    step_down: Option<(Epoch, StepDown)>,
     /// The operator accepts that confirmed commits are lost, in the failover that follows on this epoch.
     unclean: Option<Epoch>,
 }
@@ -154,7 +154,15 @@ pub struct Outlook<'a> {
 impl Failover {
     /// The state machine of member `me`.
     pub fn new(me: MemberName, election_timeout: Duration, ask_interval: Duration) -> Failover {
-        Failover { me, election_timeout, ask_interval, phase: Phase::Watching, version: 0, aside: None, unclean: None }
+        Failover {
+            me,
+            election_timeout,
+            ask_interval,
+            phase: Phase::Watching,
+            version: 0,
+            step_down: None,
+            unclean: None,
+        }
     }
 
     /// The election timeout that the cluster agreed on.
@@ -165,15 +173,15 @@ impl Failover {
     /// The leader of `epoch` asks to be replaced: it cannot go on, an operator wants another to lead, or it wants to go on itself
     /// in a later epoch, because members have promised one. They promise one in every failover, so the last of these must not
     /// outrank what the failover is for.
-    pub fn handle_aside(&mut self, state: &ClusterState, epoch: Epoch, aside: Aside) {
-        let rank = |aside: &Aside| match aside {
-            Aside::For(name) if state.leader.as_ref() == Some(name) => 0,
-            Aside::For(_) => 1,
-            Aside::Unfit => 2,
+    pub fn handle_step_down(&mut self, state: &ClusterState, epoch: Epoch, step_down: StepDown) {
+        let rank = |step_down: &StepDown| match step_down {
+            StepDown::TransferLeadership(name) if state.leader.as_ref() == Some(name) => 0,
+            StepDown::TransferLeadership(_) => 1,
+            StepDown::Unfit => 2,
         };
-        let asked = (epoch, rank(&aside));
-        if self.aside.as_ref().is_none_or(|(epoch, standing)| asked > (*epoch, rank(standing))) {
-            self.aside = Some((epoch, aside));
+        let asked = (epoch, rank(&step_down));
+        if self.step_down.as_ref().is_none_or(|(epoch, standing)| asked > (*epoch, rank(standing))) {
+            self.step_down = Some((epoch, step_down));
         }
     }
 
@@ -250,12 +258,12 @@ impl Failover {
     pub fn poll(&mut self, outlook: &Outlook<'_>) -> Vec<Effect> {
         if !outlook.controls {
             self.phase = Phase::Watching;
-            self.aside = None;
+            self.step_down = None;
             self.unclean = None;
             return Vec::new();
         }
         let current = outlook.state.epoch;
-        self.aside.take_if(|(epoch, _)| *epoch != current);
+        self.step_down.take_if(|(epoch, _)| *epoch != current);
         self.unclean.take_if(|epoch| *epoch != current);
         if outlook.state.version != self.version {
             self.version = outlook.state.version;
@@ -288,11 +296,11 @@ impl Failover {
 
     fn step(&mut self, outlook: &Outlook<'_>, effects: &mut Vec<Effect>) {
         let &Outlook { state, grant_left, now, .. } = outlook;
-        let aside = self.aside.as_ref().map(|(_, aside)| aside);
+        let step_down = self.step_down.as_ref().map(|(_, step_down)| step_down);
         match &mut self.phase {
             Phase::Watching => {
                 let leaderless = state.leader.is_none();
-                if leaderless || aside.is_some() {
+                if leaderless || step_down.is_some() {
                     self.begin_to_seal(outlook, effects);
                 } else if grant_left.is_zero() {
                     self.phase = Phase::PreVoting { silent: BTreeSet::new(), ask_at: now + self.ask_interval };
@@ -302,7 +310,7 @@ impl Failover {
             Phase::PreVoting { silent, ask_at } => {
                 if !grant_left.is_zero() {
                     self.phase = Phase::Watching;
-                } else if silent.len() >= state.majority() || aside.is_some() {
+                } else if silent.len() >= state.majority() || step_down.is_some() {
                     self.begin_to_seal(outlook, effects);
                 } else if now >= *ask_at {
                     *ask_at = now + self.ask_interval;
@@ -310,9 +318,9 @@ impl Failover {
                 }
             }
             Phase::Sealing { epoch, sealed, ask_at, since } => {
-                let terms = Terms { epoch: *epoch, controller: &self.me, aside, unclean: self.unclean.is_some() };
+                let terms = Terms { epoch: *epoch, controller: &self.me, step_down, unclean: self.unclean.is_some() };
                 // Whoever was asked for is waited for a while, though others would do.
-                let awaited = matches!(aside, Some(Aside::For(name)) if !sealed.contains_key(name))
+                let awaited = matches!(step_down, Some(StepDown::TransferLeadership(name)) if !sealed.contains_key(name))
                     && now.saturating_duration_since(*since) < self.election_timeout;
                 if let Some(change) = decide(state, sealed, &terms, now).filter(|_| !awaited) {
                     self.phase = Phase::Proposed { at: now };
@@ -342,7 +350,7 @@ impl Failover {
 struct Terms<'a> {
     epoch: Epoch,
     controller: &'a MemberName,
-    aside: Option<&'a Aside>,
+    step_down: Option<&'a StepDown>,
     unclean: bool,
 }
 
@@ -353,16 +361,16 @@ fn decide(
     terms: &Terms<'_>,
     now: Instant,
 ) -> Option<Change> {
-    let &Terms { epoch, controller, aside, unclean } = terms;
+    let &Terms { epoch, controller, step_down, unclean } = terms;
     let leader_sealed = state.leader.as_ref().is_some_and(|leader| sealed.contains_key(leader));
     // A sealed leader knows that its lease is over, and one that failed gave it up before it said so; else what a majority has
     // granted must have run out.
-    let lease_over = leader_sealed || aside == Some(&Aside::Unfit);
+    let lease_over = leader_sealed || step_down == Some(&StepDown::Unfit);
     let free = sealed.values().filter(|answer| lease_over || answer.granted_until <= now).count();
     if free < state.majority() && !mutants::is_on("lead-without-a-majority") {
         return None;
     }
-    let unfit = state.leader.as_ref().filter(|_| aside == Some(&Aside::Unfit));
+    let unfit = state.leader.as_ref().filter(|_| step_down == Some(&StepDown::Unfit));
     let safe = |names: &BTreeSet<MemberName>| {
         unclean || state.safe_to_lead(names).is_ok() || mutants::is_on("lead-without-a-majority")
     };
@@ -386,9 +394,9 @@ fn decide(
     // Of equals not the controller: then a later death of the leader takes nobody along who has to replace it.
     let best = names.iter().filter(|name| may_lead(name)).max_by_key(|name| (reach(name), *name != controller))?;
     // Whoever was asked for leads if it reaches as far as the best; so does the old leader, whose clients need not move.
-    let wanted = match aside {
-        Some(Aside::For(name)) => Some(name),
-        Some(Aside::Unfit) => None,
+    let wanted = match step_down {
+        Some(StepDown::TransferLeadership(name)) => Some(name),
+        Some(StepDown::Unfit) => None,
         None => state.leader.as_ref().filter(|name| names.contains(*name)),
     };
     let wanted = wanted.filter(|name| may_lead(name) && reach(name) == reach(best));

@@ -28,8 +28,8 @@ impl Scene {
         failover.poll(&outlook)
     }
 
-    fn aside(&mut self, aside: Aside) {
-        self.failover.handle_aside(&self.state, Epoch(3), aside);
+    fn step_down(&mut self, step_down: StepDown) {
+        self.failover.handle_step_down(&self.state, Epoch(3), step_down);
     }
 
     fn sealed(&mut self, member: &str, last_epoch: u64, flushed: u64) {
@@ -156,33 +156,37 @@ fn a_promise_for_a_later_epoch_moves_the_failover_there() {
 }
 
 #[test]
-fn a_leader_that_steps_aside_is_replaced_without_a_pre_vote() {
-    for (aside, leader) in [(Aside::For(name("c")), "c"), (Aside::For(name("b")), "c"), (Aside::Unfit, "c")] {
+fn leader_that_steps_down_is_replaced_without_a_pre_vote() {
+    for (step_down, leader) in [
+        (StepDown::TransferLeadership(name("c")), "c"),
+        (StepDown::TransferLeadership(name("b")), "c"),
+        (StepDown::Unfit, "c"),
+    ] {
         let mut scene = Scene::new();
-        scene.aside(aside.clone());
+        scene.step_down(step_down.clone());
         assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
         scene.sealed("a", 3, 1000);
         scene.sealed("b", 3, 900);
         scene.sealed("c", 3, 1000);
         // `b` is behind: it cannot have what was asked for it. Of equals the controller, `b`, is the last choice.
-        assert_eq!(scene.proposal().expect("a leader").0, leader, "{aside:?}");
+        assert_eq!(scene.proposal().expect("a leader").0, leader, "{step_down:?}");
     }
 }
 
 /// It answers no fence request, and has given its lease up: nobody waits for what it was granted.
 #[test]
 fn unfit_leader_is_replaced_before_its_grants_end() {
-    for (aside, at_once) in [(Aside::Unfit, true), (Aside::For(name("c")), false)] {
+    for (step_down, at_once) in [(StepDown::Unfit, true), (StepDown::TransferLeadership(name("c")), false)] {
         let mut scene = Scene::new();
-        scene.aside(aside.clone());
+        scene.step_down(step_down.clone());
         assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
         for member in ["b", "c"] {
             let answer = Sealed { granted_until: scene.now + TIMEOUT, ..scene.answer(member, Epoch(4), 900) };
             scene.failover.handle_sealed(&scene.state, &name(member), answer);
         }
-        assert_eq!(scene.proposal().is_some(), at_once, "{aside:?}");
+        assert_eq!(scene.proposal().is_some(), at_once, "{step_down:?}");
         scene.now += TIMEOUT;
-        assert_eq!(scene.proposal().is_some(), !at_once, "{aside:?}: once, and when the grants have ended");
+        assert_eq!(scene.proposal().is_some(), !at_once, "{step_down:?}: once, and when the grants have ended");
     }
 }
 
@@ -191,7 +195,7 @@ fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
     let mut scene = Scene::new();
     scene.state.in_sync.clear();
     scene.state.policy = "ALL".to_owned();
-    scene.aside(Aside::Unfit);
+    scene.step_down(StepDown::Unfit);
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("b", 3, 900);
     scene.sealed("c", 2, 800);
@@ -250,7 +254,7 @@ fn a_seal_ends_with_the_life_that_gave_it() {
 #[test]
 fn whoever_was_asked_for_is_waited_for() {
     let mut scene = Scene::new();
-    scene.aside(Aside::For(name("c")));
+    scene.step_down(StepDown::TransferLeadership(name("c")));
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("a", 3, 1000);
     scene.sealed("b", 3, 1000);
@@ -258,7 +262,7 @@ fn whoever_was_asked_for_is_waited_for() {
     scene.sealed("c", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");
     let mut scene = Scene::new();
-    scene.aside(Aside::For(name("c")));
+    scene.step_down(StepDown::TransferLeadership(name("c")));
     scene.poll();
     scene.sealed("a", 3, 1000);
     scene.sealed("b", 3, 1000);
@@ -269,22 +273,22 @@ fn whoever_was_asked_for_is_waited_for() {
 #[test]
 fn a_leader_that_wants_to_go_on_does_not_undo_a_switchover() {
     let mut scene = Scene::new();
-    scene.aside(Aside::For(name("c")));
+    scene.step_down(StepDown::TransferLeadership(name("c")));
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("c", 3, 1000);
     // The old leader's beat met the promise that `c` just gave, before the old leader was sealed itself.
-    scene.aside(Aside::For(name("a")));
+    scene.step_down(StepDown::TransferLeadership(name("a")));
     scene.sealed("a", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");
     // In the other order the operator's wish counts as well, and a log that failed counts most.
     for (first, then, leader) in [
-        (Aside::For(name("a")), Aside::For(name("c")), "c"),
-        (Aside::For(name("c")), Aside::Unfit, "b"),
-        (Aside::Unfit, Aside::For(name("c")), "b"),
+        (StepDown::TransferLeadership(name("a")), StepDown::TransferLeadership(name("c")), "c"),
+        (StepDown::TransferLeadership(name("c")), StepDown::Unfit, "b"),
+        (StepDown::Unfit, StepDown::TransferLeadership(name("c")), "b"),
     ] {
         let mut scene = Scene::new();
-        scene.aside(first.clone());
-        scene.aside(then.clone());
+        scene.step_down(first.clone());
+        scene.step_down(then.clone());
         scene.poll();
         scene.sealed("a", 3, 1000);
         scene.sealed("b", 3, 1000);

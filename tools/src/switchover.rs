@@ -12,7 +12,7 @@ Examples:
   walferry switchover
   walferry switchover --to b --url redis://10.0.1.12:6400
 
-Any member takes the command. The leader takes no writes until the next one has everything, then steps aside; it
+Any member takes the command. The leader takes no writes until the next one has everything, then steps down; it
 goes on as a replica by itself. No commit is lost at any level.
 
 Exit codes: 0 it leads; 1 no member answers or the cluster refused, with the reason; 2 wrong usage.";

@@ -22,7 +22,7 @@ It listens at its own address of --members. SIGTERM or SIGINT stops it; exit cod
 /// What a witness is started with; flags win over the file.
 #[derive(Debug, Args)]
 pub struct WitnessArgs {
-    /// Read the configuration from this walferry.toml; what only a node with a log needs is left aside
+    /// Read the configuration from this walferry.toml; what only a node with a log needs is ignored
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The directory for its vote and promises: a few kilobytes

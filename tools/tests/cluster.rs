@@ -1,4 +1,4 @@
-//! Clusters of real processes: a leader that is killed, stopped, cut off or asked to step aside is replaced; nothing that was
+//! Clusters of real processes: a leader that is killed, stopped, cut off or asked to step down is replaced; nothing that was
 //! confirmed is lost, and what is lost is counted.
 
 mod common;

@@ -8,7 +8,7 @@ use super::voters::ADMIT_TIME_MAX;
 use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::consensus::name_of;
 use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
-use crate::failover::Aside;
+use crate::failover::StepDown;
 use crate::member::{MemberName, Proved};
 use crate::register::MemberId;
 
@@ -82,7 +82,7 @@ impl Agent {
             }
             Ask::Change(change) if self.view.controls => return self.propose(*change, ProposalFor::Asker(asker)),
             Ask::Change(_) => Answer::Refused(self.does_not_control()),
-            Ask::Aside(epoch, aside) => self.answer_step_down(epoch, aside),
+            Ask::StepDown(epoch, step_down) => self.answer_step_down(epoch, step_down),
             Ask::AllowUnclean if self.view.controls => {
                 self.failover.allow_unclean(self.view.state.epoch);
                 Answer::Done
@@ -184,11 +184,11 @@ impl Agent {
         Answer::Beat { granted, promised }
     }
 
-    fn answer_step_down(&mut self, epoch: Epoch, aside: Aside) -> Answer {
+    fn answer_step_down(&mut self, epoch: Epoch, step_down: StepDown) -> Answer {
         if !self.view.controls {
             return Answer::Refused(self.does_not_control());
         }
-        self.failover.handle_aside(&self.view.state, epoch, aside);
+        self.failover.handle_step_down(&self.view.state, epoch, step_down);
         Answer::Done
     }
 
@@ -227,8 +227,8 @@ impl Agent {
             Report::Unfit(epoch) => {
                 // Heartbeats end: whoever controls then may find this node unfit without being told.
                 self.drop_lease();
-                let aside = Ask::Aside(epoch, Aside::Unfit);
-                self.ask_controller(aside, self.election_timeout, Purpose::Nothing, now);
+                let step_down = Ask::StepDown(epoch, StepDown::Unfit);
+                self.ask_controller(step_down, self.election_timeout, Purpose::Nothing, now);
             }
             Report::Fenced(epoch, end) => self.take_fenced_node(epoch, end, now),
             Report::Drained(id, outcome) => {

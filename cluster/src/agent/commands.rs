@@ -8,7 +8,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{Agent, Asker, Command, Output, Purpose, refusal};
 use crate::control::{Answer, Ask};
-use crate::failover::Aside;
+use crate::failover::StepDown;
 use crate::member::MemberName;
 use crate::register::{ClusterState, Kind, MemberId};
 
@@ -184,8 +184,8 @@ impl Agent {
             Step::Draining { to, begun } if done => {
                 let (to, begun) = (to.clone(), *begun);
                 running.step = Step::SteppingDown { to: to.clone(), begun };
-                let aside = Ask::Aside(epoch, Aside::For(to));
-                self.ask_controller(aside, self.election_timeout, Purpose::Command(id), now);
+                let step_down = Ask::StepDown(epoch, StepDown::TransferLeadership(to));
+                self.ask_controller(step_down, self.election_timeout, Purpose::Command(id), now);
             }
             Step::Draining { .. } => self.reply(id, Err(refusal(answer, &format!("the leader {from}")))),
             Step::SteppingDown { to, begun } if done => {

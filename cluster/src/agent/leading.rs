@@ -9,7 +9,7 @@ use walferry_engine::mutants;
 
 use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, part, refusal};
 use crate::control::{Answer, Ask, Beat};
-use crate::failover::Aside;
+use crate::failover::StepDown;
 use crate::lease::Lease;
 use crate::member::MemberName;
 use crate::register::{Change, Holding, MemberId, Part};
@@ -195,8 +195,8 @@ impl Agent {
             self.outputs.push_back(Output::Lease(until));
         } else if promised > epoch {
             // A failover began and nobody finished it: that member follows this leader only in a later epoch.
-            let aside = Ask::Aside(epoch, Aside::For(self.config.name.clone()));
-            self.ask_controller(aside, self.election_timeout, Purpose::Nothing, now);
+            let step_down = Ask::StepDown(epoch, StepDown::TransferLeadership(self.config.name.clone()));
+            self.ask_controller(step_down, self.election_timeout, Purpose::Nothing, now);
         }
     }
 
