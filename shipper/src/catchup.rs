@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     copy_bytes: AtomicU64,
     stop: AtomicBool,
     /// The last message on this connection, sent when `stop` is seen.
-    farewell: Mutex<Vec<u8>>,
+    last_message: Mutex<Vec<u8>>,
 }
 
 impl Shared {
@@ -86,8 +86,8 @@ impl Shared {
     }
 
     /// The thread ends as soon as it may, with these bytes as the connection's last.
-    pub(crate) fn stop(&self, farewell: Vec<u8>) {
-        *self.farewell.lock().expect("nobody panics with it") = farewell;
+    pub(crate) fn stop(&self, last_message: Vec<u8>) {
+        *self.last_message.lock().expect("nobody panics with it") = last_message;
         self.stop.store(true, Ordering::Release);
     }
 }
@@ -294,9 +294,9 @@ impl Feed {
         if !self.job.shared.stop.load(Ordering::Acquire) {
             return Ok(());
         }
-        let farewell = std::mem::take(&mut *self.job.shared.farewell.lock().expect("nobody panics with it"));
-        // Without regard to `stop`, which is what brought us here; a peer that is gone needs no farewell.
-        let _ = send_some(&self.job.socket, &farewell, libc::MSG_DONTWAIT);
+        let last_message = std::mem::take(&mut *self.job.shared.last_message.lock().expect("nobody panics with it"));
+        // Without regard to `stop`, which is what brought us here; a peer that is gone needs no last message.
+        let _ = send_some(&self.job.socket, &last_message, libc::MSG_DONTWAIT);
         let _ = nix::sys::socket::shutdown(self.job.socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
         Err(CatchupError::Stopped)
     }

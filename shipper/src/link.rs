@@ -1,4 +1,4 @@
-//! One connection to a replica: its socket, what it receives, and its life from hello to farewell. The write side is
+//! One connection to a replica: its socket, what it receives, and the link from hello to close. The write side is
 //! `outgoing.rs`. The shipper owns the links, judges what they receive, and decides when they end.
 
 use std::io;
@@ -28,7 +28,7 @@ const RECEIVE_BYTES: usize = 4096;
 /// How long a write of a catch-up thread blocks before the thread looks up, microseconds.
 const SEND_TIMEOUT_US: i64 = 500_000;
 /// How long a replica that was refused has to read why.
-const FAREWELL_TIME_MAX: Duration = Duration::from_secs(1);
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long a connection has to say what it is, however often a byte of that comes.
 pub(crate) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Set in the id of every token of the shipper, so that a node that changes its role can tell them from others.
@@ -118,7 +118,7 @@ pub(crate) enum Phase {
     /// Feeding this replica.
     Streaming(MemberName),
     /// Refused; kept until the replica has read why, at most until then.
-    Farewell(Instant),
+    Closing(Instant),
     /// Shut down; kept until the ring has nothing of it left.
     Closed,
 }
@@ -199,7 +199,7 @@ impl Link {
 
     /// True while it is not known who is there, or known that it is nobody.
     pub(crate) fn is_stranger(&self) -> bool {
-        matches!(self.phase, Phase::Probe(None) | Phase::Farewell(_))
+        matches!(self.phase, Phase::Probe(None) | Phase::Closing(_))
     }
 
     /// The replica that it feeds.
@@ -282,17 +282,17 @@ impl Link {
     /// Ends the connection with a word of explanation; the link is closed when the replica has read it.
     pub(crate) fn refuse(&mut self, refuse: &Refuse, now: Instant) {
         if self.socket.is_some() && self.is_open() {
-            let mut farewell = Vec::new();
-            Message::Refuse(refuse.clone()).encode(&mut farewell);
-            self.outgoing.say_farewell(farewell);
-            self.phase = Phase::Farewell(now + FAREWELL_TIME_MAX);
+            let mut last_message = Vec::new();
+            Message::Refuse(refuse.clone()).encode(&mut last_message);
+            self.outgoing.send_last(last_message);
+            self.phase = Phase::Closing(now + CLOSING_TIME_MAX);
         }
     }
 
     /// Ends the connection at once.
     pub(crate) fn close(&mut self, ring: &mut Ring, log: &mut Log) {
         let Some(socket) = self.socket.take() else { return };
-        if !matches!(self.phase, Phase::Farewell(_)) {
+        if !matches!(self.phase, Phase::Closing(_)) {
             // What the kernel still has to send is of no use; with it go the references to the log buffer.
             let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
             let _ = setsockopt(&socket, sockopt::Linger, &at_once);

@@ -358,15 +358,15 @@ impl Outgoing {
     }
 
     /// The last message on this connection: it goes after what the socket has begun to take, and nothing follows it.
-    pub(crate) fn say_farewell(&mut self, farewell: Vec<u8>) {
+    pub(crate) fn send_last(&mut self, last_message: Vec<u8>) {
         self.ending = true;
         match &self.catchup {
-            Some(catchup) => catchup.shared.stop(farewell),
-            None => self.control.extend_from_slice(&farewell),
+            Some(catchup) => catchup.shared.stop(last_message),
+            None => self.control.extend_from_slice(&last_message),
         }
     }
 
-    /// The farewell is on its way, and nothing else is left to send.
+    /// The last message is on its way, and nothing else is left to send.
     pub(crate) fn has_ended(&self) -> bool {
         let pending = self.partial.is_some() || !self.control.is_empty() || self.zero_copy.is_sending();
         self.ending && !pending && self.catchup.is_none()

@@ -685,7 +685,7 @@ impl Shipper {
     fn drop_silent(&mut self, ring: &mut Ring, log: &mut Log, now: Instant) {
         let timeout = self.config.peer_timeout;
         let late = |link: &Link| match link.phase {
-            Phase::Farewell(until) => now >= until,
+            Phase::Closing(until) => now >= until,
             Phase::Closed => false,
             Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
                 is_mute(link, now) || now.saturating_duration_since(link.heard) > timeout

@@ -90,7 +90,7 @@ pub struct Signs {
 
 /// Why a client was sent away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
+pub enum DisconnectReason {
     /// It asked nothing for so long.
     Idle(Duration),
     /// It took nothing for so long.
@@ -113,34 +113,36 @@ pub enum Farewell {
     Displaced,
 }
 
-impl fmt::Display for Farewell {
+impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Farewell::Idle(time) => write!(f, "it finished no command for {time:?} (client_idle_timeout)"),
-            Farewell::Stalled(time) => write!(f, "it read none of its replies for {time:?} (output_stalled_timeout)"),
-            Farewell::HalfClosed => {
+            DisconnectReason::Idle(time) => write!(f, "it finished no command for {time:?} (client_idle_timeout)"),
+            DisconnectReason::Stalled(time) => {
+                write!(f, "it read none of its replies for {time:?} (output_stalled_timeout)")
+            }
+            DisconnectReason::HalfClosed => {
                 write!(f, "it closed its side, and what it waits for did not come within {HALF_CLOSED_TIME_MAX:?}")
             }
-            Farewell::Evicted(bytes) => write!(
+            DisconnectReason::Evicted(bytes) => write!(
                 f,
                 "its buffers hold {bytes} bytes, the most of all, and together they hold more than clients_bytes_max"
             ),
-            Farewell::Killed => write!(f, "CLIENT KILL"),
-            Farewell::UserChanged => write!(f, "its user was changed or removed in users_file"),
-            Farewell::Unknown(time) => {
+            DisconnectReason::Killed => write!(f, "CLIENT KILL"),
+            DisconnectReason::UserChanged => write!(f, "its user was changed or removed in users_file"),
+            DisconnectReason::Unknown(time) => {
                 write!(f, "it did not log in within {time:?} (authentication_timeout)")
             }
-            Farewell::Displaced => write!(
+            DisconnectReason::Displaced => write!(
                 f,
                 "it had not logged in, and connections that have not may take a quarter of clients_max, or give way where all places \
                  are taken"
             ),
-            Farewell::Http => write!(
+            DisconnectReason::Http => write!(
                 f,
                 "possible attack: it sent an HTTP request (POST, Host: or a request line), as a web page can to a port that speaks \
                  text; nothing of it was executed"
             ),
-            Farewell::Unread(bytes) => write!(
+            DisconnectReason::Unread(bytes) => write!(
                 f,
                 "it reads no replies and has sent {bytes} bytes of commands that wait for that; a client may be {INPUT_UNREAD_BYTES_MAX} \
                  bytes ahead of its replies: it has to read while it writes, or send shorter pipelines"
@@ -151,25 +153,25 @@ impl fmt::Display for Farewell {
 
 impl ClientLimits {
     /// Why this client has to go now, if it has to.
-    pub fn judge(&self, signs: &Signs, now: Instant) -> Option<Farewell> {
+    pub fn judge(&self, signs: &Signs, now: Instant) -> Option<DisconnectReason> {
         let since = |then: Instant| now.saturating_duration_since(then);
         // Whatever it does meanwhile.
         if let (Some(unknown), Some(limit)) = (signs.unknown_since, self.authentication_timeout)
             && since(unknown) >= limit
         {
-            return Some(Farewell::Unknown(limit));
+            return Some(DisconnectReason::Unknown(limit));
         }
         if let Some(sending) = signs.sending_since {
             // It does not read: how long it has been idle is not the question.
-            return self.stalled_timeout.filter(|limit| since(sending) >= *limit).map(Farewell::Stalled);
+            return self.stalled_timeout.filter(|limit| since(sending) >= *limit).map(DisconnectReason::Stalled);
         }
         if let Some(ended) = signs.input_ended {
-            return (since(ended) >= HALF_CLOSED_TIME_MAX).then_some(Farewell::HalfClosed);
+            return (since(ended) >= HALF_CLOSED_TIME_MAX).then_some(DisconnectReason::HalfClosed);
         }
         if signs.waiting {
             return None;
         }
-        self.idle_timeout.filter(|limit| since(signs.active) >= *limit).map(Farewell::Idle)
+        self.idle_timeout.filter(|limit| since(signs.active) >= *limit).map(DisconnectReason::Idle)
     }
 }
 
@@ -188,23 +190,23 @@ pub struct ClientCounts {
     pub accepted: u64,
     /// Turned away because there were too many.
     pub rejected: u64,
-    /// Sent away: `Farewell::Idle`.
+    /// Sent away: `DisconnectReason::Idle`.
     pub idle: u64,
-    /// Sent away: `Farewell::Stalled`.
+    /// Sent away: `DisconnectReason::Stalled`.
     pub stalled: u64,
-    /// Sent away: `Farewell::HalfClosed`.
+    /// Sent away: `DisconnectReason::HalfClosed`.
     pub half_closed: u64,
-    /// Sent away: `Farewell::Evicted`.
+    /// Sent away: `DisconnectReason::Evicted`.
     pub evicted: u64,
-    /// Sent away: `Farewell::Killed` and `Farewell::UserChanged`.
+    /// Sent away: `DisconnectReason::Killed` and `DisconnectReason::UserChanged`.
     pub killed: u64,
-    /// Sent away: `Farewell::Http`.
+    /// Sent away: `DisconnectReason::Http`.
     pub http: u64,
-    /// Sent away: `Farewell::Unread`.
+    /// Sent away: `DisconnectReason::Unread`.
     pub unread: u64,
-    /// Sent away: `Farewell::Unknown`.
+    /// Sent away: `DisconnectReason::Unknown`.
     pub unknown: u64,
-    /// Sent away: `Farewell::Displaced`.
+    /// Sent away: `DisconnectReason::Displaced`.
     pub displaced: u64,
     /// Open now, and have not said who they are.
     pub unknown_now: usize,
@@ -214,17 +216,17 @@ pub struct ClientCounts {
 
 impl ClientCounts {
     /// One more was sent away.
-    pub fn count(&mut self, why: Farewell) {
+    pub fn count(&mut self, why: DisconnectReason) {
         let counter = match why {
-            Farewell::Idle(_) => &mut self.idle,
-            Farewell::Stalled(_) => &mut self.stalled,
-            Farewell::HalfClosed => &mut self.half_closed,
-            Farewell::Evicted(_) => &mut self.evicted,
-            Farewell::Killed | Farewell::UserChanged => &mut self.killed,
-            Farewell::Http => &mut self.http,
-            Farewell::Unread(_) => &mut self.unread,
-            Farewell::Unknown(_) => &mut self.unknown,
-            Farewell::Displaced => &mut self.displaced,
+            DisconnectReason::Idle(_) => &mut self.idle,
+            DisconnectReason::Stalled(_) => &mut self.stalled,
+            DisconnectReason::HalfClosed => &mut self.half_closed,
+            DisconnectReason::Evicted(_) => &mut self.evicted,
+            DisconnectReason::Killed | DisconnectReason::UserChanged => &mut self.killed,
+            DisconnectReason::Http => &mut self.http,
+            DisconnectReason::Unread(_) => &mut self.unread,
+            DisconnectReason::Unknown(_) => &mut self.unknown,
+            DisconnectReason::Displaced => &mut self.displaced,
         };
         *counter += 1;
     }
@@ -253,15 +255,19 @@ mod tests {
         let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None, unknown_since: None };
         let judged = |signs: Signs, now| limits().judge(&signs, now);
         assert_eq!(judged(calm, late - Duration::from_millis(1)), None);
-        assert_eq!(judged(calm, late), Some(Farewell::Idle(LIMIT)));
+        assert_eq!(judged(calm, late), Some(DisconnectReason::Idle(LIMIT)));
         assert_eq!(judged(Signs { active: late, ..calm }, late), None);
         assert_eq!(judged(Signs { waiting: true, ..calm }, late), None, "a blocked client may wait for ever");
         let sending = Signs { sending_since: Some(late), ..calm };
         assert_eq!(judged(sending, late), None, "the send has only begun");
-        assert_eq!(judged(sending, late + LIMIT), Some(Farewell::Stalled(LIMIT)));
+        assert_eq!(judged(sending, late + LIMIT), Some(DisconnectReason::Stalled(LIMIT)));
         let half = Signs { input_ended: Some(start), waiting: true, ..calm };
         assert_eq!(judged(half, start), None);
-        assert_eq!(judged(half, start + HALF_CLOSED_TIME_MAX), Some(Farewell::HalfClosed), "it may be gone altogether");
+        assert_eq!(
+            judged(half, start + HALF_CLOSED_TIME_MAX),
+            Some(DisconnectReason::HalfClosed),
+            "it may be gone altogether"
+        );
     }
 
     #[test]
@@ -274,7 +280,7 @@ mod tests {
             [unknown, Signs { sending_since: Some(start), ..unknown }, Signs { active: start + limit, ..unknown }]
         {
             assert_eq!(limits().judge(&signs, start + limit - Duration::from_millis(1)), None);
-            assert_eq!(limits().judge(&signs, start + limit), Some(Farewell::Unknown(limit)));
+            assert_eq!(limits().judge(&signs, start + limit), Some(DisconnectReason::Unknown(limit)));
         }
         assert_eq!(limits().judge(&Signs { unknown_since: None, ..unknown }, start + limit), None);
         let patient = ClientLimits { authentication_timeout: None, ..limits() };

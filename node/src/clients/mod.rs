@@ -17,7 +17,7 @@ use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::told::Rarely;
 
 use self::newcomers::Newcomers;
-use crate::clients::limits::{ClientCounts, ClientLimits, Farewell, Places, Signs, UNREAD_TIME_MIN};
+use crate::clients::limits::{ClientCounts, ClientLimits, DisconnectReason, Places, Signs, UNREAD_TIME_MIN};
 use crate::clients::list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use crate::clients::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use crate::node::Node;
@@ -268,10 +268,10 @@ impl Clients {
     fn displace_one(&mut self, slot: usize, now: Instant) {
         let Some(connection) = self.slots[slot].as_mut() else { return };
         connection.end_at_once();
-        self.counts.count(Farewell::Displaced);
+        self.counts.count(DisconnectReason::Displaced);
         if let Some(more) = self.displaced_told.tell(EXPELLED_LOG_PAUSE, now) {
             let address = connection.address;
-            tracing::warn!(%address, more, "a client is disconnected: {}", Farewell::Displaced);
+            tracing::warn!(%address, more, "a client is disconnected: {}", DisconnectReason::Displaced);
         }
         self.mark(slot);
     }
@@ -522,7 +522,7 @@ impl Clients {
     }
 
     /// Adds to `leaving` the clients with the largest buffers, until what they hold is `excess`.
-    fn choose_largest(&self, excess: usize, leaving: &mut Vec<(usize, Farewell)>) {
+    fn choose_largest(&self, excess: usize, leaving: &mut Vec<(usize, DisconnectReason)>) {
         let open = |(slot, connection): (usize, &Option<Connection>)| {
             let connection = connection.as_ref().filter(|connection| !connection.ended)?;
             Some((connection.buffered_bytes(), slot))
@@ -536,12 +536,12 @@ impl Clients {
             }
             freed += bytes;
             if !leaving.iter().any(|(known, _)| *known == slot) {
-                leaving.push((slot, Farewell::Evicted(bytes)));
+                leaving.push((slot, DisconnectReason::Evicted(bytes)));
             }
         }
     }
 
-    fn send_away(&mut self, leaving: &[(usize, Farewell)]) {
+    fn send_away(&mut self, leaving: &[(usize, DisconnectReason)]) {
         for (index, (slot, why)) in leaving.iter().enumerate() {
             let Some(connection) = self.slots[*slot].as_mut() else { continue };
             connection.end_at_once();
@@ -560,7 +560,7 @@ impl Clients {
     pub fn follow_users(&mut self) {
         let open = self.slots.iter().enumerate().filter_map(|(slot, connection)| Some((slot, connection.as_ref()?)));
         let changed = open.filter(|(_, connection)| !connection.ended && !connection.session.is_still_welcome());
-        let leaving: Vec<_> = changed.map(|(slot, _)| (slot, Farewell::UserChanged)).collect();
+        let leaving: Vec<_> = changed.map(|(slot, _)| (slot, DisconnectReason::UserChanged)).collect();
         self.send_away(&leaving);
     }
 
@@ -588,7 +588,7 @@ impl Clients {
             ClientAsk::KillAddress(_) => ClientAnswer::KilledAddress(!concerned.is_empty()),
         };
         if !matches!(answer, ClientAnswer::Text(_)) {
-            let leaving: Vec<_> = concerned.into_iter().map(|slot| (slot, Farewell::Killed)).collect();
+            let leaving: Vec<_> = concerned.into_iter().map(|slot| (slot, DisconnectReason::Killed)).collect();
             self.send_away(&leaving);
         }
         *asked.reply.borrow_mut() = Some(answer);

@@ -49,7 +49,7 @@ use self::reading::{Facts, Guarantee, Missing, Mode, Position, Strong, Verdict};
 use self::resp::{
     Args, COMMAND_BYTES_MAX, KEY_BYTES_MAX, Parser, Progress, ProtocolError, UNAUTHENTICATED_ARG_BYTES_MAX,
 };
-use crate::clients::limits::{Farewell, INPUT_UNREAD_BYTES_MAX, Place, Places};
+use crate::clients::limits::{DisconnectReason, INPUT_UNREAD_BYTES_MAX, Place, Places};
 use crate::users::login::FailedLogins;
 use crate::users::{Check, Grant, Judged, User, Users};
 use crate::watchdog;
@@ -343,7 +343,7 @@ pub struct Session {
     writes_until: Option<Instant>,
     closing: bool,
     /// Why the client has to be disconnected at once, without its replies.
-    expelled: Option<Farewell>,
+    expelled: Option<DisconnectReason>,
     /// The client takes nothing of what is sent to it: it may have to write everything before it reads.
     reads_ahead: bool,
     /// Commands were left because too much output was waiting.
@@ -471,7 +471,7 @@ impl Session {
         }
         if self.input.len() + bytes.len() > INPUT_UNREAD_BYTES_MAX {
             // A command is far smaller: these wait for the client to read.
-            return self.expel(Farewell::Unread(self.input.len() + bytes.len()));
+            return self.expel(DisconnectReason::Unread(self.input.len() + bytes.len()));
         }
         self.input.extend_from_slice(bytes);
     }
@@ -500,7 +500,7 @@ impl Session {
                     break;
                 }
                 Ok(Progress::Command { .. }) if parser.speaks_http(&parser.args(&bytes[at..])) => {
-                    self.expel(Farewell::Http);
+                    self.expel(DisconnectReason::Http);
                 }
                 Ok(Progress::Command { bytes: length }) => {
                     if let Step::Again = self.execute(&parser.args(&bytes[at..]), host) {
@@ -551,14 +551,14 @@ impl Session {
         self.parked.is_none() && !self.closing && !self.yielded && !self.outbox.is_full()
     }
 
-    fn expel(&mut self, why: Farewell) {
+    fn expel(&mut self, why: DisconnectReason) {
         self.closing = true;
         self.expelled = Some(why);
         self.input = BytesMut::new();
     }
 
     /// Why the client has to be disconnected at once, if it has to; told once.
-    pub fn take_expelled(&mut self) -> Option<Farewell> {
+    pub fn take_expelled(&mut self) -> Option<DisconnectReason> {
         self.expelled.take()
     }
 

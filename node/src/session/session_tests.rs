@@ -8,7 +8,7 @@ use walferry_applier::store::overlay::hash_of;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
-use crate::clients::limits::{Farewell, INPUT_UNREAD_BYTES_MAX, Places};
+use crate::clients::limits::{DisconnectReason, INPUT_UNREAD_BYTES_MAX, Places};
 use crate::session::SessionSettings;
 use crate::session::host::{CommitPath, Refusal, ReplicationRow, SessionId, TurnClock, Wait};
 use crate::session::outbox::OUTPUT_BYTES_MAX;
@@ -670,7 +670,9 @@ fn unread_client_is_read_ahead_up_to_its_bound() {
     assert!(!client.session.wants_input(), "it reads again: it has to take replies first");
     client.session.handle_input(&gets, &mut host);
     client.session.handle_input(&gets, &mut host);
-    assert!(matches!(client.session.take_expelled(), Some(Farewell::Unread(bytes)) if bytes > INPUT_UNREAD_BYTES_MAX));
+    assert!(
+        matches!(client.session.take_expelled(), Some(DisconnectReason::Unread(bytes)) if bytes > INPUT_UNREAD_BYTES_MAX)
+    );
     assert!(!client.session.wants_input() && client.session.buffered_bytes() < 4 << 20);
 }
 

@@ -25,7 +25,7 @@ impl Shipper {
     pub fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let committed = self.committed(self.view.flushed);
         let links = self.links.values().filter_map(|link| match link.phase {
-            Phase::Farewell(until) => Some(until),
+            Phase::Closing(until) => Some(until),
             Phase::Closed => None,
             Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
                 let silent = link.heard + self.config.peer_timeout;
