@@ -1,6 +1,6 @@
 //! The durable mark: how far this node's own log was durable when it last looked, and in which epoch it led. `log.rs`
 //! writes it, recovery reads it. The frames cannot say this: the flushed LSN in a header is the leader's, so on a
-//! replica it proves nothing about the replica's disk, and no frame follows the last one to vouch for it.
+//! replica it proves nothing about the replica's disk, and no frame follows the last one to confirm it.
 //!
 //! `raise` only hands the bytes to the page cache: exact after a crash of the process, a few seconds old after a
 //! crash of the machine. That is safe, because the mark is a lower bound. What must not be lost (`lead`, `lower`,

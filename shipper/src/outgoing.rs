@@ -32,7 +32,7 @@ pub(crate) struct Common {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) epoch: Epoch,
     /// Nobody else led when this was last looked at, which was after all that has been received.
-    pub(crate) vouches: bool,
+    pub(crate) leads_alone: bool,
     /// What heartbeats count from.
     pub(crate) origin: Instant,
     pub(crate) reports: mpsc::Sender<Report>,
@@ -116,8 +116,8 @@ impl Outgoing {
     }
 
     /// What heartbeats return: the replica's state is that fresh once it has what the log holds now.
-    fn vouched_stamp_us(&self, common: &Common) -> u64 {
-        if common.vouches { self.stamp_us } else { 0 }
+    fn confirmed_stamp_us(&self, common: &Common) -> u64 {
+        if common.leads_alone { self.stamp_us } else { 0 }
     }
 
     /// True while segment files feed the replica.
@@ -155,7 +155,7 @@ impl Outgoing {
     /// Sends what there is, until there is nothing or the socket is full.
     pub(crate) fn pump(&mut self, socket: &Arc<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), LinkError> {
         if let Some(catchup) = &self.catchup {
-            catchup.shared.publish(&turn.view, self.vouched_stamp_us(turn.common));
+            catchup.shared.publish(&turn.view, self.confirmed_stamp_us(turn.common));
             return Ok(());
         }
         while !self.polling && !self.zero_copy.is_sending() {
@@ -194,7 +194,7 @@ impl Outgoing {
     fn put_heartbeat(&mut self, turn: &Turn<'_>) {
         let View { sealed: end, flushed, committed, .. } = turn.view;
         let (sent_at_us, epoch) = (turn.common.clock_us(turn.now), turn.common.epoch);
-        let stamp_us = self.vouched_stamp_us(turn.common);
+        let stamp_us = self.confirmed_stamp_us(turn.common);
         Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us })
             .encode(&mut self.control);
         let sender = self.sender.as_mut().expect("only the welcomed are sent heartbeats");
@@ -341,7 +341,7 @@ impl Outgoing {
             reports: turn.common.reports.clone(),
             waker: turn.common.waker.clone(),
         };
-        self.catchup = Some(Catchup::start(job, &turn.view, self.vouched_stamp_us(turn.common))?);
+        self.catchup = Some(Catchup::start(job, &turn.view, self.confirmed_stamp_us(turn.common))?);
         Ok(())
     }
 

@@ -174,7 +174,7 @@ impl Shipper {
             zero_copy_bytes_min: config.zero_copy_bytes_min,
             heartbeat_interval: config.heartbeat_interval,
             epoch: Epoch::default(),
-            vouches: true,
+            leads_alone: true,
             origin: now,
             reports: sender,
             waker,
@@ -257,8 +257,8 @@ impl Shipper {
 
     /// Whether this node is the only one that leads, looked at after everything that was given to the shipper. While it is not
     /// certain, replicas are not told that what they have is fresh. Without a cluster it stays true.
-    pub fn vouch(&mut self, alone: bool) {
-        self.common.vouches = alone;
+    pub fn confirm_leadership(&mut self, alone: bool) {
+        self.common.leads_alone = alone;
     }
 
     /// A replica connected.

@@ -90,7 +90,7 @@ impl Node {
         // By the clock of this moment: every stamp that the shipper knows was made before it.
         let alone = self.may_speak();
         if let Role::Leader(shipper) = &mut self.role {
-            shipper.vouch(alone);
+            shipper.confirm_leadership(alone);
             shipper.feed_from(self.scrubbing.readable_from);
             shipper.poll(ring, &mut self.log, &self.history, self.clock.now);
             if self.waterfall.is_following() {
