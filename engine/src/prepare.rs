@@ -194,7 +194,7 @@ impl Preparer {
         while waits(&plan) {
             if world::is_simulated() {
                 drop(plan);
-                self.task().urge();
+                self.task().poke();
                 plan = self.shared.plan();
                 continue;
             }

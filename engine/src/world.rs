@@ -66,7 +66,7 @@ pub fn spawn(name: &str, mut work: Work) -> io::Result<Task> {
     Ok(Task(Kind::Thread(thread)))
 }
 
-/// Starts work that blocks, on a thread of its own: it sleeps with [`sleep`], and asks its sockets with [`patiently`].
+/// Starts work that blocks, on a thread of its own: it sleeps with [`sleep`], and asks its sockets with [`retry_until`].
 pub fn spawn_blocking(name: &str, work: Blocking) -> io::Result<()> {
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
@@ -87,7 +87,7 @@ pub fn sleep(time: Duration) {
 
 /// An operation on a blocking socket with this timeout, in work that may block: the sockets of a simulated world never wait, so
 /// there it is tried again until then.
-pub fn patiently<T>(timeout: Duration, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub fn retry_until<T>(timeout: Duration, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     if !is_simulated() {
         return operation();
     }
@@ -145,7 +145,7 @@ impl Task {
     }
 
     /// Lets the work go on by one step where nobody else would: a caller that waits for it on a condition of its own.
-    pub fn urge(&self) {
+    pub fn poke(&self) {
         #[cfg(feature = "simulation")]
         if let Kind::Simulated(task) = &self.0 {
             simulated::world().expect("its own world").step(*task);

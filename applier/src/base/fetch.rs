@@ -186,13 +186,13 @@ struct LeaderSocket {
 
 impl Read for LeaderSocket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        world::patiently(self.timeout, || self.socket.read(bytes))
+        world::retry_until(self.timeout, || self.socket.read(bytes))
     }
 }
 
 impl Write for LeaderSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        world::patiently(self.timeout, || self.socket.write(bytes))
+        world::retry_until(self.timeout, || self.socket.write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {

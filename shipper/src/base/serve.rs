@@ -321,7 +321,7 @@ impl Server {
             let until = at + count as u64;
             let mut heard = world::now();
             while at < until {
-                let sent = world::patiently(LOOK_INTERVAL, || {
+                let sent = world::retry_until(LOOK_INTERVAL, || {
                     let mut offset = at as libc::off_t;
                     // SAFETY: both descriptors are open for the call, `offset` is ours.
                     count_or_error(unsafe {
@@ -346,7 +346,7 @@ impl Server {
         let mut heard = world::now();
         while !rest.is_empty() {
             let socket = self.job.socket.as_raw_fd();
-            let sent = world::patiently(LOOK_INTERVAL, || {
+            let sent = world::retry_until(LOOK_INTERVAL, || {
                 // SAFETY: `rest` lives for the call.
                 count_or_error(unsafe {
                     libc::send(socket, rest.as_ptr().cast(), rest.len(), flags | libc::MSG_NOSIGNAL)
