@@ -39,7 +39,7 @@ pub const CLIENTS_MAX: usize = 1 << 20;
 const _: () = assert!(CLIENTS_MAX as u64 <= SLOT_MASK);
 
 /// Clients that are sent away at once are logged one by one up to this number, and counted beyond it.
-const FAREWELLS_LOGGED_MAX: usize = 8;
+const DISCONNECTS_LOGGED_MAX: usize = 8;
 /// Clients that are sent away for what they sent are logged once in so long, and counted in between: whoever connects again at once
 /// must not fill the log.
 const EXPELLED_LOG_PAUSE: Duration = Duration::from_secs(10);
@@ -546,12 +546,12 @@ impl Clients {
             let Some(connection) = self.slots[*slot].as_mut() else { continue };
             connection.end_at_once();
             self.counts.count(*why);
-            if index < FAREWELLS_LOGGED_MAX {
+            if index < DISCONNECTS_LOGGED_MAX {
                 tracing::warn!(address = %connection.address, "a client is disconnected: {why}");
             }
             self.mark(*slot);
         }
-        if let Some(more) = leaving.len().checked_sub(FAREWELLS_LOGGED_MAX).filter(|more| *more > 0) {
+        if let Some(more) = leaving.len().checked_sub(DISCONNECTS_LOGGED_MAX).filter(|more| *more > 0) {
             tracing::warn!("{more} more clients are disconnected at the same time; INFO clients counts them by reason");
         }
     }
