@@ -95,7 +95,7 @@ pub(crate) enum LinkError {
     #[error("nothing was heard from the replica for {0:?}")]
     Silent(Duration),
     #[error("it did not say within {HANDSHAKE_TIME_MAX:?} what it is")]
-    Mute,
+    HandshakeTimeout,
     #[error("too many others connected that do not say what they are")]
     Crowded,
     #[error("the replica takes too long for log memory that the leader needs")]

@@ -688,13 +688,14 @@ impl Shipper {
             Phase::Closing(until) => now >= until,
             Phase::Closed => false,
             Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
-                is_mute(link, now) || now.saturating_duration_since(link.heard) > timeout
+                is_handshake_late(link, now) || now.saturating_duration_since(link.heard) > timeout
             }
         };
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| late(link)).map(|link| link.number).collect();
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
-            let error = if is_mute(&link, now) { LinkError::Mute } else { LinkError::Silent(timeout) };
+            let error =
+                if is_handshake_late(&link, now) { LinkError::HandshakeTimeout } else { LinkError::Silent(timeout) };
             self.end(&mut link, &error, ring, log, now);
             self.links.insert(number, link);
         }
@@ -874,7 +875,7 @@ impl Shipper {
 }
 
 /// It has had its time to say what it is.
-fn is_mute(link: &Link, now: Instant) -> bool {
+fn is_handshake_late(link: &Link, now: Instant) -> bool {
     matches!(link.phase, Phase::Probe(None)) && now.saturating_duration_since(link.since) > HANDSHAKE_TIME_MAX
 }
 

@@ -51,9 +51,9 @@ pub enum Fault {
     /// The same for a replica
     IsolateReplica,
     /// What members send to the leader does not arrive for ten seconds
-    DeafLeader,
+    CutLeaderInbound,
     /// What the leader sends to members does not arrive for ten seconds
-    MuteLeader,
+    CutLeaderOutbound,
     /// The leader's disk stands still three quarters of ten seconds
     SlowLeader,
     /// The same for a replica's disk
@@ -93,8 +93,8 @@ impl Fault {
             Switchover,
             IsolateLeader,
             IsolateReplica,
-            DeafLeader,
-            MuteLeader,
+            CutLeaderInbound,
+            CutLeaderOutbound,
             SlowLeader,
             SlowReplica,
             DeadReplica,
@@ -105,7 +105,10 @@ impl Fault {
 
     /// It cuts ways between members.
     pub fn needs_network(self) -> bool {
-        matches!(self, Fault::IsolateLeader | Fault::IsolateReplica | Fault::DeafLeader | Fault::MuteLeader)
+        matches!(
+            self,
+            Fault::IsolateLeader | Fault::IsolateReplica | Fault::CutLeaderInbound | Fault::CutLeaderOutbound
+        )
     }
 
     /// It concerns one member's disk.
@@ -172,8 +175,8 @@ impl Fault {
                     own.cut(other, victim);
                 }
             }
-            Fault::DeafLeader => others.iter().for_each(|other| own.cut(other, victim)),
-            Fault::MuteLeader => others.iter().for_each(|other| own.cut(victim, other)),
+            Fault::CutLeaderInbound => others.iter().for_each(|other| own.cut(other, victim)),
+            Fault::CutLeaderOutbound => others.iter().for_each(|other| own.cut(victim, other)),
             Fault::SlowLeader | Fault::SlowReplica => {
                 let (mount, stopped) = (own.disk(victim), Arc::clone(&injected.stop));
                 injected.thread = Some(std::thread::spawn(move || stall(&mount, &stopped)));

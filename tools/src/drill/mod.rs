@@ -66,7 +66,7 @@ Examples:
   walferry drill --hosts a=db1:6400,b=db2:6400,c=db3:6400 --faults kill \\
     --on-fault 'ssh {host} systemctl kill -s KILL walferry@main' --on-heal 'ssh {host} systemctl start walferry@main'
 
-Faults: kill, stop, switchover, isolate-leader, isolate-replica, deaf-leader, mute-leader, slow-leader, slow-replica,
+Faults: kill, stop, switchover, isolate-leader, isolate-replica, cut-leader-inbound, cut-leader-outbound, slow-leader, slow-replica,
 dead-replica, full-disk, clock-jump; random. What the system does not allow is left out and named: networks and disks
 of a node's own need root, clocks need libfaketime (package `faketime`). With --hosts your commands do every fault but a
 switchover; the drill picks the member, fills in {fault}, {name} and {host}, and measures. The load writes keys that
