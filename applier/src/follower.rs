@@ -49,7 +49,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const INSTALL_INTERVAL: Duration = Duration::from_millis(5);
 /// The longest pause when the other node is expected to lead soon.
 const BACKOFF_PASSING_MAX: Duration = Duration::from_millis(100);
-/// What of a pause is left to chance, as a divisor: replicas of a leader that comes back do not all knock at once.
+/// What of a pause is random, as a divisor, so that the replicas of a leader that comes back do not all connect at once.
 const JITTER_SHARE: u32 = 4;
 /// How long a connection may take to open; over a network that was cut and is whole again, the next attempt is quicker.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
@@ -900,8 +900,8 @@ impl Follower {
 
     fn rest(&mut self, now: Instant) {
         self.socket = None;
-        let chance = world::chance() as u32 % 1000;
-        let pause = self.backoff - self.backoff / JITTER_SHARE * chance / 1000;
+        let random = world::random() as u32 % 1000;
+        let pause = self.backoff - self.backoff / JITTER_SHARE * random / 1000;
         self.phase = Phase::Resting(now + pause);
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
     }

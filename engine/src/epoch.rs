@@ -212,12 +212,12 @@ mod tests {
     #[test]
     fn fork_of_leaders_that_began_the_same_number_is_found() {
         let common = history(&[(1, 0)]);
-        let begun = |chance, start, later: &[u64]| {
+        let begun = |random, start, later: &[u64]| {
             let mut history = common.clone();
-            let mut epoch = Epoch(1).next_alone(chance);
+            let mut epoch = Epoch(1).next_alone(random);
             history.push(epoch, Lsn(start)).unwrap();
             for start in later {
-                epoch = epoch.next_alone(chance);
+                epoch = epoch.next_alone(random);
                 history.push(epoch, Lsn(*start)).unwrap();
             }
             history

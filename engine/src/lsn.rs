@@ -92,7 +92,7 @@ pub const EPOCHS_AHEAD_MAX: u32 = 1 << 17;
 
 /// A leadership. Its number (the low 32 bits) grows by one at every promotion and every start of a leader. Where no register
 /// numbers the epochs, two nodes may begin the same number: a leader that was started again and the replica that was promoted
-/// meanwhile. A tag (the high 32 bits), drawn by chance, tells the two apart; 0 where the register numbers them. As text: `3`,
+/// meanwhile. A random tag (the high 32 bits) tells the two apart; 0 where the register numbers them. As text: `3`,
 /// with a tag `3-9f21c4aa`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
@@ -114,9 +114,9 @@ impl Epoch {
         self.number().saturating_sub(current.number()) <= EPOCHS_AHEAD_MAX
     }
 
-    /// The epoch that follows this one, begun without a register; `chance` makes it this leader's own.
-    pub fn next_alone(self, chance: u64) -> Epoch {
-        let tag = (chance as u32).max(1);
+    /// The epoch that follows this one, begun without a register; `random` makes it this leader's own.
+    pub fn next_alone(self, random: u64) -> Epoch {
+        let tag = (random as u32).max(1);
         Epoch(u64::from(tag) << 32 | u64::from(self.next().number()))
     }
 

@@ -1,4 +1,4 @@
-//! What a node takes from its machine beside disk and sockets: time, chance, and work in the background. In production these
+//! What a node takes from its machine beside disk and sockets: time, random numbers, and work in the background. In production these
 //! are the system's clocks and threads. With the feature `simulation` a thread can put a world of its own in their place: then
 //! nothing that runs on it reads a real clock or starts a real thread, and the same seed gives the same run (FoundationDB's
 //! way). The ring has its counterpart in `ring`.
@@ -219,12 +219,12 @@ pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-/// A number by chance, without the quality that secrets need: the seed that the standard library gives each hash map.
-pub fn chance() -> u64 {
+/// A random number without the quality that secrets need: the seed that the standard library gives each hash map.
+pub fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
-        return world.chance();
+        return world.random();
     }
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
@@ -367,8 +367,8 @@ pub mod simulated {
         }
         /// Its wall clock.
         fn wall_clock(&self) -> SystemTime;
-        /// A number by chance.
-        fn chance(&self) -> u64;
+        /// A random number.
+        fn random(&self) -> u64;
         /// Takes background work.
         fn spawn(&self, name: &str, work: Work) -> TaskNo;
         /// Takes work that blocks.

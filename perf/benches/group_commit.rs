@@ -24,7 +24,7 @@ const WRITE_DEPTHS: [usize; 2] = [1, 4];
 const COMMITS: u64 = 16 << 10;
 const LOG_BUFFER_BYTES: usize = LOG_BUFFER_BYTES_DEFAULT;
 
-/// The simulated times, nanoseconds: a durable write (each up to an eighth longer, by chance) and what its bytes add...
+/// The simulated times, nanoseconds: a durable write (each up to an eighth longer, at random) and what its bytes add...
 const WRITE_NS: u64 = 100_000;
 const WRITE_NS_PER_KIB: u64 = 1_000;
 /// ...from an answer to the client's next command, the gap between two clients' commands, and one command here.

@@ -1,5 +1,5 @@
 //! What the kernel and the disk do for a simulated node: the operations that its ring asks for. Sockets are real ones that are
-//! never waited for; writes of the log take simulated time, and what of them a crash leaves behind is up to chance.
+//! never waited for; writes of the log take simulated time, and what of them a crash leaves behind is random.
 //!
 //! A write that has not completed may be on the disk in any part, in sectors, in any order. So may one that has completed but
 //! was not flushed, where a flush is a step of its own. Whatever was durable stays, but for faults that are injected.

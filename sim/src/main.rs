@@ -4,7 +4,7 @@
 //! ```text
 //! cluster   a run: what happens, and what it does
 //!  ├─ events    what is going to happen
-//!  ├─ world     clocks, chance and background work of the nodes
+//!  ├─ world     clocks, random numbers and background work of the nodes
 //!  ├─ kernel    what a node's ring asks for: disk writes that take time and tear, sockets
 //!  ├─ network   connections and packets: late, lost, cut
 //!  ├─ control   a member's cluster thread, around the cores of the `cluster` crate

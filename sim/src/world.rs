@@ -1,4 +1,4 @@
-//! The world that simulated nodes live in: their clocks, their background work, chance, and connections to each other.
+//! The world that simulated nodes live in: their clocks, their background work, random numbers, and connections to each other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,7 +126,7 @@ pub struct SimWorld {
     /// Those that sleep until they are woken, and those that were woken since the last look.
     asleep: RefCell<BTreeSet<TaskNo>>,
     woken: RefCell<Vec<TaskNo>>,
-    chance: RefCell<fastrand::Rng>,
+    rng: RefCell<fastrand::Rng>,
     /// Whose disk is full.
     full: RefCell<BTreeSet<NodeNo>>,
     /// What the nodes that answer would lend of their logs.
@@ -156,7 +156,7 @@ impl SimWorld {
             started: RefCell::default(),
             asleep: RefCell::default(),
             woken: RefCell::default(),
-            chance: RefCell::new(fastrand::Rng::with_seed(seed)),
+            rng: RefCell::new(fastrand::Rng::with_seed(seed)),
             full: RefCell::default(),
             lenders: RefCell::default(),
             misreading: Cell::new(None),
@@ -376,17 +376,17 @@ fn take_name_back(path: &Path, from: &Path, before: Option<Vec<u8>>) {
     }
 }
 
-fn take_back(file: &File, undo: Undo, sector_bytes: usize, mut chance: impl FnMut() -> bool) {
+fn take_back(file: &File, undo: Undo, sector_bytes: usize, mut random: impl FnMut() -> bool) {
     match undo {
         Undo::Length(bytes) => {
-            if chance() {
+            if random() {
                 file.set_len(bytes).expect("it had this length");
             }
         }
         Undo::Name(..) => unreachable!("names are taken back whole"),
         Undo::Bytes(offset, bytes) => {
             for (index, sector) in bytes.chunks(sector_bytes).enumerate() {
-                if chance() {
+                if random() {
                     file.write_all_at(sector, offset + (index * sector_bytes) as u64)
                         .expect("the simulator's own disk");
                 }
@@ -410,8 +410,8 @@ impl World for SimWorld {
         UNIX_EPOCH + Duration::from_micros(us)
     }
 
-    fn chance(&self) -> u64 {
-        self.chance.borrow_mut().u64(..)
+    fn random(&self) -> u64 {
+        self.rng.borrow_mut().u64(..)
     }
 
     fn spawn(&self, name: &str, work: Work) -> TaskNo {
@@ -487,7 +487,7 @@ impl World for SimWorld {
     fn misread(&self, at: Lsn, bytes: &mut [u8]) {
         let Some((_, until)) = self.misreading.get().filter(|(node, _)| *node == self.node.get()) else { return };
         let sectors = bytes.len() / MISREAD_BYTES;
-        let mut rng = self.chance.borrow_mut();
+        let mut rng = self.rng.borrow_mut();
         if sectors < 2 || at.advance(bytes.len() as u64) > until || rng.u8(0..MISREAD_ONE_OF) > 0 {
             return;
         }

@@ -72,7 +72,7 @@ impl Node {
             open_data(&config, lock, (lends_at, &tls), ring, &waker)?;
         let leader = config.follow.is_none() && config.members.is_none();
         if leader {
-            let epoch = history.last_epoch().next_alone(world::chance());
+            let epoch = history.last_epoch().next_alone(world::random());
             begin_epoch(&mut history, &log, &config, epoch)?;
         }
         let now = world::now();

@@ -146,7 +146,7 @@ impl Node {
         self.meta.cluster_id = follower.cluster_id();
         // What was received only in part is nobody's; what is whole is the new leader's log.
         self.log.receive_reset();
-        let epoch = self.history.last_epoch().next_alone(world::chance());
+        let epoch = self.history.last_epoch().next_alone(world::random());
         let promoted = role::Role::Leader { promoted_from: Some(follower.leader().to_owned()) };
         // Its flags are a replica's still: a start with them is refused from now on.
         let begun = promoted.save(&self.config.data).map_err(DaemonError::from);

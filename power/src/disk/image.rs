@@ -1,5 +1,5 @@
 //! What stands on a disk: a base, and over it what was written since. A crash image is the base, moved on to the cut's last
-//! flush, and over it what chance left of the rest. Core but for `save`; chance comes in as a generator with a seed.
+//! flush, and over it a random part of the rest. Core but for `save`; randomness comes in as a generator with a seed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -120,7 +120,7 @@ fn pieces(offset: u64, length: usize) -> impl Iterator<Item = (u64, usize, std::
     })
 }
 
-/// What chance does to the writes that nothing had flushed.
+/// What becomes of each write that nothing had flushed, at random.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mood {
     /// None reached the disk.
@@ -135,7 +135,7 @@ pub enum Mood {
 const TORN_ONE_IN: u32 = 4;
 
 impl Mood {
-    /// One by chance.
+    /// One at random.
     pub fn any(rng: &mut StdRng) -> Mood {
         match rng.random_range(0..8) {
             0 => Mood::Lose,
@@ -152,12 +152,12 @@ pub fn cut(image: &mut Image, trace: &Trace, at: Moment, mood: Mood, rng: &mut S
     for (write, standing) in trace.at(at) {
         match standing {
             Standing::Durable => image.write(write.offset, &write.content),
-            Standing::Uncertain => chance(image, write, mood, rng),
+            Standing::Uncertain => draw(image, write, mood, rng),
         }
     }
 }
 
-fn chance(image: &mut Image, write: &Write, mood: Mood, rng: &mut StdRng) {
+fn draw(image: &mut Image, write: &Write, mood: Mood, rng: &mut StdRng) {
     let keep = match mood {
         Mood::Lose => 0.0,
         Mood::Keep => 1.0,

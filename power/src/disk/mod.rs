@@ -167,7 +167,7 @@ impl State {
         Pending { cookie, request, arrived, number }
     }
 
-    /// Does one of the requests; which one, chance decides, as the queue of a disk does.
+    /// Does one of the requests; a random one, as the queue of a disk does.
     fn answer_one(&mut self, waiting: &mut VecDeque<Pending>) -> Option<(u64, Result<Vec<u8>, Failed>)> {
         let chosen = if waiting.is_empty() { return None } else { self.rng.random_range(0..waiting.len()) };
         let pending = waiting.remove(chosen)?;
