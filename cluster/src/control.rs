@@ -85,7 +85,7 @@ impl Greeting {
 
 /// What a member says to one that is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Strangeness {
+pub struct UnidentifiedPeer {
     /// Who says so.
     pub member: Greeting,
     /// The member's cluster.
@@ -165,7 +165,7 @@ pub enum Answer {
     /// To a greeting.
     Greeting(Greeting),
     /// To one that is no member: to its greeting, and to whatever an incarnation asks that was removed.
-    Stranger(Strangeness),
+    Unidentified(UnidentifiedPeer),
     /// To a beat.
     Beat {
         /// The lease is granted.

@@ -59,7 +59,7 @@ pub enum StepDown {
     /// It cannot go on: its log failed. Started again it is the last choice, for what only it has.
     Unfit,
     /// This member shall lead, if it reaches as far as every other.
-    For(MemberName),
+    TransferLeadership(MemberName),
 }
 
 /// A failover that is under way, for people.

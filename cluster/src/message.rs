@@ -147,7 +147,7 @@ mod codec;
 #[cfg(test)]
 mod tests;
 
-pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, is_of_a_peer, read_message, stranger};
+pub use codec::{TLS_FIRST_BYTES, decode, frame_envelope, identify, is_of_a_peer, read_message};
 
 /// The version of this protocol; both sides must have the same.
 pub const PROTOCOL_VERSION: u16 = 5;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// A line that still holds is logged again after this, so that a log that was rotated tells it too.
 pub const TELL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
-/// Different lines within that time; further ones are not logged. Strangers can choose a part of some.
+/// Different lines within that time; further ones are not logged. Peers choose a part of some.
 const LINES_MAX: usize = 16;
 
 #[derive(Debug)]
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_strangers_choose_are_bounded() {
+    fn lines_with_text_of_peers_are_bounded() {
         let begun = Instant::now();
         let mut told = Told::default();
         let logged = (0..10_000).filter(|number| told.tell(&format!("name {number}"), begun).is_some()).count();

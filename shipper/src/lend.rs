@@ -286,7 +286,11 @@ mod tests {
             ("not here yet", want(300, all), Err(NotHeld)),
             ("not here, of an epoch that is", want(250, &all[..2]), Err(NotHeld)),
             ("nothing in common", want(60, &[(9, 0)]), Err(NotHeld)),
-            ("a witness or a stranger", Want { name: "w".parse().expect("a name"), ..want(60, all) }, Err(Protest)),
+            (
+                "a witness or an unknown name",
+                Want { name: "w".parse().expect("a name"), ..want(60, all) },
+                Err(Protest),
+            ),
             ("impossible epochs", want(60, &[(3, 0), (2, 50)]), Err(Protest)),
             ("other cluster", Want { cluster_id: ClusterId(8), ..want(60, all) }, Err(RefuseCode::ClusterId)),
             ("other segments", Want { segment_bytes: 1 << 24, ..want(60, all) }, Err(SegmentBytes)),

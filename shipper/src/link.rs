@@ -198,7 +198,7 @@ impl Link {
     }
 
     /// True while it is not known who is there, or known that it is nobody.
-    pub(crate) fn is_stranger(&self) -> bool {
+    pub(crate) fn is_unidentified(&self) -> bool {
         matches!(self.phase, Phase::Probe(None) | Phase::Closing(_))
     }
 

@@ -51,15 +51,15 @@ pub const LINKS_MAX: usize = 64;
 
 /// Of them, connections that have not said what they are, or were refused; a further one takes the oldest one's place, so that
 /// no number of them keeps replicas out.
-const STRANGERS_MAX: usize = 32;
+const UNIDENTIFIED_MAX: usize = 32;
 /// Connections that end before they have a name are told of in the log at most so often.
-const STRANGERS_TOLD_INTERVAL: Duration = Duration::from_secs(1);
+const UNIDENTIFIED_TOLD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A replica's connection that was heard so recently, or within so many heartbeats, keeps its name from another node.
 const NAME_HELD_TIME: Duration = Duration::from_secs(1);
 const HELD_HEARTBEATS: u32 = 4;
 
-const _: () = assert!(STRANGERS_MAX < LINKS_MAX);
+const _: () = assert!(UNIDENTIFIED_MAX < LINKS_MAX);
 
 /// What a shipper is made with.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ pub struct Shipper {
     /// Bounded by LINKS_MAX.
     links: BTreeMap<LinkNo, Link>,
     /// What the log has told of connections without a name that ended.
-    strangers_told: Rarely,
+    unidentified_told: Rarely,
     /// What the log has told of links that ended or were refused, and of slots that cannot be saved.
     links_told: Told,
     slots_told: Told,
@@ -187,7 +187,7 @@ impl Shipper {
             common,
             reports,
             links: BTreeMap::new(),
-            strangers_told: Rarely::default(),
+            unidentified_told: Rarely::default(),
             links_told: Told::default(),
             slots_told: Told::default(),
             slots,
@@ -264,9 +264,9 @@ impl Shipper {
     /// A replica connected.
     pub fn accept(&mut self, socket: OwnedFd, caller: Caller, ring: &mut Ring, log: &mut Log, now: Instant) {
         let address = caller.address;
-        let strangers = || self.links.values().filter(|link| link.is_stranger());
-        if strangers().count() >= STRANGERS_MAX
-            && let Some(oldest) = strangers().min_by_key(|link| link.since).map(|link| link.number)
+        let unidentified = || self.links.values().filter(|link| link.is_unidentified());
+        if unidentified().count() >= UNIDENTIFIED_MAX
+            && let Some(oldest) = unidentified().min_by_key(|link| link.since).map(|link| link.number)
             && let Some(mut link) = self.links.remove(&oldest)
         {
             self.end(&mut link, &LinkError::Crowded, ring, log, now);
@@ -821,7 +821,7 @@ impl Shipper {
                 tracing::warn!(address = %link.caller.address, repeated, "a replica is refused: {refuse}");
             }
         } else if link.is_open()
-            && let Some(more) = self.strangers_told.tell(STRANGERS_TOLD_INTERVAL, now)
+            && let Some(more) = self.unidentified_told.tell(UNIDENTIFIED_TOLD_INTERVAL, now)
         {
             let count = more + 1;
             tracing::warn!(address = %link.caller.address, count, "a peer connection without a name ended: {error}");

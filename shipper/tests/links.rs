@@ -28,7 +28,7 @@ fn refusal(leader: &mut Leader, hello: Hello) -> (RefuseCode, String) {
 }
 
 #[test]
-fn strangers_are_told_why() {
+fn unidentified_peer_gets_the_reason() {
     let dir = directory();
     let mut leader = Leader::new(dir.path());
     leader.append([100; 10]);
@@ -50,7 +50,7 @@ fn strangers_are_told_why() {
         assert!(text.contains(word) && !text.contains('\n'), "{text}");
     }
     assert_eq!(leader.shipper.superseded(), None);
-    assert!(leader.shipper.replicas().is_empty(), "strangers get no slot");
+    assert!(leader.shipper.replicas().is_empty(), "unidentified peers get no slot");
     let newer = [(1, 0), (5, usual.flushed.0)];
     let (code, _) = refusal(&mut leader, hello("a", &log, &newer));
     assert_eq!((code, leader.shipper.superseded()), (RefuseCode::NewerEpoch, Some(Epoch(5))));

@@ -29,7 +29,7 @@
 //!                                     side: 'a' accepted, 'd' dialled. A proof can neither be played back nor turned round.
 //! ```
 //!
-//! Who accepted proves first: whoever dialled a stranger tells it nothing but a name and a nonce. As SCRAM (RFC 5802) does, with a
+//! Who accepted proves first: whoever connected to an unidentified peer tells it nothing but a name and a nonce. As SCRAM (RFC 5802) does, with a
 //! random key in the place of a password, so that nothing has to be slow.
 
 use ring::hmac;

@@ -53,7 +53,7 @@ fn dial(gate: &Gate, links: &PeerLinks) -> std::io::Result<walferry_tls::Secured
     links.secure(TcpStream::connect(address)?, &address.to_string(), PATIENCE)
 }
 
-fn stranger(gate: &Gate) -> TcpStream {
+fn unidentified(gate: &Gate) -> TcpStream {
     let stream = TcpStream::connect(gate.address()).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream
@@ -113,11 +113,11 @@ fn another_secret_is_refused_and_both_ends_say_so() {
 }
 
 #[test]
-fn stranger_is_told_to_prove_and_gets_nothing_else() {
+fn unidentified_peer_is_asked_for_proof_and_gets_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
     let (gate, accepted) = open(None, secret("a", &secret_file(dir.path(), "peer.secret")));
     for said in [b"*1\r\n$4\r\nPING\r\n".as_slice(), b"GET / HTTP/1.1\r\n\r\n", &[60, 0, 0, 0, 1, 0, 0, 0]] {
-        let mut stream = stranger(&gate);
+        let mut stream = unidentified(&gate);
         stream.write_all(said).expect("room");
         let mut told = Vec::new();
         stream.read_to_end(&mut told).expect("an end");
@@ -127,12 +127,12 @@ fn stranger_is_told_to_prove_and_gets_nothing_else() {
 }
 
 #[test]
-fn silent_strangers_keep_nobody_out() {
+fn silent_unidentified_peers_keep_nobody_out() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = secret_file(dir.path(), "peer.secret");
     let (gate, accepted) = open(None, secret("a", &file));
     // More than the gate holds; half of them have begun to knock.
-    let silent: Vec<TcpStream> = (0..300).map(|_| stranger(&gate)).collect();
+    let silent: Vec<TcpStream> = (0..300).map(|_| unidentified(&gate)).collect();
     for stream in silent.iter().step_by(2) {
         let _ = (&*stream).write_all(b"WFPA");
     }

@@ -168,7 +168,7 @@ fn name_is_the_one_that_was_proved() {
 
 /// What an unauthenticated host did to a cluster before peers had to prove anything: it moved it with one message.
 #[test]
-fn strangers_move_nothing_in_a_cluster_under_load() {
+fn unidentified_peers_change_nothing_under_load() {
     let cluster = Cluster::start(&["a", "b", "c"], &[]);
     let leader = cluster.leader();
     let before = epoch(&cluster);
@@ -212,9 +212,9 @@ fn strangers_move_nothing_in_a_cluster_under_load() {
     assert!(lost.is_empty(), "{} of {} are lost", lost.len(), acknowledged.len());
 }
 
-/// For how long the next test lets strangers try; a minute shows more.
-const STRANGERS_VARIABLE: &str = "WALFERRY_STRANGER_SECONDS";
-const STRANGERS_SECONDS: u64 = 5;
+/// For how long the next test lets unidentified peers try; a minute shows more.
+const UNIDENTIFIED_VARIABLE: &str = "WALFERRY_STRANGER_SECONDS";
+const UNIDENTIFIED_SECONDS: u64 = 5;
 /// More than a gate has places for.
 const SILENT_STRANGERS: usize = 300;
 
@@ -234,7 +234,7 @@ fn huge_part(number: u64, to: u64) -> Vec<u8> {
 }
 
 /// What somebody says who holds nothing, by number.
-fn strangers_words(number: u64) -> Vec<u8> {
+fn unidentified_bytes(number: u64) -> Vec<u8> {
     let packet = |ask| encode(&Packet { number, body: ask });
     let mut state = ClusterState { version: 1 << 40, epoch: Epoch(u64::MAX), ..ClusterState::default() };
     state.leader = Some("x".parse().expect("a name"));
@@ -270,8 +270,9 @@ fn p99_until(address: SocketAddr, mut over: impl FnMut() -> bool) -> Duration {
 }
 
 #[test]
-fn strangers_who_try_everything_at_once_keep_nobody_out() {
-    let seconds = std::env::var(STRANGERS_VARIABLE).map_or(STRANGERS_SECONDS, |text| text.parse().expect("seconds"));
+fn unidentified_peers_at_once_keep_nobody_out() {
+    let seconds =
+        std::env::var(UNIDENTIFIED_VARIABLE).map_or(UNIDENTIFIED_SECONDS, |text| text.parse().expect("seconds"));
     let lasts = Duration::from_secs(seconds);
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     let (leader, replica) = (cluster.leader(), cluster.replica());
@@ -286,7 +287,7 @@ fn strangers_who_try_everything_at_once_keep_nobody_out() {
         ["a", "b", "c"].iter().map(|name| cluster.peer_address(name).parse().expect("an address")).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let said = Arc::new(AtomicU64::new(0));
-    let strangers: Vec<_> = (0..3)
+    let unidentified: Vec<_> = (0..3)
         .map(|one| {
             let (addresses, stop, said) = (addresses.clone(), Arc::clone(&stop), Arc::clone(&said));
             std::thread::spawn(move || {
@@ -295,7 +296,7 @@ fn strangers_who_try_everything_at_once_keep_nobody_out() {
                     let number = said.fetch_add(1, Ordering::Relaxed);
                     // One who is not let in any more has said enough as well.
                     let Ok(mut stream) = TcpStream::connect(addresses[one]) else { continue };
-                    let _ = stream.write_all(&strangers_words(number));
+                    let _ = stream.write_all(&unidentified_bytes(number));
                     silent.push_back(stream);
                     if silent.len() > SILENT_STRANGERS {
                         silent.pop_front();
@@ -312,9 +313,9 @@ fn strangers_who_try_everything_at_once_keep_nobody_out() {
     let in_sync = || cluster.describe(leader)["in_sync"].to_string().contains(&format!("\"{replica}\""));
     until("the member is back in the in-sync set", in_sync);
     stop.store(true, Ordering::Relaxed);
-    strangers.into_iter().for_each(|stranger| stranger.join().expect("it has nothing to check"));
+    unidentified.into_iter().for_each(|unidentified| unidentified.join().expect("it has nothing to check"));
     let said = said.load(Ordering::Relaxed);
-    println!("{said} connections of strangers; p99 of commits {quiet:?} without them, {beside:?} beside them");
+    println!("{said} connections of unidentified peers; p99 of commits {quiet:?} without them, {beside:?} beside them");
     assert!(said > 100, "they were there");
     load.wait_for(100);
     let (acknowledged, _) = load.finish();
@@ -346,11 +347,11 @@ fn part_of_the_register_beyond_its_bound_is_refused() {
         let address: SocketAddr = cluster.peer_address(name).parse().expect("an address");
         let greeting = |answer| match answer {
             Answer::Greeting(greeting) => greeting.id,
-            Answer::Stranger(said) => said.member.id,
+            Answer::Unidentified(said) => said.member.id,
             other => panic!("{other:?}"),
         };
         let mut stream = proved(address, "x", &file);
-        let id = greeting(asked(&mut stream, Ask::Greet(stranger())));
+        let id = greeting(asked(&mut stream, Ask::Greet(unidentified())));
         stream.write_all(&huge_part(1, id.0)).expect("room");
         let answer = answer_on(&mut stream);
         assert!(matches!(&answer, Answer::Refused(text) if text.contains("at most")), "{answer:?}");
@@ -358,7 +359,7 @@ fn part_of_the_register_beyond_its_bound_is_refused() {
     assert_eq!((cluster.leader(), epoch(&cluster)), (leader, before), "nothing moved");
 }
 
-fn stranger() -> Greeting {
+fn unidentified() -> Greeting {
     Greeting {
         name: "x".parse().expect("a name"),
         id: MemberId(7),

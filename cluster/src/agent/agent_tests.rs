@@ -917,7 +917,7 @@ fn members_are_bounded() {
 }
 
 #[test]
-fn stranger_that_holds_the_secret_moves_nothing() {
+fn unidentified_peer_with_the_secret_changes_nothing() {
     let mut net = Net::new("a b c", "");
     let leader = net.leader().expect("a leader");
     let follower = net.sites.keys().find(|member| **member != leader).cloned().expect("a follower");

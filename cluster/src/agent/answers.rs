@@ -7,7 +7,7 @@ use walferry_engine::lsn::Epoch;
 use super::voters::ADMIT_TIME_MAX;
 use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::consensus::name_of;
-use crate::control::{Answer, Ask, Beat, Greeting, Strangeness};
+use crate::control::{Answer, Ask, Beat, Greeting, UnidentifiedPeer};
 use crate::failover::StepDown;
 use crate::member::{MemberName, Proved};
 use crate::register::MemberId;
@@ -57,7 +57,7 @@ impl Agent {
             self.contacts.reached_by(id, now);
             // What it knows as its cluster is not this one any more, and must not move anything here.
             if let Some(removed) = self.view.state.removed.iter().find(|removed| removed.id == id) {
-                let answer = Answer::Stranger(self.strangeness(&removed.name, id));
+                let answer = Answer::Unidentified(self.unidentified_peer(&removed.name, id));
                 return self.answer(asker, answer, now);
             }
         }
@@ -143,7 +143,7 @@ impl Agent {
         let foreign = state.version > 0 && !state.knows(&theirs.name, theirs.id);
         let name_known = state.members.contains_key(&theirs.name);
         let answer = match foreign {
-            true => Answer::Stranger(self.strangeness(&theirs.name, theirs.id)),
+            true => Answer::Unidentified(self.unidentified_peer(&theirs.name, theirs.id)),
             false => Answer::Greeting(self.greeting()),
         };
         if foreign && name_known && self.view.controls {
@@ -155,9 +155,9 @@ impl Agent {
     }
 
     /// What this incarnation is told, which is no member.
-    fn strangeness(&self, name: &MemberName, id: MemberId) -> Strangeness {
+    fn unidentified_peer(&self, name: &MemberName, id: MemberId) -> UnidentifiedPeer {
         let state = &self.view.state;
-        Strangeness {
+        UnidentifiedPeer {
             member: self.greeting(),
             cluster_id: state.cluster_id,
             version: state.version,

@@ -10,7 +10,7 @@ use walferry_engine::mutants;
 use walferry_engine::told::Told;
 
 use super::{Agent, CHANGE_TIME_MAX, FORMING_TEXT, Output, Over, ProposalFor, Purpose};
-use crate::control::{Answer, Ask, Greeting, Strangeness};
+use crate::control::{Answer, Ask, Greeting, UnidentifiedPeer};
 use crate::member::{ClusterId, MemberName};
 use crate::register::{Change, ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
 
@@ -21,7 +21,7 @@ const BLOCKED_TIME_MAX: Duration = Duration::from_secs(1);
 /// A member that no majority asked anything for so many election timeouts, twice, is not reached: it controls and leads no more.
 const UNREACHED_TIMEOUTS: u32 = 2;
 /// Greetings of so many nodes that are no members are kept.
-const STRANGERS_MAX: usize = MEMBERS_MAX;
+const UNIDENTIFIED_MAX: usize = MEMBERS_MAX;
 /// What is remembered of other nodes is bounded by so many.
 const GREETINGS_MAX: usize = 4 * MEMBERS_MAX;
 
@@ -40,7 +40,7 @@ pub(super) struct Contacts {
     leader_end: Lsn,
     leader_address: (Epoch, String),
     /// What a member said to this node, which is none.
-    strangeness: Option<Strangeness>,
+    unidentified_peer: Option<UnidentifiedPeer>,
     /// Why nobody leads; empty when nothing is wrong.
     blocked: String,
     /// What the driver was told of that.
@@ -68,7 +68,7 @@ impl Contacts {
             unreached_since: None,
             leader_end: Lsn::ZERO,
             leader_address: Default::default(),
-            strangeness: None,
+            unidentified_peer: None,
             blocked: String::new(),
             blocked_told: String::new(),
             blocked_since: None,
@@ -124,9 +124,9 @@ impl Contacts {
     pub(super) fn greeted(&mut self, theirs: Greeting, is_known: impl Fn(&MemberName) -> bool) {
         let name = theirs.name.clone();
         self.greetings.insert(name.clone(), theirs);
-        let strangers = || self.greetings.keys().filter(|other| !is_known(other));
-        if strangers().count() > STRANGERS_MAX
-            && let Some(other) = strangers().find(|other| **other != name).cloned()
+        let unidentified = || self.greetings.keys().filter(|other| !is_known(other));
+        if unidentified().count() > UNIDENTIFIED_MAX
+            && let Some(other) = unidentified().find(|other| **other != name).cloned()
         {
             self.greetings.remove(&other);
         }
@@ -171,7 +171,7 @@ impl Contacts {
 
     /// Members of a cluster that is there have answered: this node forms none.
     pub(super) fn knows_a_cluster(&self) -> bool {
-        self.strangeness.is_some()
+        self.unidentified_peer.is_some()
     }
 
     /// What the driver is to tell people, when it has changed. A failover is over in a moment; one that is not is logged once.
@@ -239,7 +239,7 @@ impl Agent {
     /// the one that controls the register takes it back.
     fn around(&self, member: bool) -> Vec<(MemberName, String)> {
         let mut around = self.members();
-        if let Some(said) = self.contacts.strangeness.as_ref().filter(|_| !member) {
+        if let Some(said) = self.contacts.unidentified_peer.as_ref().filter(|_| !member) {
             let known: BTreeSet<MemberName> = around.iter().map(|(name, _)| name.clone()).collect();
             let others = said.members.iter().filter(|(name, _)| !known.contains(*name)).take(MEMBERS_MAX);
             around.extend(others.map(|(name, peer)| (name.clone(), peer.clone())));
@@ -314,7 +314,7 @@ impl Agent {
     pub(super) fn take_greeted(&mut self, name: MemberName, answer: Result<Answer, String>, now: Instant) {
         match answer {
             Ok(Answer::Greeting(theirs)) => drop(self.contacts.greetings.insert(name, theirs)),
-            Ok(Answer::Stranger(said)) => {
+            Ok(Answer::Unidentified(said)) => {
                 let state = &self.view.state;
                 // Only the register of its own cluster can say that an incarnation is over.
                 let removed_at = said.removed_at.filter(|_| state.version > 0 && said.cluster_id == state.cluster_id);
@@ -323,11 +323,11 @@ impl Agent {
                 }
                 self.contacts.greetings.insert(name, said.member.clone());
                 // Any member can be asked: the first one that answered is named, until one knows more.
-                let news = |old: &Strangeness| {
+                let news = |old: &UnidentifiedPeer| {
                     (old.cluster_id, old.name_known) != (said.cluster_id, said.name_known) || old.version < said.version
                 };
-                if self.contacts.strangeness.as_ref().is_none_or(news) {
-                    self.contacts.strangeness = Some(said);
+                if self.contacts.unidentified_peer.as_ref().is_none_or(news) {
+                    self.contacts.unidentified_peer = Some(said);
                 }
             }
             _ => {}
@@ -337,10 +337,11 @@ impl Agent {
     /// What a node that is no member waits for.
     pub(super) fn waiting_for(&self) -> String {
         let (name, state, contacts) = (&self.config.name, &self.view.state, &self.contacts);
-        let strangeness = contacts.strangeness.as_ref();
-        if state.members.contains_key(name) || strangeness.is_some_and(|said| said.name_known) {
+        let unidentified_peer = contacts.unidentified_peer.as_ref();
+        if state.members.contains_key(name) || unidentified_peer.is_some_and(|said| said.name_known) {
             let own = self.config.members.get(name);
-            if let Some(there) = strangeness.and_then(|said| said.members.get(name)).filter(|there| Some(*there) != own)
+            if let Some(there) =
+                unidentified_peer.and_then(|said| said.members.get(name)).filter(|there| Some(*there) != own)
             {
                 return format!(
                     "the cluster has a member {name} already, at {there}: give this node a name of its own. If it is that member at a new \
@@ -360,7 +361,7 @@ impl Agent {
                 "removed from the cluster at version {version}; `walferry join --name {name}` takes it back"
             );
         }
-        if let Some(said) = strangeness {
+        if let Some(said) = unidentified_peer {
             let at = &said.member.client_address;
             let url = if at.is_empty() { String::new() } else { format!(" --url redis://{at}") };
             return format!(
@@ -461,7 +462,7 @@ impl Agent {
     pub(super) fn take_back_verified(&mut self, greeting: Greeting, answer: Result<Answer, String>, now: Instant) {
         let there: Option<MemberId> = match answer {
             Ok(Answer::Greeting(there)) => Some(there.id),
-            Ok(Answer::Stranger(said)) => Some(said.member.id),
+            Ok(Answer::Unidentified(said)) => Some(said.member.id),
             _ => None,
         };
         let name = &greeting.name;

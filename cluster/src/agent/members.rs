@@ -511,7 +511,7 @@ impl Agent {
         };
         let theirs = match answer {
             Ok(Answer::Greeting(theirs)) => theirs,
-            Ok(Answer::Stranger(said)) => said.member,
+            Ok(Answer::Unidentified(said)) => said.member,
             // It may have ended its incarnation a moment ago, and its connections with it.
             _ if now < until => return again(self),
             other => {

@@ -585,7 +585,7 @@ impl Agent {
         match purpose {
             // Whatever it was for: this incarnation was removed, or so the other one's register says.
             Purpose::Heartbeat { .. } | Purpose::PreVote | Purpose::Fence | Purpose::Look | Purpose::InReach
-                if matches!(answer, Ok(Answer::Stranger(_))) =>
+                if matches!(answer, Ok(Answer::Unidentified(_))) =>
             {
                 self.take_greeted(from, answer, now);
             }

@@ -30,7 +30,7 @@ const PROOF_FIRST_BYTES: [u8; 4] = *b"WFPA";
 
 /// The error for somebody whose first bytes, as many as an envelope has, are those of TLS, of a proof or of a port for clients, where
 /// none of them is expected.
-pub fn stranger(first: &[u8]) -> Option<MessageError> {
+pub fn identify(first: &[u8]) -> Option<MessageError> {
     if first.starts_with(&PROOF_FIRST_BYTES) {
         return Some(MessageError::Proof);
     }
@@ -163,7 +163,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let kind = Kind::from_number(head[4]);
     let flags_max = if kind == Some(Kind::Frame) { FLAG_TRACED } else { 0 };
     if head[5] > flags_max || head[6..] != [0; 2] {
-        return Err(stranger(head).unwrap_or(MessageError::Envelope));
+        return Err(identify(head).unwrap_or(MessageError::Envelope));
     }
     let kind = kind.ok_or(MessageError::Kind(head[4]))?;
     let (bytes_min, bytes_max) = kind.body_bytes();

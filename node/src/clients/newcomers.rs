@@ -31,7 +31,7 @@ pub fn beyond_share(clients_max: usize, all: impl Iterator<Item = (Instant, usiz
 #[derive(Debug, Default)]
 pub struct Newcomers {
     remote: VecDeque<SessionId>,
-    /// From this host: operators come from there, and strangers only once they are on it.
+    /// From this host: operators come from there, and others only once they are on it.
     local: VecDeque<SessionId>,
 }
 

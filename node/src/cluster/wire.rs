@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use walferry_cluster::control::{Answer, Ask, CONTROL_KIND, Packet, body_bytes, encode};
 use walferry_cluster::error::MessageError;
 use walferry_cluster::member::{Caller, MemberName, Proved};
-use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, read_message, stranger};
+use walferry_cluster::message::{ENVELOPE_BYTES, Message, Refuse, RefuseCode, identify, read_message};
 use walferry_engine::told::Told;
 use walferry_engine::world;
 use walferry_tls::{Accepted, Gate, PeerLinks, Quota, Secured};
@@ -394,8 +394,8 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
                 let heard_of = Arc::clone(&heard);
                 let task = connections.spawn(async move {
                     let Err(error) = serve_one(stream, caller, heard_of, answering).await else { return };
-                    let is_stranger = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
-                    if is_stranger && quota.lock().expect("nobody panics with it").take(world::now()) {
+                    let is_unidentified = error.get_ref().is_some_and(|inner| inner.is::<MessageError>());
+                    if is_unidentified && quota.lock().expect("nobody panics with it").take(world::now()) {
                         tracing::warn!(%address, "a peer is not answered: {error}");
                     } else {
                         tracing::debug!(%address, "a connection of a peer ended: {error}");
@@ -448,7 +448,7 @@ async fn serve_one(
         }
     };
     tokio::time::timeout(FIRST_BYTES_TIME_MAX, look).await.map_err(silent)??;
-    if let Some(why) = stranger(&first) {
+    if let Some(why) = identify(&first) {
         refuse(stream, &why).await;
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
