@@ -162,8 +162,8 @@ impl Receiver {
             | Message::Preparing { .. }
             | Message::Offer(_)
             | Message::Piece(_)
-            | Message::Want(_)
-            | Message::Lend(_) => {
+            | Message::FetchFrames(_)
+            | Message::FetchedFrames(_) => {
                 Err(ProtocolError::Unexpected { what: "a part of a base copy", when: "on the log's connection" })
             }
             Message::Frame { .. } => unreachable!("handled above"),

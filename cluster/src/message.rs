@@ -113,11 +113,11 @@
 //!            body length is 16; `bytes` raw bytes of the copy follow the body.
 //! ```
 //!
-//! A node whose log is damaged asks any other node for the frames that it lost, on a connection of its own. It says `Want`; the
-//! other answers `Lend`, or `Refuse`, and closes. Whoever asks checks every frame; for more than one `Lend` holds it asks again.
+//! A node whose log is damaged asks any other node for the frames that it lost, on a connection of its own. It says `FetchFrames`; the
+//! other answers `FetchedFrames`, or `Refuse`, and closes. Whoever asks checks every frame; for more than one `FetchedFrames` holds it asks again.
 //!
 //! ```text
-//! 20 Want     0  magic            4   "WFPR"
+//! 20 FetchFrames     0  magic            4   "WFPR"
 //!             4  protocol         2   2
 //!             6  name length      1
 //!             7  flags            1   1: the crc is known; else 0
@@ -129,8 +129,8 @@
 //!            52  epoch count      4
 //!            56  epochs          16   each, as in Hello: frames are wanted as far as both have the same
 //!             .  name                 of the node that asks
-//! 21 Lend     0  from lsn         8   Want's
-//!             8  bytes            8   1..=LEND_BYTES_MAX
+//! 21 FetchedFrames     0  from lsn         8   FetchFrames'
+//!             8  bytes            8   1..=FETCHED_FRAMES_BYTES_MAX
 //!            body length is 16; whole frames, padding and all, follow the body: `bytes` raw bytes.
 //! ```
 
@@ -161,8 +161,8 @@ pub const REFUSE_TEXT_BYTES_MAX: usize = 512;
 pub const ADDRESS_BYTES_MAX: usize = 255;
 /// Raw bytes in a chunk, at most. Between chunks there is room for a heartbeat.
 pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
-/// Raw bytes that follow one Lend, at most: the largest frame fits.
-pub const LEND_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
+/// Raw bytes that follow one FetchedFrames, at most: the largest frame fits.
+pub const FETCHED_FRAMES_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 /// Bytes of a message with its envelope, frames' and chunks' raw bytes aside: a receive buffer of this size suffices.
 pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + HELLO_FIXED_BYTES
@@ -186,8 +186,8 @@ const FETCH_FIXED_BYTES: usize = 60;
 const PREPARING_BODY_BYTES: usize = 16;
 const OFFER_FIXED_BYTES: usize = 64;
 const PIECE_BODY_BYTES: usize = 16;
-const WANT_FIXED_BYTES: usize = 56;
-const LEND_BODY_BYTES: usize = 16;
+const FETCH_FRAMES_FIXED_BYTES: usize = 56;
+const FETCHED_FRAMES_BODY_BYTES: usize = 16;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= 128 << 10);
 const _: () = assert!(OFFER_FIXED_BYTES <= HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX);
@@ -454,7 +454,7 @@ pub struct Piece {
 
 /// What a node lost of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Want {
+pub struct FetchFrames {
     /// The protocol version of the node that asks. With another version than ours the other fields are unknown (and empty).
     pub protocol: u16,
     /// Its cluster.
@@ -475,14 +475,14 @@ pub struct Want {
 
 /// Whole frames that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lend {
+pub struct FetchedFrames {
     /// Where the first begins.
     pub from: Lsn,
     /// Raw bytes that follow.
     pub bytes: u64,
 }
 
-/// One message. The raw bytes of `Frame`, `Chunk`, `Piece` and `Lend` are not in it: they follow on the wire.
+/// One message. The raw bytes of `Frame`, `Chunk`, `Piece` and `FetchedFrames` are not in it: they follow on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Replica to leader, first.
@@ -519,8 +519,8 @@ pub enum Message {
     Offer(Offer),
     /// Leader to replica: a part of the copy follows.
     Piece(Piece),
-    /// Any node to any other: lend me this part of the log.
-    Want(Want),
+    /// Any node to any other: send me this part of the log.
+    FetchFrames(FetchFrames),
     /// Its answer.
-    Lend(Lend),
+    FetchedFrames(FetchedFrames),
 }

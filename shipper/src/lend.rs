@@ -15,7 +15,7 @@ use std::time::Duration;
 use walferry_cluster::error::ReadError;
 use walferry_cluster::member::{Caller, ClusterId, MemberName};
 use walferry_cluster::message::{
-    LEND_BYTES_MAX, Lend, Message, PROTOCOL_VERSION, Refuse, RefuseCode, Want, read_message,
+    FETCHED_FRAMES_BYTES_MAX, FetchFrames, FetchedFrames, Message, PROTOCOL_VERSION, Refuse, RefuseCode, read_message,
 };
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::limits::FRAME_ALIGN_BYTES;
@@ -75,55 +75,56 @@ impl Holding {
 }
 
 /// Up to where this node can lend what is wanted.
-pub fn judge(want: &Want, holding: &Holding) -> Result<Lsn, Refuse> {
+pub fn judge(request: &FetchFrames, holding: &Holding) -> Result<Lsn, Refuse> {
     let refuse = |code, text: String| Err(Refuse { code, text });
     let name = &holding.name;
-    if want.protocol != PROTOCOL_VERSION {
-        let text = format!("{name} speaks protocol {PROTOCOL_VERSION}, the node that asks {}", want.protocol);
+    if request.protocol != PROTOCOL_VERSION {
+        let text = format!("{name} speaks protocol {PROTOCOL_VERSION}, the node that asks {}", request.protocol);
         return refuse(RefuseCode::Protocol, text);
     }
-    if want.cluster_id != holding.cluster_id {
-        let text = format!("{} belongs to cluster {}, {name} to {}", want.name, want.cluster_id, holding.cluster_id);
+    if request.cluster_id != holding.cluster_id {
+        let text =
+            format!("{} belongs to cluster {}, {name} to {}", request.name, request.cluster_id, holding.cluster_id);
         return refuse(RefuseCode::ClusterId, text);
     }
-    if holding.members.as_ref().is_some_and(|members| !members.contains(&want.name)) {
-        let text = format!("{} is no member of {name}'s cluster that has a log", want.name);
+    if holding.members.as_ref().is_some_and(|members| !members.contains(&request.name)) {
+        let text = format!("{} is no member of {name}'s cluster that has a log", request.name);
         return refuse(RefuseCode::Protest, text);
     }
-    if want.segment_bytes != holding.segment_bytes {
-        let text = format!("{name} has segments of {} bytes, not of {}", holding.segment_bytes, want.segment_bytes);
+    if request.segment_bytes != holding.segment_bytes {
+        let text = format!("{name} has segments of {} bytes, not of {}", holding.segment_bytes, request.segment_bytes);
         return refuse(RefuseCode::SegmentBytes, text);
     }
-    let Some(theirs) = EpochHistory::from_entries(&want.history) else {
-        return refuse(RefuseCode::Protest, format!("{} has an impossible epoch history", want.name));
+    let Some(theirs) = EpochHistory::from_entries(&request.history) else {
+        return refuse(RefuseCode::Protest, format!("{} has an impossible epoch history", request.name));
     };
-    if want.from < holding.start {
+    if request.from < holding.start {
         return refuse(RefuseCode::NotHeld, format!("the log of {name} begins at {}", holding.start));
     }
     let fork = holding.history.fork_with(&theirs, Lsn::MAX);
-    if want.from >= fork {
-        let text = format!("the log of {name} parts from that of {} at {fork}", want.name);
+    if request.from >= fork {
+        let text = format!("the log of {name} parts from that of {} at {fork}", request.name);
         return refuse(RefuseCode::NotHeld, text);
     }
-    if want.from >= holding.flushed {
+    if request.from >= holding.flushed {
         return refuse(RefuseCode::NotHeld, format!("the log of {name} ends at {}", holding.flushed));
     }
     Ok(fork.min(holding.flushed))
 }
 
 /// What of it this node lends.
-pub fn look_up(want: &Want, holding: &Holding) -> Result<Vec<u8>, Refuse> {
-    read(want, holding, judge(want, holding)?)
+pub fn look_up(request: &FetchFrames, holding: &Holding) -> Result<Vec<u8>, Refuse> {
+    read(request, holding, judge(request, holding)?)
 }
 
-/// The whole frames from `want.from` on, verified, as they stand in the log.
-fn read(want: &Want, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
+/// The whole frames from `request.from` on, verified, as they stand in the log.
+fn read(request: &FetchFrames, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
     let not_held = |text: String| Refuse { code: RefuseCode::NotHeld, text };
     let damaged = |error: &dyn std::fmt::Display| not_held(format!("{} cannot lend it: {error}", holding.name));
-    let reader = LogReader::open(&holding.log_dir, holding.segment_bytes, want.from, until);
+    let reader = LogReader::open(&holding.log_dir, holding.segment_bytes, request.from, until);
     let mut reader = reader.map_err(|error| damaged(&error))?;
     let mut bytes = Vec::new();
-    while reader.position() < want.to {
+    while reader.position() < request.to {
         let at = reader.position();
         let frame = match reader.next_frame() {
             Ok(Some(frame)) => frame,
@@ -133,13 +134,13 @@ fn read(want: &Want, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
             Err(error) => return Err(damaged(&error)),
         };
         let header = frame.header();
-        if at == want.from && want.crc.is_some_and(|crc| frame.follows(crc).is_err()) {
+        if at == request.from && request.crc.is_some_and(|crc| frame.follows(crc).is_err()) {
             return Err(not_held(format!(
                 "the frame of {} at {at} follows another than the one before it there",
                 holding.name
             )));
         }
-        let fits = bytes.len() + header.span_bytes() <= LEND_BYTES_MAX as usize;
+        let fits = bytes.len() + header.span_bytes() <= FETCHED_FRAMES_BYTES_MAX as usize;
         if header.end() > until || header.epoch != holding.history.epoch_at(at) || !fits {
             break;
         }
@@ -147,7 +148,7 @@ fn read(want: &Want, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
         bytes.resize(bytes.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
     }
     if bytes.is_empty() {
-        return Err(not_held(format!("{} has no whole frame at {}", holding.name, want.from)));
+        return Err(not_held(format!("{} has no whole frame at {}", holding.name, request.from)));
     }
     Ok(bytes)
 }
@@ -186,22 +187,22 @@ impl Lendings {
     }
 
     /// Answers a request that was read from this socket.
-    pub fn answer(&self, socket: OwnedFd, want: Want, holding: Holding) {
+    pub fn answer(&self, socket: OwnedFd, request: FetchFrames, holding: Holding) {
         match self.place() {
-            Some(place) => Lendings::run(place, move || lend(TcpStream::from(socket), &want, &holding)),
+            Some(place) => Lendings::run(place, move || lend(TcpStream::from(socket), &request, &holding)),
             None => turn_away(&socket, &full(&holding)),
         }
     }
 
-    /// A peer of a node that does not lead: it may want to be lent something; for all else it is told `text`.
+    /// A peer of a node that does not lead: it may request to be lent something; for all else it is told `text`.
     pub fn greet(&self, socket: OwnedFd, caller: Caller, text: String, holding: Holding) {
         let Some(place) = self.place() else { return not_leading(socket, &text) };
         Lendings::run(place, move || {
             let mut stream = TcpStream::from(socket);
             let said = stream.set_read_timeout(Some(FIRST_MESSAGE_TIME_MAX)).map_err(ReadError::from);
             match said.and_then(|()| read_message(&mut stream)) {
-                Ok(Message::Want(want)) => match caller.check(&want.name) {
-                    Ok(()) => lend(stream, &want, &holding),
+                Ok(Message::FetchFrames(request)) => match caller.check(&request.name) {
+                    Ok(()) => lend(stream, &request, &holding),
                     Err(error) => {
                         turn_away(&stream, &Refuse { code: RefuseCode::Protest, text: error.to_string() });
                     }
@@ -218,25 +219,25 @@ fn full(holding: &Holding) -> Refuse {
     Refuse { code: RefuseCode::Full, text }
 }
 
-fn lend(mut stream: TcpStream, want: &Want, holding: &Holding) {
-    match look_up(want, holding) {
+fn lend(mut stream: TcpStream, request: &FetchFrames, holding: &Holding) {
+    match look_up(request, holding) {
         Err(refuse) => {
-            tracing::info!(asked_by = %want.name, from = %want.from, "cannot lend a part of the log: {refuse}");
+            tracing::info!(asked_by = %request.name, from = %request.from, "cannot lend a part of the log: {refuse}");
             turn_away(&stream, &refuse);
         }
         Ok(frames) => {
             let mut head = Vec::new();
-            Message::Lend(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut head);
+            Message::FetchedFrames(FetchedFrames { from: request.from, bytes: frames.len() as u64 }).encode(&mut head);
             let sent = stream
                 .set_write_timeout(Some(SEND_TIME_MAX))
                 .and_then(|()| stream.write_all(&head))
                 .and_then(|()| stream.write_all(&frames));
             match sent {
                 Ok(()) => {
-                    let to = want.from.advance(frames.len() as u64);
-                    tracing::info!(to_node = %want.name, from = %want.from, %to, "lent a part of the log");
+                    let to = request.from.advance(frames.len() as u64);
+                    tracing::info!(to_node = %request.name, from = %request.from, %to, "lent a part of the log");
                 }
-                Err(error) => tracing::warn!(to_node = %want.name, "cannot lend a part of the log: {error}"),
+                Err(error) => tracing::warn!(to_node = %request.name, "cannot lend a part of the log: {error}"),
             }
         }
     }
@@ -263,7 +264,7 @@ mod tests {
             flushed: Lsn(300),
             members: Some(["a", "b"].map(|name| name.parse().expect("a name")).into()),
         };
-        let want = |from, history: &[(u64, u64)]| Want {
+        let request = |from, history: &[(u64, u64)]| FetchFrames {
             protocol: PROTOCOL_VERSION,
             cluster_id: ClusterId(7),
             name: "a".parse().expect("a name"),
@@ -276,28 +277,28 @@ mod tests {
         let all = &[(1, 0), (3, 100), (4, 200)][..];
         use RefuseCode::{NotHeld, Protest, Protocol, SegmentBytes};
         let table = [
-            ("in the middle", want(60, all), Ok(300)),
-            ("at the end", want(290, all), Ok(300)),
-            ("asked by one that knows an older epoch only", want(60, &all[..2]), Ok(200)),
-            ("asked by one that led since", want(60, &[(1, 0), (3, 100), (4, 200), (5, 250)]), Ok(250)),
-            ("of a leadership of its own", want(95, &[(1, 0), (2, 90)]), Err(NotHeld)),
-            ("before that", want(60, &[(1, 0), (2, 90)]), Ok(90)),
-            ("recycled here", want(40, all), Err(NotHeld)),
-            ("not here yet", want(300, all), Err(NotHeld)),
-            ("not here, of an epoch that is", want(250, &all[..2]), Err(NotHeld)),
-            ("nothing in common", want(60, &[(9, 0)]), Err(NotHeld)),
+            ("in the middle", request(60, all), Ok(300)),
+            ("at the end", request(290, all), Ok(300)),
+            ("asked by one that knows an older epoch only", request(60, &all[..2]), Ok(200)),
+            ("asked by one that led since", request(60, &[(1, 0), (3, 100), (4, 200), (5, 250)]), Ok(250)),
+            ("of a leadership of its own", request(95, &[(1, 0), (2, 90)]), Err(NotHeld)),
+            ("before that", request(60, &[(1, 0), (2, 90)]), Ok(90)),
+            ("recycled here", request(40, all), Err(NotHeld)),
+            ("not here yet", request(300, all), Err(NotHeld)),
+            ("not here, of an epoch that is", request(250, &all[..2]), Err(NotHeld)),
+            ("nothing in common", request(60, &[(9, 0)]), Err(NotHeld)),
             (
                 "a witness or an unknown name",
-                Want { name: "w".parse().expect("a name"), ..want(60, all) },
+                FetchFrames { name: "w".parse().expect("a name"), ..request(60, all) },
                 Err(Protest),
             ),
-            ("impossible epochs", want(60, &[(3, 0), (2, 50)]), Err(Protest)),
-            ("other cluster", Want { cluster_id: ClusterId(8), ..want(60, all) }, Err(RefuseCode::ClusterId)),
-            ("other segments", Want { segment_bytes: 1 << 24, ..want(60, all) }, Err(SegmentBytes)),
-            ("other protocol", Want { protocol: PROTOCOL_VERSION + 1, ..want(60, all) }, Err(Protocol)),
+            ("impossible epochs", request(60, &[(3, 0), (2, 50)]), Err(Protest)),
+            ("other cluster", FetchFrames { cluster_id: ClusterId(8), ..request(60, all) }, Err(RefuseCode::ClusterId)),
+            ("other segments", FetchFrames { segment_bytes: 1 << 24, ..request(60, all) }, Err(SegmentBytes)),
+            ("other protocol", FetchFrames { protocol: PROTOCOL_VERSION + 1, ..request(60, all) }, Err(Protocol)),
         ];
-        for (what, want, expected) in table {
-            let verdict = judge(&want, &holding).map(|until| until.0).map_err(|refuse| refuse.code);
+        for (what, request, expected) in table {
+            let verdict = judge(&request, &holding).map(|until| until.0).map_err(|refuse| refuse.code);
             assert_eq!(verdict, expected, "{what}");
         }
     }

@@ -13,7 +13,7 @@ use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::TimeVal;
 use walferry_cluster::error::MessageError;
 use walferry_cluster::member::{Caller, MemberName};
-use walferry_cluster::message::{Fetch, Hello, MESSAGE_BYTES_MAX, Message, Refuse, Want, decode};
+use walferry_cluster::message::{Fetch, FetchFrames, Hello, MESSAGE_BYTES_MAX, Message, Refuse, decode};
 use walferry_engine::log::Log;
 use walferry_engine::ring::{Completion, Owner, Ring, Token};
 use walferry_engine::world;
@@ -114,7 +114,7 @@ pub(crate) enum Phase {
     /// It asks for a base copy: the socket goes to a thread.
     Fetch(Fetch),
     /// It asks for a part of the log that it lost: the same.
-    Want(Want),
+    FetchFrames(FetchFrames),
     /// Feeding this replica.
     Streaming(MemberName),
     /// Refused; kept until the replica has read why, at most until then.
@@ -187,7 +187,7 @@ impl Link {
 
     /// True until it is refused or closed.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_))
+        matches!(self.phase, Phase::Probe(_) | Phase::Fetch(_) | Phase::FetchFrames(_) | Phase::Streaming(_))
     }
 
     /// Gives the socket away; nothing of it is in flight. The link is over.
@@ -212,7 +212,7 @@ impl Link {
 
     /// Listens for the next bytes.
     pub(crate) fn receive(&mut self, ring: &mut Ring) {
-        if matches!(self.phase, Phase::Fetch(_) | Phase::Want(_)) {
+        if matches!(self.phase, Phase::Fetch(_) | Phase::FetchFrames(_)) {
             return;
         }
         let Some(socket) = self.socket.as_ref().filter(|_| !self.receiving) else { return };

@@ -323,7 +323,7 @@ impl Shipper {
             let said = match &message {
                 Message::Hello(hello) => Some(&hello.name),
                 Message::Fetch(fetch) => Some(&fetch.name),
-                Message::Want(want) => Some(&want.name),
+                Message::FetchFrames(request) => Some(&want.name),
                 _ => None,
             };
             if let Some(Err(error)) = said.map(|name| link.caller.check(name)) {
@@ -333,7 +333,7 @@ impl Shipper {
             match (&link.phase, message) {
                 (Phase::Probe(None), Message::Hello(hello)) => link.phase = Phase::Probe(Some(hello)),
                 (Phase::Probe(None), Message::Fetch(fetch)) => link.phase = Phase::Fetch(fetch),
-                (Phase::Probe(None), Message::Want(want)) => link.phase = Phase::Want(want),
+                (Phase::Probe(None), Message::FetchFrames(request)) => link.phase = Phase::FetchFrames(want),
                 (Phase::Streaming(name), Message::Ack(ack)) => {
                     let replica = self.replicas.get_mut(name).expect("a link feeds a known replica");
                     link.outgoing.handle_stamp(ack.stamp_us);
@@ -508,11 +508,11 @@ impl Shipper {
 
     /// Lends parts of the log to those who lost them.
     fn lend(&mut self, log: &Log, history: &EpochHistory) {
-        let asking = |link: &Link| matches!(link.phase, Phase::Want(_));
+        let asking = |link: &Link| matches!(link.phase, Phase::FetchFrames(_));
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
-            let Phase::Want(want) = link.phase.clone() else { unreachable!("just seen") };
+            let Phase::FetchFrames(want) = link.phase.clone() else { unreachable!("just seen") };
             if let Some(socket) = link.give_socket() {
                 let members = self.members.as_ref().map(|members| members.keys().cloned().collect());
                 let holding = Holding::of(log, self.config.cluster_id, self.config.name.clone(), history);
@@ -687,7 +687,7 @@ impl Shipper {
         let late = |link: &Link| match link.phase {
             Phase::Closing(until) => now >= until,
             Phase::Closed => false,
-            Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
+            Phase::Probe(_) | Phase::Fetch(_) | Phase::FetchFrames(_) | Phase::Streaming(_) => {
                 is_handshake_late(link, now) || now.saturating_duration_since(link.heard) > timeout
             }
         };

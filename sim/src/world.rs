@@ -470,13 +470,13 @@ impl World for SimWorld {
         let to = self.network.borrow().reach(self.node.get(), address)?;
         let lenders = self.lenders.borrow();
         let holding = lenders.get(&to).ok_or(io::ErrorKind::TimedOut)?;
-        let Ok(Message::Want(want)) = read_message(&mut question) else {
+        let Ok(Message::FetchFrames(request)) = read_message(&mut question) else {
             panic!("a node asks for what is not simulated");
         };
         let mut answer = Vec::new();
         match look_up(&want, holding) {
             Ok(frames) => {
-                Message::Lend(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut answer);
+                Message::FetchedFrames(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut answer);
                 answer.extend_from_slice(&frames);
             }
             Err(refuse) => Message::Refuse(refuse).encode(&mut answer),

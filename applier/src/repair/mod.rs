@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use walferry_cluster::error::ReadError;
 use walferry_cluster::member::{ClusterId, MemberName};
-use walferry_cluster::message::{Lend, Message, PROTOCOL_VERSION, RefuseCode, Want, read_message};
+use walferry_cluster::message::{FetchFrames, FetchedFrames, Message, PROTOCOL_VERSION, RefuseCode, read_message};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::error::RecoverError;
 use walferry_engine::log::LOG_DIR;
@@ -146,7 +146,7 @@ impl Repairer {
     /// Asks one node for the frames from the patch's position on.
     fn ask(&self, address: &str, patch: &Patch<'_>, needed: Lsn) -> Result<Vec<u8>, Answer> {
         let not_now = |error: io::Error| Answer::NotNow(error.to_string());
-        let want = Want {
+        let request = FetchFrames {
             protocol: PROTOCOL_VERSION,
             cluster_id: ClusterId(self.cluster_id),
             name: self.name.clone(),
@@ -157,7 +157,7 @@ impl Repairer {
             history: self.history.entries().to_vec(),
         };
         let mut bytes = Vec::new();
-        Message::Want(want).encode(&mut bytes);
+        Message::FetchFrames(request).encode(&mut bytes);
         let mut answer: Box<dyn Read> = match world::simulated_answer(address, &bytes) {
             Some(answer) => Box::new(io::Cursor::new(answer.map_err(not_now)?)),
             None => Box::new(self.send(address, &bytes).map_err(not_now)?),
@@ -170,7 +170,7 @@ impl Repairer {
                 _ => not_now(error),
             },
         })? {
-            Message::Lend(Lend { from, bytes: length }) if from == patch.position() => {
+            Message::FetchedFrames(FetchedFrames { from, bytes: length }) if from == patch.position() => {
                 // Grows as they come: what is only announced takes no memory.
                 let mut frames = Vec::new();
                 let read = (&mut answer).take(length).read_to_end(&mut frames).map_err(not_now)?;

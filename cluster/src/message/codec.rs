@@ -8,10 +8,11 @@ use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
-    EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, Fetch, HEARTBEAT_BODY_BYTES, HELLO_FIXED_BYTES, Heartbeat, Hello,
-    LEND_BODY_BYTES, LEND_BYTES_MAX, Lend, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES,
-    PREPARING_BODY_BYTES, PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode,
-    TRACED_BODY_BYTES, Traced, WANT_FIXED_BYTES, WELCOME_FIXED_BYTES, Want, Welcome,
+    EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, FETCH_FRAMES_FIXED_BYTES, FETCHED_FRAMES_BODY_BYTES,
+    FETCHED_FRAMES_BYTES_MAX, Fetch, FetchFrames, FetchedFrames, HEARTBEAT_BODY_BYTES, HELLO_FIXED_BYTES, Heartbeat,
+    Hello, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES, PREPARING_BODY_BYTES,
+    PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, TRACED_BODY_BYTES, Traced,
+    WELCOME_FIXED_BYTES, Welcome,
 };
 use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::{MessageError, ReadError};
@@ -50,7 +51,7 @@ pub fn is_of_a_peer(first: &[u8]) -> bool {
 
 /// The envelope's flag of a traced frame.
 const FLAG_TRACED: u8 = 1;
-/// A Want's flag of a crc that is known.
+/// The flag of FetchFrames of a crc that is known.
 const FLAG_CRC: u8 = 1;
 
 /// The number of a message in its envelope.
@@ -70,15 +71,29 @@ pub(super) enum Kind {
     Preparing = 17,
     Offer = 18,
     Piece = 19,
-    Want = 20,
-    Lend = 21,
+    FetchFrames = 20,
+    FetchedFrames = 21,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Kind> {
         use Kind::*;
-        const ALL: [Kind; 14] =
-            [Hello, Welcome, Refuse, Frame, Chunk, Heartbeat, Ack, Traced, Fetch, Preparing, Offer, Piece, Want, Lend];
+        const ALL: [Kind; 14] = [
+            Hello,
+            Welcome,
+            Refuse,
+            Frame,
+            Chunk,
+            Heartbeat,
+            Ack,
+            Traced,
+            Fetch,
+            Preparing,
+            Offer,
+            Piece,
+            FetchFrames,
+            FetchedFrames,
+        ];
         ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 
@@ -96,8 +111,8 @@ impl Kind {
             Kind::Preparing => "Preparing",
             Kind::Offer => "Offer",
             Kind::Piece => "Piece",
-            Kind::Want => "Want",
-            Kind::Lend => "Lend",
+            Kind::FetchFrames => "FetchFrames",
+            Kind::FetchedFrames => "FetchedFrames",
         }
     }
 
@@ -116,8 +131,8 @@ impl Kind {
             Kind::Preparing => (PREPARING_BODY_BYTES, PREPARING_BODY_BYTES),
             Kind::Offer => (OFFER_FIXED_BYTES + 1, HANDSHAKE_MAX),
             Kind::Piece => (PIECE_BODY_BYTES, PIECE_BODY_BYTES),
-            Kind::Want => (WANT_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::Lend => (LEND_BODY_BYTES, LEND_BODY_BYTES),
+            Kind::FetchFrames => (FETCH_FRAMES_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            Kind::FetchedFrames => (FETCHED_FRAMES_BODY_BYTES, FETCHED_FRAMES_BODY_BYTES),
         }
     }
 }
@@ -153,7 +168,7 @@ pub fn read_message(stream: &mut impl Read) -> Result<Message, ReadError> {
 }
 
 /// Takes the message at the start of `bytes`: the message and how many bytes it took. `None`: more bytes are needed.
-/// For `Frame`, `Chunk`, `Piece` and `Lend` the raw bytes are not counted: they follow what was taken. Wrong bytes are noticed as soon
+/// For `Frame`, `Chunk`, `Piece` and `FetchedFrames` the raw bytes are not counted: they follow what was taken. Wrong bytes are noticed as soon
 /// as the envelope is there; nothing is allocated beyond the bounds of the messages.
 pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     let Some((head, rest)) = bytes.split_at_checked(ENVELOPE_BYTES) else {
@@ -170,7 +185,9 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     if body_bytes > bytes_max {
         return Err(MessageError::Length { kind: kind.name(), bytes: body_bytes, bytes_max });
     }
-    if body_bytes < bytes_min && !matches!(kind, Kind::Hello | Kind::Welcome | Kind::Fetch | Kind::Offer | Kind::Want) {
+    if body_bytes < bytes_min
+        && !matches!(kind, Kind::Hello | Kind::Welcome | Kind::Fetch | Kind::Offer | Kind::FetchFrames)
+    {
         return Err(MessageError::Body(kind.name()));
     }
     if kind == Kind::Frame {
@@ -193,8 +210,8 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         Kind::Preparing => decode_preparing(body)?,
         Kind::Offer => Message::Offer(decode_offer(body)?),
         Kind::Piece => Message::Piece(decode_piece(body)?),
-        Kind::Want => Message::Want(decode_want(body)?),
-        Kind::Lend => Message::Lend(decode_lend(body)?),
+        Kind::FetchFrames => Message::FetchFrames(decode_fetch_frames(body)?),
+        Kind::FetchedFrames => Message::FetchedFrames(decode_fetched_frames(body)?),
         Kind::Frame => unreachable!("returned above"),
     };
     Ok(Some((message, ENVELOPE_BYTES + body_bytes)))
@@ -296,20 +313,20 @@ impl Message {
                 out.extend_from_slice(&piece.crc.to_le_bytes());
                 Kind::Piece
             }
-            Message::Want(want) => {
-                assert!(want.from < want.to, "{want:?}");
-                put_handshake(out, want.protocol, &want.name, "", Some(want.cluster_id));
-                out[start + ENVELOPE_BYTES + 7] = if want.crc.is_some() { FLAG_CRC } else { 0 };
-                put_u64s(out, &[want.from.0, want.segment_bytes, want.to.0]);
-                out.extend_from_slice(&want.crc.unwrap_or(0).to_le_bytes());
-                put_history(out, &want.history);
-                out.extend_from_slice(want.name.as_str().as_bytes());
-                Kind::Want
+            Message::FetchFrames(request) => {
+                assert!(request.from < request.to, "{request:?}");
+                put_handshake(out, request.protocol, &request.name, "", Some(request.cluster_id));
+                out[start + ENVELOPE_BYTES + 7] = if request.crc.is_some() { FLAG_CRC } else { 0 };
+                put_u64s(out, &[request.from.0, request.segment_bytes, request.to.0]);
+                out.extend_from_slice(&request.crc.unwrap_or(0).to_le_bytes());
+                put_history(out, &request.history);
+                out.extend_from_slice(request.name.as_str().as_bytes());
+                Kind::FetchFrames
             }
-            Message::Lend(lend) => {
-                assert!((1..=LEND_BYTES_MAX).contains(&lend.bytes));
-                put_u64s(out, &[lend.from.0, lend.bytes]);
-                Kind::Lend
+            Message::FetchedFrames(frames) => {
+                assert!((1..=FETCHED_FRAMES_BYTES_MAX).contains(&frames.bytes));
+                put_u64s(out, &[frames.from.0, frames.bytes]);
+                Kind::FetchedFrames
             }
         };
         let body_bytes = out.len() - start - ENVELOPE_BYTES;
@@ -592,12 +609,12 @@ fn decode_piece(mut body: Body<'_>) -> Result<Piece, MessageError> {
     Ok(piece)
 }
 
-fn decode_want(mut body: Body<'_>) -> Result<Want, MessageError> {
+fn decode_fetch_frames(mut body: Body<'_>) -> Result<FetchFrames, MessageError> {
     let (protocol, ours) = body.version()?;
     if !ours {
         let name = "unknown".parse().expect("a name");
         let (cluster_id, from, to, history) = (ClusterId(0), Lsn::ZERO, Lsn(1), Vec::new());
-        return Ok(Want { protocol, cluster_id, name, from, to, segment_bytes: 0, crc: None, history });
+        return Ok(FetchFrames { protocol, cluster_id, name, from, to, segment_bytes: 0, crc: None, history });
     }
     let [name_bytes, flags] = body.number()?;
     let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
@@ -613,14 +630,14 @@ fn decode_want(mut body: Body<'_>) -> Result<Want, MessageError> {
     let name = body.name(name_bytes)?;
     body.end()?;
     let crc = (flags == FLAG_CRC).then_some(crc);
-    Ok(Want { protocol, cluster_id, name, from, to, segment_bytes, crc, history })
+    Ok(FetchFrames { protocol, cluster_id, name, from, to, segment_bytes, crc, history })
 }
 
-fn decode_lend(mut body: Body<'_>) -> Result<Lend, MessageError> {
-    let lend = Lend { from: body.lsn()?, bytes: body.u64()? };
-    if !(1..=LEND_BYTES_MAX).contains(&lend.bytes) {
+fn decode_fetched_frames(mut body: Body<'_>) -> Result<FetchedFrames, MessageError> {
+    let frames = FetchedFrames { from: body.lsn()?, bytes: body.u64()? };
+    if !(1..=FETCHED_FRAMES_BYTES_MAX).contains(&frames.bytes) {
         return Err(body.field("length"));
     }
     body.end()?;
-    Ok(lend)
+    Ok(frames)
 }

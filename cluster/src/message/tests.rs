@@ -69,15 +69,15 @@ fn samples() -> Vec<Message> {
             history,
         })
     };
-    let want = |crc, history| {
+    let request = |crc, history| {
         let (protocol, cluster_id, segment_bytes) = (PROTOCOL_VERSION, ClusterId(5), 1 << 26);
         let (from, to) = (Lsn(4096), Lsn(1 << 40));
-        Message::Want(Want { protocol, cluster_id, name: name(), from, to, segment_bytes, crc, history })
+        Message::FetchFrames(FetchFrames { protocol, cluster_id, name: name(), from, to, segment_bytes, crc, history })
     };
     vec![
-        want(None, history(1)),
-        want(Some(0), history(EPOCHS_PER_MESSAGE_MAX as u64)),
-        Message::Lend(Lend { from: Lsn(4096), bytes: LEND_BYTES_MAX }),
+        request(None, history(1)),
+        request(Some(0), history(EPOCHS_PER_MESSAGE_MAX as u64)),
+        Message::FetchedFrames(FetchedFrames { from: Lsn(4096), bytes: FETCHED_FRAMES_BYTES_MAX }),
         hello(None, Vec::new()),
         hello(Some(ClusterId(5)), history(EPOCHS_PER_MESSAGE_MAX as u64)),
         Message::Welcome(welcome),

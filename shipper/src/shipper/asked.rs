@@ -27,7 +27,7 @@ impl Shipper {
         let links = self.links.values().filter_map(|link| match link.phase {
             Phase::Closing(until) => Some(until),
             Phase::Closed => None,
-            Phase::Probe(_) | Phase::Fetch(_) | Phase::Want(_) | Phase::Streaming(_) => {
+            Phase::Probe(_) | Phase::Fetch(_) | Phase::FetchFrames(_) | Phase::Streaming(_) => {
                 let silent = link.heard + self.config.peer_timeout;
                 Some(link.outgoing.due(committed).map_or(silent, |due| due.min(silent)))
             }
