@@ -149,7 +149,7 @@ impl Reactor {
             Some(entrance) => entrance.address(),
             None => client_address,
         };
-        let lends_at = peer_listener.second().map_err(DaemonError::Descriptors)?;
+        let serves_at = peer_listener.second().map_err(DaemonError::Descriptors)?;
         let (peer_listener, handed_over, peer_entrance) = match &config.members {
             None if tls.guards_peers() => (None, None, Some(peer_listener.into_socket())),
             None => (Some(peer_listener), None, None),
@@ -162,13 +162,13 @@ impl Reactor {
         let mut node = Node::open(
             (config, lock),
             client_address,
-            (Some(&lends_at), tls.clone()),
+            (Some(&serves_at), tls.clone()),
             take_role,
             users,
             &mut ring,
             waker.clone(),
         )?;
-        drop(lends_at);
+        drop(serves_at);
         // Only now: while the node repaired its log, whoever came was asked for the secret by a gate of the repair's.
         let peer_entrance = peer_entrance.map(|listener| tls.open_for_peers(listener, &waker)).transpose();
         let peer_entrance = peer_entrance.map_err(unopened("peer_listen", peer_address))?;

@@ -35,7 +35,7 @@ use walferry_engine::segment::{DirBytes, LogBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
-use walferry_shipper::lend::{Holding, Lendings};
+use walferry_shipper::frame_server::{FrameServer, LogSnapshot};
 use walferry_shipper::slots::SLOTS_FILE;
 use walferry_tls::{Accepted, Gate};
 
@@ -54,7 +54,7 @@ const EXAMINED_TIME_TOLD_MIN: Duration = Duration::from_secs(1);
 /// Between two looks at a base copy that is on its way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a thread that lends looks whether it is to end.
-const LEND_LOOK_INTERVAL_MS: u16 = 50;
+const STOP_CHECK_INTERVAL_MS: u16 = 50;
 /// Between two attempts to be given one.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -137,7 +137,7 @@ pub(super) fn open_log(
     lock: DirLock,
     applied: Lsn,
     (repairer, count): (&Repairer, &mut RepairCount),
-    lends_at: Option<(&TcpListener, &Tls)>,
+    serves_at: Option<(&TcpListener, &Tls)>,
     ring: &mut Ring,
     waker: &Waker,
 ) -> Result<(Log, Recovery), DaemonError> {
@@ -157,8 +157,9 @@ pub(super) fn open_log(
         lock = Some(DirLock::take(&log_config.dir).map_err(LogError::from)?);
         tracing::warn!("{damage}");
         let needed = damage.gap().expect("just seen").needed;
-        let _lending =
-            lends_at.map(|(listener, tls)| Lending::start(listener, tls, holding(repairer, needed)?)).transpose()?;
+        let _server = serves_at
+            .map(|(listener, tls)| RepairServer::start(listener, tls, holding(repairer, needed)?))
+            .transpose()?;
         let repaired = repairer.close_next(damage, last.as_ref(), &mut tell)?;
         count.add(std::slice::from_ref(&repaired));
         last = Some(repaired);
@@ -181,20 +182,20 @@ fn holding(repairer: &Repairer, flushed: Lsn) -> Result<Holding, DaemonError> {
 }
 
 /// Two nodes that lost different parts help each other: while one waits, a thread answers its peers. Ends when it is dropped.
-struct Lending {
+struct RepairServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// Where peers prove themselves first, its thread answers them.
     _gate: Option<Gate>,
 }
 
-impl Lending {
-    fn start(listener: &TcpListener, tls: &Tls, holding: Holding) -> Result<Lending, DaemonError> {
+impl RepairServer {
+    fn start(listener: &TcpListener, tls: &Tls, holding: Holding) -> Result<RepairServer, DaemonError> {
         let listener = listener.try_clone().map_err(DaemonError::Descriptors)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let lendings = Lendings::default();
+        let frame_server = FrameServer::default();
         let greet = move |socket, caller| {
-            lendings.greet(socket, caller, "it repairs its log first".to_owned(), holding.clone())
+            frame_server.greet(socket, caller, "it repairs its log first".to_owned(), holding.clone())
         };
         if tls.guards_peers() {
             let deliver = move |accepted: Accepted| {
@@ -202,28 +203,28 @@ impl Lending {
                 greet(accepted.socket, caller);
             };
             let gate = tls.gate_for_peers(listener, Box::new(deliver)).map_err(DaemonError::Descriptors)?;
-            return Ok(Lending { stop, thread: None, _gate: Some(gate) });
+            return Ok(RepairServer { stop, thread: None, _gate: Some(gate) });
         }
         let stopping = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("lend".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("frame server".to_owned()).spawn(move || {
             while !stopping.load(Ordering::Acquire) {
                 // Never O_NONBLOCK: the socket is somebody else's as well, who comes after us.
                 let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-                let waiting = matches!(poll(&mut ready, LEND_LOOK_INTERVAL_MS), Ok(1..));
+                let waiting = matches!(poll(&mut ready, STOP_CHECK_INTERVAL_MS), Ok(1..));
                 if waiting && let Ok((socket, address)) = listener.accept() {
                     greet(socket.into(), Caller::unproved(address));
                 }
             }
         });
-        Ok(Lending {
+        Ok(RepairServer {
             stop,
-            thread: Some(thread.map_err(|source| DaemonError::Thread { name: "lend", source })?),
+            thread: Some(thread.map_err(|source| DaemonError::Thread { name: "frame server", source })?),
             _gate: None,
         })
     }
 }
 
-impl Drop for Lending {
+impl Drop for RepairServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

@@ -18,7 +18,7 @@ use walferry_engine::ring::simulated::Queues;
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::waker::WakeSource;
 use walferry_engine::world;
-use walferry_shipper::lend::Holding;
+use walferry_shipper::frame_server::Holding;
 
 use crate::cluster::Cluster;
 pub use crate::cluster::witness::agent as witness_agent;

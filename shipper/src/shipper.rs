@@ -32,9 +32,9 @@ use crate::base::{Bases, BasesConfig};
 use crate::catchup::Report;
 use crate::chain;
 use crate::commit_rule::{CommitRule, Standing};
+use crate::frame_server::{FrameServer, LogSnapshot};
 use crate::handshake::{Leader, judge, judge_fetch};
 use crate::lag::Timeline;
-use crate::lend::{Holding, Lendings};
 use crate::link::{HANDSHAKE_TIME_MAX, Link, LinkError, LinkNo, Op, Phase};
 use crate::outgoing::{Common, Turn};
 use crate::progress::Progress;
@@ -122,7 +122,7 @@ pub struct Shipper {
     slots: Slots,
     slot_file: SlotFile,
     bases: Bases,
-    lendings: Lendings,
+    frame_server: FrameServer,
     rule: CommitRule,
     in_sync: InSync,
     timeline: Timeline,
@@ -193,7 +193,7 @@ impl Shipper {
             slots,
             slot_file,
             bases,
-            lendings: Lendings::default(),
+            frame_server: FrameServer::default(),
             timeline: Timeline::default(),
             view: View::default(),
             turned: now,
@@ -517,7 +517,7 @@ impl Shipper {
                 let members = self.members.as_ref().map(|members| members.keys().cloned().collect());
                 let holding = Holding::of(log, self.config.cluster_id, self.config.name.clone(), history);
                 let holding = holding.for_members(members);
-                self.lendings.answer(socket, want, holding);
+                self.frame_server.answer(socket, want, holding);
             }
         }
     }

@@ -16,7 +16,7 @@ use walferry_cluster::message::{Lend, Message, read_message};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::world::simulated::{TaskNo, Undo, World};
 use walferry_engine::world::{Blocking, Pace, Saving, Work};
-use walferry_shipper::lend::{Holding, look_up};
+use walferry_shipper::frame_server::{Holding, look_up};
 
 use crate::network::Network;
 

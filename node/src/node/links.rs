@@ -6,7 +6,7 @@ use std::time::Instant;
 use walferry_cluster::member::{Caller, ClusterId};
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::world;
-use walferry_shipper::lend::Holding;
+use walferry_shipper::frame_server::Holding;
 
 use crate::error::DaemonError;
 use crate::node::{Node, Role};
@@ -67,7 +67,7 @@ impl Node {
                 let state = self.membership.as_ref().map(|membership| &membership.state);
                 let members =
                     state.filter(|state| state.version > 0).map(|state| state.data_members().cloned().collect());
-                self.lendings.greet(socket, caller, self.describe(), holding.for_members(members));
+                self.frame_server.greet(socket, caller, self.describe(), holding.for_members(members));
             }
         }
     }

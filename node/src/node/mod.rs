@@ -38,7 +38,7 @@ use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::meta::Meta;
 use walferry_engine::waker::Waker;
-use walferry_shipper::lend::Lendings;
+use walferry_shipper::frame_server::FrameServer;
 use walferry_shipper::shipper::Shipper;
 
 use crate::clients::limits::ClientCounts;
@@ -152,7 +152,7 @@ pub struct Node {
     scrubbing: Scrubbing,
     space: SpaceWatch,
     /// Parts of the log that it lends while it does not lead.
-    lendings: Lendings,
+    frame_server: FrameServer,
     pub(crate) queue: CommitQueue,
     pub(crate) parking: Parking,
     /// Observes commits; nothing asks it.

@@ -22,7 +22,7 @@ use walferry_engine::recover::Recovery;
 use walferry_engine::ring::Ring;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
-use walferry_shipper::lend::Lendings;
+use walferry_shipper::frame_server::FrameServer;
 
 use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
 use crate::error::DaemonError;
@@ -62,14 +62,14 @@ impl Node {
     pub fn open(
         (config, lock): (NodeConfig, DirLock),
         client_address: SocketAddr,
-        (lends_at, tls): (Option<&TcpListener>, Tls),
+        (serves_at, tls): (Option<&TcpListener>, Tls),
         take_role: impl FnOnce(&mut Node) -> Result<(), DaemonError>,
         users: Rc<RefCell<Users>>,
         ring: &mut Ring,
         waker: Waker,
     ) -> Result<Node, DaemonError> {
         let Opened { meta, mut history, log, store, recovery, repaired } =
-            open_data(&config, lock, (lends_at, &tls), ring, &waker)?;
+            open_data(&config, lock, (serves_at, &tls), ring, &waker)?;
         let leader = config.follow.is_none() && config.members.is_none();
         if leader {
             let epoch = history.last_epoch().next_alone(world::random());
@@ -84,7 +84,7 @@ impl Node {
             lost_commits: 0,
             base_copies: BaseCopies::default(),
             repaired,
-            lendings: Lendings::default(),
+            frame_server: FrameServer::default(),
             scrubbing: Scrubbing::new(now),
             space: SpaceWatch { looked_at: now, is_scarce: false },
             meta,
@@ -126,11 +126,11 @@ impl Node {
 }
 
 /// Opens log and store; a base copy that was received is put in their place first, and damage is repaired. While a node that has
-/// just started waits for others with that, it lends them what it has itself at `lends_at`.
+/// just started waits for others with that, it lends them what it has itself at `serves_at`.
 pub(super) fn open_data(
     config: &NodeConfig,
     lock: DirLock,
-    (lends_at, tls): (Option<&TcpListener>, &Tls),
+    (serves_at, tls): (Option<&TcpListener>, &Tls),
     ring: &mut Ring,
     waker: &Waker,
 ) -> Result<Opened, DaemonError> {
@@ -140,7 +140,7 @@ pub(super) fn open_data(
     repair::mend_small_files(&config.data)?;
     let (mut lock, mut repaired) = (lock, RepairCount::default());
     loop {
-        let mut opened = open_repaired(config, lock, (lends_at, tls), repaired, ring, waker)?;
+        let mut opened = open_repaired(config, lock, (serves_at, tls), repaired, ring, waker)?;
         repaired = opened.repaired;
         let position = opened.store.durable_position();
         // What other nodes gave back of the log may be another one than the store was made from: the store was compared before.
@@ -155,7 +155,7 @@ pub(super) fn open_data(
 pub(super) fn open_repaired(
     config: &NodeConfig,
     lock: DirLock,
-    (lends_at, tls): (Option<&TcpListener>, &Tls),
+    (serves_at, tls): (Option<&TcpListener>, &Tls),
     mut repaired: RepairCount,
     ring: &mut Ring,
     waker: &Waker,
@@ -193,7 +193,7 @@ pub(super) fn open_repaired(
         lock,
         store.applied(),
         (&repairer, &mut repaired),
-        lends_at.map(|at| (at, tls)),
+        serves_at.map(|at| (at, tls)),
         ring,
         waker,
     )?;

@@ -1,6 +1,6 @@
 //! Giving a node back what it lost of its log: any node, whatever its role, lends the frames that it holds itself. It reads each
 //! from its own files and verifies it before it lends; what it does not know to be flushed it does not lend. A thread for each
-//! request, at most LENDINGS_MAX. `judge` is the core; the shipper hands over sockets of its links, a node that does not lead those
+//! request, at most REQUESTS_MAX. `judge` is the core; the shipper hands over sockets of its links, a node that does not lead those
 //! of all its peers.
 
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ use walferry_engine::reader::LogReader;
 use crate::refuse::{not_leading, turn_away};
 
 /// Requests that are answered at once; another is asked to come again.
-pub const LENDINGS_MAX: usize = 8;
+pub const REQUESTS_MAX: usize = 8;
 /// A peer of a node that does not lead has to say within this time what it wants.
 const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a peer may take nothing.
@@ -155,7 +155,7 @@ fn read(request: &FetchFrames, holding: &Holding, until: Lsn) -> Result<Vec<u8>,
 
 /// The requests that are being answered.
 #[derive(Clone, Debug, Default)]
-pub struct Lendings {
+pub struct FrameServer {
     running: Arc<AtomicUsize>,
 }
 
@@ -168,15 +168,15 @@ impl Drop for Place {
     }
 }
 
-impl Lendings {
+impl FrameServer {
     fn place(&self) -> Option<Place> {
         let before = self.running.fetch_add(1, Ordering::AcqRel);
         let place = Place(Arc::clone(&self.running));
-        (before < LENDINGS_MAX).then_some(place)
+        (before < REQUESTS_MAX).then_some(place)
     }
 
     fn run(place: Place, work: impl FnOnce() + Send + 'static) {
-        let spawned = std::thread::Builder::new().name("lend".to_owned()).spawn(move || {
+        let spawned = std::thread::Builder::new().name("frame server".to_owned()).spawn(move || {
             work();
             drop(place);
         });
@@ -189,7 +189,7 @@ impl Lendings {
     /// Answers a request that was read from this socket.
     pub fn answer(&self, socket: OwnedFd, request: FetchFrames, holding: Holding) {
         match self.place() {
-            Some(place) => Lendings::run(place, move || lend(TcpStream::from(socket), &request, &holding)),
+            Some(place) => FrameServer::run(place, move || lend(TcpStream::from(socket), &request, &holding)),
             None => turn_away(&socket, &full(&holding)),
         }
     }
@@ -197,7 +197,7 @@ impl Lendings {
     /// A peer of a node that does not lead: it may request to be lent something; for all else it is told `text`.
     pub fn greet(&self, socket: OwnedFd, caller: Caller, text: String, holding: Holding) {
         let Some(place) = self.place() else { return not_leading(socket, &text) };
-        Lendings::run(place, move || {
+        FrameServer::run(place, move || {
             let mut stream = TcpStream::from(socket);
             let said = stream.set_read_timeout(Some(FIRST_MESSAGE_TIME_MAX)).map_err(ReadError::from);
             match said.and_then(|()| read_message(&mut stream)) {
@@ -215,7 +215,7 @@ impl Lendings {
 }
 
 fn full(holding: &Holding) -> Refuse {
-    let text = format!("{} answers {LENDINGS_MAX} requests already, which is its bound", holding.name);
+    let text = format!("{} answers {REQUESTS_MAX} requests already, which is its bound", holding.name);
     Refuse { code: RefuseCode::Full, text }
 }
 
