@@ -1,5 +1,5 @@
 use super::*;
-use crate::register::Holding;
+use crate::register::LogStatus;
 use crate::testing::{led, name};
 
 /// A change, the register, and the time.
@@ -143,7 +143,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     // So it does when a member loses its disk: the loss may as well have come after the change.
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.with_new_life(&name("c"), MemberId(33));
-    assert_eq!(scene.proposal().members[&name("c")].holding, Holding::Lost);
+    assert_eq!(scene.proposal().members[&name("c")].log_status, LogStatus::Lost);
     // An earlier change that was thought to be lost: other terms, of which nothing is proved.
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.without_member(&name("c"), &[name("a"), name("b")].into()).expect("it may");

@@ -21,7 +21,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 
 use crate::member::MemberName;
-use crate::register::{Awaited, Change, ClusterState, Holding, Kind, MemberId};
+use crate::register::{Awaited, Change, ClusterState, Kind, LogStatus, MemberId};
 
 /// A proposal that has not come back for so many election timeouts is looked at anew.
 const PROPOSAL_TIMEOUTS: u32 = 4;
@@ -409,7 +409,7 @@ fn decide(
         next.in_sync = names.iter().filter(|name| may_lead(name) && **name != leader).cloned().collect();
     }
     if unclean && let Some(member) = next.members.get_mut(&leader) {
-        member.holding = Holding::Whole;
+        member.log_status = LogStatus::Complete;
     }
     // Whoever leads stays.
     next.leaving.remove(&leader);

@@ -106,7 +106,7 @@ fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
 #[test]
 fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
     let mut scene = Scene::new();
-    scene.state.members.get_mut(&name("c")).expect("a member").holding = Holding::Lost;
+    scene.state.members.get_mut(&name("c")).expect("a member").log_status = LogStatus::Lost;
     scene.silent();
     scene.sealed("b", 3, 900);
     scene.sealed("c", 3, 100);
@@ -243,7 +243,7 @@ fn a_seal_ends_with_the_life_that_gave_it() {
     let old_life = scene.answer("c", Epoch(4), 900);
     scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
     let member = scene.state.members.get_mut(&name("c")).expect("a member");
-    (member.id, member.holding) = (MemberId(33), Holding::Lost);
+    (member.id, member.log_status) = (MemberId(33), LogStatus::Lost);
     scene.state.version += 1;
     assert_eq!(scene.proposal(), None);
     assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));

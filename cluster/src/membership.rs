@@ -1,7 +1,7 @@
 //! How members come and go while the cluster runs: which register may follow which. Pure; the leader's cluster thread proposes
 //! what stands here, and its commit rule proves what a change rests on.
 //!
-//! A data member comes in two steps. It is taken in as [`Holding::Joining`]: it has a voice in leases and seals, but what it
+//! A data member comes in two steps. It is taken in as [`LogStatus::Joining`]: it has a voice in leases and seals, but what it
 //! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
 //! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
 //!
@@ -34,7 +34,7 @@ use walferry_engine::mutants;
 
 use crate::member::MemberName;
 use crate::policy::SyncPolicy;
-use crate::register::{ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, REMOVED_MAX, Removed};
+use crate::register::{ClusterState, Kind, LogStatus, MEMBERS_MAX, Member, MemberId, REMOVED_MAX, Removed};
 
 /// A member that is made a cluster of its own counts the register's versions on from so many later.
 const FORCED_VERSIONS: u64 = 1 << 20;
@@ -64,7 +64,7 @@ pub enum MembershipError {
         name: MemberName,
     },
     /// There are enough.
-    #[error("the cluster has {MEMBERS_MAX} members, which is its bound: `walferry remove` one first")]
+    #[error("the cluster has {MEMBERS_MAX} members, which is the limit: `walferry remove` one first")]
     Full,
     /// The leader cannot be removed.
     #[error("{0} leads: `walferry switchover` first, then remove it")]
@@ -157,12 +157,12 @@ impl ClusterState {
         if self.members.len() >= MEMBERS_MAX {
             return Err(MembershipError::Full);
         }
-        let holding = match kind {
-            Kind::Data => Holding::Joining,
-            Kind::Witness => Holding::Whole,
+        let log_status = match kind {
+            Kind::Data => LogStatus::Joining,
+            Kind::Witness => LogStatus::Complete,
         };
         let mut next = self.next();
-        next.members.insert(name.clone(), Member { id, peer: peer.to_owned(), kind, holding });
+        next.members.insert(name.clone(), Member { id, peer: peer.to_owned(), kind, log_status });
         next.removed.retain(|removed| removed.id != id);
         Ok(next)
     }
@@ -170,8 +170,8 @@ impl ClusterState {
     /// The state in which this life of a member that joined has caught up and counts.
     pub fn with_whole(&self, name: &MemberName, id: MemberId) -> Option<ClusterState> {
         let mut next = self.next();
-        let joining = |member: &&mut Member| member.id == id && member.holding == Holding::Joining;
-        next.members.get_mut(name).filter(joining)?.holding = Holding::Whole;
+        let joining = |member: &&mut Member| member.id == id && member.log_status == LogStatus::Joining;
+        next.members.get_mut(name).filter(joining)?.log_status = LogStatus::Complete;
         next.in_sync.insert(name.clone());
         Some(next)
     }
@@ -182,12 +182,12 @@ impl ClusterState {
         let mut next = self.next();
         let counts = |(name, id): &(&MemberName, &MemberId)| {
             let proved = |member: &Member| member.id == **id || mutants::is_on("complete-without-proof");
-            self.members.get(*name).is_some_and(|member| member.holding != Holding::Joining && proved(member))
+            self.members.get(*name).is_some_and(|member| member.log_status != LogStatus::Joining && proved(member))
         };
         next.in_sync = wanted.iter().filter(counts).map(|(name, _)| name.clone()).collect();
         for name in &next.in_sync {
             if let Some(member) = next.members.get_mut(name) {
-                member.holding = Holding::Whole;
+                member.log_status = LogStatus::Complete;
             }
         }
         (next.in_sync != self.in_sync || next.members != self.members).then_some(next)
@@ -200,9 +200,9 @@ impl ClusterState {
             let removed =
                 Removed { name: name.clone(), id: std::mem::replace(&mut member.id, id), version: next.version };
             // One that never counted is not missed; of a witness only its promises are gone.
-            let counted = member.kind == Kind::Data && member.holding != Holding::Joining;
+            let counted = member.kind == Kind::Data && member.log_status != LogStatus::Joining;
             if counted && !mutants::is_on("forget-the-loss") {
-                member.holding = Holding::Lost;
+                member.log_status = LogStatus::Lost;
             }
             next.in_sync.remove(name);
             next.remember(removed);
@@ -300,7 +300,7 @@ impl ClusterState {
         let mut next = ClusterState { version, epoch, ..self.clone() };
         for (other, member) in std::mem::take(&mut next.members) {
             if other == *name {
-                next.members.insert(other, Member { holding: Holding::Whole, ..member });
+                next.members.insert(other, Member { log_status: LogStatus::Complete, ..member });
             } else {
                 next.remember(Removed { name: other, id: member.id, version: next.version });
             }

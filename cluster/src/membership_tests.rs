@@ -17,7 +17,7 @@ fn a_member_comes_in_two_steps_and_a_witness_in_one() {
     assert!(whole.terms().counts(&name("d")) && whole.in_sync.contains(&name("d")));
     assert_eq!(whole.with_whole(&name("d"), MemberId(9)), None, "once");
     let witness = state.with_member(&name("w"), MemberId(9), "h:9", Kind::Witness).expect("it may");
-    assert_eq!(witness.members[&name("w")].holding, Holding::Whole);
+    assert_eq!(witness.members[&name("w")].log_status, LogStatus::Complete);
     assert_eq!(witness.terms(), state.terms());
 }
 
@@ -116,7 +116,7 @@ fn who_was_removed_is_remembered_by_its_life_until_others_fill_the_list() {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     /// Of each node: nothing, or what the register says of it.
-    members: Vec<Option<Holding>>,
+    members: Vec<Option<LogStatus>>,
     leader: usize,
     /// Nobody has heard of the commit, or it was confirmed and these have it.
     holders: Option<u32>,
@@ -126,9 +126,9 @@ const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 impl World {
     fn state(&self, policy: &str) -> ClusterState {
-        let member = |(index, holding): (usize, &Option<Holding>)| {
+        let member = |(index, log_status): (usize, &Option<LogStatus>)| {
             let (id, peer) = (MemberId(index as u64 + 1), format!("h:{index}"));
-            Some((name(NODES[index]), Member { id, peer, kind: Kind::Data, holding: (*holding)? }))
+            Some((name(NODES[index]), Member { id, peer, kind: Kind::Data, log_status: (*log_status)? }))
         };
         let members = self.members.iter().enumerate().filter_map(member).collect();
         let mut state = ClusterState::formed(ClusterId(7), members, policy).expect("a policy");
@@ -154,47 +154,47 @@ impl World {
         let everybody: BTreeSet<MemberName> = state.members.keys().cloned().collect();
         let leader = 1 << self.leader;
         let mut next = Vec::new();
-        let alive = self.members[self.leader] == Some(Holding::Whole);
+        let alive = self.members[self.leader] == Some(LogStatus::Complete);
         if self.holders.is_none() && alive {
             next.extend(
                 self.confirming(&state).into_iter().map(|set| World { holders: Some(set | leader), ..self.clone() }),
             );
         }
-        for (index, holding) in self.members.iter().enumerate() {
-            let with = |holding, proof: u32| {
+        for (index, log_status) in self.members.iter().enumerate() {
+            let with = |log_status, proof: u32| {
                 let mut world = self.clone();
-                world.members[index] = holding;
+                world.members[index] = log_status;
                 world.holders = world.holders.map(|holders| holders | proof);
                 world
             };
             // Step 2 of a change: the terms of the new state have confirmed every commit that the old ones had.
-            let proved = |changed: &ClusterState, holding: Option<Holding>| {
-                let proofs = with(holding, 0).confirming(changed);
-                proofs.into_iter().map(|proof| with(holding, proof)).collect::<Vec<_>>()
+            let proved = |changed: &ClusterState, log_status: Option<LogStatus>| {
+                let proofs = with(log_status, 0).confirming(changed);
+                proofs.into_iter().map(|proof| with(log_status, proof)).collect::<Vec<_>>()
             };
             let (id, this) = (MemberId(index as u64 + 1), name(NODES[index]));
-            match holding {
+            match log_status {
                 None if alive => {
                     let changed =
                         state.with_member(&this, id, &format!("h:{index}"), Kind::Data).expect("there is room");
-                    next.push(with(Some(changed.members[&this].holding), 0));
+                    next.push(with(Some(changed.members[&this].log_status), 0));
                 }
-                Some(Holding::Joining) if alive => {
+                Some(LogStatus::Joining) if alive => {
                     let changed = state.with_whole(&this, id).expect("it joins");
                     // It is in sync: it has what the leader has.
                     let has = |world: World| World { holders: world.holders.map(|all| all | 1 << index), ..world };
-                    next.extend(proved(&changed, Some(Holding::Whole)).into_iter().map(has));
+                    next.extend(proved(&changed, Some(LogStatus::Complete)).into_iter().map(has));
                 }
-                Some(Holding::Lost) if alive => next.push(with(Some(Holding::Whole), 1 << index)),
-                Some(Holding::Whole) => {
-                    let mut world = with(Some(Holding::Lost), 0);
+                Some(LogStatus::Lost) if alive => next.push(with(Some(LogStatus::Complete), 1 << index)),
+                Some(LogStatus::Complete) => {
+                    let mut world = with(Some(LogStatus::Lost), 0);
                     world.holders = world.holders.map(|holders| holders & !(1 << index));
                     next.push(world);
                 }
                 _ => {}
             }
             if alive
-                && holding.is_some()
+                && log_status.is_some()
                 && let Ok(changed) = state.without_member(&this, &everybody)
             {
                 let gone = |world: World| World { holders: world.holders.map(|all| all & !(1 << index)), ..world };
@@ -218,7 +218,7 @@ impl World {
             {
                 continue;
             }
-            let whole = |index: &usize| of(index) && self.members[*index] == Some(Holding::Whole);
+            let whole = |index: &usize| of(index) && self.members[*index] == Some(LogStatus::Complete);
             let has = |index: &usize| self.holders.is_none_or(|holders| holders >> index & 1 == 1);
             let may_lead: Vec<usize> = (0..self.members.len()).filter(whole).collect();
             let reach_furthest: Vec<usize> = may_lead.iter().copied().filter(has).collect();
@@ -234,11 +234,11 @@ impl World {
 /// Walks through everything that joins, removals, lost disks and failovers can make of a cluster.
 fn explore(count: usize, disks_die: bool, policy: &str) -> usize {
     let mut members = vec![None; count];
-    members[..2].fill(Some(Holding::Whole));
+    members[..2].fill(Some(LogStatus::Complete));
     let mut open = vec![World { members, leader: 0, holders: None }];
     let mut seen: HashSet<World> = open.iter().cloned().collect();
     while let Some(world) = open.pop() {
-        let lost = |world: &World| world.members.contains(&Some(Holding::Lost));
+        let lost = |world: &World| world.members.contains(&Some(LogStatus::Lost));
         let successors = world.successors(policy).into_iter().filter(|next| disks_die || !lost(next));
         let fresh: Vec<World> = successors.filter(|next| seen.insert(next.clone())).collect();
         open.extend(fresh);

@@ -117,7 +117,8 @@
 //! other answers `FetchedFrames`, or `Refuse`, and closes. Whoever asks checks every frame; for more than one `FetchedFrames` holds it asks again.
 //!
 //! ```text
-//! 20 FetchFrames     0  magic            4   "WFPR"
+//! 20 FetchFrames
+//!             0  magic            4   "WFPR"
 //!             4  protocol         2   2
 //!             6  name length      1
 //!             7  flags            1   1: the crc is known; else 0
@@ -129,7 +130,8 @@
 //!            52  epoch count      4
 //!            56  epochs          16   each, as in Hello: frames are wanted as far as both have the same
 //!             .  name                 of the node that asks
-//! 21 FetchedFrames     0  from lsn         8   FetchFrames'
+//! 21 FetchedFrames
+//!             0  from lsn         8   FetchFrames'
 //!             8  bytes            8   1..=FETCHED_FRAMES_BYTES_MAX
 //!            body length is 16; whole frames, padding and all, follow the body: `bytes` raw bytes.
 //! ```

@@ -56,10 +56,10 @@ impl fmt::Display for Kind {
 /// What a member's log proves about commits that were confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Holding {
+pub enum LogStatus {
     /// It holds every commit that it ever confirmed. A witness confirms none, and so holds all of them.
     #[default]
-    Whole,
+    Complete,
     /// It came without the log that it had confirmed: a failover has to count it as missing, until it has caught up.
     Lost,
     /// It was taken in and has not caught up since: it never confirmed anything that counts, so nobody misses it, and what it
@@ -67,29 +67,14 @@ pub enum Holding {
     Joining,
 }
 
-impl fmt::Display for Holding {
+impl fmt::Display for LogStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Holding::Whole => "whole",
-            Holding::Lost => "lost",
-            Holding::Joining => "joining",
+            LogStatus::Complete => "complete",
+            LogStatus::Lost => "lost",
+            LogStatus::Joining => "joining",
         })
     }
-}
-
-/// Registers of earlier builds said `"rebuilding": true` of a member that had lost its log.
-fn holding_or_rebuilding<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Holding, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Holding(Holding),
-        Rebuilding(bool),
-    }
-    Ok(match Either::deserialize(from)? {
-        Either::Holding(holding) => holding,
-        Either::Rebuilding(true) => Holding::Lost,
-        Either::Rebuilding(false) => Holding::Whole,
-    })
 }
 
 /// A life that is no member any more.
@@ -113,14 +98,14 @@ pub struct Member {
     /// What it is for.
     pub kind: Kind,
     /// What its log proves.
-    #[serde(default, alias = "rebuilding", deserialize_with = "holding_or_rebuilding")]
-    pub holding: Holding,
+    #[serde(default)]
+    pub log_status: LogStatus,
 }
 
 impl Member {
     /// True for one that has a log, which proves what its confirmations say.
     pub fn is_eligible(&self) -> bool {
-        self.kind == Kind::Data && self.holding == Holding::Whole
+        self.kind == Kind::Data && self.log_status == LogStatus::Complete
     }
 }
 
@@ -250,7 +235,7 @@ impl ClusterState {
 
     /// Members that may have confirmed commits, the leader included.
     pub fn confirming(&self) -> impl Iterator<Item = &MemberName> {
-        let confirms = |member: &Member| member.kind == Kind::Data && member.holding != Holding::Joining;
+        let confirms = |member: &Member| member.kind == Kind::Data && member.log_status != LogStatus::Joining;
         self.members.iter().filter(move |(_, member)| confirms(member)).map(|(name, _)| name)
     }
 
@@ -369,7 +354,7 @@ impl ClusterState {
             None => Part::Wait("no leader was chosen yet".to_owned()),
             Some(leader) if leader != name => Part::Follow(self.epoch),
             // It leads by the register, but with the log of its earlier life it lost what it would lead with.
-            Some(leader) if self.members.get(leader).is_none_or(|member| member.holding != Holding::Whole) => {
+            Some(leader) if self.members.get(leader).is_none_or(|member| member.log_status != LogStatus::Complete) => {
                 Part::Wait("this node led and lost its disk: another member has to lead".to_owned())
             }
             Some(_) if self.epoch > lived_through => Part::Lead(self.epoch),
@@ -386,7 +371,8 @@ impl ClusterState {
     /// members that may hold a confirmed commit has a sealed one in it. Else what is missing.
     pub fn safe_to_lead(&self, sealed: &BTreeSet<MemberName>) -> Result<(), Awaited> {
         let counts = |name: &MemberName| {
-            sealed.contains(name) && self.members.get(name).is_some_and(|member| member.holding == Holding::Whole)
+            sealed.contains(name)
+                && self.members.get(name).is_some_and(|member| member.log_status == LogStatus::Complete)
         };
         let Some(leader) = &self.leader else {
             // Nobody has led yet, and members may bring logs of their own: all of them are compared.

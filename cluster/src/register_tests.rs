@@ -138,15 +138,3 @@ fn at_most_five_vote_about_the_register_and_those_that_do_stay() {
     assert_eq!(state.voters(&ids(&[3, 6, 7])), ids(&[1, 2, 3, 6, 7]));
     assert_eq!(state.voters(&ids(&[3, 99])), ids(&[1, 2, 3, 4, 5]), "one that is no member goes");
 }
-
-#[test]
-fn registers_of_earlier_builds_are_read() {
-    let old = r#"{"version":4,"cluster_id":"000000000000000000000000000000ab","epoch":2,"leader":"a","members":{
-        "a":{"id":1,"peer":"h:1","kind":"data","rebuilding":false},
-        "b":{"id":2,"peer":"h:2","kind":"data","rebuilding":true}},"in_sync":[],"policy":"ANY 1 (*)"}"#;
-    let state: ClusterState = serde_json::from_str(old).expect("an old register");
-    assert_eq!(state.members[&name("a")].holding, Holding::Whole);
-    assert_eq!(state.members[&name("b")].holding, Holding::Lost);
-    let text = serde_json::to_string(&state).expect("JSON");
-    assert_eq!(serde_json::from_str::<ClusterState>(&text).expect("its own text"), state);
-}

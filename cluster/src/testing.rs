@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::member::{ClusterId, MemberName};
-use crate::register::{ClusterState, Holding, Kind, Member, MemberId};
+use crate::register::{ClusterState, Kind, LogStatus, Member, MemberId};
 
 pub fn name(text: &str) -> MemberName {
     text.parse().expect("a name")
@@ -21,10 +21,10 @@ pub fn formed(members: &str, policy: &str) -> ClusterState {
             id: MemberId(index as u64 + 1),
             peer: format!("10.0.0.{index}:6401"),
             kind,
-            holding: match text.chars().last() {
-                Some('*') => Holding::Lost,
-                Some('+') => Holding::Joining,
-                _ => Holding::Whole,
+            log_status: match text.chars().last() {
+                Some('*') => LogStatus::Lost,
+                Some('+') => LogStatus::Joining,
+                _ => LogStatus::Complete,
             },
         };
         (name(text.trim_end_matches(['?', '*', '+'])), member)
@@ -37,7 +37,7 @@ pub fn formed(members: &str, policy: &str) -> ClusterState {
 pub fn led(members: &str, policy: &str) -> ClusterState {
     let mut state = formed(members, policy);
     state.leader = members.split_whitespace().next().map(name);
-    let whole = |name: &&MemberName| state.members[*name].holding == Holding::Whole;
+    let whole = |name: &&MemberName| state.members[*name].log_status == LogStatus::Complete;
     let replicas = state.data_members().filter(whole).filter(|name| Some(*name) != state.leader.as_ref());
     state.in_sync = replicas.cloned().collect();
     state

@@ -53,7 +53,7 @@ const EXAMINED_BYTES_A_SECOND_MIN: u64 = 10 << 20;
 const EXAMINED_TIME_TOLD_MIN: Duration = Duration::from_secs(1);
 /// Between two looks at a base copy that is on its way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a thread that lends looks whether it is to end.
+/// How often the thread of a repair server checks whether to stop.
 const STOP_CHECK_INTERVAL_MS: u16 = 50;
 /// Between two attempts to be given one.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -157,9 +157,8 @@ pub(super) fn open_log(
         lock = Some(DirLock::take(&log_config.dir).map_err(LogError::from)?);
         tracing::warn!("{damage}");
         let needed = damage.gap().expect("just seen").needed;
-        let _server = serves_at
-            .map(|(listener, tls)| RepairServer::start(listener, tls, holding(repairer, needed)?))
-            .transpose()?;
+        let _server =
+            serves_at.map(|(listener, tls)| RepairServer::start(listener, tls, log(repairer, needed)?)).transpose()?;
         let repaired = repairer.close_next(damage, last.as_ref(), &mut tell)?;
         count.add(std::slice::from_ref(&repaired));
         last = Some(repaired);
@@ -167,8 +166,8 @@ pub(super) fn open_log(
 }
 
 /// What a node holds whose log is damaged: whatever of it is whole, which is looked at when it is asked for.
-fn holding(repairer: &Repairer, flushed: Lsn) -> Result<Holding, DaemonError> {
-    Ok(Holding {
+fn log(repairer: &Repairer, flushed: Lsn) -> Result<LogSnapshot, DaemonError> {
+    Ok(LogSnapshot {
         cluster_id: ClusterId(repairer.cluster_id),
         name: repairer.name.clone(),
         segment_bytes: repairer.segment_bytes,
@@ -190,12 +189,12 @@ struct RepairServer {
 }
 
 impl RepairServer {
-    fn start(listener: &TcpListener, tls: &Tls, holding: Holding) -> Result<RepairServer, DaemonError> {
+    fn start(listener: &TcpListener, tls: &Tls, log: LogSnapshot) -> Result<RepairServer, DaemonError> {
         let listener = listener.try_clone().map_err(DaemonError::Descriptors)?;
         let stop = Arc::new(AtomicBool::new(false));
         let frame_server = FrameServer::default();
         let greet = move |socket, caller| {
-            frame_server.greet(socket, caller, "it repairs its log first".to_owned(), holding.clone())
+            frame_server.greet(socket, caller, "it repairs its log first".to_owned(), log.clone())
         };
         if tls.guards_peers() {
             let deliver = move |accepted: Accepted| {

@@ -18,7 +18,7 @@ use walferry_engine::ring::simulated::Queues;
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::waker::WakeSource;
 use walferry_engine::world;
-use walferry_shipper::frame_server::Holding;
+use walferry_shipper::frame_server::LogSnapshot;
 
 use crate::cluster::Cluster;
 pub use crate::cluster::witness::agent as witness_agent;
@@ -166,10 +166,10 @@ impl Member {
         self.node.accept_peer(socket, Caller::unproved(address), &mut self.ring, world::now());
     }
 
-    /// What it would lend of its log.
-    pub fn holding(&self) -> Holding {
+    /// What it can send of its log.
+    pub fn log(&self) -> LogSnapshot {
         let name = self.node.member_name().expect("a name of the simulator's");
-        Holding::of(&self.node.log, ClusterId(self.node.known_cluster_id()), name, &self.node.history)
+        LogSnapshot::of(&self.node.log, ClusterId(self.node.known_cluster_id()), name, &self.node.history)
     }
 
     /// Parts of its log that other nodes gave back since it was opened.

@@ -1,5 +1,5 @@
-//! Giving a node back what it lost of its log: any node, whatever its role, lends the frames that it holds itself. It reads each
-//! from its own files and verifies it before it lends; what it does not know to be flushed it does not lend. A thread for each
+//! Giving a node back what it lost of its log: any node, whatever its role, sends the frames that it holds itself. It reads each
+//! from its own files and verifies it before it sends them; it sends nothing that it does not know to be flushed. A thread for each
 //! request, at most REQUESTS_MAX. `judge` is the core; the shipper hands over sockets of its links, a node that does not lead those
 //! of all its peers.
 
@@ -34,7 +34,7 @@ const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// What a node holds, as of a moment.
 #[derive(Clone, Debug)]
-pub struct Holding {
+pub struct LogSnapshot {
     /// Its cluster.
     pub cluster_id: ClusterId,
     /// Its name.
@@ -53,10 +53,10 @@ pub struct Holding {
     pub members: Option<BTreeSet<MemberName>>,
 }
 
-impl Holding {
+impl LogSnapshot {
     /// What the node called `name` has in its log now.
-    pub fn of(log: &Log, cluster_id: ClusterId, name: MemberName, history: &EpochHistory) -> Holding {
-        Holding {
+    pub fn of(log: &Log, cluster_id: ClusterId, name: MemberName, history: &EpochHistory) -> LogSnapshot {
+        LogSnapshot {
             cluster_id,
             name,
             segment_bytes: log.config().segment_bytes,
@@ -69,59 +69,58 @@ impl Holding {
     }
 
     /// For these members alone.
-    pub fn for_members(self, members: Option<BTreeSet<MemberName>>) -> Holding {
-        Holding { members, ..self }
+    pub fn for_members(self, members: Option<BTreeSet<MemberName>>) -> LogSnapshot {
+        LogSnapshot { members, ..self }
     }
 }
 
-/// Up to where this node can lend what is wanted.
-pub fn judge(request: &FetchFrames, holding: &Holding) -> Result<Lsn, Refuse> {
+/// Up to where this node can send what is asked for.
+pub fn judge(request: &FetchFrames, log: &LogSnapshot) -> Result<Lsn, Refuse> {
     let refuse = |code, text: String| Err(Refuse { code, text });
-    let name = &holding.name;
+    let name = &log.name;
     if request.protocol != PROTOCOL_VERSION {
         let text = format!("{name} speaks protocol {PROTOCOL_VERSION}, the node that asks {}", request.protocol);
         return refuse(RefuseCode::Protocol, text);
     }
-    if request.cluster_id != holding.cluster_id {
-        let text =
-            format!("{} belongs to cluster {}, {name} to {}", request.name, request.cluster_id, holding.cluster_id);
+    if request.cluster_id != log.cluster_id {
+        let text = format!("{} belongs to cluster {}, {name} to {}", request.name, request.cluster_id, log.cluster_id);
         return refuse(RefuseCode::ClusterId, text);
     }
-    if holding.members.as_ref().is_some_and(|members| !members.contains(&request.name)) {
+    if log.members.as_ref().is_some_and(|members| !members.contains(&request.name)) {
         let text = format!("{} is no member of {name}'s cluster that has a log", request.name);
         return refuse(RefuseCode::Protest, text);
     }
-    if request.segment_bytes != holding.segment_bytes {
-        let text = format!("{name} has segments of {} bytes, not of {}", holding.segment_bytes, request.segment_bytes);
+    if request.segment_bytes != log.segment_bytes {
+        let text = format!("{name} has segments of {} bytes, not of {}", log.segment_bytes, request.segment_bytes);
         return refuse(RefuseCode::SegmentBytes, text);
     }
     let Some(theirs) = EpochHistory::from_entries(&request.history) else {
         return refuse(RefuseCode::Protest, format!("{} has an impossible epoch history", request.name));
     };
-    if request.from < holding.start {
-        return refuse(RefuseCode::NotHeld, format!("the log of {name} begins at {}", holding.start));
+    if request.from < log.start {
+        return refuse(RefuseCode::NotHeld, format!("the log of {name} begins at {}", log.start));
     }
-    let fork = holding.history.fork_with(&theirs, Lsn::MAX);
+    let fork = log.history.fork_with(&theirs, Lsn::MAX);
     if request.from >= fork {
         let text = format!("the log of {name} parts from that of {} at {fork}", request.name);
         return refuse(RefuseCode::NotHeld, text);
     }
-    if request.from >= holding.flushed {
-        return refuse(RefuseCode::NotHeld, format!("the log of {name} ends at {}", holding.flushed));
+    if request.from >= log.flushed {
+        return refuse(RefuseCode::NotHeld, format!("the log of {name} ends at {}", log.flushed));
     }
-    Ok(fork.min(holding.flushed))
+    Ok(fork.min(log.flushed))
 }
 
-/// What of it this node lends.
-pub fn look_up(request: &FetchFrames, holding: &Holding) -> Result<Vec<u8>, Refuse> {
-    read(request, holding, judge(request, holding)?)
+/// The frames that this node can send.
+pub fn look_up(request: &FetchFrames, log: &LogSnapshot) -> Result<Vec<u8>, Refuse> {
+    read(request, log, judge(request, log)?)
 }
 
 /// The whole frames from `request.from` on, verified, as they stand in the log.
-fn read(request: &FetchFrames, holding: &Holding, until: Lsn) -> Result<Vec<u8>, Refuse> {
+fn read(request: &FetchFrames, log: &LogSnapshot, until: Lsn) -> Result<Vec<u8>, Refuse> {
     let not_held = |text: String| Refuse { code: RefuseCode::NotHeld, text };
-    let damaged = |error: &dyn std::fmt::Display| not_held(format!("{} cannot lend it: {error}", holding.name));
-    let reader = LogReader::open(&holding.log_dir, holding.segment_bytes, request.from, until);
+    let damaged = |error: &dyn std::fmt::Display| not_held(format!("{} cannot send it: {error}", log.name));
+    let reader = LogReader::open(&log.log_dir, log.segment_bytes, request.from, until);
     let mut reader = reader.map_err(|error| damaged(&error))?;
     let mut bytes = Vec::new();
     while reader.position() < request.to {
@@ -137,18 +136,18 @@ fn read(request: &FetchFrames, holding: &Holding, until: Lsn) -> Result<Vec<u8>,
         if at == request.from && request.crc.is_some_and(|crc| frame.follows(crc).is_err()) {
             return Err(not_held(format!(
                 "the frame of {} at {at} follows another than the one before it there",
-                holding.name
+                log.name
             )));
         }
         let fits = bytes.len() + header.span_bytes() <= FETCHED_FRAMES_BYTES_MAX as usize;
-        if header.end() > until || header.epoch != holding.history.epoch_at(at) || !fits {
+        if header.end() > until || header.epoch != log.history.epoch_at(at) || !fits {
             break;
         }
         bytes.extend_from_slice(frame.wire());
         bytes.resize(bytes.len().next_multiple_of(FRAME_ALIGN_BYTES), 0);
     }
     if bytes.is_empty() {
-        return Err(not_held(format!("{} has no whole frame at {}", holding.name, request.from)));
+        return Err(not_held(format!("{} has no whole frame at {}", log.name, request.from)));
     }
     Ok(bytes)
 }
@@ -187,22 +186,22 @@ impl FrameServer {
     }
 
     /// Answers a request that was read from this socket.
-    pub fn answer(&self, socket: OwnedFd, request: FetchFrames, holding: Holding) {
+    pub fn answer(&self, socket: OwnedFd, request: FetchFrames, log: LogSnapshot) {
         match self.place() {
-            Some(place) => FrameServer::run(place, move || lend(TcpStream::from(socket), &request, &holding)),
-            None => turn_away(&socket, &full(&holding)),
+            Some(place) => FrameServer::run(place, move || serve(TcpStream::from(socket), &request, &log)),
+            None => turn_away(&socket, &full(&log)),
         }
     }
 
-    /// A peer of a node that does not lead: it may request to be lent something; for all else it is told `text`.
-    pub fn greet(&self, socket: OwnedFd, caller: Caller, text: String, holding: Holding) {
+    /// A peer of a node that does not lead: it may fetch frames; every other request is refused with `text`.
+    pub fn greet(&self, socket: OwnedFd, caller: Caller, text: String, log: LogSnapshot) {
         let Some(place) = self.place() else { return not_leading(socket, &text) };
         FrameServer::run(place, move || {
             let mut stream = TcpStream::from(socket);
             let said = stream.set_read_timeout(Some(FIRST_MESSAGE_TIME_MAX)).map_err(ReadError::from);
             match said.and_then(|()| read_message(&mut stream)) {
                 Ok(Message::FetchFrames(request)) => match caller.check(&request.name) {
-                    Ok(()) => lend(stream, &request, &holding),
+                    Ok(()) => serve(stream, &request, &log),
                     Err(error) => {
                         turn_away(&stream, &Refuse { code: RefuseCode::Protest, text: error.to_string() });
                     }
@@ -214,15 +213,15 @@ impl FrameServer {
     }
 }
 
-fn full(holding: &Holding) -> Refuse {
-    let text = format!("{} answers {REQUESTS_MAX} requests already, which is its bound", holding.name);
+fn full(log: &LogSnapshot) -> Refuse {
+    let text = format!("{} answers {REQUESTS_MAX} requests already, which is the limit", log.name);
     Refuse { code: RefuseCode::Full, text }
 }
 
-fn lend(mut stream: TcpStream, request: &FetchFrames, holding: &Holding) {
-    match look_up(request, holding) {
+fn serve(mut stream: TcpStream, request: &FetchFrames, log: &LogSnapshot) {
+    match look_up(request, log) {
         Err(refuse) => {
-            tracing::info!(asked_by = %request.name, from = %request.from, "cannot lend a part of the log: {refuse}");
+            tracing::info!(asked_by = %request.name, from = %request.from, "cannot send a part of the log: {refuse}");
             turn_away(&stream, &refuse);
         }
         Ok(frames) => {
@@ -235,9 +234,9 @@ fn lend(mut stream: TcpStream, request: &FetchFrames, holding: &Holding) {
             match sent {
                 Ok(()) => {
                     let to = request.from.advance(frames.len() as u64);
-                    tracing::info!(to_node = %request.name, from = %request.from, %to, "lent a part of the log");
+                    tracing::info!(to_node = %request.name, from = %request.from, %to, "sent a part of the log");
                 }
-                Err(error) => tracing::warn!(to_node = %request.name, "cannot lend a part of the log: {error}"),
+                Err(error) => tracing::warn!(to_node = %request.name, "cannot send a part of the log: {error}"),
             }
         }
     }
@@ -254,7 +253,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_request_gets_its_answer() {
-        let holding = Holding {
+        let log = LogSnapshot {
             cluster_id: ClusterId(7),
             name: "b".parse().expect("a name"),
             segment_bytes: 1 << 26,
@@ -298,7 +297,7 @@ mod tests {
             ("other protocol", FetchFrames { protocol: PROTOCOL_VERSION + 1, ..request(60, all) }, Err(Protocol)),
         ];
         for (what, request, expected) in table {
-            let verdict = judge(&request, &holding).map(|until| until.0).map_err(|refuse| refuse.code);
+            let verdict = judge(&request, &log).map(|until| until.0).map_err(|refuse| refuse.code);
             assert_eq!(verdict, expected, "{what}");
         }
     }

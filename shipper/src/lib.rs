@@ -9,10 +9,10 @@
 //!                                                                               └──> slots ──> retention
 //! ```
 //!
-//! `base` gives copies of the store to replicas whose place in the log is gone; `lend` gives frames back to a node that lost them,
+//! `base` gives copies of the store to replicas whose place in the log is gone; `frame_server` gives frames back to a node that lost them,
 //! whether this one leads or not.
 //!
-//! Cores without I/O: `progress`, `commit_rule`, `lag`, `slots`, `sender`, `handshake`, `lend::judge`. Drivers: `link`, `catchup`.
+//! Cores without I/O: `progress`, `commit_rule`, `lag`, `slots`, `sender`, `handshake`, `frame_server::judge`. Drivers: `link`, `catchup`.
 //! `shipper` is the collection that a leading node owns; `status` is what it tells; `refuse` is for nodes that do not lead.
 
 pub mod base;

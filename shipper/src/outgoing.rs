@@ -314,7 +314,7 @@ impl Outgoing {
         }
     }
 
-    /// Lends the socket to a thread that feeds the replica from segment files.
+    /// Gives the socket to a thread that feeds the replica from segment files.
     fn catch_up(&mut self, socket: &Arc<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), LinkError> {
         let sender = self.sender.as_mut().expect("only the welcomed are sent anything");
         sender.catch_up_began();

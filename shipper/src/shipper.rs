@@ -276,7 +276,7 @@ impl Shipper {
         }
         // Those that are closed only wait for the ring to be done with them.
         if self.links.values().filter(|link| !matches!(link.phase, Phase::Closed)).count() >= LINKS_MAX {
-            let text = format!("the leader has {LINKS_MAX} peer connections, which is its bound");
+            let text = format!("the leader has {LINKS_MAX} peer connections, which is the limit");
             if let Some(repeated) = self.links_told.tell(&text, now) {
                 tracing::warn!(%address, repeated, "a replica is refused: {text}");
             }
@@ -367,7 +367,7 @@ impl Shipper {
         self.take_reports(ring, log, now);
         self.answer_hellos(ring, log, history, now);
         self.give_bases(ring, log, history, now);
-        self.lend(log, history);
+        self.serve_frames(log, history);
         self.drop_silent(ring, log, now);
         let news = self.view.sealed > sealed_before && !self.links.is_empty();
         if news && !self.waits() {
@@ -506,8 +506,8 @@ impl Shipper {
         Ok(())
     }
 
-    /// Lends parts of the log to those who lost them.
-    fn lend(&mut self, log: &Log, history: &EpochHistory) {
+    /// Sends parts of the log to nodes that lost them.
+    fn serve_frames(&mut self, log: &Log, history: &EpochHistory) {
         let asking = |link: &Link| matches!(link.phase, Phase::FetchFrames(_));
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
         for number in numbers {
@@ -515,9 +515,9 @@ impl Shipper {
             let Phase::FetchFrames(want) = link.phase.clone() else { unreachable!("just seen") };
             if let Some(socket) = link.give_socket() {
                 let members = self.members.as_ref().map(|members| members.keys().cloned().collect());
-                let holding = Holding::of(log, self.config.cluster_id, self.config.name.clone(), history);
-                let holding = holding.for_members(members);
-                self.frame_server.answer(socket, want, holding);
+                let log = LogSnapshot::of(log, self.config.cluster_id, self.config.name.clone(), history);
+                let log = log.for_members(members);
+                self.frame_server.answer(socket, want, log);
             }
         }
     }
@@ -561,7 +561,7 @@ impl Shipper {
             return Ok(());
         }
         let text = format!(
-            "there is no slot for {name}: the leader has {SLOTS_MAX}, which is its bound, and each holds log for its replica. \
+            "there is no slot for {name}: the leader has {SLOTS_MAX}, which is the limit, and each holds log for its replica. \
              `walferry slot list` on the leader tells them; `walferry slot drop NAME` drops one whose replica does not come back"
         );
         Err(Refuse { code: RefuseCode::Full, text })

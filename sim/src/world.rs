@@ -16,7 +16,7 @@ use walferry_cluster::message::{Lend, Message, read_message};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::world::simulated::{TaskNo, Undo, World};
 use walferry_engine::world::{Blocking, Pace, Saving, Work};
-use walferry_shipper::frame_server::{Holding, look_up};
+use walferry_shipper::frame_server::{LogSnapshot, look_up};
 
 use crate::network::Network;
 
@@ -130,7 +130,7 @@ pub struct SimWorld {
     /// Whose disk is full.
     full: RefCell<BTreeSet<NodeNo>>,
     /// What the nodes that answer would lend of their logs.
-    lenders: RefCell<BTreeMap<NodeNo, Holding>>,
+    frame_servers: RefCell<BTreeMap<NodeNo, LogSnapshot>>,
     /// Whose disk brings other sectors than it was asked for, where in the log at most, and how often it has.
     misreading: Cell<Option<(NodeNo, Lsn)>>,
     misreads: Cell<u64>,
@@ -158,7 +158,7 @@ impl SimWorld {
             woken: RefCell::default(),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
             full: RefCell::default(),
-            lenders: RefCell::default(),
+            frame_servers: RefCell::default(),
             misreading: Cell::new(None),
             misreads: Cell::new(0),
             unsynced: RefCell::default(),
@@ -189,8 +189,8 @@ impl SimWorld {
     }
 
     /// Who answers when a node asks for what it lost of its log.
-    pub fn set_lenders(&self, lenders: BTreeMap<NodeNo, Holding>) {
-        *self.lenders.borrow_mut() = lenders;
+    pub fn set_frame_servers(&self, frame_servers: BTreeMap<NodeNo, LogSnapshot>) {
+        *self.frame_servers.borrow_mut() = frame_servers;
     }
 
     /// The disk of a node brings wrong sectors of its log before `until` from now on, or of none.
@@ -468,13 +468,13 @@ impl World for SimWorld {
 
     fn ask(&self, address: &str, mut question: &[u8]) -> io::Result<Vec<u8>> {
         let to = self.network.borrow().reach(self.node.get(), address)?;
-        let lenders = self.lenders.borrow();
-        let holding = lenders.get(&to).ok_or(io::ErrorKind::TimedOut)?;
+        let frame_servers = self.frame_servers.borrow();
+        let log = frame_servers.get(&to).ok_or(io::ErrorKind::TimedOut)?;
         let Ok(Message::FetchFrames(request)) = read_message(&mut question) else {
             panic!("a node asks for what is not simulated");
         };
         let mut answer = Vec::new();
-        match look_up(&want, holding) {
+        match look_up(&want, log) {
             Ok(frames) => {
                 Message::FetchedFrames(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut answer);
                 answer.extend_from_slice(&frames);

@@ -109,7 +109,7 @@ fn member_line(member: &Value, leads: bool) -> String {
         let leaving = if member["leaving"] == true { ", leaving" } else { "" };
         return format!("  {name:<10} witness{leaving}");
     }
-    let standing = match (member["in_sync"].as_bool(), member["holding"].as_str()) {
+    let standing = match (member["in_sync"].as_bool(), member["log_status"].as_str()) {
         _ if member["leaving"] == true => "leaving",
         (_, Some("lost")) => "rebuilding",
         (_, Some("joining")) => "joining",

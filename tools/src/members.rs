@@ -127,7 +127,7 @@ fn watch(args: &JoinArgs) -> Result<(), Failure> {
         if member["kind"] == "witness" {
             return Ok(());
         }
-        if member["holding"] == "whole" {
+        if member["log_status"] == "complete" {
             let policy = policy.as_str().unwrap_or_default();
             return say(format_args!(
                 "{} has caught up and counts; commits at remote levels wait for {policy}",

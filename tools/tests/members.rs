@@ -99,7 +99,7 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
     // What it misses meanwhile it gets when it is back, as another life.
     join(&cluster, gone, leader).expect("it joins anew");
     assert_ne!(member(&cluster, gone)["id"], id);
-    assert_eq!(member(&cluster, gone)["holding"], "whole");
+    assert_eq!(member(&cluster, gone)["log_status"], "complete");
     assert_eq!(cluster.describe(leader)["epoch"], epoch, "nor when it comes back");
     cluster.logs_are_identical();
     // It is a full member: it can lead.
@@ -135,7 +135,7 @@ fn a_joining_node_that_is_killed_goes_on_when_it_is_back() {
     let load = Load::start_at(&cluster, &["a", "b", "c"], "remote_flush");
     load.wait_for(100);
     cluster.bring("d");
-    until("it counts", || member(&cluster, "d")["holding"] == "whole");
+    until("it counts", || member(&cluster, "d")["log_status"] == "complete");
     load.wait_for(100);
     let (keys, _) = load.finish();
     assert_eq!(missing(&mut cluster.client(cluster.leader()), &keys), Vec::<String>::new());
@@ -183,7 +183,7 @@ fn member_on_another_port_is_removed_and_joins_anew() {
         assert!(told.contains(&format!("{moved} is removed")), "{told}");
         until("it is told", || trouble(&cluster, moved).contains("removed from the cluster at version"));
         join(&cluster, moved, leader).expect("it joins, where it is now");
-        until("it counts", || member(&cluster, moved)["holding"] == "whole");
+        until("it counts", || member(&cluster, moved)["log_status"] == "complete");
     }
     let load = Load::start(&cluster, "remote_flush");
     load.wait_for(100);

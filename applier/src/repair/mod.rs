@@ -128,7 +128,7 @@ impl Repairer {
                 }
                 Next::Ask(index) => match self.ask(&plan.source(index).address, &patch, gap.needed) {
                     Err(answer) => plan.answered(index, answer, world::now()),
-                    Ok(lent) => match self.take(&lent, &mut patch, &mender)? {
+                    Ok(sent) => match self.take(&sent, &mut patch, &mender)? {
                         Taken::Closed => {
                             by.push(plan.source(index).name.clone());
                             by.dedup();
@@ -196,19 +196,19 @@ impl Repairer {
         Ok(socket)
     }
 
-    /// Judges what was lent, keeps what stands in its place and writes it.
-    fn take(&self, lent: &[u8], patch: &mut Patch<'_>, mender: &Mender) -> Result<Taken, RepairError> {
+    /// Judges what was sent, keeps what stands in its place and writes it.
+    fn take(&self, sent: &[u8], patch: &mut Patch<'_>, mender: &Mender) -> Result<Taken, RepairError> {
         let mut own = DirBytes::open(&self.data.join(LOG_DIR), self.segment_bytes)?;
         let begun = patch.position();
         let mut frames = Vec::new();
         let mut taken = Taken::Some;
-        while ((patch.position() - begun) as usize) < lent.len() {
+        while ((patch.position() - begun) as usize) < sent.len() {
             let offset = (patch.position() - begun) as usize;
             let at = patch.position();
-            match patch.take(&lent[offset..]) {
-                Ok(header) => frames.push((at, &lent[offset..offset + header.wire_bytes()])),
+            match patch.take(&sent[offset..]) {
+                Ok(header) => frames.push((at, &sent[offset..offset + header.wire_bytes()])),
                 Err(unfit) => {
-                    taken = Taken::Unfit(format!("lent what does not fit: {unfit}"));
+                    taken = Taken::Unfit(format!("sent what does not fit: {unfit}"));
                     break;
                 }
             }

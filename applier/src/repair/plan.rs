@@ -1,5 +1,5 @@
 //! Whom to ask for what the log lost, when to ask again, and when to give up. A core: no socket and no clock. The driver asks
-//! `next`, does it, and says `answered` or `lent`.
+//! `next`, does it, and says `answered` or `sent`.
 //!
 //! | a peer's answer | what follows |
 //! |---|---|

@@ -12,7 +12,7 @@ use walferry_engine::told::Told;
 use super::{Agent, CHANGE_TIME_MAX, FORMING_TEXT, Output, Over, ProposalFor, Purpose};
 use crate::control::{Answer, Ask, Greeting, UnidentifiedPeer};
 use crate::member::{ClusterId, MemberName};
-use crate::register::{Change, ClusterState, Holding, Kind, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
+use crate::register::{Change, ClusterState, Kind, LogStatus, MEMBERS_MAX, Member, MemberId, VOTERS_MAX};
 
 /// How often members look for each other.
 const GREET_INTERVAL: Duration = Duration::from_millis(100);
@@ -427,8 +427,8 @@ impl Agent {
         let cluster_id = ids.first().copied().unwrap_or(self.config.new_cluster_id);
         let member = |(name, peer): (&MemberName, &String)| {
             let greeting = greeting(name)?;
-            let (peer, holding) = (peer.clone(), Holding::Whole);
-            Some((name.clone(), Member { id: greeting.id, peer, kind: greeting.kind, holding }))
+            let (peer, log_status) = (peer.clone(), LogStatus::Complete);
+            Some((name.clone(), Member { id: greeting.id, peer, kind: greeting.kind, log_status }))
         };
         let members: BTreeMap<MemberName, Member> = self.config.members.iter().filter_map(member).collect();
         // Whoever controls the register may be a witness, which knows of no policy: that of the first member with data holds.

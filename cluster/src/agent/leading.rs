@@ -12,7 +12,7 @@ use crate::control::{Answer, Ask, Beat};
 use crate::failover::StepDown;
 use crate::lease::Lease;
 use crate::member::MemberName;
-use crate::register::{Change, Holding, MemberId, Part};
+use crate::register::{Change, LogStatus, MemberId, Part};
 
 /// A leader that cannot change the in-sync set for longer says so.
 const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(1);
@@ -216,7 +216,7 @@ impl Agent {
             return;
         }
         let joins = |(name, id): &(&MemberName, &MemberId)| {
-            state.members.get(*name).is_some_and(|member| member.holding == Holding::Joining && member.id == **id)
+            state.members.get(*name).is_some_and(|member| member.log_status == LogStatus::Joining && member.id == **id)
         };
         let joining = wanted.iter().find(joins).map(|(name, id)| (name.clone(), *id));
         let idle = !self.leading.in_sync_changing && now >= self.leading.in_sync_at;

@@ -63,7 +63,7 @@ impl Agent {
             let name = &self.config.name;
             let text = match full {
                 true => {
-                    format!("{name} tells the register to {ADMITTED_MAX} nodes that are no members, which is its bound")
+                    format!("{name} tells the register to {ADMITTED_MAX} nodes that are no members, which is the limit")
                 }
                 false => format!("{name} does not control the register"),
             };

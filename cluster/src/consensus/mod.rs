@@ -182,7 +182,7 @@ impl Register {
         self.state.clone()
     }
 
-    /// Makes a new register of these voters, holding nothing. Only once for a cluster, by one member.
+    /// Makes a new register of these voters, empty. Only once for a cluster, by one member.
     pub async fn form(&self, voters: BTreeMap<MemberId, String>) -> Result<(), RegisterError> {
         let nodes: BTreeMap<u64, BasicNode> =
             voters.into_iter().map(|(id, peer)| (id.0, BasicNode::new(peer))).collect();

@@ -546,7 +546,7 @@ mod tests {
     use walferry_mounts as mounts;
 
     use super::*;
-    use crate::register::{Holding, Kind, Member};
+    use crate::register::{Kind, LogStatus, Member};
 
     /// openraft's own examination of a store.
     #[test]
@@ -623,7 +623,8 @@ mod tests {
             std::fs::create_dir(&own).and_then(|()| std::fs::create_dir(&copy)).expect("directories");
             let store = RegisterStore::open(&own, MemberId(7), Some(&configured)).expect("a store");
             store.promise(Epoch(5)).await.expect("written");
-            let member = Member { id: MemberId(7), peer: "h:1".to_owned(), kind: Kind::Data, holding: Holding::Whole };
+            let member =
+                Member { id: MemberId(7), peer: "h:1".to_owned(), kind: Kind::Data, log_status: LogStatus::Complete };
             let members = members.into_iter().map(|member_name| (name(member_name), member.clone())).collect();
             let state = ClusterState { version: 9, members, ..ClusterState::default() };
             store.save_machine(Machine { state, ..Machine::default() }, true).await.expect("written");

@@ -601,7 +601,7 @@ impl Clients {
             connection.ended
                 || (connection.outgoing.is_empty()
                     && connection.session.output().is_empty()
-                    && !connection.session.holding())
+                    && !connection.session.holds_replies())
         })
     }
 }

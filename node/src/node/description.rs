@@ -71,7 +71,7 @@ impl Node {
             value["kind"] = json!(member.kind);
             value["peer"] = json!(member.peer);
             value["id"] = json!(member.id.to_string());
-            value["holding"] = json!(member.holding);
+            value["log_status"] = json!(member.log_status);
             value["in_sync"] = json!(membership.state.in_sync.contains(name));
             value["leaving"] = json!(membership.state.leaving.contains(name));
             value

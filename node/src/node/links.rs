@@ -6,7 +6,7 @@ use std::time::Instant;
 use walferry_cluster::member::{Caller, ClusterId};
 use walferry_engine::ring::{Completion, Owner, Ring};
 use walferry_engine::world;
-use walferry_shipper::frame_server::Holding;
+use walferry_shipper::frame_server::LogSnapshot;
 
 use crate::error::DaemonError;
 use crate::node::{Node, Role};
@@ -63,11 +63,11 @@ impl Node {
                 }
                 // Without a name it belongs to nobody yet, and holds nothing that anybody could want.
                 let Ok(name) = self.member_name() else { return };
-                let holding = Holding::of(&self.log, ClusterId(self.known_cluster_id()), name, &self.history);
+                let log = LogSnapshot::of(&self.log, ClusterId(self.known_cluster_id()), name, &self.history);
                 let state = self.membership.as_ref().map(|membership| &membership.state);
                 let members =
                     state.filter(|state| state.version > 0).map(|state| state.data_members().cloned().collect());
-                self.frame_server.greet(socket, caller, self.describe(), holding.for_members(members));
+                self.frame_server.greet(socket, caller, self.describe(), log.for_members(members));
             }
         }
     }

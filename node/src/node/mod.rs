@@ -151,7 +151,7 @@ pub struct Node {
     pub(crate) repaired: RepairCount,
     scrubbing: Scrubbing,
     space: SpaceWatch,
-    /// Parts of the log that it lends while it does not lead.
+    /// Sends parts of the log to other nodes while this node does not lead.
     frame_server: FrameServer,
     pub(crate) queue: CommitQueue,
     pub(crate) parking: Parking,

@@ -126,7 +126,7 @@ impl Node {
 }
 
 /// Opens log and store; a base copy that was received is put in their place first, and damage is repaired. While a node that has
-/// just started waits for others with that, it lends them what it has itself at `serves_at`.
+/// just started waits for others with that, it sends them, at `serves_at`, what they lost and it has.
 pub(super) fn open_data(
     config: &NodeConfig,
     lock: DirLock,

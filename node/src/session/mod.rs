@@ -875,7 +875,7 @@ impl Session {
     }
 
     /// True when replies are held.
-    pub fn holding(&self) -> bool {
+    pub fn holds_replies(&self) -> bool {
         self.outbox.is_holding()
     }
 

@@ -35,11 +35,11 @@ fn a_write_is_answered_when_it_is_durable() {
     assert_eq!(host.holds, [(CommitLevel::Local, host.log_end())]);
     client.session.release(&mut host);
     assert_eq!(client.output(), "");
-    assert!(client.session.holding());
+    assert!(client.session.holds_replies());
     host.flush();
     client.session.release(&mut host);
     assert_eq!(client.output(), "+OK\r\n+PONG\r\n");
-    assert!(!client.session.holding());
+    assert!(!client.session.holds_replies());
 }
 
 #[test]

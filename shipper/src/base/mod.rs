@@ -153,7 +153,7 @@ impl Bases {
             old.end(Refuse { code: RefuseCode::Replaced, text });
         }
         if self.servings.len() >= SERVINGS_MAX {
-            let text = format!("the leader gives {SERVINGS_MAX} base copies already, which is its bound");
+            let text = format!("the leader gives {SERVINGS_MAX} base copies already, which is the limit");
             return Err((socket, Refuse { code: RefuseCode::Full, text }));
         }
         self.used_at = now;

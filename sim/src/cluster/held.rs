@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use walferry_cluster::MemberName;
 use walferry_cluster::policy::SyncPolicy;
-use walferry_cluster::register::{Holding, MemberId};
+use walferry_cluster::register::{LogStatus, MemberId};
 use walferry_engine::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
@@ -96,7 +96,7 @@ impl Cluster {
         let (asked, have) = match &policy {
             SyncPolicy::None => return Ok(()),
             SyncPolicy::All => {
-                let counts = |name: &&MemberName| self.register.members[*name].holding == Holding::Whole;
+                let counts = |name: &&MemberName| self.register.members[*name].log_status == LogStatus::Complete;
                 let in_sync = others().filter(|name| self.register.in_sync.contains(*name)).filter(counts);
                 let has: Vec<bool> = in_sync.map(has_it).collect();
                 (has.len(), has.iter().filter(|has| **has).count())

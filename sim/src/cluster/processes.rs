@@ -61,7 +61,7 @@ impl Cluster {
         }
         let config = self.config(node);
         let kept = (self.nodes[node].kept.id, self.nodes[node].kept.promised);
-        self.gather_lenders();
+        self.gather_frame_servers();
         let opened = Member::open(config, socket_address(node, 6400), kept);
         let (member, queues, end) = match opened {
             Ok(opened) => opened,
@@ -162,10 +162,10 @@ impl Cluster {
     }
 
     /// Who would answer now if it was asked for its log.
-    fn gather_lenders(&mut self) {
-        let holding = |node: &NodeNo| Some((*node, self.nodes[*node].process.as_ref()?.member.holding()));
-        let lenders = (0..self.nodes.len()).filter(|node| !self.is_paused(*node)).filter_map(|node| holding(&node));
-        self.world.set_lenders(lenders.collect());
+    fn gather_frame_servers(&mut self) {
+        let log = |node: &NodeNo| Some((*node, self.nodes[*node].process.as_ref()?.member.log()));
+        let frame_servers = (0..self.nodes.len()).filter(|node| !self.is_paused(*node)).filter_map(|node| log(&node));
+        self.world.set_frame_servers(frame_servers.collect());
     }
 
     /// Only a node whose log is damaged may fail to start, only with the damage's place, and only where nobody gave it back.
@@ -391,7 +391,7 @@ impl Cluster {
             return self.at(self.nodes[node].paused_until, Event::Task(node, task));
         }
         if self.world.asks(task) {
-            self.gather_lenders();
+            self.gather_frame_servers();
         }
         let Some(pace) = self.world.run(task) else { return };
         match pace {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walferry_cluster::agent::{Output, RegisterView, SeatStep};
 use walferry_cluster::control::{Answer, Ask};
-use walferry_cluster::register::{Change, Holding, MemberId, Outcome};
+use walferry_cluster::register::{Change, LogStatus, MemberId, Outcome};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::world;
 
@@ -190,7 +190,7 @@ impl Cluster {
 
     /// No member misses anything that it confirmed, none is still catching up with its first log, and none is leaving.
     pub(super) fn all_are_whole(&self) -> bool {
-        let whole = self.register.members.values().all(|member| member.holding == Holding::Whole);
+        let whole = self.register.members.values().all(|member| member.log_status == LogStatus::Complete);
         whole && self.register.leaving.is_empty()
     }
 
@@ -364,7 +364,7 @@ impl Cluster {
         let members = self.register.members.iter();
         let leaves = |name| if self.register.leaving.contains(name) { " leaving" } else { "" };
         members
-            .map(|(name, member)| format!("{name} {}{}", member.holding, leaves(name)))
+            .map(|(name, member)| format!("{name} {}{}", member.log_status, leaves(name)))
             .collect::<Vec<_>>()
             .join(", ")
     }
