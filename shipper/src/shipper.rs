@@ -323,7 +323,7 @@ impl Shipper {
             let said = match &message {
                 Message::Hello(hello) => Some(&hello.name),
                 Message::Fetch(fetch) => Some(&fetch.name),
-                Message::FetchFrames(request) => Some(&want.name),
+                Message::FetchFrames(request) => Some(&request.name),
                 _ => None,
             };
             if let Some(Err(error)) = said.map(|name| link.caller.check(name)) {
@@ -333,7 +333,7 @@ impl Shipper {
             match (&link.phase, message) {
                 (Phase::Probe(None), Message::Hello(hello)) => link.phase = Phase::Probe(Some(hello)),
                 (Phase::Probe(None), Message::Fetch(fetch)) => link.phase = Phase::Fetch(fetch),
-                (Phase::Probe(None), Message::FetchFrames(request)) => link.phase = Phase::FetchFrames(want),
+                (Phase::Probe(None), Message::FetchFrames(request)) => link.phase = Phase::FetchFrames(request),
                 (Phase::Streaming(name), Message::Ack(ack)) => {
                     let replica = self.replicas.get_mut(name).expect("a link feeds a known replica");
                     link.outgoing.handle_stamp(ack.stamp_us);
@@ -512,12 +512,12 @@ impl Shipper {
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
-            let Phase::FetchFrames(want) = link.phase.clone() else { unreachable!("just seen") };
+            let Phase::FetchFrames(request) = link.phase.clone() else { unreachable!("just seen") };
             if let Some(socket) = link.give_socket() {
                 let members = self.members.as_ref().map(|members| members.keys().cloned().collect());
                 let log = LogSnapshot::of(log, self.config.cluster_id, self.config.name.clone(), history);
                 let log = log.for_members(members);
-                self.frame_server.answer(socket, want, log);
+                self.frame_server.answer(socket, request, log);
             }
         }
     }

@@ -193,8 +193,8 @@ impl Slots {
 
     /// Nothing from here on may be recycled; `Lsn::MAX` when no slot holds anything.
     pub fn hold(&self) -> Lsn {
-        let holding = self.slots.values().filter(|slot| !slot.lost || slot.unsaved);
-        holding.map(|slot| slot.durable).min().unwrap_or(Lsn::MAX)
+        let holds_log = self.slots.values().filter(|slot| !slot.lost || slot.unsaved);
+        holds_log.map(|slot| slot.durable).min().unwrap_or(Lsn::MAX)
     }
 
     /// What to write to the file now, if it is time (`all`: if anything differs, for the last time). `saved` follows.

@@ -91,7 +91,7 @@ impl Rot {
         read.is_ok() && bytes == self.whole
     }
 
-    /// Whether another member has the frame, and may lend it.
+    /// Whether another member has the frame, and may send it.
     pub fn is_held_by(&self, member: &Member) -> bool {
         member.log_start() <= self.from
             && member.flushed() >= self.to

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
-use walferry_cluster::message::{Lend, Message, read_message};
+use walferry_cluster::message::{FetchedFrames, Message, read_message};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::world::simulated::{TaskNo, Undo, World};
 use walferry_engine::world::{Blocking, Pace, Saving, Work};
@@ -129,7 +129,7 @@ pub struct SimWorld {
     rng: RefCell<fastrand::Rng>,
     /// Whose disk is full.
     full: RefCell<BTreeSet<NodeNo>>,
-    /// What the nodes that answer would lend of their logs.
+    /// What the nodes that answer can send of their logs.
     frame_servers: RefCell<BTreeMap<NodeNo, LogSnapshot>>,
     /// Whose disk brings other sectors than it was asked for, where in the log at most, and how often it has.
     misreading: Cell<Option<(NodeNo, Lsn)>>,
@@ -474,9 +474,10 @@ impl World for SimWorld {
             panic!("a node asks for what is not simulated");
         };
         let mut answer = Vec::new();
-        match look_up(&want, log) {
+        match look_up(&request, log) {
             Ok(frames) => {
-                Message::FetchedFrames(Lend { from: want.from, bytes: frames.len() as u64 }).encode(&mut answer);
+                Message::FetchedFrames(FetchedFrames { from: request.from, bytes: frames.len() as u64 })
+                    .encode(&mut answer);
                 answer.extend_from_slice(&frames);
             }
             Err(refuse) => Message::Refuse(refuse).encode(&mut answer),
