@@ -1,4 +1,4 @@
-//! One change of the members on its way into the register, by the steps of [`crate::membership`]: both terms count while the
+//! One change of the members on its way into the register, by the steps of [`crate::membership`]: both quorum rules count while the
 //! register moves, and the register's alone once it is known which they are. Pure, as [`crate::failover`] is: the leader's cluster
 //! thread does what [`Changing::poll`] says and tells what came of it.
 
@@ -9,8 +9,8 @@ use walferry_engine::lsn::Epoch;
 
 use crate::member::MemberName;
 use crate::membership::MembershipError;
+use crate::quorum_rule::QuorumRule;
 use crate::register::{Change, ClusterState, Kind, MemberId};
-use crate::terms::Terms;
 
 /// How long a change is proposed: a controller that died is replaced well before.
 const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -87,13 +87,13 @@ pub enum ChangeError {
     /// It was removed, has another life, or counts.
     #[error("{0} does not join any more")]
     NotJoining(MemberName),
-    /// What was confirmed so far is not confirmed under the new terms.
+    /// What was confirmed so far is not confirmed under the new quorum rule.
     #[error("{0}")]
     Unproved(String),
     /// Another leads, or this one in another epoch.
     #[error("the leader changed meanwhile, and nothing else: try again")]
     LeaderChanged,
-    /// The terms are not those any more for which it was proved.
+    /// The quorum rule is no longer the one for which it was proved.
     #[error("another change of the members came first: try again")]
     Overtaken,
     /// No proposal is left that could be taken.
@@ -111,21 +111,21 @@ pub enum ChangeError {
 pub enum Next {
     /// Nothing until the register moves, what was asked for is answered, or this time has come.
     Wait(Option<Instant>),
-    /// Commits hold to these terms as well from now on. [`Changing::handle_proved`] once they have confirmed all there was.
-    Prove(Terms),
+    /// Commits need this quorum rule as well from now on. [`Changing::handle_proved`] once they have confirmed all there was.
+    Prove(QuorumRule),
     /// This register. [`Changing::handle_answer`] tells what became of it.
     Propose(Change),
     /// What became of the change, once: the version in which it was seen. Its end may take longer.
     Told(Result<u64, ChangeError>),
-    /// The register's terms suffice again from this version on. The last word.
+    /// The register's quorum rule suffices again from this version on. The last word.
     Settle(u64),
-    /// The last word on a change of which the terms were the same all the time.
+    /// The last word on a change whose quorum rule stayed the same.
     Over,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The terms change, and nobody has been asked to prove them.
+    /// The quorum rule changes, and nobody has been asked to prove it.
     Begun,
     Proving,
     Ready,
@@ -148,7 +148,7 @@ pub struct Changing {
     /// In which it began: another leader knows nothing of the proof.
     epoch: Epoch,
     /// Of before and after.
-    terms: (Terms, Terms),
+    rules: (QuorumRule, QuorumRule),
     step: Step,
     /// A proposal followed on this version, and its fate is not known: it may be taken until the register is past it.
     open: Option<u64>,
@@ -160,14 +160,14 @@ pub struct Changing {
 impl Changing {
     /// A change of this register, if the rules allow it.
     pub fn begin(change: MemberChange, base: &ClusterState, now: Instant) -> Result<Changing, ChangeError> {
-        let terms = (base.terms(), change.apply(base)?.terms());
-        let step = if terms.0 == terms.1 { Step::Ready } else { Step::Begun };
+        let rules = (base.quorum_rule(), change.apply(base)?.quorum_rule());
+        let step = if rules.0 == rules.1 { Step::Ready } else { Step::Begun };
         let reason = "other changes kept coming first".to_owned();
         let until = now + PROPOSE_TIME_MAX;
-        Ok(Changing { change, epoch: base.epoch, terms, step, open: None, until, reason })
+        Ok(Changing { change, epoch: base.epoch, rules, step, open: None, until, reason })
     }
 
-    /// What was released under the old terms is confirmed under the new ones, and both count from now on; or why not.
+    /// What was released under the old quorum rule is confirmed under the new ones, and both count from now on; or why not.
     pub fn handle_proved(&mut self, outcome: Result<(), String>, now: Instant) {
         self.until = now + PROPOSE_TIME_MAX;
         self.step = match outcome {
@@ -214,7 +214,7 @@ impl Changing {
         let outcome = match &self.step {
             Step::Begun => {
                 self.step = Step::Proving;
-                return Next::Prove(self.terms.1.clone());
+                return Next::Prove(self.rules.1.clone());
             }
             Step::Proving | Step::Proposed => return Next::Wait(None),
             Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
@@ -239,7 +239,7 @@ impl Changing {
     }
 
     fn is_joint(&self) -> bool {
-        self.terms.0 != self.terms.1
+        self.rules.0 != self.rules.1
     }
 
     /// The register to propose; `None` when it is as wanted.
@@ -258,7 +258,7 @@ impl Changing {
             });
         }
         let next = self.change.apply(state)?;
-        if (state.terms(), next.terms()) != self.terms {
+        if (state.quorum_rule(), next.quorum_rule()) != self.rules {
             return Err(ChangeError::Overtaken);
         }
         Ok(Some(next))

@@ -34,11 +34,11 @@ impl Scene {
         }
     }
 
-    fn prove(&mut self) -> Terms {
-        let Next::Prove(terms) = self.poll() else { panic!("the terms change") };
+    fn prove(&mut self) -> QuorumRule {
+        let Next::Prove(quorum_rule) = self.poll() else { panic!("the quorum rule changes") };
         assert_eq!(self.poll(), Next::Wait(None), "until they are proved");
         self.changing.handle_proved(Ok(()), self.now);
-        terms
+        quorum_rule
     }
 
     fn error(&mut self) -> ChangeError {
@@ -70,10 +70,10 @@ fn a_change_of_the_same_terms_needs_no_proof() {
 #[test]
 fn both_terms_count_until_the_register_has_moved() {
     let mut scene = Scene::new(whole());
-    let terms = scene.prove();
+    let quorum_rule = scene.prove();
     let next = scene.proposal();
-    assert_eq!(next.terms(), terms);
-    assert_ne!(scene.state.terms(), terms);
+    assert_eq!(next.quorum_rule(), quorum_rule);
+    assert_ne!(scene.state.quorum_rule(), quorum_rule);
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = next;
     assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
@@ -133,7 +133,7 @@ fn unknown_fate_is_found_out_by_a_change_of_nothing() {
 
 #[test]
 fn changes_that_come_first_are_followed_or_end_it() {
-    // The in-sync set: the same terms, so it goes on from there.
+    // The in-sync set: the same quorum rule, so it goes on from there.
     let mut scene = Scene::new(whole());
     scene.prove();
     scene.proposal();
@@ -144,7 +144,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.with_new_life(&name("c"), MemberId(33));
     assert_eq!(scene.proposal().members[&name("c")].log_status, LogStatus::Lost);
-    // An earlier change that was thought to be lost: other terms, of which nothing is proved.
+    // An earlier change that was thought to be lost: another quorum rule, of which nothing is proved.
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.without_member(&name("c"), &[name("a"), name("b")].into()).expect("it may");
     assert_eq!(scene.error(), ChangeError::Overtaken);

@@ -318,11 +318,12 @@ impl Failover {
                 }
             }
             Phase::Sealing { epoch, sealed, ask_at, since } => {
-                let terms = Terms { epoch: *epoch, controller: &self.me, step_down, unclean: self.unclean.is_some() };
+                let decision =
+                    Decision { epoch: *epoch, controller: &self.me, step_down, unclean: self.unclean.is_some() };
                 // Whoever was asked for is waited for a while, though others would do.
                 let awaited = matches!(step_down, Some(StepDown::TransferLeadership(name)) if !sealed.contains_key(name))
                     && now.saturating_duration_since(*since) < self.election_timeout;
-                if let Some(change) = decide(state, sealed, &terms, now).filter(|_| !awaited) {
+                if let Some(change) = decide(state, sealed, &decision, now).filter(|_| !awaited) {
                     self.phase = Phase::Proposed { at: now };
                     effects.push(Effect::Propose(change));
                 } else if now >= *ask_at {
@@ -346,8 +347,8 @@ impl Failover {
     }
 }
 
-/// On which terms a leader is chosen.
-struct Terms<'a> {
+/// What the choice of a leader goes by.
+struct Decision<'a> {
     epoch: Epoch,
     controller: &'a MemberName,
     step_down: Option<&'a StepDown>,
@@ -358,10 +359,10 @@ struct Terms<'a> {
 fn decide(
     state: &ClusterState,
     sealed: &BTreeMap<MemberName, Sealed>,
-    terms: &Terms<'_>,
+    decision: &Decision<'_>,
     now: Instant,
 ) -> Option<Change> {
-    let &Terms { epoch, controller, step_down, unclean } = terms;
+    let &Decision { epoch, controller, step_down, unclean } = decision;
     let leader_sealed = state.leader.as_ref().is_some_and(|leader| sealed.contains_key(leader));
     // A sealed leader knows that its lease is over, and one that failed gave it up before it said so; else what a majority has
     // granted must have run out.

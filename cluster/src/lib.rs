@@ -15,7 +15,7 @@
 //!  base_copy.rs  how far a copy of the store is, for a replica whose log is gone
 //!
 //!  register.rs   what all members agree on: members, epoch, leader, in-sync set, policy
-//!  terms.rs      whose confirmations count, by policy and members
+//!  quorum_rule.rs whose confirmations count, by policy and members
 //!  membership.rs how members come and go while the cluster runs
 //!  changing.rs   one such change on its way into the register
 //!  lease.rs      for how long a leader may speak
@@ -40,8 +40,8 @@ pub mod member;
 pub mod membership;
 pub mod message;
 pub mod policy;
+pub mod quorum_rule;
 pub mod register;
-pub mod terms;
 #[cfg(test)]
 mod testing;
 
@@ -51,4 +51,4 @@ pub use level::CommitLevel;
 pub use member::{ClusterId, MemberName};
 pub use message::Message;
 pub use policy::SyncPolicy;
-pub use terms::Terms;
+pub use quorum_rule::QuorumRule;

@@ -5,9 +5,9 @@
 //! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
 //! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
 //!
-//! **Commits.** A failover chooses by the register's terms (policy and confirming members): it approves a set of sealed members
-//! only if every set that may have confirmed a commit under these terms has a counted member in it. So each commit that was
-//! ever confirmed has to be confirmed under the terms of *every later* version. When terms change from R to R' (as in Raft's
+//! **Commits.** A failover chooses by the register's quorum rule (policy and confirming members): it approves a set of sealed members
+//! only if every set that may have confirmed a commit under this rule has a counted member in it. So each commit that was
+//! ever confirmed has to be confirmed under the rule of *every later* version. When the rule changes from R to R' (as in Raft's
 //! joint consensus, with the register's compare-and-set in place of the two log entries):
 //!
 //! 1. the leader releases commits only if both R and R' confirm them, from the moment at which its log ended at M;
@@ -15,7 +15,7 @@
 //!    R' has confirmed every commit that was ever released, and 1 keeps it so;
 //! 3. it proposes the register with R'. If a failover comes first, the proposal no longer follows on the register and is
 //!    refused: R holds, and 1 held to it. If the proposal is taken, R' holds, and so does 2;
-//! 4. only when the register is seen to have moved (or nothing was proposed), the leader goes by the register's terms alone.
+//! 4. only when the register is seen to have moved (or nothing was proposed), the leader goes by the register's rule alone.
 //!
 //! A proof for a member that loses its disk meanwhile is void: the new state names the life that was proved, and a member that
 //! is taken back with another life is another change, which one of the two has to lose.

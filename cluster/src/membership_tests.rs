@@ -9,16 +9,16 @@ fn a_member_comes_in_two_steps_and_a_witness_in_one() {
     let state = led("a b c", "");
     let joining = state.with_member(&name("d"), MemberId(9), "h:9", Kind::Data).expect("it may");
     assert_eq!(joining.version, state.version + 1);
-    assert_eq!(joining.terms(), state.terms(), "what it confirms does not count yet");
+    assert_eq!(joining.quorum_rule(), state.quorum_rule(), "what it confirms does not count yet");
     assert_eq!((state.majority(), joining.majority()), (2, 3), "its voice does");
     assert_eq!(joining.with_whole(&name("d"), MemberId(8)), None, "another life");
     let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it joins");
-    assert_eq!(whole.terms().policy.to_string(), "ANY 2 (*)");
-    assert!(whole.terms().counts(&name("d")) && whole.in_sync.contains(&name("d")));
+    assert_eq!(whole.quorum_rule().policy.to_string(), "ANY 2 (*)");
+    assert!(whole.quorum_rule().counts(&name("d")) && whole.in_sync.contains(&name("d")));
     assert_eq!(whole.with_whole(&name("d"), MemberId(9)), None, "once");
     let witness = state.with_member(&name("w"), MemberId(9), "h:9", Kind::Witness).expect("it may");
     assert_eq!(witness.members[&name("w")].log_status, LogStatus::Complete);
-    assert_eq!(witness.terms(), state.terms());
+    assert_eq!(witness.quorum_rule(), state.quorum_rule());
 }
 
 #[test]
@@ -136,13 +136,14 @@ impl World {
         state
     }
 
-    /// Every smallest set of replicas that confirms a commit under the terms of `state`.
+    /// Every smallest set of replicas that confirms a commit under the quorum rule of `state`.
     fn confirming(&self, state: &ClusterState) -> Vec<u32> {
-        let terms = state.terms();
-        let (SyncPolicy::Any { k, .. } | SyncPolicy::First { k, .. }) = terms.policy else { return vec![0] };
+        let quorum_rule = state.quorum_rule();
+        let (SyncPolicy::Any { k, .. } | SyncPolicy::First { k, .. }) = quorum_rule.policy else { return vec![0] };
         let counts = |set: &u32| {
             let of = |index: &usize| set >> index & 1 == 1;
-            let member = |index: usize| terms.counts(&name(NODES[index])) && terms.policy.names(&name(NODES[index]));
+            let member =
+                |index: usize| quorum_rule.counts(&name(NODES[index])) && quorum_rule.policy.names(&name(NODES[index]));
             set.count_ones() as usize == k && (0..NODES.len()).filter(of).all(member)
         };
         (0..1 << self.members.len()).filter(counts).collect()
@@ -167,7 +168,7 @@ impl World {
                 world.holders = world.holders.map(|holders| holders | proof);
                 world
             };
-            // Step 2 of a change: the terms of the new state have confirmed every commit that the old ones had.
+            // Step 2 of a change: the rule of the new state has confirmed every commit that the old ones had.
             let proved = |changed: &ClusterState, log_status: Option<LogStatus>| {
                 let proofs = with(log_status, 0).confirming(changed);
                 proofs.into_iter().map(|proof| with(log_status, proof)).collect::<Vec<_>>()

@@ -14,7 +14,7 @@ use walferry_engine::mutants;
 
 use crate::member::{ClusterId, MemberName};
 use crate::policy::{NamePattern, PolicySyntax, SyncPolicy};
-use crate::terms::Terms;
+use crate::quorum_rule::QuorumRule;
 
 /// Members of a cluster at most; of them at most [`VOTERS_MAX`] vote about the register.
 pub const MEMBERS_MAX: usize = 16;
@@ -240,9 +240,9 @@ impl ClusterState {
     }
 
     /// Whose confirmations the leader needs.
-    pub fn terms(&self) -> Terms {
+    pub fn quorum_rule(&self) -> QuorumRule {
         let replicas = self.confirming().filter(|name| Some(*name) != self.leader.as_ref()).cloned();
-        Terms { policy: self.sync_policy(), confirming: Some(replicas.collect()) }
+        QuorumRule { policy: self.sync_policy(), confirming: Some(replicas.collect()) }
     }
 
     /// The state that follows this one; what it shall hold is then set in it.

@@ -9,7 +9,7 @@ use rand::RngExt;
 use walferry_cluster::agent::{AgentConfig, LogEnd, Order, Report};
 use walferry_cluster::consensus::RegisterStore;
 use walferry_cluster::register::{ClusterState, Kind, MemberId};
-use walferry_cluster::{ClusterId, MemberName, Terms};
+use walferry_cluster::{ClusterId, MemberName, QuorumRule};
 use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::mutants;
 use walferry_engine::ring::Ring;
@@ -24,7 +24,7 @@ use crate::role::Becoming;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// After a drain the leader waits so long to be replaced.
 const ASIDE_TIME_MAX: Duration = Duration::from_secs(2);
-/// A change of the terms of commits that is not proved by then is given up.
+/// A change of the quorum rule that is not proved by then is given up.
 const JOINT_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Writes wait until a replica has everything.
@@ -35,12 +35,12 @@ struct Drain {
     open: Option<u64>,
 }
 
-/// Commits need other terms as well, until the register has them.
+/// Commits need another quorum rule as well, until the register has them.
 struct Joint {
     until: Instant,
     /// Under which number the proof is reported; taken once it was.
     open: Option<u64>,
-    /// The register's terms suffice from this version on.
+    /// The register's quorum rule suffices from this version on.
     settled_at: Option<u64>,
 }
 
@@ -268,7 +268,7 @@ impl Node {
         match order {
             Order::LeaderAddress(epoch, address) => self.seat().leader_address = (epoch, address),
             Order::State(state) => self.take_state(*state)?,
-            Order::Joint(id, terms) => self.begin_joint(id, terms),
+            Order::Joint(id, quorum_rule) => self.begin_joint(id, quorum_rule),
             Order::InSyncSettled(number) => self.settle_in_sync(number),
             Order::Settled(version) => {
                 if let Some(joint) = &mut self.seat().joint {
@@ -335,17 +335,17 @@ impl Node {
         let own = state.leader.as_ref();
         let replicas = state.data_members().filter(|name| Some(*name) != own);
         let members = replicas.map(|name| (name.clone(), state.members[name].id)).collect();
-        shipper.follow_register(members, &state.in_sync, state.terms());
+        shipper.follow_register(members, &state.in_sync, state.quorum_rule());
     }
 
-    /// Commits need these terms as well from now on.
-    fn begin_joint(&mut self, id: u64, terms: Terms) {
+    /// Commits need this quorum rule as well from now on.
+    fn begin_joint(&mut self, id: u64, quorum_rule: QuorumRule) {
         self.end_joint(Err("another change of the members has begun".to_owned()));
         let until = self.now() + JOINT_TIME_MAX;
         let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &mut self.membership) else {
             return self.report(Report::Proved(id, Err("it does not lead".to_owned())));
         };
-        shipper.begin_joint(terms);
+        shipper.begin_joint(quorum_rule);
         membership.joint = Some(Joint { until, open: Some(id), settled_at: None });
     }
 

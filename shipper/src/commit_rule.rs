@@ -1,4 +1,4 @@
-//! The commit rule: up to which LSN commits hold each level, under the terms that the register sets. Core: told where the
+//! The commit rule: up to which LSN commits hold each level, under the quorum rule that the register sets. Core: told where the
 //! replicas are by the shipper, asked by the node's commit queue. As in PostgreSQL, a remote level needs the local flush too,
 //! and with too few replicas commits wait. Where nobody has to confirm anything a remote level is met with the local flush; the node
 //! refuses remote levels then, or tells that replicas confirmed nothing ([`CommitRule::confirmed`]).
@@ -7,13 +7,13 @@
 //! failover takes the log of the highest epoch. A replica that has all of the earlier frames and none of this epoch gives way to
 //! the leader of an epoch in between that has none of them, and what was answered on its word would be gone.
 //!
-//! While the terms change, commits need both the old and the new ones ([`CommitRule::begin_joint`]); the argument stands in
+//! While the quorum rule changes, commits need both the old and the new one ([`CommitRule::begin_joint`]); the argument stands in
 //! `walferry_cluster::membership`.
 
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::policy::{Candidate, SyncPolicy, SyncState};
-use walferry_cluster::terms::Terms;
+use walferry_cluster::quorum_rule::QuorumRule;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 
@@ -75,11 +75,11 @@ fn reach(confirmed: Lsn, local: Lsn, floor: Lsn) -> Lsn {
     if reached > floor { reached } else { Lsn::ZERO }
 }
 
-/// Terms that are about to follow on the rule's.
+/// The quorum rule that is about to follow.
 #[derive(Clone, Debug)]
 struct Joint {
-    terms: Terms,
-    /// Before the change may be proposed, these terms have to have confirmed everything up to here: the end of the log when
+    quorum_rule: QuorumRule,
+    /// Before the change may be proposed, this rule has to have confirmed everything up to here: the end of the log when
     /// they began to count.
     mark: Lsn,
 }
@@ -87,13 +87,13 @@ struct Joint {
 /// The rule and what it has released so far.
 #[derive(Clone, Debug)]
 pub struct CommitRule {
-    terms: Terms,
-    /// Commits need these terms as well.
+    quorum_rule: QuorumRule,
+    /// Commits need this rule as well.
     joint: Option<Joint>,
     held: [Held; REMOTE_LEVELS.len()],
     /// Where this epoch begins: confirmations that reach no further do not count.
     epoch_start: Lsn,
-    /// Up to where the joint terms have it durable.
+    /// Up to where the joint rule has it durable.
     proved: Lsn,
     /// Fewer replicas than `min_in_sync` are in sync: nothing more is confirmed at remote levels.
     short: bool,
@@ -102,9 +102,15 @@ pub struct CommitRule {
 impl CommitRule {
     /// A rule under `policy` for the epoch that begins at `epoch_start`. It knows no replicas yet, and takes each at its word.
     pub fn new(policy: SyncPolicy, epoch_start: Lsn) -> CommitRule {
-        let terms = Terms::of_any(policy);
-        let mut rule =
-            CommitRule { terms, joint: None, held: Default::default(), epoch_start, proved: Lsn::ZERO, short: false };
+        let quorum_rule = QuorumRule::of_any(policy);
+        let mut rule = CommitRule {
+            quorum_rule,
+            joint: None,
+            held: Default::default(),
+            epoch_start,
+            proved: Lsn::ZERO,
+            short: false,
+        };
         // Where replicas have to confirm, nothing is confirmed before the first look at them: an in-sync set that is not known yet is
         // not an empty one.
         if !rule.waits() {
@@ -113,9 +119,9 @@ impl CommitRule {
         rule
     }
 
-    /// Other terms from now on; `update` follows. What was released stays so.
-    pub fn set_terms(&mut self, terms: Terms) {
-        self.terms = terms;
+    /// Another rule from now on; `update` follows. What was released stays so.
+    pub fn set_quorum_rule(&mut self, quorum_rule: QuorumRule) {
+        self.quorum_rule = quorum_rule;
     }
 
     /// Whether fewer replicas than `min_in_sync` are in sync. It is checked here, at the release, as well as when a commit begins:
@@ -125,19 +131,19 @@ impl CommitRule {
         std::mem::replace(&mut self.short, short) != short
     }
 
-    /// `terms` are to follow: from now on commits need them as well. The log ends at `mark`; `update` follows.
-    pub fn begin_joint(&mut self, terms: Terms, mark: Lsn) {
+    /// `quorum_rule` is to follow: from now on commits need it as well. The log ends at `mark`; `update` follows.
+    pub fn begin_joint(&mut self, quorum_rule: QuorumRule, mark: Lsn) {
         self.proved = Lsn::ZERO;
-        self.joint = Some(Joint { terms, mark });
+        self.joint = Some(Joint { quorum_rule, mark });
     }
 
-    /// The register has moved, or will not: commits need its own terms alone. `update` follows.
+    /// The register has moved, or will not: commits need its own rule alone. `update` follows.
     pub fn end_joint(&mut self) {
         self.joint = None;
     }
 
-    /// True once everything that was in the log when the joint terms began is durable under them, here included: what was
-    /// released under the old terms alone is part of it.
+    /// True once everything that was in the log when the joint rule began is durable under it, here included: what was
+    /// released under the old rule alone is part of it.
     pub fn joint_is_proved(&self, local: Lsn) -> bool {
         let proved = reach(self.proved, local, self.floor());
         self.joint.as_ref().is_some_and(|joint| proved >= joint.mark)
@@ -145,7 +151,7 @@ impl CommitRule {
 
     /// True when remote levels wait for replicas.
     pub fn waits(&self) -> bool {
-        self.terms.policy.waits() || self.joint.as_ref().is_some_and(|joint| joint.terms.policy.waits())
+        self.quorum_rule.policy.waits() || self.joint.as_ref().is_some_and(|joint| joint.quorum_rule.policy.waits())
     }
 
     /// What reaches no further is not confirmed in this epoch. Where nobody has to confirm anything, all is as durable as it gets.
@@ -161,8 +167,8 @@ impl CommitRule {
             held.released = held.released.max(reach(held.confirmed, local, floor));
             held.by_replicas = held.reach_by_replicas(local, floor);
             let candidates = candidates(replicas, level);
-            let confirmed = self.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO);
-            let joint = self.joint.as_ref().map(|joint| joint.terms.confirmed(&candidates).unwrap_or(Lsn::ZERO));
+            let confirmed = self.quorum_rule.confirmed(&candidates).unwrap_or(Lsn::ZERO);
+            let joint = self.joint.as_ref().map(|joint| joint.quorum_rule.confirmed(&candidates).unwrap_or(Lsn::ZERO));
             if let (CommitLevel::RemoteFlush, Some(joint)) = (level, joint) {
                 self.proved = joint;
             }
@@ -197,19 +203,19 @@ impl CommitRule {
 
     /// The sync policy of now.
     pub fn policy(&self) -> &SyncPolicy {
-        &self.terms.policy
+        &self.quorum_rule.policy
     }
 
     /// What the policy makes of the replica at `index`.
     pub fn sync_state(&self, replicas: &[Standing<'_>], index: usize) -> SyncState {
-        self.terms.sync_state(&candidates(replicas, CommitLevel::RemoteFlush), index)
+        self.quorum_rule.sync_state(&candidates(replicas, CommitLevel::RemoteFlush), index)
     }
 
     /// Why commits at a remote level wait at the moment: too few replicas are there.
     pub fn shortage(&self, replicas: &[Standing<'_>]) -> Option<String> {
         let candidates = candidates(replicas, CommitLevel::RemoteFlush);
-        let joint = || self.joint.as_ref().and_then(|joint| joint.terms.shortage(&candidates));
-        self.terms.shortage(&candidates).or_else(joint)
+        let joint = || self.joint.as_ref().and_then(|joint| joint.quorum_rule.shortage(&candidates));
+        self.quorum_rule.shortage(&candidates).or_else(joint)
     }
 }
 
@@ -319,7 +325,7 @@ mod tests {
         assert_eq!(rule_at(60, 90, "a"), Lsn(60));
         assert_eq!(rule_at(0, 50, ""), Lsn(50), "nobody has to confirm anything");
         let mut rule = CommitRule::new("a".parse().expect("a policy"), Lsn(50));
-        rule.begin_joint(terms("ANY 1 (*)", "a"), Lsn(50));
+        rule.begin_joint(quorum_rule("ANY 1 (*)", "a"), Lsn(50));
         rule.update(&standings(&[replica("a", true, [50; 3])]), Lsn(50));
         assert!(!rule.joint_is_proved(Lsn(50)), "nor is a change proved with it");
         rule.update(&standings(&[replica("a", true, [60; 3])]), Lsn(60));
@@ -345,14 +351,14 @@ mod tests {
         let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.update(&[], Lsn(10));
         assert_eq!(rule.released(RemoteFlush, Lsn(20)), Lsn(20));
-        rule.set_terms(Terms::of_any("a".parse().expect("a policy")));
+        rule.set_quorum_rule(QuorumRule::of_any("a".parse().expect("a policy")));
         rule.update(&[], Lsn(20));
         assert_eq!(rule.released(RemoteFlush, Lsn(30)), Lsn(20));
     }
 
-    fn terms(policy: &str, confirming: &str) -> Terms {
+    fn quorum_rule(policy: &str, confirming: &str) -> QuorumRule {
         let names = confirming.split_whitespace().map(|name| name.parse().expect("a name"));
-        Terms { policy: policy.parse().expect("a policy"), confirming: Some(names.collect()) }
+        QuorumRule { policy: policy.parse().expect("a policy"), confirming: Some(names.collect()) }
     }
 
     #[test]
@@ -361,7 +367,7 @@ mod tests {
         for (policy, released) in [("ANY 1 (*)", 20), ("ALL", 20), ("FIRST 1 (d, b)", 20), ("", 100)] {
             let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
             rule.held = Default::default();
-            rule.set_terms(terms(policy, "b"));
+            rule.set_quorum_rule(quorum_rule(policy, "b"));
             rule.update(&standings(&replicas), Lsn(100));
             assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(released), "{policy}");
             assert_eq!(rule.sync_state(&standings(&replicas), 1), SyncState::Async, "{policy}");
@@ -373,11 +379,11 @@ mod tests {
         // `d` joins b and c: one more of them has to confirm.
         let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.held = Default::default();
-        rule.set_terms(terms("ANY 1 (*)", "b c"));
+        rule.set_quorum_rule(quorum_rule("ANY 1 (*)", "b c"));
         let at = |b, c, d| [replica("b", true, [b; 3]), replica("c", true, [c; 3]), replica("d", true, [d; 3])];
         rule.update(&standings(&at(50, 0, 90)), Lsn(100));
         assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(50));
-        rule.begin_joint(terms("ANY 2 (*)", "b c d"), Lsn(100));
+        rule.begin_joint(quorum_rule("ANY 2 (*)", "b c d"), Lsn(100));
         rule.update(&standings(&at(50, 0, 90)), Lsn(100));
         assert!(!rule.joint_is_proved(Lsn(100)), "two hold 50, the log ended at 100");
         rule.update(&standings(&at(120, 0, 90)), Lsn(120));
@@ -385,13 +391,13 @@ mod tests {
         rule.update(&standings(&at(120, 0, 100)), Lsn(120));
         assert!(!rule.joint_is_proved(Lsn(99)), "it has to be durable here as well");
         assert!(rule.joint_is_proved(Lsn(120)));
-        // Given up: the old terms alone.
+        // Given up: the old rule alone.
         let mut given_up = rule.clone();
         given_up.end_joint();
         given_up.update(&standings(&at(120, 0, 100)), Lsn(120));
         assert_eq!(given_up.released(RemoteFlush, Lsn(120)), Lsn(120));
-        // Taken: the new terms alone, under which c may be the second.
-        rule.set_terms(terms("ANY 2 (*)", "b c d"));
+        // Taken: the new rule alone, under which c may be the second.
+        rule.set_quorum_rule(quorum_rule("ANY 2 (*)", "b c d"));
         rule.end_joint();
         rule.update(&standings(&at(130, 125, 100)), Lsn(130));
         assert_eq!(rule.released(RemoteFlush, Lsn(130)), Lsn(125));
@@ -401,8 +407,8 @@ mod tests {
     fn a_replica_that_leaves_is_counted_until_the_register_says_so() {
         let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.held = Default::default();
-        rule.set_terms(terms("ANY 1 (*)", "b c"));
-        rule.begin_joint(terms("ANY 1 (*)", "b"), Lsn(80));
+        rule.set_quorum_rule(quorum_rule("ANY 1 (*)", "b c"));
+        rule.begin_joint(quorum_rule("ANY 1 (*)", "b"), Lsn(80));
         let at = |b, c| [replica("b", true, [b; 3]), replica("c", true, [c; 3])];
         rule.update(&standings(&at(40, 90)), Lsn(100));
         assert_eq!(rule.released(RemoteFlush, Lsn(100)), Lsn(40), "what only c has, a failover without c lacks");

@@ -17,8 +17,8 @@ use walferry_cluster::insync::{Change, InSync};
 use walferry_cluster::member::{Caller, ClusterId, MemberName, reachable};
 use walferry_cluster::message::{Ack, Fetch, Hello, Message, Offer, PROTOCOL_VERSION, Refuse, RefuseCode, Welcome};
 use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::quorum_rule::QuorumRule;
 use walferry_cluster::register::MemberId;
-use walferry_cluster::terms::Terms;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -208,13 +208,13 @@ impl Shipper {
         })
     }
 
-    /// What the register says: who is a member, who of them is in sync, and on which terms commits are confirmed. At the start
+    /// What the register says: who is a member, who of them is in sync, and by which quorum rule commits are confirmed. At the start
     /// of a leadership and whenever it has moved. Slots of others hold no log; their connections end with the next turn.
     pub fn follow_register(
         &mut self,
         members: BTreeMap<MemberName, MemberId>,
         in_sync: &BTreeSet<MemberName>,
-        terms: Terms,
+        quorum_rule: QuorumRule,
     ) {
         if self.members.is_none() {
             // Slots tell who was in sync with an earlier leadership; the register knows better.
@@ -250,7 +250,7 @@ impl Shipper {
         }
         self.bases.keep_only(|name| members.contains_key(name), no_member);
         self.in_sync.confirm(in_sync);
-        self.rule.set_terms(terms);
+        self.rule.set_quorum_rule(quorum_rule);
         self.members = Some(members);
         self.moved = true;
     }

@@ -84,7 +84,7 @@ struct Turn {
     step: Step,
     /// The change on its way into the register, until its last word.
     changing: Option<Changing>,
-    /// The number under which the node proves the terms.
+    /// The number under which the node proves the quorum rule.
     proof: u64,
 }
 
@@ -367,10 +367,10 @@ impl Agent {
             let proof = turn.proof;
             match changing.poll(&self.view.state, now) {
                 Next::Wait(_) => return,
-                Next::Prove(terms) => {
-                    // The terms of now are this register's, which the node may not have been told yet.
+                Next::Prove(quorum_rule) => {
+                    // The current quorum rule is this register's, which the node may not have been told yet.
                     self.order(Order::State(Box::new(self.view.state.clone())));
-                    self.order(Order::Joint(proof, terms));
+                    self.order(Order::Joint(proof, quorum_rule));
                     return;
                 }
                 Next::Propose(change) => {

@@ -37,8 +37,8 @@ use crate::control::{Answer, Ask, Greeting};
 use crate::failover::Failover;
 use crate::lease::Voter;
 use crate::member::{ClusterId, MemberName};
+use crate::quorum_rule::QuorumRule;
 use crate::register::{Change, ClusterState, Kind, MemberId, Outcome, Part};
-use crate::terms::Terms;
 
 use commands::Commands;
 use contacts::Contacts;
@@ -154,10 +154,10 @@ pub enum Order {
     Fence(Epoch),
     /// Take no writes until this replica has everything, then report [`Report::Drained`].
     Drain(u64, MemberName),
-    /// Let commits need these terms as well, and report [`Report::Proved`] when all that was before is confirmed under them, or
+    /// Let commits need this quorum rule as well, and report [`Report::Proved`] when all that was before is confirmed under them, or
     /// why it is not; then they are no longer needed.
-    Joint(u64, Terms),
-    /// From this version of the register on its own terms suffice again.
+    Joint(u64, QuorumRule),
+    /// From this version of the register on its own quorum rule suffices again.
     Settled(u64),
     /// The register has the in-sync set of the report with this number, and nothing that was proposed before can change it.
     InSyncSettled(u64),

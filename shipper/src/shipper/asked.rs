@@ -8,8 +8,8 @@ use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::Traced;
 use walferry_cluster::policy::SyncPolicy;
+use walferry_cluster::quorum_rule::QuorumRule;
 use walferry_cluster::register::MemberId;
-use walferry_cluster::terms::Terms;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::Shipper;
@@ -74,24 +74,24 @@ impl Shipper {
         self.shortage.clone()
     }
 
-    /// True when commits at remote levels wait for replicas, by the terms of now or by those that are to follow on them.
+    /// True when commits at remote levels wait for replicas, by the rule of now or by the one that is to follow on them.
     pub fn waits(&self) -> bool {
         self.rule.waits()
     }
 
-    /// These terms are to follow on those of the register: commits need both from now on.
-    pub fn begin_joint(&mut self, terms: Terms) {
-        self.rule.begin_joint(terms, self.view.sealed);
+    /// This rule is to follow on the register's: commits need both from now on.
+    pub fn begin_joint(&mut self, quorum_rule: QuorumRule) {
+        self.rule.begin_joint(quorum_rule, self.view.sealed);
         self.moved = true;
     }
 
-    /// Commits need the register's terms alone again.
+    /// Commits need the register's rule alone again.
     pub fn end_joint(&mut self) {
         self.rule.end_joint();
         self.moved = true;
     }
 
-    /// True once the terms that are to follow have confirmed all that was in the log when they were told.
+    /// True once the rule that is to follow has confirmed all that was in the log when it was set.
     pub fn joint_is_proved(&self) -> bool {
         !self.moved && self.rule.joint_is_proved(self.view.flushed)
     }

@@ -1,6 +1,6 @@
 //! Who may confirm commits, and how many of them must: the sync policy over the members whose confirmation a failover counts on.
-//! Pure. The register gives the terms ([`crate::register::ClusterState::terms`]), the leader's commit rule holds to them, and
-//! while they change to two at once.
+//! Pure. The register gives the rule ([`crate::register::ClusterState::quorum_rule`]), the leader's commit rule applies it, and
+//! while it changes to two at once.
 
 use std::collections::BTreeSet;
 
@@ -11,17 +11,17 @@ use crate::policy::{Candidate, SyncPolicy, SyncState};
 
 /// The policy, and whom it may choose from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct QuorumRule {
     /// How many, and which of them.
     pub policy: SyncPolicy,
     /// Replicas that count; `None` for a leader without a cluster, which takes every replica at its word.
     pub confirming: Option<BTreeSet<MemberName>>,
 }
 
-impl Terms {
-    /// The terms of a leader without a cluster.
-    pub fn of_any(policy: SyncPolicy) -> Terms {
-        Terms { policy, confirming: None }
+impl QuorumRule {
+    /// The rule of a leader without a cluster.
+    pub fn of_any(policy: SyncPolicy) -> QuorumRule {
+        QuorumRule { policy, confirming: None }
     }
 
     /// True when what this replica confirms counts.
