@@ -186,7 +186,7 @@ impl fmt::Display for Awaited {
 
 /// What a member is to do by the register.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum MemberRole {
     /// It leads in this epoch.
     Lead(Epoch),
     /// It follows the leader of this epoch.
@@ -349,16 +349,16 @@ impl ClusterState {
     }
 
     /// The part of a member. Epochs up to `lived_through` began in an earlier life of its process, which may have led in them.
-    pub fn part_of(&self, name: &MemberName, lived_through: Epoch) -> Part {
+    pub fn role_of(&self, name: &MemberName, lived_through: Epoch) -> MemberRole {
         match &self.leader {
-            None => Part::Wait("no leader was chosen yet".to_owned()),
-            Some(leader) if leader != name => Part::Follow(self.epoch),
+            None => MemberRole::Wait("no leader was chosen yet".to_owned()),
+            Some(leader) if leader != name => MemberRole::Follow(self.epoch),
             // It leads by the register, but with the log of its earlier life it lost what it would lead with.
             Some(leader) if self.members.get(leader).is_none_or(|member| member.log_status != LogStatus::Complete) => {
-                Part::Wait("this node led and lost its disk: another member has to lead".to_owned())
+                MemberRole::Wait("this node led and lost its disk: another member has to lead".to_owned())
             }
-            Some(_) if self.epoch > lived_through => Part::Lead(self.epoch),
-            Some(_) => Part::Wait(format!(
+            Some(_) if self.epoch > lived_through => MemberRole::Lead(self.epoch),
+            Some(_) => MemberRole::Wait(format!(
                 "this node led epoch {} before it was restarted, and a majority of {} members has to choose who leads next; if it is gone for \
                  good, `walferry promote --force-new-cluster` makes this node a cluster of its own",
                 self.epoch,

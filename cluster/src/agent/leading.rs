@@ -12,7 +12,7 @@ use crate::control::{Answer, Ask, Beat};
 use crate::failover::StepDown;
 use crate::lease::Lease;
 use crate::member::MemberName;
-use crate::register::{Change, LogStatus, MemberId, Part};
+use crate::register::{Change, LogStatus, MemberId, MemberRole};
 
 /// A leader that cannot change the in-sync set for longer says so.
 const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(1);
 /// What the node was told last.
 #[derive(Debug)]
 pub(super) struct Role {
-    told: Option<Part>,
+    told: Option<MemberRole>,
     told_version: u64,
     /// Epochs up to this began in an earlier process of this incarnation, which may have led in them.
     lived_through: Epoch,
@@ -90,18 +90,18 @@ impl Agent {
         if self.role.told.as_ref() == Some(&part) {
             return;
         }
-        if let Part::Lead(epoch) | Part::Follow(epoch) = part {
+        if let MemberRole::Lead(epoch) | MemberRole::Follow(epoch) = part {
             // The first heartbeat of a leader is that it was chosen.
             self.voter.handle_beat(epoch, now);
         }
         match &part {
-            Part::Lead(epoch) => {
+            MemberRole::Lead(epoch) => {
                 tracing::info!(%epoch, "chosen to lead");
                 self.leading.lease = Some((*epoch, Lease::new(self.election_timeout)));
                 self.leading.heartbeat_at = now;
                 self.order(Order::Lead(*epoch));
             }
-            Part::Follow(epoch) => {
+            MemberRole::Follow(epoch) => {
                 self.drop_lease();
                 let state = &self.view.state;
                 if let (Some(leader), Some(peer)) = (&state.leader, state.leader_peer()) {
@@ -110,7 +110,7 @@ impl Agent {
                     self.order(Order::Follow { peer, epoch: *epoch });
                 }
             }
-            Part::Wait(text) => {
+            MemberRole::Wait(text) => {
                 if !self.is_member() {
                     tracing::info!("{text}");
                 }

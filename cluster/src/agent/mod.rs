@@ -38,7 +38,7 @@ use crate::failover::Failover;
 use crate::lease::Voter;
 use crate::member::{ClusterId, MemberName};
 use crate::quorum_rule::QuorumRule;
-use crate::register::{Change, ClusterState, Kind, MemberId, Outcome, Part};
+use crate::register::{Change, ClusterState, Kind, MemberId, MemberRole, Outcome};
 
 use commands::Commands;
 use contacts::Contacts;
@@ -624,11 +624,11 @@ fn refusal(answer: Result<Answer, String>, whom: &str) -> String {
 pub const FORMING_TEXT: &str = "the cluster is being formed";
 
 /// What this member does by the register; see [`ClusterState::part_of`].
-fn part(agent: &Agent, lived_through: Epoch) -> Part {
+fn member_role(agent: &Agent, lived_through: Epoch) -> MemberRole {
     if agent.is_member() {
-        agent.view.state.part_of(&agent.config.name, lived_through)
+        agent.view.state.role_of(&agent.config.name, lived_through)
     } else {
-        Part::Wait(agent.waiting_for())
+        MemberRole::Wait(agent.waiting_for())
     }
 }
 
