@@ -138,6 +138,6 @@ mod tests {
         lease.handle_grant(&names[2], start + ms(20));
         assert_eq!(lease.until(2), Some(start + ms(425)), "late answers change nothing");
         lease.keep(|name| *name != names[0]);
-        assert_eq!(lease.until(2), Some(start + ms(375)), "a member that is none any more has no voice");
+        assert_eq!(lease.until(2), Some(start + ms(375)), "a member that is none any more has no vote");
     }
 }

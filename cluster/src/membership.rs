@@ -1,7 +1,7 @@
 //! How members come and go while the cluster runs: which register may follow which. Pure; the leader's cluster thread proposes
 //! what stands here, and its commit rule proves what a change rests on.
 //!
-//! A data member comes in two steps. It is taken in as [`LogStatus::Joining`]: it has a voice in leases and seals, but what it
+//! A data member comes in two steps. It is taken in as [`LogStatus::Joining`]: it votes on leases and fences, but what it
 //! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
 //! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
 //!

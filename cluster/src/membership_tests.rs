@@ -10,7 +10,7 @@ fn a_member_comes_in_two_steps_and_a_witness_in_one() {
     let joining = state.with_member(&name("d"), MemberId(9), "h:9", Kind::Data).expect("it may");
     assert_eq!(joining.version, state.version + 1);
     assert_eq!(joining.quorum_rule(), state.quorum_rule(), "what it confirms does not count yet");
-    assert_eq!((state.majority(), joining.majority()), (2, 3), "its voice does");
+    assert_eq!((state.majority(), joining.majority()), (2, 3), "its vote does");
     assert_eq!(joining.with_whole(&name("d"), MemberId(8)), None, "another life");
     let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it joins");
     assert_eq!(whole.quorum_rule().policy.to_string(), "ANY 2 (*)");

@@ -19,7 +19,7 @@ use crate::quorum_rule::QuorumRule;
 /// Members of a cluster at most; of them at most [`VOTERS_MAX`] vote about the register.
 pub const MEMBERS_MAX: usize = 16;
 /// Members that vote about the register at most: with more, every change waits for more disks and survives no likelier fault.
-/// Leases and seals are another matter: there every member has a voice ([`ClusterState::majority`]).
+/// Leases and seals are another matter: there every member votes ([`ClusterState::majority`]).
 pub const VOTERS_MAX: usize = 5;
 /// Lives that were removed and are remembered, to tell them so; the oldest is forgotten first.
 pub const REMOVED_MAX: usize = 32;

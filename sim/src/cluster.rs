@@ -131,7 +131,7 @@ enum Event {
         watched: NodeNo,
         looks_left: u32,
     },
-    /// A leader that was cut off until members had promised their voice to the next one gets through again.
+    /// A leader that was cut off until members had promised their vote to the next one gets through again.
     LeaderBack,
     /// It dies for a moment.
     Fall(NodeNo),
@@ -296,7 +296,7 @@ pub struct Cluster {
     restarts: u64,
     /// Base copies that took a log's place, of processes that are gone.
     base_copies: u64,
-    /// Until then members that promise their voice may die of it.
+    /// Until then members that promise their vote may die of it.
     kills_sealed_until: u64,
     /// How the leader is cut off meanwhile.
     cut_off: Vec<(NodeNo, NodeNo)>,

@@ -32,7 +32,7 @@ pub enum Fault {
     BrokenDisk,
     /// No segment can be made.
     FullDisk,
-    /// The leader hears nobody, and members that promise their voice to the next one die soon after.
+    /// The leader hears nobody, and members that promise their vote to the next one die soon after.
     KillSealed,
     /// A member comes back with an empty disk: what it had, and what it promised, is gone. One at a time.
     LoseDisk,

@@ -203,7 +203,7 @@ pub const ALL: &[Mutant] = &[
         "a replica's stream begins where its own log ends, and not where it parts from the leader's",
         CUT_OFF_AND_KILLED,
     ),
-    tuned("vote-twice", "a voter grants its voice to a leader that it promised to refuse", SEALS, slow_register),
+    tuned("vote-twice", "a voter grants its vote to a leader that it promised to refuse", SEALS, slow_register),
     tuned(
         "forget-the-seal",
         "a promise to refuse older leaders is not on the disk",

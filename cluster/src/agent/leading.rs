@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
-use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, part, refusal};
+use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, member_role, refusal};
 use crate::control::{Answer, Ask, Beat};
 use crate::failover::StepDown;
 use crate::lease::Lease;
@@ -86,15 +86,15 @@ impl Agent {
             self.keep_lease(now);
             self.order(Order::State(Box::new(self.view.state.clone())));
         }
-        let part = part(self, self.role.lived_through);
-        if self.role.told.as_ref() == Some(&part) {
+        let role = member_role(self, self.role.lived_through);
+        if self.role.told.as_ref() == Some(&role) {
             return;
         }
-        if let MemberRole::Lead(epoch) | MemberRole::Follow(epoch) = part {
+        if let MemberRole::Lead(epoch) | MemberRole::Follow(epoch) = role {
             // The first heartbeat of a leader is that it was chosen.
             self.voter.handle_beat(epoch, now);
         }
-        match &part {
+        match &role {
             MemberRole::Lead(epoch) => {
                 tracing::info!(%epoch, "chosen to lead");
                 self.leading.lease = Some((*epoch, Lease::new(self.election_timeout)));
@@ -118,7 +118,7 @@ impl Agent {
                 self.order(Order::Leaderless(text.clone()));
             }
         }
-        self.role.told = Some(part);
+        self.role.told = Some(role);
     }
 
     /// The members may have changed: the lease rests on those that the register has now.

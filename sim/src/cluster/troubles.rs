@@ -10,7 +10,7 @@ use crate::kernel::Disk;
 use crate::network::peer_address;
 use crate::world::{NodeNo, Trouble};
 
-/// A member that promised its voice dies within this.
+/// A member that promised its vote dies within this.
 const SEALED_US_MAX: u64 = 20_000;
 /// A member that lost its disk and is back at once, or only died.
 const BACK_AT_ONCE_US: std::ops::Range<u64> = 1_000..20_000;
@@ -218,7 +218,7 @@ impl Cluster {
         self.cut(self.around(node), long);
     }
 
-    /// A member has promised its voice to the next leader; it may not live to use it, or be back before the next one leads, when the
+    /// A member has promised its vote to the next leader; it may not live to use it, or be back before the next one leads, when the
     /// last one gets through again.
     pub(super) fn maybe_kill_sealed(&mut self, node: NodeNo) {
         if self.now_us >= self.kills_sealed_until || self.calm || self.rng.bool() {
