@@ -44,7 +44,7 @@ struct Joint {
     settled_at: Option<u64>,
 }
 
-/// A node's seat in its cluster.
+/// What a node keeps as a member of its cluster.
 pub(super) struct Membership {
     cluster: Cluster,
     /// The register as last heard.
@@ -76,7 +76,7 @@ impl Membership {
         self.drain.is_some()
     }
 
-    /// When the node has to look at its seat although nothing came.
+    /// When the node has to look at its membership although nothing came.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Duration> {
         let drain = self.drain.as_ref().map(|drain| drain.until);
         let joint = self.joint.as_ref().filter(|joint| joint.open.is_some()).map(|joint| joint.until);
@@ -121,8 +121,8 @@ impl Membership {
 }
 
 impl Node {
-    /// Takes the node's seat: from now on the cluster says what it is.
-    pub(super) fn take_seat(&mut self, listener: TcpListener) -> Result<(), DaemonError> {
+    /// Makes the node a member: from now on the cluster says what it is.
+    pub(super) fn join_members(&mut self, listener: TcpListener) -> Result<(), DaemonError> {
         let members = self.config.members.clone().expect("a member knows the members");
         let new_id = MemberId(rand::rng().random());
         let members = members.peers();
@@ -182,33 +182,33 @@ impl Node {
         }
     }
 
-    fn seat(&mut self) -> &mut Membership {
+    fn member(&mut self) -> &mut Membership {
         self.membership.as_mut().expect("only a member follows orders")
     }
 
     /// One turn of the node's part in its cluster.
     pub(super) fn follow_orders(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
         let (now, end) = (self.now(), self.log.end());
-        self.seat().cluster.shared.turned(now, end);
-        while let Some(order) = self.seat().cluster.next_order() {
+        self.member().cluster.shared.turned(now, end);
+        while let Some(order) = self.member().cluster.next_order() {
             self.take_order(order, ring)?;
         }
         self.forget_retired();
         if self.log.stopped().is_some() {
             // It may have stopped after the order came, which is answered as one that comes now.
-            if let Some(epoch) = self.seat().fencing.take() {
+            if let Some(epoch) = self.member().fencing.take() {
                 self.report(Report::Fenced(epoch, None));
             }
-            if let Some(Order::Lead(epoch)) = self.seat().next.take() {
-                self.seat().report_unfit(epoch);
+            if let Some(Order::Lead(epoch)) = self.member().next.take() {
+                self.member().report_unfit(epoch);
             }
         }
         let quiet = self.retired.is_none() && self.log.idle() && self.log.flushed() == self.log.sealed();
-        if quiet && let Some(epoch) = self.seat().fencing.take() {
+        if quiet && let Some(epoch) = self.member().fencing.take() {
             let end = self.log_end();
             self.report(Report::Fenced(epoch, Some(end)));
         }
-        if quiet && let Some(order) = self.seat().next.take() {
+        if quiet && let Some(order) = self.member().next.take() {
             self.take_role(order)?;
         }
         self.report_in_sync();
@@ -218,7 +218,7 @@ impl Node {
     }
 
     fn report(&mut self, report: Report) {
-        self.seat().cluster.report(ThreadReport::Agent(report));
+        self.member().cluster.report(ThreadReport::Agent(report));
     }
 
     fn log_end(&self) -> LogEnd {
@@ -234,11 +234,11 @@ impl Node {
             ThreadOrder::Connection(..) | ThreadOrder::BeginAnew(..) if self.log.stopped().is_some() => {}
             ThreadOrder::Connection(socket, caller) => self.accept_peer(socket, caller, ring, self.now()),
             ThreadOrder::BeginAnew(id, promised) => {
-                let seat = self.seat();
-                (seat.promised, seat.id, seat.state) = (promised, id, ClusterState::default());
-                seat.in_sync = Default::default();
-                seat.fencing = None;
-                seat.leader_address = Default::default();
+                let member = self.member();
+                (member.promised, member.id, member.state) = (promised, id, ClusterState::default());
+                member.in_sync = Default::default();
+                member.fencing = None;
+                member.leader_address = Default::default();
                 self.lose_leader("this node begins anew as a member".to_owned(), ring);
             }
             ThreadOrder::Agent(order) => self.take_agent_order(order, ring)?,
@@ -260,40 +260,40 @@ impl Node {
                     let outcome = stopped();
                     self.report(Report::Proved(id, outcome));
                 }
-                Order::Lead(epoch) => self.seat().report_unfit(epoch),
+                Order::Lead(epoch) => self.member().report_unfit(epoch),
                 _ => {}
             }
             return Ok(());
         }
         match order {
-            Order::LeaderAddress(epoch, address) => self.seat().leader_address = (epoch, address),
+            Order::LeaderAddress(epoch, address) => self.member().leader_address = (epoch, address),
             Order::State(state) => self.take_state(*state)?,
             Order::Joint(id, quorum_rule) => self.begin_joint(id, quorum_rule),
             Order::InSyncSettled(number) => self.settle_in_sync(number),
             Order::Settled(version) => {
-                if let Some(joint) = &mut self.seat().joint {
+                if let Some(joint) = &mut self.member().joint {
                     joint.settled_at = Some(version);
                 }
             }
             Order::Drain(id, to) => {
                 let until = self.now() + DRAIN_TIME_MAX;
                 self.end_drain(Err("another switchover has begun".to_owned()));
-                self.seat().drain = Some(Drain { to, until, open: Some(id) });
+                self.member().drain = Some(Drain { to, until, open: Some(id) });
             }
             Order::Fence(epoch) => {
-                let seat = self.seat();
-                seat.promised = seat.promised.max(epoch);
-                seat.fencing = Some(seat.fencing.map_or(epoch, |before| before.max(epoch)));
-                seat.next = None;
+                let member = self.member();
+                member.promised = member.promised.max(epoch);
+                member.fencing = Some(member.fencing.map_or(epoch, |before| before.max(epoch)));
+                member.next = None;
                 self.lose_leader(format!("epoch {epoch} is about to begin"), ring);
             }
             Order::Leaderless(reason) => {
-                self.seat().next = None;
+                self.member().next = None;
                 self.lose_leader(reason, ring);
             }
             Order::Lead(_) | Order::Follow { .. } => {
                 self.lose_leader("a new leader was chosen".to_owned(), ring);
-                self.seat().next = Some(order);
+                self.member().next = Some(order);
             }
         }
         Ok(())
@@ -309,7 +309,7 @@ impl Node {
     }
 
     fn take_state(&mut self, state: ClusterState) -> Result<(), DaemonError> {
-        if state.version < self.seat().state.version {
+        if state.version < self.member().state.version {
             return Ok(());
         }
         if self.meta.cluster_id != state.cluster_id.0 {
@@ -323,7 +323,7 @@ impl Node {
             self.meta.cluster_id = state.cluster_id.0;
             self.meta.save(&self.config.data)?;
         }
-        self.seat().state = state;
+        self.member().state = state;
         self.follow_register();
         Ok(())
     }
@@ -351,7 +351,7 @@ impl Node {
 
     /// Reports the outcome of the proof that is under way, if it was not yet, and forgets it.
     fn end_joint(&mut self, outcome: Result<(), String>) {
-        if let Some(Joint { open: Some(id), .. }) = self.seat().joint.take() {
+        if let Some(Joint { open: Some(id), .. }) = self.member().joint.take() {
             self.report(Report::Proved(id, outcome));
         }
     }
@@ -387,10 +387,10 @@ impl Node {
                 let text =
                     format!("epoch {epoch} cannot begin here: the log knows epoch {}", self.history.last_epoch());
                 self.role = Role::Leaderless(text);
-                self.seat().report_unfit(epoch);
+                self.member().report_unfit(epoch);
             }
             Order::Follow { peer, epoch, .. } => {
-                let promised = self.seat().promised.max(epoch);
+                let promised = self.member().promised.max(epoch);
                 self.role = self.follow(peer, promised)?;
             }
             _ => unreachable!("only roles are put off"),
@@ -424,7 +424,7 @@ impl Node {
 
     /// Reports the outcome of the drain that is under way, if it was not yet, and lets writes go on.
     fn end_drain(&mut self, outcome: Result<(), String>) {
-        if let Some(Drain { open: Some(id), .. }) = self.seat().drain.take() {
+        if let Some(Drain { open: Some(id), .. }) = self.member().drain.take() {
             self.report(Report::Drained(id, outcome));
         }
     }

@@ -156,7 +156,7 @@ impl Reactor {
             Some(_) => (None, Some(peer_listener.into_socket()), None),
         };
         let take_role = |node: &mut Node| match handed_over {
-            Some(listener) => node.take_seat(listener),
+            Some(listener) => node.join_members(listener),
             None => node.take_configured_role(),
         };
         let mut node = Node::open(

@@ -77,7 +77,7 @@ impl Member {
         self.node.describe()
     }
 
-    /// Opens the node's data and gives it a seat; `id` is the incarnation of the member, which has promised to refuse leaders of epochs before `promised`.
+    /// Opens the node's data and makes it a member; `id` is the incarnation of the member, which has promised to refuse leaders of epochs before `promised`.
     pub fn open(
         config: NodeConfig,
         client_address: SocketAddr,

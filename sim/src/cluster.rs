@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use walferry_cluster::agent::{AskId, RegisterView, SeatStep};
+use walferry_cluster::agent::{AskId, RegisterView, VoterStep};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::register::{ClusterState, MemberId, Outcome};
@@ -103,13 +103,13 @@ enum Event {
         number: u64,
         outcome: Result<Outcome, String>,
     },
-    Seat {
+    ChangeVoters {
         node: NodeNo,
         life: u64,
         id: MemberId,
-        step: SeatStep,
+        step: VoterStep,
     },
-    Seated {
+    VotersChanged {
         node: NodeNo,
         life: u64,
         id: MemberId,
@@ -548,8 +548,8 @@ impl Cluster {
             Event::Promised { node, life, id, epoch } => self.promised(node, life, id, epoch),
             Event::Propose { node, life, id, proposal } => return self.propose(node, life, id, proposal),
             Event::Proposed { node, life, id, number, outcome } => self.proposed(node, life, id, number, outcome),
-            Event::Seat { node, life, id, step } => self.seat(node, life, id, step),
-            Event::Seated { node, life, id, outcome } => self.seated(node, life, id, outcome),
+            Event::ChangeVoters { node, life, id, step } => self.change_voters(node, life, id, step),
+            Event::VotersChanged { node, life, id, outcome } => self.voters_changed(node, life, id, outcome),
             Event::Learn { node, id, view } => self.learn(node, id, *view),
             Event::Client(client, turn) => self.client_turn(client, turn),
             Event::Input(node, life, session, bytes) => self.input(node, life, session, &bytes),

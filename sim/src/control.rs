@@ -175,8 +175,8 @@ impl Control {
         self.agent.handle_proposed(id, outcome, now);
     }
 
-    pub fn seated(&mut self, outcome: Result<(), String>, now: Instant) {
-        self.agent.handle_seated(outcome, now);
+    pub fn voters_changed(&mut self, outcome: Result<(), String>, now: Instant) {
+        self.agent.handle_voters_changed(outcome, now);
     }
 
     /// The promise is on the disk.

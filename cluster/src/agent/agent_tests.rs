@@ -47,7 +47,7 @@ struct Net {
     /// Stopped, with all that they know.
     paused: BTreeSet<MemberName>,
     /// No step of the voters is taken.
-    seats_fail: bool,
+    voter_changes_fail: bool,
     /// What members ask of the controller gets lost.
     changes_lost: bool,
     /// Members that do not answer are there, and speak otherwise.
@@ -79,7 +79,7 @@ impl Net {
             anew: BTreeSet::new(),
             walled: BTreeSet::new(),
             paused: BTreeSet::new(),
-            seats_fail: false,
+            voter_changes_fail: false,
             changes_lost: false,
             misfits: false,
         };
@@ -309,9 +309,9 @@ impl Net {
                     self.state = self.site(member).view.state.clone();
                 }
             }
-            Output::Seat(step) => {
+            Output::ChangeVoters(step) => {
                 let outcome = self.seat(member, step);
-                self.with(member, |agent, now| agent.handle_seated(outcome, now));
+                self.with(member, |agent, now| agent.handle_voters_changed(outcome, now));
             }
             Output::MayElect(may) => self.sites.get_mut(member).expect("a site").may_elect = may,
             Output::Order(order) => self.obey(member, order),
@@ -321,15 +321,15 @@ impl Net {
         }
     }
 
-    fn seat(&mut self, member: &MemberName, step: SeatStep) -> Result<(), String> {
-        if self.controller.as_ref() != Some(member) || !self.has_majority(&self.voters) || self.seats_fail {
+    fn change_voters(&mut self, member: &MemberName, step: VoterStep) -> Result<(), String> {
+        if self.controller.as_ref() != Some(member) || !self.has_majority(&self.voters) || self.voter_changes_fail {
             return Err("no majority".to_owned());
         }
         match step {
-            SeatStep::Admit(id, _) => drop(self.told.insert(id)),
-            SeatStep::Voters(voters) if !self.has_majority(&voters) => return Err("no majority of the new".to_owned()),
-            SeatStep::Voters(voters) => self.voters = voters,
-            SeatStep::Forget(ids) => self.told.retain(|id| !ids.contains(id)),
+            VoterStep::Admit(id, _) => drop(self.told.insert(id)),
+            VoterStep::Voters(voters) if !self.has_majority(&voters) => return Err("no majority of the new".to_owned()),
+            VoterStep::Voters(voters) => self.voters = voters,
+            VoterStep::Forget(ids) => self.told.retain(|id| !ids.contains(id)),
         }
         self.tell_register();
         Ok(())
@@ -436,8 +436,8 @@ impl Net {
         let epoch = self.state.epoch;
         let led = self.run_until(20, |net| net.state.epoch > epoch && net.leader().is_some());
         assert!(led, "{history}: nobody leads after a restart of {members:?}; voters {:?}", self.voters);
-        let seated = self.run_until(20, |net| net.voting(&net.voters) == net.voters.len());
-        assert!(seated, "{history}: a vote was thrown away: {:?}", self.voters);
+        let settled_voters = self.run_until(20, |net| net.voting(&net.voters) == net.voters.len());
+        assert!(settled_voters, "{history}: a vote was thrown away: {:?}", self.voters);
     }
 }
 
@@ -681,7 +681,7 @@ fn interrupted_removal_is_told_as_begun_and_goes_on() {
     let mut net = Net::new("a b c", "");
     let leader = net.leader().expect("a leader").to_string();
     let gone = ["a", "b", "c"].into_iter().find(|member| *member != leader).expect("three");
-    net.seats_fail = true;
+    net.voter_changes_fail = true;
     let told = net.remove(gone).expect_err("its vote does not end");
     for says in [&format!("{gone} is marked as leaving"), "goes on with it", "`walferry describe`", "in time"] {
         assert!(told.contains(says), "{says} in {told}");
@@ -689,7 +689,7 @@ fn interrupted_removal_is_told_as_begun_and_goes_on() {
     assert_eq!(net.state.leaving, [name(gone)].into());
     // Whoever leads: here it is another one.
     net.kill(&leader);
-    net.seats_fail = false;
+    net.voter_changes_fail = false;
     net.start(&leader);
     assert!(net.run_until(30, |net| !net.state.members.contains_key(&name(gone))), "it goes on");
     net.survives_a_restart("an interrupted removal");

@@ -24,7 +24,7 @@ const WAITING_MAX: usize = 16;
 /// How long a node that was removed, or has to begin anew, may take before it can be taken in.
 const ANEW_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long the voters may take to follow before the outcome of a change is told.
-const SEATED_TIME_MAX: Duration = Duration::from_secs(10);
+const VOTERS_TIME_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at a node.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// A change that this member began by itself and that failed is tried again after this.
@@ -62,7 +62,7 @@ enum Step {
     /// The register has the member as leaving: its vote ends first.
     Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
     /// The outcome is told once the voters have followed, and a majority of the members of now lets this one lead.
-    Seating { told: String, until: Instant },
+    ChangingVoters { told: String, until: Instant },
     /// The outcome was told.
     Told,
 }
@@ -119,7 +119,9 @@ impl MemberChanges {
     pub(super) fn timeout(&self) -> Option<Instant> {
         let step = self.turn.as_ref().and_then(|turn| match &turn.step {
             Step::Greeting { asked: false, at, .. } => Some(*at),
-            Step::Reaching { until, .. } | Step::Leaving { until, .. } | Step::Seating { until, .. } => Some(*until),
+            Step::Reaching { until, .. } | Step::Leaving { until, .. } | Step::ChangingVoters { until, .. } => {
+                Some(*until)
+            }
             _ => None,
         });
         let changing = self.turn.as_ref().and_then(|turn| turn.changing.as_ref()?.timeout());
@@ -299,9 +301,9 @@ impl Agent {
                     self.finish(Err("the register's voters could not change in time".to_owned()), now);
                 }
             }
-            Step::Seating { told, until } => {
+            Step::ChangingVoters { told, until } => {
                 let (told, late) = (told.clone(), now >= *until);
-                if late || self.view.is_seated() && self.holds_lease(now) {
+                if late || self.view.voters_are_current() && self.holds_lease(now) {
                     self.finish(Ok(told), now);
                 }
             }
@@ -411,11 +413,11 @@ impl Agent {
                     Kind::Witness => format!("{name} is a member, a witness (version {version})"),
                     Kind::Data => format!("{name} is a member (version {version}); it counts once it has caught up"),
                 };
-                Step::Seating { told, until: now + SEATED_TIME_MAX }
+                Step::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
             }
             Then::Left { name, in_reach } => {
                 tracing::info!(member = %name, version, "leaving: its vote about the register ends first");
-                Step::Leaving { name, in_reach, until: now + SEATED_TIME_MAX }
+                Step::Leaving { name, in_reach, until: now + VOTERS_TIME_MAX }
             }
             Then::Removed { name } => {
                 let state = &self.view.state;
@@ -427,7 +429,7 @@ impl Agent {
                 };
                 let told =
                     format!("{name} is removed (version {version}); members are {}; {confirms}", members.join(", "));
-                Step::Seating { told, until: now + SEATED_TIME_MAX }
+                Step::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
             }
             Then::Counts { name } => {
                 let policy = self.view.state.sync_policy();

@@ -6,8 +6,8 @@
 //! ```text
 //!  other members ── handle_ask, handle_answer ──┐            ┌── Ask, Answer ───────────────> other members
 //!  node ─────────── handle_report, set_node ────┤            ├── Order, Lease, Blocked ─────> node
-//!  register ─────── handle_register, _proposed, ┼─> Agent ───┼── Propose, Seat, Form ───────> register
-//!                   _seated, _promised          │   (turn)   ├── Promise ─────────────────> the member's disk
+//!  register ─────── handle_register, _proposed, ┼─> Agent ───┼── Propose, ChangeVoters, Form ───────> register
+//!                   _voters_changed, _promised          │   (turn)   ├── Promise ─────────────────> the member's disk
 //!  operators ────── handle_command ─────────────┘            └── Reply ───────────────────> operators
 //! ```
 //!
@@ -200,7 +200,7 @@ pub enum Command {
 
 /// A step of the register's voters towards the members.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SeatStep {
+pub enum VoterStep {
     /// Tell the register to this incarnation, reached there, which does not vote yet; done once it has caught up.
     Admit(MemberId, String),
     /// These vote from now on.
@@ -244,8 +244,8 @@ pub enum Output {
     Propose(u64, Box<Change>),
     /// Make a new register of these voters.
     Form(BTreeMap<MemberId, String>),
-    /// Take this step, as the controller; then [`Agent::handle_seated`].
-    Seat(SeatStep),
+    /// Take this step, as the controller; then [`Agent::handle_voters_changed`].
+    ChangeVoters(VoterStep),
     /// Whether this member may control the register, or try to.
     MayElect(bool),
     /// An order to the node.

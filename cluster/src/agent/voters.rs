@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{Agent, Asker, Output, RegisterView, SeatStep};
+use super::{Agent, Asker, Output, RegisterView, VoterStep};
 use crate::control::Answer;
 use crate::register::MemberId;
 
@@ -26,7 +26,7 @@ pub(super) struct Voters {
     /// Who wants to hear that an incarnation is told, and until when.
     asked: Vec<(Asker, MemberId, Instant)>,
     /// The step under way.
-    step: Option<SeatStep>,
+    step: Option<VoterStep>,
     retry_at: Instant,
 }
 
@@ -38,19 +38,19 @@ impl Voters {
 
 impl RegisterView {
     /// The step that the engine has to take next so that these are told the register, and these of them vote.
-    fn next_step(&self, told: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> Option<SeatStep> {
+    fn next_step(&self, told: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> Option<VoterStep> {
         if let Some((id, peer)) = told.iter().find(|(id, _)| !self.told.contains(*id)) {
-            return Some(SeatStep::Admit(*id, peer.clone()));
+            return Some(VoterStep::Admit(*id, peer.clone()));
         }
         if self.voters != *voters || self.joint {
-            return Some(SeatStep::Voters(voters.clone()));
+            return Some(VoterStep::Voters(voters.clone()));
         }
         let others: BTreeSet<MemberId> = self.told.iter().filter(|id| !told.contains_key(id)).copied().collect();
-        (!others.is_empty()).then_some(SeatStep::Forget(others))
+        (!others.is_empty()).then_some(VoterStep::Forget(others))
     }
 
     /// True when the members are told the register and those that are to vote do.
-    pub(super) fn is_seated(&self) -> bool {
+    pub(super) fn voters_are_current(&self) -> bool {
         self.next_step(&self.state.told(), &self.state.voters(&self.voters)).is_none()
     }
 }
@@ -88,13 +88,13 @@ impl Agent {
         told.extend(self.voters.admitted.iter().map(|(id, (peer, _))| (*id, peer.clone())));
         if let Some(step) = self.view.next_step(&told, &state.voters(&self.view.voters)) {
             self.voters.step = Some(step.clone());
-            self.outputs.push_back(Output::Seat(step));
+            self.outputs.push_back(Output::ChangeVoters(step));
         }
     }
 
     fn answer_admitted(&mut self, now: Instant) {
-        let told = |step: &Option<SeatStep>, id: MemberId| {
-            self.view.told.contains(&id) && !matches!(step, Some(SeatStep::Admit(admitting, _)) if *admitting == id)
+        let told = |step: &Option<VoterStep>, id: MemberId| {
+            self.view.told.contains(&id) && !matches!(step, Some(VoterStep::Admit(admitting, _)) if *admitting == id)
         };
         let mut answers = Vec::new();
         let (step, controls) = (&self.voters.step, self.view.controls);
@@ -117,7 +117,7 @@ impl Agent {
     }
 
     /// A step of the voters is done, or failed.
-    pub fn handle_seated(&mut self, outcome: Result<(), String>, now: Instant) {
+    pub fn handle_voters_changed(&mut self, outcome: Result<(), String>, now: Instant) {
         self.voters.step = None;
         if let Err(error) = outcome {
             tracing::debug!("the register's voters cannot follow the members yet: {error}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
-use walferry_cluster::agent::{Agent, AskId, CHANGE_TIME_MAX, Kept, NodeFacts, Output, Over, SeatStep};
+use walferry_cluster::agent::{Agent, AskId, CHANGE_TIME_MAX, Kept, NodeFacts, Output, Over, VoterStep};
 use walferry_cluster::consensus::{Carrier, Register, RegisterStore, Rpc, RpcReply};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::member::{Caller, Proved};
@@ -29,7 +29,7 @@ const STUCK_TIME_MAX: Duration = Duration::from_secs(5);
 /// The nice level of the thread.
 const THREAD_NICE: libc::c_int = -10;
 /// How long a step of the register's voters may take.
-const SEAT_TIME_MAX: Duration = Duration::from_secs(10);
+const VOTER_STEP_TIME_MAX: Duration = Duration::from_secs(10);
 /// Outcomes that an ended incarnation still delivers: its last answers are given so long to leave.
 const LAST_WORDS_TIME: Duration = Duration::from_millis(50);
 
@@ -193,7 +193,7 @@ enum Event {
     Misfit(AskId, String),
     Promised(Epoch, Result<(), String>),
     Proposed(u64, Result<Outcome, String>),
-    Seated(Result<(), String>),
+    VotersChanged(Result<(), String>),
 }
 
 /// Why the driver turns.
@@ -316,7 +316,7 @@ impl Driver {
             Event::Misfit(id, why) => self.agent.handle_misfit(id, why, now),
             Event::Promised(epoch, outcome) => self.agent.handle_promised(epoch, outcome, now),
             Event::Proposed(id, outcome) => self.agent.handle_proposed(id, outcome, now),
-            Event::Seated(outcome) => self.agent.handle_seated(outcome, now),
+            Event::VotersChanged(outcome) => self.agent.handle_voters_changed(outcome, now),
         }
     }
 
@@ -373,9 +373,9 @@ impl Driver {
                         }
                     });
                 }
-                Output::Seat(step) => {
+                Output::ChangeVoters(step) => {
                     let register = self.register.clone();
-                    self.then(async move { Event::Seated(seat(&register, step).await) });
+                    self.then(async move { Event::VotersChanged(change_voters(&register, step).await) });
                 }
                 Output::MayElect(may) => self.register.may_elect(may),
                 Output::Order(order) => self.order(Order::Agent(order)),
@@ -424,11 +424,11 @@ impl Driver {
     }
 }
 
-async fn seat(register: &Register, step: SeatStep) -> Result<(), String> {
+async fn change_voters(register: &Register, step: VoterStep) -> Result<(), String> {
     let outcome = match step {
-        SeatStep::Admit(id, peer) => register.admit(id, peer, SEAT_TIME_MAX).await,
-        SeatStep::Voters(voters) => register.set_voters(&voters, SEAT_TIME_MAX).await,
-        SeatStep::Forget(ids) => register.forget(&ids, SEAT_TIME_MAX).await,
+        VoterStep::Admit(id, peer) => register.admit(id, peer, VOTER_STEP_TIME_MAX).await,
+        VoterStep::Voters(voters) => register.set_voters(&voters, VOTER_STEP_TIME_MAX).await,
+        VoterStep::Forget(ids) => register.forget(&ids, VOTER_STEP_TIME_MAX).await,
     };
     outcome.map_err(|error| error.to_string())
 }

@@ -16,7 +16,9 @@ impl Node {
             Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),
             Role::Replica(follower) => {
                 let status = follower.status(&self.log);
-                troubles.extend(self.membership.as_ref().map(|seat| seat.trouble()).filter(|text| !text.is_empty()));
+                troubles.extend(
+                    self.membership.as_ref().map(|membership| membership.trouble()).filter(|text| !text.is_empty()),
+                );
                 if let Some(copy) = &status.base_copy {
                     troubles.push(receiving(copy, &status.leader));
                 } else if !status.last_error.is_empty() {
@@ -28,7 +30,9 @@ impl Node {
                 troubles.push(format!("no lease: {}", self.why_silent()));
             }
             Role::Leader(_) => {
-                troubles.extend(self.membership.as_ref().map(|seat| seat.trouble()).filter(|text| !text.is_empty()));
+                troubles.extend(
+                    self.membership.as_ref().map(|membership| membership.trouble()).filter(|text| !text.is_empty()),
+                );
             }
         }
         if let Some(loss) = &self.leadership.sync_loss {

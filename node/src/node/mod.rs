@@ -139,7 +139,7 @@ pub struct Node {
     pub(crate) role: Role,
     /// The link of a replica that was promoted, until nothing of it is in flight.
     pub(crate) retired: Option<Box<Follower>>,
-    /// Its seat in a cluster, if it is a member of one.
+    /// Its membership in a cluster, if it is a member of one.
     pub(crate) membership: Option<Membership>,
     /// What the log's last leader had made durable, and what was committed, as last heard; for the next link.
     pub(crate) heard: Heard,

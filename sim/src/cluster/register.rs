@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use walferry_cluster::agent::{Output, RegisterView, SeatStep};
+use walferry_cluster::agent::{Output, RegisterView, VoterStep};
 use walferry_cluster::control::{Answer, Ask};
 use walferry_cluster::register::{Change, LogStatus, MemberId, Outcome};
 use walferry_engine::lsn::Epoch;
@@ -103,9 +103,9 @@ impl Cluster {
                     self.engine.told = voters;
                 }
             }
-            Output::Seat(step) => {
+            Output::ChangeVoters(step) => {
                 let delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
-                self.after(delay, Event::Seat { node, life, id, step });
+                self.after(delay, Event::ChangeVoters { node, life, id, step });
             }
             Output::Over(over) => {
                 let next = MemberId(self.rng.u64(1..));
@@ -319,19 +319,19 @@ impl Cluster {
     }
 
     /// A step of the voters: it takes a majority of those that vote, and of those that are to vote.
-    pub(super) fn seat(&mut self, node: NodeNo, life: u64, id: MemberId, step: SeatStep) {
+    pub(super) fn change_voters(&mut self, node: NodeNo, life: u64, id: MemberId, step: VoterStep) {
         let voters = self.engine.voters.clone();
         let able =
             self.controller == Some(node) && self.incarnation(node) == id && self.reaches_majority(node, &voters);
         let outcome =
             if !able { Err("no majority of the voters took it".to_owned()) } else { self.take_step(node, step) };
         let delay = self.network.borrow_mut().delay_us();
-        self.after(delay, Event::Seated { node, life, id, outcome });
+        self.after(delay, Event::VotersChanged { node, life, id, outcome });
     }
 
-    fn take_step(&mut self, controller: NodeNo, step: SeatStep) -> Result<(), String> {
+    fn take_step(&mut self, controller: NodeNo, step: VoterStep) -> Result<(), String> {
         match step {
-            SeatStep::Admit(id, peer) => {
+            VoterStep::Admit(id, peer) => {
                 let there = crate::network::node_of(&peer).filter(|node| *node < self.nodes.len());
                 let there = there.filter(|node| self.incarnation(*node) == id && self.is_up(*node));
                 self.engine.told.insert(id, peer);
@@ -339,7 +339,7 @@ impl Cluster {
                     return Err("it does not take the register".to_owned());
                 }
             }
-            SeatStep::Voters(voters) => {
+            VoterStep::Voters(voters) => {
                 // One that is about to stop voting may change the voters as well: it needs the others.
                 let others = (0..self.nodes.len()).filter(|node| voters.contains(&self.incarnation(*node)));
                 let others = others.filter(|node| self.is_up(*node) && self.hear_each_other(controller, *node)).count();
@@ -349,14 +349,14 @@ impl Cluster {
                 }
                 (self.engine.voters, self.engine.joint) = (voters, false);
             }
-            SeatStep::Forget(ids) => self.engine.told.retain(|id, _| !ids.contains(id)),
+            VoterStep::Forget(ids) => self.engine.told.retain(|id, _| !ids.contains(id)),
         }
         self.tell_register();
         Ok(())
     }
 
-    pub(super) fn seated(&mut self, node: NodeNo, life: u64, id: MemberId, outcome: Result<(), String>) {
-        self.tell(node, life, id, |control| control.seated(outcome, world::now()));
+    pub(super) fn voters_changed(&mut self, node: NodeNo, life: u64, id: MemberId, outcome: Result<(), String>) {
+        self.tell(node, life, id, |control| control.voters_changed(outcome, world::now()));
     }
 
     /// `a whole, b lost`.
