@@ -310,7 +310,7 @@ impl Net {
                 }
             }
             Output::ChangeVoters(step) => {
-                let outcome = self.seat(member, step);
+                let outcome = self.change_voters(member, step);
                 self.with(member, |agent, now| agent.handle_voters_changed(outcome, now));
             }
             Output::MayElect(may) => self.sites.get_mut(member).expect("a site").may_elect = may,
