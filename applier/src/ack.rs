@@ -158,7 +158,7 @@ impl Acks {
         self.heartbeat.map(|(_, came)| came + ECHO_AFTER)
     }
 
-    /// The next acknowledgement, if there is something to tell or it is time for a sign of life.
+    /// The next acknowledgement, if there is something to tell or it is time for a heartbeat.
     pub fn poll(&mut self, interval: Duration, now: Instant) -> Option<Ack> {
         let news = self.told != Some(self.seen) || self.echo_due().is_some_and(|due| now >= due);
         if !news && now.saturating_duration_since(self.told_at) < interval {
@@ -209,7 +209,7 @@ mod tests {
         let ack = acks.poll(interval, at(130)).unwrap();
         assert_eq!((ack.applied, ack.flush_us, ack.apply_us), (Lsn(4096), 100, 20), "coalesced");
         assert_eq!(acks.poll(interval, at(131)), None);
-        assert!(acks.poll(interval, at(1_000_131)).is_some(), "a sign of life");
+        assert!(acks.poll(interval, at(1_000_131)).is_some(), "a heartbeat");
     }
 
     /// BBR lets four packets travel at once while it measures the path: a fifth waits a round trip for the first.

@@ -75,7 +75,7 @@ pub struct FollowerConfig {
     pub member: MemberId,
     /// A leader that is silent for so long is dead.
     pub peer_timeout: Duration,
-    /// A sign of life goes out at least this often.
+    /// A heartbeat goes out at least this often.
     pub heartbeat_interval: Duration,
     /// This node has promised to take nothing from leaders of older epochs; 0 for none.
     pub promised: Epoch,
@@ -346,8 +346,8 @@ impl Follower {
             Phase::Fetched(_) => now + INSTALL_INTERVAL,
             Phase::Greeting => self.heard_at + self.config.peer_timeout,
             Phase::Streaming => {
-                let beat = now + self.config.heartbeat_interval;
-                self.acks.echo_due().map_or(beat, |echo| echo.min(beat))
+                let heartbeat = now + self.config.heartbeat_interval;
+                self.acks.echo_due().map_or(heartbeat, |echo| echo.min(heartbeat))
             }
         };
         Some(at.saturating_duration_since(now))

@@ -1,4 +1,4 @@
-//! What members ask each other beside the log: signs of life, the questions of a failover, and the register's own messages.
+//! What members ask each other beside the log: heartbeats, the questions of a failover, and the register's own messages.
 //! Plain values and their bytes. A connection that starts with one of these carries nothing else; a question has a number, and
 //! its answer, which may come after later ones, has the same.
 //!
@@ -100,9 +100,9 @@ pub struct UnidentifiedPeer {
     pub name_known: bool,
 }
 
-/// A leader's sign of life.
+/// A leader's heartbeat, which renews its lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
+pub struct LeaseHeartbeat {
     /// In which epoch it leads.
     pub epoch: Epoch,
     /// The leader.
@@ -122,7 +122,7 @@ pub enum Ask {
     /// Who are you?
     Greet(Greeting),
     /// A leader lives; is its lease granted?
-    Beat(Beat),
+    LeaseHeartbeat(LeaseHeartbeat),
     /// Do you hear the leader? This incarnation asks.
     PreVote(MemberId),
     /// Refuse leaders of epochs before this one, durably; this incarnation asks.
@@ -151,7 +151,7 @@ impl Ask {
     /// The incarnation that asks as a member, where the question says so.
     pub fn asker(&self) -> Option<MemberId> {
         match self {
-            Ask::Beat(beat) => Some(beat.id),
+            Ask::LeaseHeartbeat(heartbeat) => Some(heartbeat.id),
             Ask::PreVote(id) | Ask::Seal(_, id) => Some(*id),
             _ => None,
         }
@@ -166,8 +166,8 @@ pub enum Answer {
     Greeting(Greeting),
     /// To one that is no member: to its greeting, and to whatever an incarnation asks that was removed.
     Unidentified(UnidentifiedPeer),
-    /// To a beat.
-    Beat {
+    /// To a heartbeat.
+    LeaseHeartbeat {
         /// The lease is granted.
         granted: bool,
         /// What this member has promised.

@@ -276,7 +276,7 @@ fn a_leader_that_wants_to_go_on_does_not_undo_a_switchover() {
     scene.step_down(StepDown::TransferLeadership(name("c")));
     assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
     scene.sealed("c", 3, 1000);
-    // The old leader's beat met the promise that `c` just gave, before the old leader was sealed itself.
+    // The old leader's heartbeat met the promise that `c` just gave, before the old leader was sealed itself.
     scene.step_down(StepDown::TransferLeadership(name("a")));
     scene.sealed("a", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");

@@ -41,7 +41,7 @@ impl Voter {
     }
 
     /// The leader of `epoch` was heard; true when it has this voter's grant now.
-    pub fn handle_beat(&mut self, epoch: Epoch, now: Instant) -> bool {
+    pub fn handle_heartbeat(&mut self, epoch: Epoch, now: Instant) -> bool {
         let granted = epoch >= self.promised || mutants::is_on("vote-twice");
         if granted {
             self.granted_until = self.granted_until.max(now + self.election_timeout);
@@ -112,12 +112,12 @@ mod tests {
         let start = Instant::now();
         let mut voter = Voter::new(Epoch(3), TIMEOUT, start);
         assert_eq!(voter.grant_left(start + ms(100)), ms(300), "an unknown grant of its last life");
-        assert!(!voter.handle_beat(Epoch(2), start + ms(350)), "an old leader");
+        assert!(!voter.handle_heartbeat(Epoch(2), start + ms(350)), "an old leader");
         assert_eq!(voter.grant_left(start + ms(400)), Duration::ZERO);
-        assert!(voter.handle_beat(Epoch(3), start + ms(500)));
+        assert!(voter.handle_heartbeat(Epoch(3), start + ms(500)));
         assert_eq!(voter.grant_left(start + ms(600)), ms(300));
         voter.promise(Epoch(4));
-        assert!(!voter.handle_beat(Epoch(3), start + ms(700)), "sealed");
+        assert!(!voter.handle_heartbeat(Epoch(3), start + ms(700)), "sealed");
         assert_eq!(voter.grant_left(start + ms(700)), ms(200), "what was granted is not taken back");
         voter.promise(Epoch(2));
         assert_eq!(voter.promised(), Epoch(4), "a promise stays");

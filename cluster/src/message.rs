@@ -3,7 +3,7 @@
 //!
 //! A connection is opened by the replica. It says `Hello`; the leader answers `Welcome` or `Refuse` (and closes). Then
 //! the leader sends `Chunk`, `Frame` and `Heartbeat`, and may end with `Refuse`; the replica sends `Ack`, at least
-//! one per heartbeat interval, as a sign of life. All integers little-endian.
+//! one per heartbeat interval, as a heartbeat. All integers little-endian.
 //!
 //! ```text
 //! envelope    0  body length      4   bytes after the envelope, for all kinds but Chunk's raw bytes

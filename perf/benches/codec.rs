@@ -76,9 +76,9 @@ fn record(criterion: &mut Criterion) {
 fn message(criterion: &mut Criterion) {
     let (end, flushed, committed) = (Lsn(3 << 40), Lsn(2 << 40), Lsn(1 << 40));
     let ack = Ack { written: end, flushed, applied: committed, echo_us: 1, echo_held_us: 2, ..Ack::default() };
-    let beat = Heartbeat { end, flushed, committed, sent_at_us: 1, epoch: Epoch(1), stamp_us: 1 };
+    let heartbeat = Heartbeat { end, flushed, committed, sent_at_us: 1, epoch: Epoch(1), stamp_us: 1 };
     let mut group = criterion.benchmark_group("message");
-    for (name, message) in [("ack", Message::Ack(ack)), ("heartbeat", Message::Heartbeat(beat))] {
+    for (name, message) in [("ack", Message::Ack(ack)), ("heartbeat", Message::Heartbeat(heartbeat))] {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         assert_eq!(decode(&bytes), Ok(Some((message.clone(), bytes.len()))));

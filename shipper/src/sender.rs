@@ -2,7 +2,7 @@
 //! link driver does it. Whether bytes come from memory or from segment files is decided here.
 //!
 //! Order of duties: 1. fall back to the segment files when the memory is about to be reused; 2. tell a newer flushed
-//! LSN, since the replica's readers wait for it; 3. frames; 4. a sign of life.
+//! LSN, since the replica's readers wait for it; 3. frames; 4. a heartbeat.
 
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ pub struct Sender {
     /// Since when there is a commit LSN that it does not know.
     news_since: Option<Instant>,
     /// When it was last sent a heartbeat: frames do not tell how fresh it is.
-    beat_at: Instant,
+    heartbeat_at: Instant,
     heartbeat_interval: Duration,
     /// A thread feeds it from the segment files.
     catching_up: bool,
@@ -91,7 +91,7 @@ impl Sender {
             told_flushed,
             told_committed,
             news_since: None,
-            beat_at: now,
+            heartbeat_at: now,
             heartbeat_interval,
             catching_up: false,
         }
@@ -128,10 +128,10 @@ impl Sender {
 
     /// When the next heartbeat is due while the commit LSN is `committed`.
     pub fn due(&self, committed: Lsn) -> Instant {
-        let sign_of_life = self.beat_at + self.heartbeat_interval;
+        let heartbeat = self.heartbeat_at + self.heartbeat_interval;
         match self.news_since {
-            Some(since) if committed > self.told_committed => sign_of_life.min(since + COMMITTED_NEWS_AFTER),
-            _ => sign_of_life,
+            Some(since) if committed > self.told_committed => heartbeat.min(since + COMMITTED_NEWS_AFTER),
+            _ => heartbeat,
         }
     }
 
@@ -153,7 +153,7 @@ impl Sender {
     /// A heartbeat that names these goes out.
     pub fn heartbeat_sent(&mut self, flushed: Lsn, committed: Lsn, now: Instant) {
         self.tell(flushed, committed);
-        self.beat_at = now;
+        self.heartbeat_at = now;
     }
 
     /// The segment files feed the replica from now on.
@@ -166,7 +166,7 @@ impl Sender {
     pub fn catch_up_ended(&mut self, position: Lsn, now: Instant) {
         assert!(self.catching_up && position >= self.position);
         (self.catching_up, self.position) = (false, position);
-        self.beat_at = now;
+        self.heartbeat_at = now;
     }
 }
 
@@ -225,14 +225,14 @@ mod tests {
         sender.frame_sent(Lsn(120), (Lsn(120), Lsn::ZERO));
         let idle = view(90, 120, 120);
         assert_eq!(sender.next(&idle, false, at(999)), Next::Nothing);
-        let beat = Next::Send { heartbeat: true, frames: false };
-        assert_eq!(sender.next(&idle, false, at(1000)), beat);
+        let heartbeat = Next::Send { heartbeat: true, frames: false };
+        assert_eq!(sender.next(&idle, false, at(1000)), heartbeat);
         sender.heartbeat_sent(Lsn(120), Lsn::ZERO, at(1000));
         let committed = View { committed: Lsn(120), ..idle };
         assert_eq!(sender.next(&committed, false, at(1100)), Next::Nothing, "a frame may be about to tell it");
         assert_eq!(sender.due(Lsn(120)), at(1105));
         assert_eq!(sender.next(&committed, false, at(1104)), Next::Nothing);
-        assert_eq!(sender.next(&committed, false, at(1105)), beat);
+        assert_eq!(sender.next(&committed, false, at(1105)), heartbeat);
         sender.heartbeat_sent(Lsn(120), Lsn(120), at(1105));
         assert_eq!(sender.next(&committed, false, at(1150)), Next::Nothing);
     }

@@ -31,7 +31,7 @@ const EVENTS_MAX: usize = 256;
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Deadlines are looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Commits and signs of life pass through here, as through the cluster's thread.
+/// Commits and heartbeats pass through here, as through the cluster's thread.
 const THREAD_NICE: libc::c_int = -10;
 const WAKE: u64 = u64::MAX;
 

@@ -40,7 +40,7 @@ pub struct WitnessArgs {
     /// A leader that is silent for so long is replaced; the same on every member [default: 400ms]
     #[arg(long, value_name = "TIME")]
     election_timeout: Option<Span>,
-    /// How often a leader gives a sign of life; the same on every member [default: 100ms]
+    /// How often a leader sends a heartbeat; the same on every member [default: 100ms]
     #[arg(long, value_name = "TIME")]
     heartbeat_interval: Option<Span>,
     /// Members speak TLS and each shows its certificate; the same on every member

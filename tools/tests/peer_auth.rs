@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use walferry_cluster::control::{Answer, Ask, Beat, Greeting, Packet, encode};
+use walferry_cluster::control::{Answer, Ask, Greeting, LeaseHeartbeat, Packet, encode};
 use walferry_cluster::message::{ENVELOPE_BYTES, Hello, Message, PROTOCOL_VERSION};
 use walferry_cluster::register::{Change, ClusterState, Kind, MemberId};
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -174,7 +174,7 @@ fn unidentified_peers_change_nothing_under_load() {
     let before = epoch(&cluster);
     let file = cluster.root.path().join("peer.secret");
     let asks = || {
-        let beat = Beat {
+        let heartbeat = LeaseHeartbeat {
             epoch: Epoch(1 << 30),
             leader: leader.parse().expect("a name"),
             id: MemberId(7),
@@ -184,7 +184,7 @@ fn unidentified_peers_change_nothing_under_load() {
         [
             Ask::Seal(Epoch(u64::MAX), MemberId(7)),
             Ask::Seal(Epoch(1 << 30), MemberId(7)),
-            Ask::Beat(beat),
+            Ask::LeaseHeartbeat(heartbeat),
             Ask::AllowUnclean,
         ]
     };

@@ -2,7 +2,7 @@
 //! openraft does: a change takes a majority of the voters, which are incarnations. Time jumps to whatever is due next.
 
 use super::*;
-use crate::control::Beat;
+use crate::control::LeaseHeartbeat;
 use crate::member::Proved;
 use crate::register::{MEMBERS_MAX, Outcome};
 use crate::testing::name;
@@ -259,7 +259,7 @@ impl Net {
     fn carry_out(&mut self, member: &MemberName, output: Output) {
         match output {
             Output::Ask { id, to, ask, .. } => {
-                if matches!(*ask, Ask::Beat(_)) {
+                if matches!(*ask, Ask::LeaseHeartbeat(_)) {
                     self.sites.get_mut(member).expect("a site").heartbeats += 1;
                 }
                 let lost = self.changes_lost && matches!(*ask, Ask::Change(_));
@@ -865,14 +865,16 @@ fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
         assert!(net.run_until(20, |net| net.leader() == Some(name("c"))), "it leads alone");
         let (epoch, promised) = (net.state.epoch, net.site(&name("c")).kept.promised);
         // Whatever they ask for before they have heard.
-        let beat = Beat {
+        let heartbeat = LeaseHeartbeat {
             epoch: epoch.skip(1 << 20),
             leader: name("a"),
             id: old[&name("a")],
             client_address: "a:6379".to_owned(),
             end: Lsn::ZERO,
         };
-        for ask in [Ask::Seal(epoch.next(), old[&name("b")]), Ask::Beat(beat), Ask::PreVote(old[&name("a")])] {
+        for ask in
+            [Ask::Seal(epoch.next(), old[&name("b")]), Ask::LeaseHeartbeat(heartbeat), Ask::PreVote(old[&name("a")])]
+        {
             net.with(&name("c"), |agent, now| agent.handle_ask(0, None, ask, now));
             net.step();
         }
@@ -929,7 +931,7 @@ fn unidentified_peer_with_the_secret_changes_nothing() {
     taken.epoch = far;
     taken.leader = Some(name("x"));
     let change = Change { state: taken };
-    let beat = Beat {
+    let heartbeat = LeaseHeartbeat {
         epoch: far,
         leader: follower.clone(),
         id: id(&net, &follower),
@@ -941,7 +943,7 @@ fn unidentified_peer_with_the_secret_changes_nothing() {
         Ask::Seal(far, nobodys),
         Ask::Seal(far, of_leader),
         Ask::Change(Box::new(change)),
-        Ask::Beat(beat),
+        Ask::LeaseHeartbeat(heartbeat),
         Ask::PreVote(of_leader),
         Ask::AllowUnclean,
         Ask::Remove(follower.clone()),

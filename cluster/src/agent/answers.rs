@@ -7,7 +7,7 @@ use walferry_engine::lsn::Epoch;
 use super::voters::ADMIT_TIME_MAX;
 use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::consensus::name_of;
-use crate::control::{Answer, Ask, Beat, Greeting, UnidentifiedPeer};
+use crate::control::{Answer, Ask, Greeting, LeaseHeartbeat, UnidentifiedPeer};
 use crate::failover::StepDown;
 use crate::member::{MemberName, Proved};
 use crate::register::MemberId;
@@ -32,14 +32,16 @@ impl Agent {
         let state = &self.view.state;
         let said = match ask {
             Ask::Greet(theirs) => Some(&theirs.name),
-            Ask::Beat(beat) => Some(&beat.leader),
+            Ask::LeaseHeartbeat(heartbeat) => Some(&heartbeat.leader),
             ask => ask.asker().and_then(|id| name_of(state, id)),
         };
         if let Some(said) = said {
             proved.check(said).map_err(|error| error.to_string())?;
         }
-        let moves_nothing =
-            matches!(ask, Ask::Greet(_) | Ask::Beat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::PreVote(_));
+        let moves_nothing = matches!(
+            ask,
+            Ask::Greet(_) | Ask::LeaseHeartbeat(_) | Ask::BeginAnew(_) | Ask::Consensus(..) | Ask::PreVote(_)
+        );
         // One that was removed gets its own answer.
         let removed = ask.asker().is_some_and(|id| state.removed_at(id).is_some());
         if moves_nothing
@@ -68,7 +70,7 @@ impl Agent {
         }
         let answer = match ask {
             Ask::Greet(theirs) => self.answer_greeting(theirs, now),
-            Ask::Beat(beat) => self.answer_heartbeat(beat, now),
+            Ask::LeaseHeartbeat(heartbeat) => self.answer_heartbeat(heartbeat, now),
             Ask::PreVote(_) => {
                 let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
                 Answer::PreVote { silent, standstill }
@@ -167,21 +169,21 @@ impl Agent {
         }
     }
 
-    fn answer_heartbeat(&mut self, beat: Beat, now: Instant) -> Answer {
+    fn answer_heartbeat(&mut self, heartbeat: LeaseHeartbeat, now: Instant) -> Answer {
         // What the register says binds as well: a member may have promised nothing in this process yet.
         let current = self.view.state.epoch.max(self.voter.promised());
-        let granted = beat.epoch >= self.view.state.epoch
-            && beat.epoch.is_near(current)
-            && self.voter.handle_beat(beat.epoch, now);
+        let granted = heartbeat.epoch >= self.view.state.epoch
+            && heartbeat.epoch.is_near(current)
+            && self.voter.handle_heartbeat(heartbeat.epoch, now);
         let promised = self.voter.promised();
         if granted {
             self.contacts.set_blocked(String::new());
             self.contacts.is_led = true;
-            if self.contacts.hear_leader(beat.epoch, beat.end, &beat.client_address) {
-                self.order(Order::LeaderAddress(beat.epoch, beat.client_address));
+            if self.contacts.hear_leader(heartbeat.epoch, heartbeat.end, &heartbeat.client_address) {
+                self.order(Order::LeaderAddress(heartbeat.epoch, heartbeat.client_address));
             }
         }
-        Answer::Beat { granted, promised }
+        Answer::LeaseHeartbeat { granted, promised }
     }
 
     fn answer_step_down(&mut self, epoch: Epoch, step_down: StepDown) -> Answer {

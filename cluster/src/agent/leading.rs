@@ -8,7 +8,7 @@ use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
 use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, member_role, refusal};
-use crate::control::{Answer, Ask, Beat};
+use crate::control::{Answer, Ask, LeaseHeartbeat};
 use crate::failover::StepDown;
 use crate::lease::Lease;
 use crate::member::MemberName;
@@ -92,7 +92,7 @@ impl Agent {
         }
         if let MemberRole::Lead(epoch) | MemberRole::Follow(epoch) = role {
             // The first heartbeat of a leader is that it was chosen.
-            self.voter.handle_beat(epoch, now);
+            self.voter.handle_heartbeat(epoch, now);
         }
         match &role {
             MemberRole::Lead(epoch) => {
@@ -164,7 +164,7 @@ impl Agent {
         }
         let epoch = *epoch;
         self.leading.heartbeat_at = now + self.config.heartbeat_interval;
-        let beat = Beat {
+        let heartbeat = LeaseHeartbeat {
             epoch,
             leader: self.config.name.clone(),
             id: self.kept.id,
@@ -172,7 +172,7 @@ impl Agent {
             end: node.end,
         };
         let purpose = Purpose::Heartbeat { sent_at: now, epoch };
-        self.ask_all(&Ask::Beat(beat), self.election_timeout, &purpose, now);
+        self.ask_all(&Ask::LeaseHeartbeat(heartbeat), self.election_timeout, &purpose, now);
     }
 
     pub(super) fn take_heartbeat_answer(
@@ -183,7 +183,7 @@ impl Agent {
         answer: Result<Answer, String>,
         now: Instant,
     ) {
-        let Ok(Answer::Beat { granted, promised }) = answer else { return };
+        let Ok(Answer::LeaseHeartbeat { granted, promised }) = answer else { return };
         let (own_promise, majority) = (self.voter.promised(), self.view.state.majority());
         let Some((_, lease)) = self.leading.lease.as_mut().filter(|(leading, _)| *leading == epoch) else { return };
         if own_promise > epoch || !self.view.state.members.contains_key(member) {

@@ -37,7 +37,7 @@ openraft::declare_raft_types!(
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rpc {
-    /// Changes, or a sign of life.
+    /// Changes, or a heartbeat.
     Append(openraft::raft::AppendEntriesRequest<Types>),
     /// May I control?
     Vote(openraft::raft::VoteRequest<u64>),

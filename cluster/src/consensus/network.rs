@@ -106,7 +106,7 @@ impl RaftNetwork<Types> for Peer {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failed<openraft::error::Infallible>> {
         let Some(last) = request.entries.last().map(|entry| entry.log_id) else {
-            // A sign of life: that it arrives is all that matters.
+            // A heartbeat: that it arrives is all that matters.
             return match self.ask(Rpc::Append(request), &option).await? {
                 RpcReply::Append(reply) => reply.map_err(|error| self.failed(error)),
                 _ => Err(misfit()),
@@ -233,6 +233,6 @@ mod tests {
         assert_eq!(look(&mut peer, request(4, 2)), None);
         assert_eq!(asked.count(), 2, "another controller's changes are another question");
         assert_eq!(look(&mut peer, request(4, 0)), None);
-        assert_eq!(asked.count(), 3, "a sign of life waits for nothing");
+        assert_eq!(asked.count(), 3, "a heartbeat waits for nothing");
     }
 }

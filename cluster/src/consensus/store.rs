@@ -1,6 +1,6 @@
 //! What a member keeps of the register on its disk: who it is, what it promised, its vote, its log of changes, and the state
 //! that they make. A few kilobytes in one redb file, mirrored in memory; every write is one transaction on a thread that may
-//! block, so that signs of life never wait behind this disk. Opened by the node, used by openraft through its storage traits.
+//! block, so that heartbeats never wait behind this disk. Opened by the node, used by openraft through its storage traits.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -261,11 +261,21 @@ impl Message {
                 put_u64s(out, &[chunk.lsn.0, chunk.bytes]);
                 Kind::Chunk
             }
-            Message::Heartbeat(beat) => {
-                assert!(beat.committed <= beat.flushed && beat.flushed <= beat.end, "{beat:?}");
+            Message::Heartbeat(heartbeat) => {
+                assert!(
+                    heartbeat.committed <= heartbeat.flushed && heartbeat.flushed <= heartbeat.end,
+                    "{heartbeat:?}"
+                );
                 put_u64s(
                     out,
-                    &[beat.end.0, beat.flushed.0, beat.committed.0, beat.sent_at_us, beat.epoch.0, beat.stamp_us],
+                    &[
+                        heartbeat.end.0,
+                        heartbeat.flushed.0,
+                        heartbeat.committed.0,
+                        heartbeat.sent_at_us,
+                        heartbeat.epoch.0,
+                        heartbeat.stamp_us,
+                    ],
                 );
                 Kind::Heartbeat
             }
@@ -520,12 +530,12 @@ fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
 fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
     let (end, flushed, committed) = (body.lsn()?, body.lsn()?, body.lsn()?);
     let (sent_at_us, epoch, stamp_us) = (body.u64()?, Epoch(body.u64()?), body.u64()?);
-    let beat = Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us };
-    if beat.committed > beat.flushed || beat.flushed > beat.end {
+    let heartbeat = Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us };
+    if heartbeat.committed > heartbeat.flushed || heartbeat.flushed > heartbeat.end {
         return Err(body.field("order of positions"));
     }
     body.end()?;
-    Ok(beat)
+    Ok(heartbeat)
 }
 
 fn decode_ack(mut body: Body<'_>) -> Result<Ack, MessageError> {

@@ -99,7 +99,7 @@ impl LeaseUntil {
 pub struct Shared {
     /// The leader's lease.
     pub lease: LeaseUntil,
-    /// The end of the node's log, for signs of life.
+    /// The end of the node's log, for heartbeats.
     pub end: AtomicU64,
     /// When the ring thread turned last, microseconds from `lease.origin`.
     turned_us: AtomicU64,

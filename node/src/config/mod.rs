@@ -22,7 +22,7 @@ pub use members::{MemberList, PeerList};
 pub use settings::{Checked, ELECTION_TIMEOUT_DEFAULT, HEARTBEAT_INTERVAL_DEFAULT, Settings};
 pub use tls::TlsConfig;
 
-/// Signs of life that must fit into `election_timeout`.
+/// Heartbeats that must fit into `election_timeout`.
 const HEARTBEATS_PER_ELECTION: u32 = 3;
 /// The shortest `election_timeout`: a disk's flush and a scheduler's slice must fit.
 const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(80);
@@ -412,7 +412,7 @@ impl NodeConfig {
     }
 }
 
-/// Whether a leader can give enough signs of life within the time after which it is replaced.
+/// Whether a leader can send enough heartbeats within the time after which it is replaced.
 pub fn check_timeouts(election_timeout: Duration, heartbeat_interval: Duration) -> Result<(), ConfigError> {
     let refuse = |key, value, reason| Err(ConfigError::Value { key, value: Span(value).to_string(), reason });
     if election_timeout < ELECTION_TIMEOUT_MIN {

@@ -19,9 +19,9 @@ use super::{ConfigError, OnSyncLoss, PeerAuth, Redirect};
 use crate::config::members::{MemberList, PeerList};
 use crate::units::{ByteSize, HostPort, Span};
 
-/// How often a leader gives a sign of life unless configured.
+/// How often a leader sends a heartbeat unless configured.
 pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
-/// A silent leader is replaced after this unless configured: three signs of life may be lost.
+/// A silent leader is replaced after this unless configured: three heartbeats may be lost.
 pub const ELECTION_TIMEOUT_DEFAULT: Duration = Duration::from_millis(400);
 /// A configuration file larger than this is not one.
 const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -218,7 +218,7 @@ settings! {
     /// A peer that is silent for so long is dead [default: 5s]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
     peer_timeout: Span,
-    /// How often an idle link is proved alive, and a leader gives its members a sign of life [default: 100ms]
+    /// How often an idle link is proved alive, and a leader gives its members a heartbeat [default: 100ms]
     #[arg(long, value_name = "TIME", help_heading = "Replication")]
     heartbeat_interval: Span,
     /// With --members: a leader that is silent for so long is replaced; the same on every member [default: 400ms]

@@ -51,7 +51,7 @@ impl Node {
         troubles.join("; ")
     }
 
-    /// What there is to say of a disk that holds up commits; empty when it does not. No election comes of it: signs of life do not
+    /// What there is to say of a disk that holds up commits; empty when it does not. No election comes of it: heartbeats do not
     /// wait for the disk.
     pub(super) fn disk_words(&self) -> String {
         let (writes, p99) = self.log.ledger().recent_p99();

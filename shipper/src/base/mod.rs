@@ -49,7 +49,7 @@ pub struct BasesConfig {
     pub data: PathBuf,
     /// Bytes a second of all copies together, the making of one included; 0 for no limit.
     pub rate: u64,
-    /// A sign of life goes out at least this often.
+    /// A heartbeat goes out at least this often.
     pub heartbeat_interval: Duration,
     /// A replica that takes nothing for so long is dropped.
     pub peer_timeout: Duration,

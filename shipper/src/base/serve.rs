@@ -255,7 +255,7 @@ impl Server {
         Err(End::Refuse(refuse.expect("said before `stopping` was set")))
     }
 
-    /// Waits until there is a copy that will do, and shows signs of life.
+    /// Waits until there is a copy that will do, and sends heartbeats.
     fn await_copy(&self) -> Result<Arc<BaseFile>, End> {
         let mut said: Option<Instant> = None;
         loop {

@@ -194,11 +194,11 @@ impl Receiver {
             }
             Message::Frame { wire_bytes, .. } => self.frame(wire_bytes)?,
             Message::Chunk(chunk) => self.chunk(chunk)?,
-            Message::Heartbeat(beat) => {
+            Message::Heartbeat(heartbeat) => {
                 let mut seen = gate.seen.lock().unwrap();
-                assert!(beat.flushed >= seen.leader_flushed, "the leader went back");
-                (seen.leader_flushed, seen.heartbeats) = (beat.flushed, seen.heartbeats + 1);
-                echo_us = beat.sent_at_us;
+                assert!(heartbeat.flushed >= seen.leader_flushed, "the leader went back");
+                (seen.leader_flushed, seen.heartbeats) = (heartbeat.flushed, seen.heartbeats + 1);
+                echo_us = heartbeat.sent_at_us;
             }
             other => panic!("not for replicas: {other:?}"),
         }

@@ -135,7 +135,7 @@ pub struct DrillArgs {
     /// A leader that is silent for so long is replaced [default: the profile's]
     #[arg(long, value_name = "TIME")]
     election_timeout: Option<Span>,
-    /// How often a leader gives a sign of life [default: the profile's]
+    /// How often a leader sends a heartbeat [default: the profile's]
     #[arg(long, value_name = "TIME")]
     heartbeat_interval: Option<Span>,
     /// Kill the leader of an etcd cluster of three as well, after each of ours (needs `etcd` in PATH)

@@ -134,7 +134,7 @@ pub struct Setting {
     pub sync: String,
     /// A leader that is silent for so long is replaced; `None` on hosts of others.
     pub election_timeout: Option<Span>,
-    /// How often a leader gives a sign of life.
+    /// How often a leader sends a heartbeat.
     pub heartbeat_interval: Option<Span>,
     /// The timeouts are those of the tuned profile.
     pub tuned: bool,
