@@ -14,7 +14,7 @@ use walferry_cluster::base_copy::CopyProgress;
 use walferry_cluster::handover::Handover;
 use walferry_cluster::member::{ClusterId, MemberName, Proved, reachable};
 use walferry_cluster::message::{
-    EPOCHS_PER_MESSAGE_MAX, Heartbeat, Hello, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
+    EPOCHS_PER_MESSAGE_MAX, Hello, LinkHeartbeat, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
 };
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
@@ -667,7 +667,7 @@ impl Follower {
         }
     }
 
-    fn heard(&mut self, heartbeat: Heartbeat, has_all: bool, now: Instant) {
+    fn heard(&mut self, heartbeat: LinkHeartbeat, has_all: bool, now: Instant) {
         if has_all {
             self.works();
         }

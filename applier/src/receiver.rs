@@ -2,7 +2,7 @@
 //! arrived of the current message; the link gives it bytes and does what it says. Knows no socket and no disk.
 
 use walferry_cluster::error::MessageError;
-use walferry_cluster::message::{ENVELOPE_BYTES, Heartbeat, MESSAGE_BYTES_MAX, Message, Refuse, Welcome, decode};
+use walferry_cluster::message::{ENVELOPE_BYTES, LinkHeartbeat, MESSAGE_BYTES_MAX, Message, Refuse, Welcome, decode};
 use walferry_engine::lsn::Lsn;
 
 /// What is received at once while messages are small.
@@ -29,7 +29,7 @@ pub enum Step {
     /// Raw log bytes are due at this position; `raw` tells how many. Take them from the front first.
     Raw,
     /// Where the leader is.
-    Heartbeat(Heartbeat),
+    Heartbeat(LinkHeartbeat),
 }
 
 /// Why a connection is of no use any more.
@@ -141,7 +141,7 @@ impl Receiver {
         match message {
             Message::Welcome(welcome) if !self.welcomed => Ok(Step::Welcome(welcome)),
             Message::Refuse(refuse) => Ok(Step::Refuse(refuse)),
-            Message::Heartbeat(heartbeat) => {
+            Message::LinkHeartbeat(heartbeat) => {
                 self.expect_welcomed("a heartbeat")?;
                 Ok(Step::Heartbeat(heartbeat))
             }
@@ -261,8 +261,8 @@ mod tests {
         let frame = [8; 100];
         bytes.extend_from_slice(&frame_envelope(frame.len(), false));
         bytes.extend_from_slice(&frame);
-        let heartbeat = Heartbeat { flushed: Lsn(5), end: Lsn(6), sent_at_us: 1, ..Heartbeat::default() };
-        Message::Heartbeat(heartbeat).encode(&mut bytes);
+        let heartbeat = LinkHeartbeat { flushed: Lsn(5), end: Lsn(6), sent_at_us: 1, ..LinkHeartbeat::default() };
+        Message::LinkHeartbeat(heartbeat).encode(&mut bytes);
         let expected = ["welcome", "raw up to 0/2000", "frame [8, 8]", "heartbeat 0/5"];
         for piece in [1, 7, 100, 4096, bytes.len()] {
             assert_eq!(run(&bytes, piece).unwrap(), expected, "in pieces of {piece}");
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn what_does_not_belong_is_an_error() {
         let mut early = Vec::new();
-        Message::Heartbeat(Heartbeat { sent_at_us: 1, ..Heartbeat::default() }).encode(&mut early);
+        Message::LinkHeartbeat(LinkHeartbeat { sent_at_us: 1, ..LinkHeartbeat::default() }).encode(&mut early);
         assert!(matches!(run(&early, 64), Err(ProtocolError::Unexpected { .. })));
         let mut misplaced = Vec::new();
         welcome().encode(&mut misplaced);

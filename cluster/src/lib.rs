@@ -4,7 +4,7 @@
 //!  leader (shipper)                                    replica (applier)
 //!      <------------------------------- Hello    message.rs: who I am, my epoch history, my LSN
 //!      Welcome | Refuse --------------->         message.rs: stream starts here, or why not
-//!      Chunk, Frame, Heartbeat -------->         the log's bytes, and how far the leader is
+//!      Chunk, Frame, LinkHeartbeat -------->         the log's bytes, and how far the leader is
 //!      <--------------------------------- Ack    written, flushed, applied
 //!
 //!  level.rs      how far a commit must have come before its client is answered

@@ -2,7 +2,7 @@
 //! applier drive it; it knows no socket and no log.
 //!
 //! A connection is opened by the replica. It says `Hello`; the leader answers `Welcome` or `Refuse` (and closes). Then
-//! the leader sends `Chunk`, `Frame` and `Heartbeat`, and may end with `Refuse`; the replica sends `Ack`, at least
+//! the leader sends `Chunk`, `Frame` and `LinkHeartbeat`, and may end with `Refuse`; the replica sends `Ack`, at least
 //! one per heartbeat interval, as a heartbeat. All integers little-endian.
 //!
 //! ```text
@@ -47,9 +47,9 @@
 //! 5 Chunk     0  lsn              8   position of the first raw byte: where the bytes sent before it ended
 //!             8  bytes            8   1..=CHUNK_BYTES_MAX
 //!            body length is 16; `bytes` raw bytes of the log, padding and all, follow the body.
-//!             A chunk may end inside a frame. Then the next Chunk goes on there; Heartbeats may stand between,
+//!             A chunk may end inside a frame. Then the next Chunk goes on there; LinkHeartbeats may stand between,
 //!             a Frame does not.
-//! 6 Heartbeat 0  end lsn          8   end of the leader's log (sealed frames)
+//! 6 LinkHeartbeat 0  end lsn          8   end of the leader's log (sealed frames)
 //!             8  flushed lsn      8   durable at the leader: the replica may apply up to here
 //!            16  committed lsn    8   confirmed by the sync policy: a checkpoint may hold up to here
 //!            24  sent at          8   microseconds by a clock of the leader's own; to be echoed in the next Ack
@@ -66,7 +66,7 @@
 //!            36  write us         4   for the newest frame concerned: receipt of its last byte to written
 //!            40  flush us         4   receipt of its last byte to flushed
 //!            44  apply us         4   flushed to applied
-//!            48  stamp            8   microseconds by a clock of the replica's own; to come back with a Heartbeat
+//!            48  stamp            8   microseconds by a clock of the replica's own; to come back with a LinkHeartbeat
 //! 8 Traced    0  end lsn          8   end of the traced frame
 //!             8  flushes          8   durable writes of the replica since it started
 //!            16  records          8   records in them
@@ -174,7 +174,7 @@ pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + POLICY_TEXT_BYTES_MAX;
 /// Bytes of an Ack with its envelope.
 pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
-/// Bytes of a Heartbeat with its envelope.
+/// Bytes of a LinkHeartbeat with its envelope.
 pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
 const HELLO_FIXED_BYTES: usize = 64;
@@ -335,7 +335,7 @@ impl fmt::Display for Refuse {
 
 /// Where the leader is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Heartbeat {
+pub struct LinkHeartbeat {
     /// End of the leader's sealed frames; `committed <= flushed <= end`.
     pub end: Lsn,
     /// Durable at the leader.
@@ -503,7 +503,7 @@ pub enum Message {
     /// Raw log follows.
     Chunk(Chunk),
     /// Leader to replica.
-    Heartbeat(Heartbeat),
+    LinkHeartbeat(LinkHeartbeat),
     /// Replica to leader.
     Ack(Ack),
     /// Replica to leader, once for each traced frame.

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use walferry_applier::record::{Effect, effects};
-use walferry_cluster::message::{Ack, Heartbeat, Message, decode};
+use walferry_cluster::message::{Ack, LinkHeartbeat, Message, decode};
 use walferry_engine::Frame;
 use walferry_engine::limits::RECORD_LENGTH_BYTES;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -76,9 +76,9 @@ fn record(criterion: &mut Criterion) {
 fn message(criterion: &mut Criterion) {
     let (end, flushed, committed) = (Lsn(3 << 40), Lsn(2 << 40), Lsn(1 << 40));
     let ack = Ack { written: end, flushed, applied: committed, echo_us: 1, echo_held_us: 2, ..Ack::default() };
-    let heartbeat = Heartbeat { end, flushed, committed, sent_at_us: 1, epoch: Epoch(1), stamp_us: 1 };
+    let heartbeat = LinkHeartbeat { end, flushed, committed, sent_at_us: 1, epoch: Epoch(1), stamp_us: 1 };
     let mut group = criterion.benchmark_group("message");
-    for (name, message) in [("ack", Message::Ack(ack)), ("heartbeat", Message::Heartbeat(heartbeat))] {
+    for (name, message) in [("ack", Message::Ack(ack)), ("heartbeat", Message::LinkHeartbeat(heartbeat))] {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         assert_eq!(decode(&bytes), Ok(Some((message.clone(), bytes.len()))));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use walferry_cluster::message::{CHUNK_BYTES_MAX, Chunk, Heartbeat, Message};
+use walferry_cluster::message::{CHUNK_BYTES_MAX, Chunk, LinkHeartbeat, Message};
 use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace, Task};
@@ -309,9 +309,9 @@ impl Feed {
         let view = self.job.shared.view();
         let sent_at_us = world::now().saturating_duration_since(self.job.origin).as_micros() as u64 + 1;
         let View { sealed, flushed, committed, .. } = view;
-        let heartbeat = Heartbeat { end: sealed, flushed, committed, sent_at_us, epoch: self.job.epoch, stamp_us };
+        let heartbeat = LinkHeartbeat { end: sealed, flushed, committed, sent_at_us, epoch: self.job.epoch, stamp_us };
         let mut head = Vec::with_capacity(128);
-        Message::Heartbeat(heartbeat).encode(&mut head);
+        Message::LinkHeartbeat(heartbeat).encode(&mut head);
         Message::Chunk(Chunk { lsn: self.position, bytes }).encode(&mut head);
         // Before it is sent: the acknowledgement may be quicker than we are.
         self.job.shared.sent.store(end.0, Ordering::Release);

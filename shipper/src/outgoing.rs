@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, types};
-use walferry_cluster::message::{ENVELOPE_BYTES, Heartbeat, Message, frame_envelope};
+use walferry_cluster::message::{ENVELOPE_BYTES, LinkHeartbeat, Message, frame_envelope};
 use walferry_engine::buffer::PinId;
 use walferry_engine::log::Log;
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -195,7 +195,7 @@ impl Outgoing {
         let View { sealed: end, flushed, committed, .. } = turn.view;
         let (sent_at_us, epoch) = (turn.common.clock_us(turn.now), turn.common.epoch);
         let stamp_us = self.confirmed_stamp_us(turn.common);
-        Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us })
+        Message::LinkHeartbeat(LinkHeartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us })
             .encode(&mut self.control);
         let sender = self.sender.as_mut().expect("only the welcomed are sent heartbeats");
         sender.heartbeat_sent(flushed, committed, turn.now);

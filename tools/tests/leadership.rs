@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 
 use common::{Node, PATIENCE, Reply, directory, until};
 use walferry_applier::record::Effect;
-use walferry_cluster::message::{Heartbeat, Message, PROTOCOL_VERSION, Welcome, frame_envelope, read_message};
+use walferry_cluster::message::{LinkHeartbeat, Message, PROTOCOL_VERSION, Welcome, frame_envelope, read_message};
 use walferry_cluster::{ClusterId, SyncPolicy};
 use walferry_engine::frame::FrameHeader;
 use walferry_engine::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES};
@@ -51,7 +51,7 @@ impl Leader {
 
     fn heartbeat(&mut self, epoch: u64, end: Lsn, flushed: Lsn) {
         let (epoch, committed) = (Epoch(epoch), Lsn::ZERO);
-        self.say(&Message::Heartbeat(Heartbeat { end, flushed, committed, sent_at_us: 1, epoch, stamp_us: 0 }));
+        self.say(&Message::LinkHeartbeat(LinkHeartbeat { end, flushed, committed, sent_at_us: 1, epoch, stamp_us: 0 }));
     }
 
     /// One frame that puts `key`; what it is sealed as.

@@ -9,8 +9,8 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use super::{
     ACK_BODY_BYTES, ADDRESS_BYTES_MAX, Ack, CHUNK_BYTES_MAX, Chunk, ENVELOPE_BYTES, EPOCH_BYTES,
     EPOCHS_PER_MESSAGE_MAX, FETCH_FIXED_BYTES, FETCH_FRAMES_FIXED_BYTES, FETCHED_FRAMES_BODY_BYTES,
-    FETCHED_FRAMES_BYTES_MAX, Fetch, FetchFrames, FetchedFrames, HEARTBEAT_BODY_BYTES, HELLO_FIXED_BYTES, Heartbeat,
-    Hello, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES, PREPARING_BODY_BYTES,
+    FETCHED_FRAMES_BYTES_MAX, Fetch, FetchFrames, FetchedFrames, HEARTBEAT_BODY_BYTES, HELLO_FIXED_BYTES, Hello,
+    LinkHeartbeat, MESSAGE_BYTES_MAX, Message, OFFER_FIXED_BYTES, Offer, PIECE_BODY_BYTES, PREPARING_BODY_BYTES,
     PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, TRACED_BODY_BYTES, Traced,
     WELCOME_FIXED_BYTES, Welcome,
 };
@@ -63,7 +63,7 @@ pub(super) enum Kind {
     Refuse = 3,
     Frame = 4,
     Chunk = 5,
-    Heartbeat = 6,
+    LinkHeartbeat = 6,
     Ack = 7,
     Traced = 8,
     // 9 is what members ask each other, see `control.rs`.
@@ -84,7 +84,7 @@ impl Kind {
             Refuse,
             Frame,
             Chunk,
-            Heartbeat,
+            LinkHeartbeat,
             Ack,
             Traced,
             Fetch,
@@ -104,7 +104,7 @@ impl Kind {
             Kind::Refuse => "Refuse",
             Kind::Frame => "Frame",
             Kind::Chunk => "Chunk",
-            Kind::Heartbeat => "Heartbeat",
+            Kind::LinkHeartbeat => "LinkHeartbeat",
             Kind::Ack => "Ack",
             Kind::Traced => "Traced",
             Kind::Fetch => "Fetch",
@@ -124,7 +124,7 @@ impl Kind {
             Kind::Refuse => (REFUSE_FIXED_BYTES, REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX),
             Kind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
             Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
-            Kind::Heartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
+            Kind::LinkHeartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
             Kind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
             Kind::Traced => (TRACED_BODY_BYTES, TRACED_BODY_BYTES),
             Kind::Fetch => (FETCH_FIXED_BYTES + 1, FETCH_FIXED_BYTES + MEMBER_NAME_BYTES_MAX),
@@ -203,7 +203,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         Kind::Welcome => Message::Welcome(decode_welcome(body)?),
         Kind::Refuse => Message::Refuse(decode_refuse(body)?),
         Kind::Chunk => Message::Chunk(decode_chunk(body)?),
-        Kind::Heartbeat => Message::Heartbeat(decode_heartbeat(body)?),
+        Kind::LinkHeartbeat => Message::LinkHeartbeat(decode_heartbeat(body)?),
         Kind::Ack => Message::Ack(decode_ack(body)?),
         Kind::Traced => Message::Traced(decode_traced(body)?),
         Kind::Fetch => Message::Fetch(decode_fetch(body)?),
@@ -261,7 +261,7 @@ impl Message {
                 put_u64s(out, &[chunk.lsn.0, chunk.bytes]);
                 Kind::Chunk
             }
-            Message::Heartbeat(heartbeat) => {
+            Message::LinkHeartbeat(heartbeat) => {
                 assert!(
                     heartbeat.committed <= heartbeat.flushed && heartbeat.flushed <= heartbeat.end,
                     "{heartbeat:?}"
@@ -277,7 +277,7 @@ impl Message {
                         heartbeat.stamp_us,
                     ],
                 );
-                Kind::Heartbeat
+                Kind::LinkHeartbeat
             }
             Message::Ack(ack) => {
                 assert!(ack.applied <= ack.flushed && ack.flushed <= ack.written, "{ack:?}");
@@ -527,10 +527,10 @@ fn decode_chunk(mut body: Body<'_>) -> Result<Chunk, MessageError> {
     Ok(chunk)
 }
 
-fn decode_heartbeat(mut body: Body<'_>) -> Result<Heartbeat, MessageError> {
+fn decode_heartbeat(mut body: Body<'_>) -> Result<LinkHeartbeat, MessageError> {
     let (end, flushed, committed) = (body.lsn()?, body.lsn()?, body.lsn()?);
     let (sent_at_us, epoch, stamp_us) = (body.u64()?, Epoch(body.u64()?), body.u64()?);
-    let heartbeat = Heartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us };
+    let heartbeat = LinkHeartbeat { end, flushed, committed, sent_at_us, epoch, stamp_us };
     if heartbeat.committed > heartbeat.flushed || heartbeat.flushed > heartbeat.end {
         return Err(body.field("order of positions"));
     }

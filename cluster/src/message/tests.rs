@@ -39,7 +39,7 @@ fn samples() -> Vec<Message> {
     };
     let refuse = Refuse { code: RefuseCode::LogGone, text: "slot a is lost".to_owned() };
     let (end, flushed, committed) = (Lsn(1 << 40), Lsn(1 << 39), Lsn(1 << 38));
-    let heartbeat = Heartbeat { end, flushed, committed, sent_at_us: 12, epoch: Epoch(9), stamp_us: 13 };
+    let heartbeat = LinkHeartbeat { end, flushed, committed, sent_at_us: 12, epoch: Epoch(9), stamp_us: 13 };
     let ack = Ack {
         written: end,
         flushed,
@@ -85,7 +85,7 @@ fn samples() -> Vec<Message> {
         Message::Frame { wire_bytes: FRAME_HEADER_BYTES, traced: false },
         Message::Frame { wire_bytes: FRAME_BYTES_MAX, traced: true },
         Message::Chunk(Chunk { lsn: Lsn(4096), bytes: CHUNK_BYTES_MAX }),
-        Message::Heartbeat(heartbeat),
+        Message::LinkHeartbeat(heartbeat),
         Message::Ack(ack),
         Message::Ack(Ack::default()),
         Message::Traced(Traced { end, flushes: 3, records: 9, written_us: 1, flushed_us: 200, applied_us: 201 }),
@@ -121,7 +121,7 @@ fn messages_round_trip_one_after_another_and_no_prefix_is_a_message() {
     }
     assert_eq!(at, stream.len());
     assert_eq!(encoded(&Message::Ack(Ack::default())).len(), ACK_BYTES);
-    assert_eq!(encoded(&Message::Heartbeat(Heartbeat::default())).len(), HEARTBEAT_BYTES);
+    assert_eq!(encoded(&Message::LinkHeartbeat(LinkHeartbeat::default())).len(), HEARTBEAT_BYTES);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn another_protocol_version_is_told_from_garbage() {
 
 #[test]
 fn fields_that_contradict_each_other_are_refused() {
-    let mut heartbeat = encoded(&sample(|message| matches!(message, Message::Heartbeat(_))));
+    let mut heartbeat = encoded(&sample(|message| matches!(message, Message::LinkHeartbeat(_))));
     heartbeat[ENVELOPE_BYTES..ENVELOPE_BYTES + 8].fill(0);
     assert!(matches!(decode(&heartbeat), Err(MessageError::Field { field: "order of positions", .. })));
     let mut welcome = encoded(&sample(|message| matches!(message, Message::Welcome(_))));

@@ -194,7 +194,7 @@ impl Receiver {
             }
             Message::Frame { wire_bytes, .. } => self.frame(wire_bytes)?,
             Message::Chunk(chunk) => self.chunk(chunk)?,
-            Message::Heartbeat(heartbeat) => {
+            Message::LinkHeartbeat(heartbeat) => {
                 let mut seen = gate.seen.lock().unwrap();
                 assert!(heartbeat.flushed >= seen.leader_flushed, "the leader went back");
                 (seen.leader_flushed, seen.heartbeats) = (heartbeat.flushed, seen.heartbeats + 1);
