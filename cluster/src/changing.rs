@@ -28,7 +28,7 @@ pub enum MemberChange {
     Join {
         /// Its name, which is free.
         name: MemberName,
-        /// This life of it.
+        /// This incarnation of it.
         id: MemberId,
         /// Where it is.
         peer: String,
@@ -39,7 +39,7 @@ pub enum MemberChange {
     Whole {
         /// Its name.
         name: MemberName,
-        /// The life that has caught up.
+        /// The incarnation that has caught up.
         id: MemberId,
     },
     /// Its removal begins: it votes about the register no more.
@@ -84,7 +84,7 @@ pub enum ChangeError {
     /// It is against the rules.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// It was removed, has another life, or counts.
+    /// It was removed, has another incarnation, or counts.
     #[error("{0} does not join any more")]
     NotJoining(MemberName),
     /// What was confirmed so far is not confirmed under the new quorum rule.

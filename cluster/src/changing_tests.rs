@@ -155,7 +155,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     scene.state.version += 1;
     scene.state.epoch = Epoch(4);
     assert_eq!(scene.error(), ChangeError::LeaderChanged);
-    // The member itself came back with another life, or nothing but others' changes comes through.
+    // The member itself came back as another incarnation, or nothing but others' changes comes through.
     let mut scene = Scene::new(whole());
     scene.prove();
     scene.state = scene.state.with_new_life(&name("d"), MemberId(44));

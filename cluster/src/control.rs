@@ -42,7 +42,7 @@ pub struct Packet<T> {
 pub struct Greeting {
     /// Its name.
     pub name: MemberName,
-    /// Which life of it this is.
+    /// Its incarnation.
     pub id: MemberId,
     /// What it is for.
     pub kind: Kind,
@@ -94,9 +94,9 @@ pub struct UnidentifiedPeer {
     pub version: u64,
     /// Who is a member by it, and at which peer address: a node may have been started before others joined.
     pub members: BTreeMap<MemberName, String>,
-    /// With which version this life of the node was removed, if it was.
+    /// With which version this incarnation of the node was removed, if it was.
     pub removed_at: Option<u64>,
-    /// A member of this name is there, of another life: the node begins anew.
+    /// A member of this name is there, in another incarnation: the node begins anew.
     pub name_known: bool,
 }
 
@@ -121,7 +121,7 @@ pub struct LeaseHeartbeat {
 pub enum Ask {
     /// Who are you?
     Greet(Greeting),
-    /// A leader lives; is its lease granted?
+    /// A leader asks for its lease to be renewed?
     LeaseHeartbeat(LeaseHeartbeat),
     /// Do you hear the leader? This incarnation asks.
     PreVote(MemberId),
@@ -139,11 +139,11 @@ pub enum Ask {
     Join(MemberName, Option<String>),
     /// Do without this member (to the leader).
     Remove(MemberName),
-    /// Tell this life of a node the register, before it becomes a member (to the controller).
+    /// Tell this incarnation of a node the register, before it becomes a member (to the controller).
     Admit(MemberId, String),
     /// Forget a register in which you have no part, to be taken in as a new incarnation (to a node that is no member).
     BeginAnew(MemberId),
-    /// A message of the engine that holds the register, to this life of the member and no other.
+    /// A message of the engine that holds the register, to this incarnation of the member and no other.
     Consensus(MemberId, Box<Rpc>),
 }
 
@@ -182,7 +182,7 @@ pub enum Answer {
     },
     /// The member is sealed.
     Sealed {
-        /// Which life of it.
+        /// Its incarnation.
         id: MemberId,
         /// For at least this epoch.
         promised: Epoch,

@@ -29,7 +29,7 @@ const PROPOSAL_TIMEOUTS: u32 = 4;
 /// What a sealed member said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// Which life of it: a promise dies with the disk that holds it.
+    /// Its incarnation: a promise is lost with the disk that holds it.
     pub id: MemberId,
     /// It refuses leaders of older epochs; at least the epoch that was asked for.
     pub promised: Epoch,

@@ -239,7 +239,7 @@ fn a_seal_ends_with_the_life_that_gave_it() {
     let mut scene = Scene::new();
     scene.silent();
     scene.sealed("b", 3, 900);
-    // `c` was sealed, then came back without its disk and was taken back: its next life promised nothing.
+    // `c` was sealed, then came back without its disk and was taken back: its next incarnation promised nothing.
     let old_life = scene.answer("c", Epoch(4), 900);
     scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
     let member = scene.state.members.get_mut(&name("c")).expect("a member");

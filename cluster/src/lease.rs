@@ -24,7 +24,7 @@ pub struct Voter {
 }
 
 impl Voter {
-    /// A voter that starts now and has promised `promised` before. What it granted in its last life it does not know any more,
+    /// A voter that starts now and has promised `promised` before. What it granted in its last incarnation it no longer knows,
     /// so it keeps still as long as that may last.
     pub fn new(promised: Epoch, election_timeout: Duration, now: Instant) -> Voter {
         Voter { election_timeout, promised, granted_until: now + election_timeout }
@@ -111,7 +111,7 @@ mod tests {
     fn a_voter_keeps_still_while_its_grant_lasts_and_refuses_what_it_promised_against() {
         let start = Instant::now();
         let mut voter = Voter::new(Epoch(3), TIMEOUT, start);
-        assert_eq!(voter.grant_left(start + ms(100)), ms(300), "an unknown grant of its last life");
+        assert_eq!(voter.grant_left(start + ms(100)), ms(300), "an unknown grant of its last incarnation");
         assert!(!voter.handle_heartbeat(Epoch(2), start + ms(350)), "an old leader");
         assert_eq!(voter.grant_left(start + ms(400)), Duration::ZERO);
         assert!(voter.handle_heartbeat(Epoch(3), start + ms(500)));

@@ -17,8 +17,8 @@
 //!    refused: R holds, and 1 held to it. If the proposal is taken, R' holds, and so does 2;
 //! 4. only when the register is seen to have moved (or nothing was proposed), the leader goes by the register's rule alone.
 //!
-//! A proof for a member that loses its disk meanwhile is void: the new state names the life that was proved, and a member that
-//! is taken back with another life is another change, which one of the two has to lose.
+//! A proof for a member that loses its disk meanwhile is void: the new state names the incarnation that was proved, and a member that
+//! is taken back as another incarnation is another change, which one of the two has to lose.
 //!
 //! **Leases and seals.** Both take a majority of the members. Changes are the leader's, one member at a time, and it goes by the
 //! changed members for its lease before it makes another change. So the lease of a leader and the seal of its successor rest on
@@ -167,7 +167,7 @@ impl ClusterState {
         Ok(next)
     }
 
-    /// The state in which this life of a member that joined has caught up and counts.
+    /// The state in which this incarnation of a member that joined has caught up and counts.
     pub fn with_whole(&self, name: &MemberName, id: MemberId) -> Option<ClusterState> {
         let mut next = self.next();
         let joining = |member: &&mut Member| member.id == id && member.log_status == LogStatus::Joining;
@@ -193,7 +193,7 @@ impl ClusterState {
         (next.in_sync != self.in_sync || next.members != self.members).then_some(next)
     }
 
-    /// The state in which a member has another life, which came without the disk of the one before.
+    /// The state in which a member has another incarnation, which came without the disk of the one before.
     pub fn with_new_life(&self, name: &MemberName, id: MemberId) -> ClusterState {
         let mut next = self.next();
         if let Some(member) = next.members.get_mut(name) {

@@ -11,7 +11,7 @@ fn a_member_comes_in_two_steps_and_a_witness_in_one() {
     assert_eq!(joining.version, state.version + 1);
     assert_eq!(joining.quorum_rule(), state.quorum_rule(), "what it confirms does not count yet");
     assert_eq!((state.majority(), joining.majority()), (2, 3), "its vote does");
-    assert_eq!(joining.with_whole(&name("d"), MemberId(8)), None, "another life");
+    assert_eq!(joining.with_whole(&name("d"), MemberId(8)), None, "another incarnation");
     let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it joins");
     assert_eq!(whole.quorum_rule().policy.to_string(), "ANY 2 (*)");
     assert!(whole.quorum_rule().counts(&name("d")) && whole.in_sync.contains(&name("d")));
@@ -103,7 +103,7 @@ fn who_was_removed_is_remembered_by_its_life_until_others_fill_the_list() {
     let mut state = led("a b c", "").without_member(&name("c"), &everybody).expect("it may");
     assert_eq!(state.removed_at(MemberId(3)), Some(state.version));
     let again = state.with_member(&name("c"), MemberId(4), "h:4", Kind::Data).expect("it may");
-    assert_eq!(again.removed_at(MemberId(3)), Some(state.version), "its next life is another");
+    assert_eq!(again.removed_at(MemberId(3)), Some(state.version), "its next incarnation is another");
     assert_eq!(again.removed_at(MemberId(4)), None);
     for id in 0..REMOVED_MAX as u64 {
         state = state.with_member(&name("d"), MemberId(100 + id), "h:9", Kind::Data).expect("it may");

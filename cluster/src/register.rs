@@ -21,10 +21,10 @@ pub const MEMBERS_MAX: usize = 16;
 /// Members that vote about the register at most: with more, every change waits for more disks and survives no likelier fault.
 /// Leases and seals are another matter: there every member votes ([`ClusterState::majority`]).
 pub const VOTERS_MAX: usize = 5;
-/// Lives that were removed and are remembered, to tell them so; the oldest is forgotten first.
+/// Incarnations that were removed and are remembered, to tell them so; the oldest is forgotten first.
 pub const REMOVED_MAX: usize = 32;
 
-/// The number of one life of a member, random, made with its data directory: a member that lost its disk has another one.
+/// The number of one incarnation of a member, random, made with its data directory: a member that lost its disk has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(pub u64);
 
@@ -77,12 +77,12 @@ impl fmt::Display for LogStatus {
     }
 }
 
-/// A life that is no member any more.
+/// An incarnation that is no longer a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// Its name.
     pub name: MemberName,
-    /// Which life.
+    /// Its incarnation.
     pub id: MemberId,
     /// The first version of the register without it.
     pub version: u64,
@@ -91,7 +91,7 @@ pub struct Removed {
 /// One member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Which life of it is a member.
+    /// The incarnation of it that is a member.
     pub id: MemberId,
     /// Its peer address, `HOST:PORT`.
     pub peer: String,
@@ -333,7 +333,7 @@ impl ClusterState {
         stay.chain(come).take(VOTERS_MAX).collect()
     }
 
-    /// The version with which this life ceased to be a member.
+    /// The version with which this incarnation ceased to be a member.
     pub fn removed_at(&self, id: MemberId) -> Option<u64> {
         self.removed.iter().find(|removed| removed.id == id).map(|removed| removed.version)
     }
@@ -343,21 +343,21 @@ impl ClusterState {
         Some(self.members.get(self.leader.as_ref()?)?.peer.as_str())
     }
 
-    /// True when this life of `name` is a member.
+    /// True when this incarnation of `name` is a member.
     pub fn knows(&self, name: &MemberName, id: MemberId) -> bool {
         self.members.get(name).is_some_and(|member| member.id == id)
     }
 
-    /// The part of a member. Epochs up to `lived_through` began in an earlier life of its process, which may have led in them.
-    pub fn role_of(&self, name: &MemberName, lived_through: Epoch) -> MemberRole {
+    /// The part of a member. Epochs up to `epochs_before` began in an earlier incarnation of its process, which may have led in them.
+    pub fn role_of(&self, name: &MemberName, epochs_before: Epoch) -> MemberRole {
         match &self.leader {
             None => MemberRole::Wait("no leader was chosen yet".to_owned()),
             Some(leader) if leader != name => MemberRole::Follow(self.epoch),
-            // It leads by the register, but with the log of its earlier life it lost what it would lead with.
+            // It leads by the register, but with the log of its earlier incarnation it lost what it would lead with.
             Some(leader) if self.members.get(leader).is_none_or(|member| member.log_status != LogStatus::Complete) => {
                 MemberRole::Wait("this node led and lost its disk: another member has to lead".to_owned())
             }
-            Some(_) if self.epoch > lived_through => MemberRole::Lead(self.epoch),
+            Some(_) if self.epoch > epochs_before => MemberRole::Lead(self.epoch),
             Some(_) => MemberRole::Wait(format!(
                 "this node led epoch {} before it was restarted, and a majority of {} members has to choose who leads next; if it is gone for \
                  good, `walferry promote --force-new-cluster` makes this node a cluster of its own",

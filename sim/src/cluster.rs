@@ -86,32 +86,32 @@ enum Event {
     Controller,
     Promised {
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         epoch: Epoch,
     },
     Propose {
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         proposal: Proposal,
     },
     Proposed {
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         number: u64,
         outcome: Result<Outcome, String>,
     },
     ChangeVoters {
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         step: VoterStep,
     },
     VotersChanged {
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         outcome: Result<(), String>,
     },
@@ -176,7 +176,7 @@ struct Node {
     dir: PathBuf,
     disk: Disk,
     /// Counts its processes.
-    life: u64,
+    incarnation: u64,
     /// Stopped until then.
     paused_until: u64,
     turn_at: Option<u64>,
@@ -193,7 +193,7 @@ struct Node {
     seen_durable: Lsn,
     /// Its process after whose turn that was, how many of the commits that it counted as lost were found in `lost/` by then, and
     /// the files there.
-    seen_life: u64,
+    seen_incarnation: u64,
     lost_seen: u64,
     lost_files: BTreeSet<String>,
     /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
@@ -355,7 +355,7 @@ impl Cluster {
                 // Relative, so that no message names another directory in another run.
                 dir: PathBuf::from(name_of(node).as_str()),
                 disk: plan.disk,
-                life: 0,
+                incarnation: 0,
                 paused_until: 0,
                 turn_at: None,
                 idle_turns: 0,
@@ -364,7 +364,7 @@ impl Cluster {
                 history: EpochHistory::default(),
                 log_start: Lsn::ZERO,
                 seen_durable: Lsn::ZERO,
-                seen_life: 0,
+                seen_incarnation: 0,
                 lost_seen: 0,
                 lost_files: BTreeSet::new(),
                 committed: Lsn::ZERO,
@@ -534,10 +534,10 @@ impl Cluster {
         match event {
             Event::Turn(node) => return self.turn(node),
             Event::Task(node, task) => self.run_task(node, task),
-            Event::Disk(node, life, op) => self.disk_done(node, life, op),
+            Event::Disk(node, incarnation, op) => self.disk_done(node, incarnation, op),
             Event::Network => self.turn_network(),
-            Event::Control(node, life) => self.turn_control(node, life),
-            Event::Reports(node, life) => self.take_reports(node, life),
+            Event::Control(node, incarnation) => self.turn_control(node, incarnation),
+            Event::Reports(node, incarnation) => self.take_reports(node, incarnation),
             Event::Packet { from, to, request, body } => self.packet(from, to, request, body),
             Event::AskTimeout(request) => self.answered(request, None),
             Event::Controller => {
@@ -545,14 +545,18 @@ impl Cluster {
                 self.somebody_leads()?;
                 return self.members_are_made_whole();
             }
-            Event::Promised { node, life, id, epoch } => self.promised(node, life, id, epoch),
-            Event::Propose { node, life, id, proposal } => return self.propose(node, life, id, proposal),
-            Event::Proposed { node, life, id, number, outcome } => self.proposed(node, life, id, number, outcome),
-            Event::ChangeVoters { node, life, id, step } => self.change_voters(node, life, id, step),
-            Event::VotersChanged { node, life, id, outcome } => self.voters_changed(node, life, id, outcome),
+            Event::Promised { node, incarnation, id, epoch } => self.promised(node, incarnation, id, epoch),
+            Event::Propose { node, incarnation, id, proposal } => return self.propose(node, incarnation, id, proposal),
+            Event::Proposed { node, incarnation, id, number, outcome } => {
+                self.proposed(node, incarnation, id, number, outcome)
+            }
+            Event::ChangeVoters { node, incarnation, id, step } => self.change_voters(node, incarnation, id, step),
+            Event::VotersChanged { node, incarnation, id, outcome } => {
+                self.voters_changed(node, incarnation, id, outcome)
+            }
             Event::Learn { node, id, view } => self.learn(node, id, *view),
             Event::Client(client, turn) => self.client_turn(client, turn),
-            Event::Input(node, life, session, bytes) => self.input(node, life, session, &bytes),
+            Event::Input(node, incarnation, session, bytes) => self.input(node, incarnation, session, &bytes),
             Event::Reply(client, session, node, epoch, bytes) => {
                 return self.reply(client, session, node, epoch, &bytes);
             }

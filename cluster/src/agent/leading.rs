@@ -23,12 +23,12 @@ pub(super) struct Role {
     told: Option<MemberRole>,
     told_version: u64,
     /// Epochs up to this began in an earlier process of this incarnation, which may have led in them.
-    lived_through: Epoch,
+    epochs_before: Epoch,
 }
 
 impl Role {
-    pub(super) fn new(lived_through: Epoch) -> Role {
-        Role { told: None, told_version: 0, lived_through }
+    pub(super) fn new(epochs_before: Epoch) -> Role {
+        Role { told: None, told_version: 0, epochs_before }
     }
 }
 
@@ -86,7 +86,7 @@ impl Agent {
             self.keep_lease(now);
             self.order(Order::State(Box::new(self.view.state.clone())));
         }
-        let role = member_role(self, self.role.lived_through);
+        let role = member_role(self, self.role.epochs_before);
         if self.role.told.as_ref() == Some(&role) {
             return;
         }

@@ -624,9 +624,9 @@ fn refusal(answer: Result<Answer, String>, whom: &str) -> String {
 pub const FORMING_TEXT: &str = "the cluster is being formed";
 
 /// What this member does by the register; see [`ClusterState::part_of`].
-fn member_role(agent: &Agent, lived_through: Epoch) -> MemberRole {
+fn member_role(agent: &Agent, epochs_before: Epoch) -> MemberRole {
     if agent.is_member() {
-        agent.view.state.role_of(&agent.config.name, lived_through)
+        agent.view.state.role_of(&agent.config.name, epochs_before)
     } else {
         MemberRole::Wait(agent.waiting_for())
     }

@@ -98,7 +98,7 @@ pub enum RegisterError {
     /// Another member controls, or nobody does.
     #[error("this member does not control the register")]
     NotController(Option<MemberId>),
-    /// A life that is no member any more wants to control.
+    /// An incarnation that is no longer a member wants to control.
     #[error("{id} was removed with version {version} of the register")]
     Removed {
         /// Which.
@@ -286,7 +286,7 @@ impl Register {
         RegisterView { state: self.state(), formed, controller, controls, voters, told, joint }
     }
 
-    /// Answers a message of another member, which proved to be `proved`. A life that was removed gets no vote, and by asking for one
+    /// Answers a message of another member, which proved to be `proved`. An incarnation that was removed gets no vote, and by asking for one
     /// disturbs nobody. An incarnation that this member does not know is taken for one that joined while it was away.
     pub async fn answer(&self, rpc: Rpc, proved: Option<&Proved>) -> Result<RpcReply, RegisterError> {
         check_message(&self.state.borrow(), &rpc, proved)?;

@@ -42,7 +42,7 @@ const WRITES: &str = "writes";
 
 type Raised = StorageError<u64>;
 
-/// Which life of the member this store belongs to.
+/// The incarnation of the member that this store belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Made with the store.
@@ -59,9 +59,9 @@ struct Machine {
 
 #[derive(Debug)]
 struct Mirror {
-    life: u64,
+    incarnation: u64,
     identity: Identity,
-    /// The version of the register with which an earlier life ceased to be a member, if that is why this one began.
+    /// The version of the register with which an earlier incarnation ceased to be a member, if that is why this one began.
     removed: Option<u64>,
     promised: Epoch,
     vote: Option<Vote<u64>>,
@@ -72,9 +72,9 @@ struct Mirror {
 
 impl Mirror {
     /// What an incarnation begins with.
-    fn begin(life: u64, id: MemberId, removed: Option<u64>, promised: Epoch, machine: Machine) -> Mirror {
+    fn begin(incarnation: u64, id: MemberId, removed: Option<u64>, promised: Epoch, machine: Machine) -> Mirror {
         let identity = Identity { id };
-        Mirror { life, identity, removed, promised, vote: None, purged: None, log: BTreeMap::new(), machine }
+        Mirror { incarnation, identity, removed, promised, vote: None, purged: None, log: BTreeMap::new(), machine }
     }
 
     /// What makes the file hold that; `old` are the entries of an incarnation before.
@@ -101,12 +101,12 @@ struct Shared {
     failed: watch::Sender<Option<String>>,
 }
 
-/// The store; clones are the same store, of the same life.
+/// The store; clones are the same store, of the same incarnation.
 #[derive(Clone)]
 pub struct RegisterStore {
     shared: Arc<Shared>,
-    /// Which of the lives that this process has had in it; what still works for an earlier one writes nothing any more.
-    life: u64,
+    /// Which of the incarnations that this process has had in it; what still works for an earlier one writes nothing any more.
+    incarnation: u64,
 }
 
 /// One row to be written or removed.
@@ -186,7 +186,7 @@ impl RegisterStore {
         if !rows.is_empty() || known.is_some_and(|known| known.to != file) {
             write(&shared, rows, true).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(RegisterStore { shared: Arc::new(shared), life: 0 })
+        Ok(RegisterStore { shared: Arc::new(shared), incarnation: 0 })
     }
 
     /// Begins anew as `id`: this incarnation is no member (any more, since version `removed` of the register), and so its vote
@@ -208,11 +208,11 @@ impl RegisterStore {
         machine: Machine,
     ) -> io::Result<RegisterStore> {
         let state = machine.state.clone();
-        let anew = Mirror::begin(self.life + 1, id, removed, promised, machine);
+        let anew = Mirror::begin(self.incarnation + 1, id, removed, promised, machine);
         let rows = anew.rows(self.mirror().log.keys());
         self.write(rows, true, |mirror| *mirror = anew).await?;
         self.shared.state.send_replace(state);
-        Ok(RegisterStore { shared: Arc::clone(&self.shared), life: self.life + 1 })
+        Ok(RegisterStore { shared: Arc::clone(&self.shared), incarnation: self.incarnation + 1 })
     }
 
     /// The register's value as this member last knew it.
@@ -220,12 +220,12 @@ impl RegisterStore {
         self.mirror().machine.state.clone()
     }
 
-    /// With which version of the register an earlier life of this node ceased to be a member.
+    /// With which version of the register an earlier incarnation of this node ceased to be a member.
     pub fn removed(&self) -> Option<u64> {
         self.mirror().removed
     }
 
-    /// Which life of the member this is.
+    /// The incarnation of the member.
     pub fn identity(&self) -> Identity {
         self.mirror().identity
     }
@@ -261,7 +261,7 @@ impl RegisterStore {
     /// Writes rows, and changes the mirror once they are durable.
     async fn write(&self, rows: Vec<Row>, durable: bool, change: impl FnOnce(&mut Mirror)) -> io::Result<()> {
         let _order = self.shared.order.lock().await;
-        if self.mirror().life != self.life {
+        if self.mirror().incarnation != self.incarnation {
             return Err(io::Error::other("this node has begun anew"));
         }
         let shared = Arc::clone(&self.shared);
@@ -316,7 +316,7 @@ fn load(database: &Database) -> Result<Option<Mirror>, redb::Error> {
         Err(error) => return Err(error.into()),
     }
     Ok(Some(Mirror {
-        life: 0,
+        incarnation: 0,
         identity,
         removed: fact(&facts, REMOVED)?,
         promised: fact(&facts, PROMISED)?.unwrap_or_default(),
@@ -603,7 +603,7 @@ mod tests {
         .await
         .expect("written");
         let new = old.begin_anew(MemberId(8), Some(10)).await.expect("written");
-        assert!(old.promise(Epoch(6)).await.is_err(), "the life before writes nothing any more");
+        assert!(old.promise(Epoch(6)).await.is_err(), "the incarnation before writes nothing any more");
         let is_anew = |store: &RegisterStore| {
             assert_eq!((store.identity().id, store.promised(), store.removed()), (MemberId(8), Epoch(0), Some(10)));
             assert_eq!(store.watch().borrow().version, 0);

@@ -17,7 +17,7 @@ pub const RECV_GROUP: u16 = 1;
 
 const _: () = assert!(RECV_BUFFERS.is_power_of_two());
 
-/// The buffer group. Registered with the ring for the life of the process.
+/// The buffer group. Registered with the ring until the process ends.
 pub struct RecvBuffers {
     entries: ptr::NonNull<BufRingEntry>,
     memory: ptr::NonNull<u8>,

@@ -194,7 +194,7 @@ impl Parser {
         self.at = 0;
         self.is_inline = false;
         self.ranges.clear();
-        // One large MSET must not keep its list for the life of the connection.
+        // One large MSET must not keep its list until the connection closes.
         if self.ranges.capacity() > 1024 {
             self.ranges.shrink_to(64);
         }

@@ -88,7 +88,7 @@ impl BaseFile {
         Ok(sealed)
     }
 
-    /// The copy that an earlier life of this leader made, if there is one.
+    /// The copy that an earlier run of this leader made, if there is one.
     pub fn find(data: &Path) -> io::Result<Option<BaseFile>> {
         let dir = data.join(BASE_DIR);
         let facts = match fs::read(dir.join(FACTS_FILE)) {

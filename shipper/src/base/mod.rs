@@ -75,7 +75,7 @@ pub struct Bases {
     wanted: Option<Lsn>,
     making: Option<Making>,
     used_at: Instant,
-    /// The copy of an earlier life was looked for.
+    /// The copy of an earlier run was looked for.
     looked: bool,
     /// `rate` is not observed at present: see `NEAR_DIVISOR`.
     hurried: bool,
@@ -111,7 +111,7 @@ impl Bases {
         Arc::clone(&self.pace)
     }
 
-    /// Looks for the copy of an earlier life of this leader; `crc_before` gives the crc of the frame that ends at an LSN of the log.
+    /// Looks for the copy of an earlier run of this leader; `crc_before` gives the crc of the frame that ends at an LSN of the log.
     pub fn look(&mut self, log_start: Lsn, crc_before: impl Fn(Lsn) -> Option<u32>) {
         if std::mem::replace(&mut self.looked, true) {
             return;

@@ -1,4 +1,4 @@
-//! Giving a base copy to one replica: a thread for each, which waits for the copy, says that it lives meanwhile, and sends piece
+//! Giving a base copy to one replica: a thread for each, which waits for the copy, sends heartbeats meanwhile, and sends piece
 //! after piece by `sendfile(2)` at the pace that all copies share, so that commits keep disk, network and processor. Started by
 //! `bases`; knows one socket and one file.
 

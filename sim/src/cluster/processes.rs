@@ -69,8 +69,8 @@ impl Cluster {
         };
         let known = &mut self.nodes[node];
         known.started_us = self.now_us;
-        known.life += 1;
-        let life = known.life;
+        known.incarnation += 1;
+        let incarnation = known.incarnation;
         let whole = member.flushed() >= member.history().fork_with(&known.history, known.durable);
         if member.flushed() < known.durable && !(whole && member.history() != &known.history) {
             return Err(Broken(format!(
@@ -91,18 +91,18 @@ impl Cluster {
         self.network.borrow_mut().set_up(node, true);
         self.tell_register();
         self.schedule_turn(node, self.now_us);
-        self.after(1, Event::Control(node, life));
+        self.after(1, Event::Control(node, incarnation));
         self.node_is_sound(node)
     }
 
     /// A witness has nothing on its disk but what its register keeps.
     fn start_witness(&mut self, node: NodeNo) {
         let known = &mut self.nodes[node];
-        known.life += 1;
+        known.incarnation += 1;
         known.witness = Some(Control::witness(node, known.kept.clone(), &self.setting, world::now()));
-        let life = known.life;
+        let incarnation = known.incarnation;
         self.tell_register();
-        self.after(1, Event::Control(node, life));
+        self.after(1, Event::Control(node, incarnation));
     }
 
     /// Kills a node and flips a bit of what its log says was durable.
@@ -356,7 +356,7 @@ impl Cluster {
         if let Some(process) = &self.nodes[node].process
             && process.control.has_reports()
         {
-            self.after(5, Event::Reports(node, self.nodes[node].life));
+            self.after(5, Event::Reports(node, self.nodes[node].incarnation));
         }
         for (session, bytes) in turned.replied {
             self.send_reply(node, session, epoch, bytes);
@@ -373,12 +373,12 @@ impl Cluster {
     /// Takes what a node has just asked its kernel for.
     fn after_node(&mut self, node: NodeNo) {
         let now_us = self.now_us;
-        let life = self.nodes[node].life;
+        let incarnation = self.nodes[node].incarnation;
         let Some(process) = &mut self.nodes[node].process else { return };
         let begun = process.kernel.take_submissions(now_us);
         let (news, sent) = (process.kernel.has_news(), process.kernel.take_sent());
         for (at, op) in begun {
-            self.at(at, Event::Disk(node, life, op));
+            self.at(at, Event::Disk(node, incarnation, op));
         }
         if news {
             self.schedule_turn(node, now_us + WAKE_US_MIN);
@@ -413,14 +413,14 @@ impl Cluster {
         self.schedule_network_at(self.now_us + 1);
     }
 
-    pub(super) fn disk_done(&mut self, node: NodeNo, life: u64, op: DiskOpNo) {
-        if self.nodes[node].life != life {
+    pub(super) fn disk_done(&mut self, node: NodeNo, incarnation: u64, op: DiskOpNo) {
+        if self.nodes[node].incarnation != incarnation {
             return;
         }
         let now_us = self.now_us;
         let Some(process) = &mut self.nodes[node].process else { return };
         if let Some((at, next)) = process.kernel.finish_disk_op(op, now_us) {
-            self.at(at, Event::Disk(node, life, next));
+            self.at(at, Event::Disk(node, incarnation, next));
         }
         self.schedule_turn(node, now_us + WAKE_US_MIN);
     }

@@ -32,20 +32,20 @@ pub struct Engine {
 }
 
 impl Cluster {
-    pub(super) fn turn_control(&mut self, node: NodeNo, life: u64) {
-        if self.nodes[node].life != life || self.nodes[node].control().is_none() {
+    pub(super) fn turn_control(&mut self, node: NodeNo, incarnation: u64) {
+        if self.nodes[node].incarnation != incarnation || self.nodes[node].control().is_none() {
             return;
         }
         if self.is_paused(node) {
-            return self.at(self.nodes[node].paused_until, Event::Control(node, life));
+            return self.at(self.nodes[node].paused_until, Event::Control(node, incarnation));
         }
-        self.after(CONTROL_INTERVAL_US, Event::Control(node, life));
+        self.after(CONTROL_INTERVAL_US, Event::Control(node, incarnation));
         self.move_control(node, |control| control.turn(world::now()));
     }
 
     /// The node reported something, and nothing else brings the agent to look at it.
-    pub(super) fn take_reports(&mut self, node: NodeNo, life: u64) {
-        if self.nodes[node].life != life || self.is_paused(node) {
+    pub(super) fn take_reports(&mut self, node: NodeNo, incarnation: u64) {
+        if self.nodes[node].incarnation != incarnation || self.is_paused(node) {
             return;
         }
         self.move_control(node, |control| control.turn(world::now()));
@@ -54,23 +54,23 @@ impl Cluster {
     /// Does something with a member's part, and what comes of it.
     pub(super) fn move_control(&mut self, node: NodeNo, act: impl FnOnce(&mut Control)) {
         self.world.be(node);
-        let life = self.nodes[node].life;
+        let incarnation = self.nodes[node].incarnation;
         let Some(control) = self.nodes[node].control_mut() else { return };
         act(control);
         self.schedule_turn(node, self.now_us + WAKE_US_MIN);
         while let Some(control) = self.nodes[node].control_mut() {
             let Some(output) = control.poll_output() else { break };
             let id = control.kept.id;
-            self.carry_out(node, life, id, output);
+            self.carry_out(node, incarnation, id, output);
         }
     }
 
-    fn carry_out(&mut self, node: NodeNo, life: u64, id: MemberId, output: Output) {
+    fn carry_out(&mut self, node: NodeNo, incarnation: u64, id: MemberId, output: Output) {
         match output {
             Output::Ask { id: number, peer, ask, timeout, .. } => {
                 self.last_ask += 1;
                 let request = self.last_ask;
-                self.asks.insert(request, (node, life, id, number));
+                self.asks.insert(request, (node, incarnation, id, number));
                 let timeout = self.world.true_us(node, timeout);
                 self.after(timeout, Event::AskTimeout(request));
                 if let Some(to) = crate::network::node_of(&peer).filter(|to| *to < self.nodes.len()) {
@@ -89,13 +89,13 @@ impl Cluster {
             }
             Output::Promise(epoch) => {
                 let delay = self.rng.u64(PROMISE_US);
-                self.after(delay, Event::Promised { node, life, id, epoch });
+                self.after(delay, Event::Promised { node, incarnation, id, epoch });
             }
             Output::Propose(number, change) => {
                 // The controller's disk, and whoever else's it needs.
                 let delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
                 let proposal = Proposal { id: number, change };
-                self.after(delay, Event::Propose { node, life, id, proposal });
+                self.after(delay, Event::Propose { node, incarnation, id, proposal });
             }
             Output::Form(voters) => {
                 if self.engine.voters.is_empty() {
@@ -105,7 +105,7 @@ impl Cluster {
             }
             Output::ChangeVoters(step) => {
                 let delay = self.rng.u64(PROPOSE_US_MIN..=self.plan.register_us);
-                self.after(delay, Event::ChangeVoters { node, life, id, step });
+                self.after(delay, Event::ChangeVoters { node, incarnation, id, step });
             }
             Output::Over(over) => {
                 let next = MemberId(self.rng.u64(1..));
@@ -143,24 +143,24 @@ impl Cluster {
     }
 
     pub(super) fn answered(&mut self, request: u64, answer: Option<Answer>) {
-        let Some((node, life, id, number)) = self.asks.remove(&request) else { return };
+        let Some((node, incarnation, id, number)) = self.asks.remove(&request) else { return };
         let answer = answer.ok_or_else(|| "no answer".to_owned());
-        self.tell(node, life, id, |control| control.answered(number, answer, world::now()));
+        self.tell(node, incarnation, id, |control| control.answered(number, answer, world::now()));
     }
 
     /// Tells an incarnation of a member something, if it is still there.
-    fn tell(&mut self, node: NodeNo, life: u64, id: MemberId, act: impl FnOnce(&mut Control)) {
+    fn tell(&mut self, node: NodeNo, incarnation: u64, id: MemberId, act: impl FnOnce(&mut Control)) {
         let there = self.nodes[node].control().is_some_and(|control| control.kept.id == id);
-        if there && self.nodes[node].life == life {
+        if there && self.nodes[node].incarnation == incarnation {
             self.move_control(node, act);
         }
     }
 
-    pub(super) fn promised(&mut self, node: NodeNo, life: u64, id: MemberId, epoch: Epoch) {
+    pub(super) fn promised(&mut self, node: NodeNo, incarnation: u64, id: MemberId, epoch: Epoch) {
         if self.is_paused(node) {
-            return self.at(self.nodes[node].paused_until, Event::Promised { node, life, id, epoch });
+            return self.at(self.nodes[node].paused_until, Event::Promised { node, incarnation, id, epoch });
         }
-        self.tell(node, life, id, |control| control.promised(epoch, world::now()));
+        self.tell(node, incarnation, id, |control| control.promised(epoch, world::now()));
     }
 
     pub(super) fn is_up(&self, node: NodeNo) -> bool {
@@ -262,21 +262,23 @@ impl Cluster {
             return;
         }
         view.controls &= self.controller == Some(node);
-        let life = self.nodes[node].life;
-        self.tell(node, life, id, |control| control.learn(view, world::now()));
+        let incarnation = self.nodes[node].incarnation;
+        self.tell(node, incarnation, id, |control| control.learn(view, world::now()));
     }
 
-    pub(super) fn propose(&mut self, node: NodeNo, life: u64, id: MemberId, proposal: Proposal) -> Checked {
-        let able = self.controller == Some(node) && self.incarnation(node) == id && self.nodes[node].life == life;
+    pub(super) fn propose(&mut self, node: NodeNo, incarnation: u64, id: MemberId, proposal: Proposal) -> Checked {
+        let able = self.controller == Some(node)
+            && self.incarnation(node) == id
+            && self.nodes[node].incarnation == incarnation;
         let voters = self.engine.voters.clone();
         if !able || !self.reaches_majority(node, &voters) {
             let outcome = Err("no majority of the voters took it".to_owned());
-            self.after(CHANGE_TIME_US, Event::Proposed { node, life, id, number: proposal.id, outcome });
+            self.after(CHANGE_TIME_US, Event::Proposed { node, incarnation, id, number: proposal.id, outcome });
             return Ok(());
         }
         let outcome = self.change_register(*proposal.change)?;
         let delay = self.network.borrow_mut().delay_us();
-        self.after(delay, Event::Proposed { node, life, id, number: proposal.id, outcome: Ok(outcome) });
+        self.after(delay, Event::Proposed { node, incarnation, id, number: proposal.id, outcome: Ok(outcome) });
         self.no_failover_misses_it()
     }
 
@@ -310,23 +312,23 @@ impl Cluster {
     pub(super) fn proposed(
         &mut self,
         node: NodeNo,
-        life: u64,
+        incarnation: u64,
         id: MemberId,
         number: u64,
         outcome: Result<Outcome, String>,
     ) {
-        self.tell(node, life, id, |control| control.proposed(number, outcome, world::now()));
+        self.tell(node, incarnation, id, |control| control.proposed(number, outcome, world::now()));
     }
 
     /// A step of the voters: it takes a majority of those that vote, and of those that are to vote.
-    pub(super) fn change_voters(&mut self, node: NodeNo, life: u64, id: MemberId, step: VoterStep) {
+    pub(super) fn change_voters(&mut self, node: NodeNo, incarnation: u64, id: MemberId, step: VoterStep) {
         let voters = self.engine.voters.clone();
         let able =
             self.controller == Some(node) && self.incarnation(node) == id && self.reaches_majority(node, &voters);
         let outcome =
             if !able { Err("no majority of the voters took it".to_owned()) } else { self.take_step(node, step) };
         let delay = self.network.borrow_mut().delay_us();
-        self.after(delay, Event::VotersChanged { node, life, id, outcome });
+        self.after(delay, Event::VotersChanged { node, incarnation, id, outcome });
     }
 
     fn take_step(&mut self, controller: NodeNo, step: VoterStep) -> Result<(), String> {
@@ -355,8 +357,8 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn voters_changed(&mut self, node: NodeNo, life: u64, id: MemberId, outcome: Result<(), String>) {
-        self.tell(node, life, id, |control| control.voters_changed(outcome, world::now()));
+    pub(super) fn voters_changed(&mut self, node: NodeNo, incarnation: u64, id: MemberId, outcome: Result<(), String>) {
+        self.tell(node, incarnation, id, |control| control.voters_changed(outcome, world::now()));
     }
 
     /// `a whole, b lost`.

@@ -41,19 +41,19 @@ impl Cluster {
 
     fn send_input(&mut self, client: usize, node: NodeNo, session: u64, bytes: Vec<u8>) {
         let delay = self.network.borrow_mut().delay_us();
-        let life = self.nodes[node].life;
-        self.after(delay, Event::Input(node, life, session, bytes));
+        let incarnation = self.nodes[node].incarnation;
+        self.after(delay, Event::Input(node, incarnation, session, bytes));
         let turn = self.clients[client].turn;
         let patience = self.clients[client].patience();
         self.after(patience.as_micros() as u64, Event::Client(client, turn));
     }
 
-    pub(super) fn input(&mut self, node: NodeNo, life: u64, session: u64, bytes: &[u8]) {
-        if self.nodes[node].life != life {
+    pub(super) fn input(&mut self, node: NodeNo, incarnation: u64, session: u64, bytes: &[u8]) {
+        if self.nodes[node].incarnation != incarnation {
             return;
         }
         if self.is_paused(node) {
-            return self.at(self.nodes[node].paused_until, Event::Input(node, life, session, bytes.to_vec()));
+            return self.at(self.nodes[node].paused_until, Event::Input(node, incarnation, session, bytes.to_vec()));
         }
         self.world.be(node);
         if let Some(process) = &mut self.nodes[node].process {

@@ -68,7 +68,7 @@ impl Cluster {
         let member = &process.member;
         let (durable, start) = (member.flushed(), member.log_start());
         let (before, began) = (known.seen_durable, known.log_start);
-        let is_new = std::mem::replace(&mut known.seen_life, known.life) != known.life;
+        let is_new = std::mem::replace(&mut known.seen_incarnation, known.incarnation) != known.incarnation;
         if is_new {
             known.lost_seen = 0;
         }
