@@ -144,7 +144,7 @@ impl Changes {
     fn add(&self, socket: &OwnedFd, number: u64) -> io::Result<()> {
         let events = (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
         let mut event = libc::epoll_event { events, u64: number };
-        // SAFETY: the event incarnations through the call.
+        // SAFETY: the event lives through the call.
         match unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &mut event) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -155,7 +155,7 @@ impl Changes {
     fn take(&mut self, mut each: impl FnMut(u64, bool)) {
         loop {
             let (list, most) = (self.events.as_mut_ptr(), self.events.len() as libc::c_int);
-            // SAFETY: the list incarnations through the call, which does not wait.
+            // SAFETY: the list lives through the call, which does not wait.
             let count = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), list, most, 0) };
             assert!(count >= 0, "epoll_wait: {}", io::Error::last_os_error());
             for event in &self.events[..count as usize] {
@@ -379,7 +379,7 @@ impl Network {
         let lane = &mut connection.lanes[side];
         let mut buffer = std::mem::take(&mut self.buffer);
         while !lane.ended && lane.bytes < WINDOW_BYTES {
-            // SAFETY: the buffer incarnations through the call.
+            // SAFETY: the buffer lives through the call.
             let got = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             let piece = match got {
                 1.. => Piece::Bytes(buffer[..got as usize].to_vec()),

@@ -430,7 +430,7 @@ impl World for SimWorld {
     fn sleep(&self, time: Duration) {
         let sleeper = SLEEPER.get().expect("only blocking work sleeps");
         let node = self.node.get();
-        // SAFETY: it was set by the coroutine that runs now, whose yielder incarnations as long as its stack.
+        // SAFETY: it was set by the coroutine that runs now, whose yielder lives as long as its stack.
         unsafe { (*sleeper).suspend(time) };
         SLEEPER.set(Some(sleeper));
         self.node.set(node);

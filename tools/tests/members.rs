@@ -88,7 +88,7 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
     assert!(cluster.log_of(gone).contains("removed from the cluster at version"), "its log says so");
     let refused = cluster.client(gone).command(&["SET", "k", "v"]);
     assert!(matches!(&refused, Reply::Error(text) if text.contains("walferry join")), "{refused:?}");
-    // Neither it nor its next life changes anything for the others.
+    // Neither it nor its next incarnation changes anything for the others.
     cluster.kill(gone);
     cluster.bring(gone);
     until("it knows that it was removed", || trouble(&cluster, gone).contains("removed from the cluster at version"));
@@ -96,7 +96,7 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
     load.wait_for(500);
     let (_, pause) = load.finish();
     assert_eq!(cluster.describe(leader)["epoch"], epoch, "no election, longest pause {pause:?}");
-    // What it misses meanwhile it gets when it is back, as another life.
+    // What it misses meanwhile it gets when it is back, as another incarnation.
     join(&cluster, gone, leader).expect("it joins anew");
     assert_ne!(member(&cluster, gone)["id"], id);
     assert_eq!(member(&cluster, gone)["log_status"], "complete");

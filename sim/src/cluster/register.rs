@@ -1,6 +1,6 @@
 //! The cluster's threads: packets between them, who controls the register, and what becomes of proposals. The register is one
 //! value that whoever controls it may change while a majority of its voters hears it; openraft has its own suite. Who votes is
-//! modelled as openraft has it: incarnations, changed by a majority of those before and of those after.
+//! modelled as openraft has it: voters, changed by a majority of those before and of those after.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -178,7 +178,7 @@ impl Cluster {
         self.register.knows(&name_of(node), self.incarnation(node))
     }
 
-    /// Those whose incarnations the register has.
+    /// Those whose votes the register has.
     pub(super) fn members(&self) -> impl Iterator<Item = NodeNo> {
         (0..self.nodes.len()).filter(|node| self.is_member(*node))
     }

@@ -114,7 +114,7 @@ impl Namespace {
         command
     }
 
-    /// Does something, such as opening a socket, inside the namespace; sockets stay there for their life.
+    /// Does something, such as opening a socket, inside the namespace; sockets stay there until they are closed.
     pub fn enter<T: Send>(&self, act: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
         let file = File::open(format!("/run/netns/{}", self.name()))?;
         let inside = || {
