@@ -126,7 +126,7 @@ pub enum Ask {
     /// Do you hear the leader? This incarnation asks.
     PreVote(MemberId),
     /// Refuse leaders of epochs before this one, durably; this incarnation asks.
-    Seal(Epoch, MemberId),
+    Fence(Epoch, MemberId),
     /// Change the register (to the controller).
     Change(Box<Change>),
     /// Replace the leader of this epoch, which consents (to the controller).
@@ -152,7 +152,7 @@ impl Ask {
     pub fn asker(&self) -> Option<MemberId> {
         match self {
             Ask::LeaseHeartbeat(heartbeat) => Some(heartbeat.id),
-            Ask::PreVote(id) | Ask::Seal(_, id) => Some(*id),
+            Ask::PreVote(id) | Ask::Fence(_, id) => Some(*id),
             _ => None,
         }
     }
@@ -180,8 +180,8 @@ pub enum Answer {
         /// From the controller: what a failover under way waits for; else empty.
         standstill: String,
     },
-    /// The member is sealed.
-    Sealed {
+    /// The member is fenced.
+    Fenced {
         /// Its incarnation.
         id: MemberId,
         /// For at least this epoch.
@@ -227,11 +227,11 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_announced_and_anything_else_is_not() {
-        let bytes = encode(&Packet { number: 7, body: Ask::Seal(Epoch(3), MemberId(5)) });
+        let bytes = encode(&Packet { number: 7, body: Ask::Fence(Epoch(3), MemberId(5)) });
         let envelope: &[u8; ENVELOPE_BYTES] = bytes.first_chunk().expect("an envelope");
         assert_eq!(body_bytes(envelope), Some(bytes.len() - ENVELOPE_BYTES));
         let packet: Packet<Ask> = serde_json::from_slice(&bytes[ENVELOPE_BYTES..]).expect("its own bytes");
-        assert!(matches!(packet, Packet { number: 7, body: Ask::Seal(Epoch(3), MemberId(5)) }));
+        assert!(matches!(packet, Packet { number: 7, body: Ask::Fence(Epoch(3), MemberId(5)) }));
         for wrong in [[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 9, 1, 0, 0], [0, 0, 0, 1, 9, 0, 0, 0]] {
             assert_eq!(body_bytes(&wrong), None, "{wrong:?}");
         }

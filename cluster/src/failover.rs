@@ -3,12 +3,12 @@
 //! engine that holds the register.
 //!
 //! ```text
-//! Watching ──(the leader is silent)──> PreVoting ───(a majority hears nothing of it either)──> Sealing
+//! Watching ──(the leader is silent)──> PreVoting ───(a majority hears nothing of it either)──> Fencing
 //!    ^   └────────(no leader yet, or it asked to be replaced)────────────────────────────────────^  │
-//!    └──(the register moved)── Proposed <──(a majority is sealed, and no commit can be missing)────┘
+//!    └──(the register moved)── Proposed <──(a majority is fenced, and no commit can be missing)────┘
 //! ```
 //!
-//! A sealed member has made durable that it takes nothing from leaders of older epochs any more, and says how far its log
+//! A fenced member has made durable that it takes nothing from leaders of older epochs any more, and says how far its log
 //! reaches (Kafka's and BookKeeper's fencing; Raft's vote with Kafka's in-sync set in place of the log's majority). The
 //! pre-vote disturbs nobody: a member that comes back from a partition learns by it that the leader is alive (Raft's PreVote).
 
@@ -26,9 +26,9 @@ use crate::register::{Awaited, Change, ClusterState, Kind, LogStatus, MemberId};
 /// A proposal that has not come back for so many election timeouts is looked at anew.
 const PROPOSAL_TIMEOUTS: u32 = 4;
 
-/// What a sealed member said.
+/// What a fenced member said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sealed {
+pub struct Fenced {
     /// Its incarnation: a promise is lost with the disk that holds it.
     pub id: MemberId,
     /// It refuses leaders of older epochs; at least the epoch that was asked for.
@@ -47,7 +47,7 @@ pub enum Effect {
     /// Does the member hear of the leader?
     PreVote,
     /// Promise to refuse leaders of epochs before this one, and say how far your log is.
-    Seal(Epoch),
+    Fence(Epoch),
     /// Change the register.
     Propose(Change),
 }
@@ -75,7 +75,7 @@ pub enum Standstill {
     /// Too few members have answered.
     Majority {
         /// Members that have.
-        sealed: Vec<MemberName>,
+        fenced: Vec<MemberName>,
         /// How many it takes.
         majority: usize,
     },
@@ -92,8 +92,8 @@ impl fmt::Display for Standstill {
                     "the leader is silent here; {silent} members do not hear it, {majority} are needed to replace it"
                 )
             }
-            Standstill::Majority { sealed, majority } => {
-                let names: Vec<&str> = sealed.iter().map(MemberName::as_str).collect();
+            Standstill::Majority { fenced, majority } => {
+                let names: Vec<&str> = fenced.iter().map(MemberName::as_str).collect();
                 write!(f, "no leader: waiting for a majority of {majority} members; answering: {}", names.join(", "))
             }
             Standstill::Unsafe(awaited) => {
@@ -116,7 +116,7 @@ pub struct LossBound {
 enum Phase {
     Watching,
     PreVoting { silent: BTreeSet<MemberName>, ask_at: Instant },
-    Sealing { epoch: Epoch, sealed: BTreeMap<MemberName, Sealed>, ask_at: Instant, since: Instant },
+    Fencing { epoch: Epoch, fenced: BTreeMap<MemberName, Fenced>, ask_at: Instant, since: Instant },
     Proposed { at: Instant },
 }
 
@@ -201,18 +201,18 @@ impl Failover {
         }
     }
 
-    /// A member is sealed.
-    pub fn handle_sealed(&mut self, state: &ClusterState, name: &MemberName, answer: Sealed) {
+    /// A member is fenced.
+    pub fn handle_fenced(&mut self, state: &ClusterState, name: &MemberName, answer: Fenced) {
         if !state.knows(name, answer.id) {
             return;
         }
-        if let Phase::Sealing { epoch, sealed, .. } = &mut self.phase {
+        if let Phase::Fencing { epoch, fenced, .. } = &mut self.phase {
             if answer.promised > *epoch {
                 // Somebody tried before us and got further: everybody is asked again, for that epoch.
                 *epoch = answer.promised;
-                sealed.clear();
+                fenced.clear();
             } else {
-                sealed.insert(name.clone(), answer);
+                fenced.insert(name.clone(), answer);
             }
         }
     }
@@ -231,12 +231,12 @@ impl Failover {
             Phase::PreVoting { silent, .. } => {
                 Some(Standstill::PreVoting { silent: silent.len(), majority: state.majority() })
             }
-            Phase::Sealing { sealed, .. } if sealed.len() < state.majority() => {
-                let sealed = sealed.keys().cloned().collect();
-                Some(Standstill::Majority { sealed, majority: state.majority() })
+            Phase::Fencing { fenced, .. } if fenced.len() < state.majority() => {
+                let fenced = fenced.keys().cloned().collect();
+                Some(Standstill::Majority { fenced, majority: state.majority() })
             }
-            Phase::Sealing { sealed, .. } => {
-                state.safe_to_lead(&sealed.keys().cloned().collect()).err().map(Standstill::Unsafe)
+            Phase::Fencing { fenced, .. } => {
+                state.safe_to_lead(&fenced.keys().cloned().collect()).err().map(Standstill::Unsafe)
             }
         }
     }
@@ -246,8 +246,8 @@ impl Failover {
         match &self.phase {
             Phase::Watching => grant_left,
             Phase::PreVoting { ask_at, .. } => ask_at.saturating_duration_since(now),
-            Phase::Sealing { ask_at, sealed, .. } => {
-                let free = sealed.values().map(|answer| answer.granted_until).filter(|until| *until > now).min();
+            Phase::Fencing { ask_at, fenced, .. } => {
+                let free = fenced.values().map(|answer| answer.granted_until).filter(|until| *until > now).min();
                 free.map_or(*ask_at, |free| free.min(*ask_at)).saturating_duration_since(now)
             }
             Phase::Proposed { at } => (*at + self.election_timeout * PROPOSAL_TIMEOUTS).saturating_duration_since(now),
@@ -275,11 +275,11 @@ impl Failover {
     }
 
     /// The register moved: a failover that it completes is over; one that it does not goes on from what it says now, with the
-    /// seals of those that are still members.
+    /// fences of those that are still members.
     fn follow_register(&mut self, state: &ClusterState) {
         let over = match &mut self.phase {
-            Phase::Sealing { epoch, sealed, .. } => {
-                sealed.retain(|name, answer| state.knows(name, answer.id));
+            Phase::Fencing { epoch, fenced, .. } => {
+                fenced.retain(|name, answer| state.knows(name, answer.id));
                 state.epoch >= *epoch
             }
             Phase::PreVoting { silent, .. } => {
@@ -301,7 +301,7 @@ impl Failover {
             Phase::Watching => {
                 let leaderless = state.leader.is_none();
                 if leaderless || step_down.is_some() {
-                    self.begin_to_seal(outlook, effects);
+                    self.begin_to_fence(outlook, effects);
                 } else if grant_left.is_zero() {
                     self.phase = Phase::PreVoting { silent: BTreeSet::new(), ask_at: now + self.ask_interval };
                     effects.push(Effect::PreVote);
@@ -311,24 +311,24 @@ impl Failover {
                 if !grant_left.is_zero() {
                     self.phase = Phase::Watching;
                 } else if silent.len() >= state.majority() || step_down.is_some() {
-                    self.begin_to_seal(outlook, effects);
+                    self.begin_to_fence(outlook, effects);
                 } else if now >= *ask_at {
                     *ask_at = now + self.ask_interval;
                     effects.push(Effect::PreVote);
                 }
             }
-            Phase::Sealing { epoch, sealed, ask_at, since } => {
+            Phase::Fencing { epoch, fenced, ask_at, since } => {
                 let decision =
                     Decision { epoch: *epoch, controller: &self.me, step_down, unclean: self.unclean.is_some() };
                 // Whoever was asked for is waited for a while, though others would do.
-                let awaited = matches!(step_down, Some(StepDown::TransferLeadership(name)) if !sealed.contains_key(name))
+                let awaited = matches!(step_down, Some(StepDown::TransferLeadership(name)) if !fenced.contains_key(name))
                     && now.saturating_duration_since(*since) < self.election_timeout;
-                if let Some(change) = decide(state, sealed, &decision, now).filter(|_| !awaited) {
+                if let Some(change) = decide(state, fenced, &decision, now).filter(|_| !awaited) {
                     self.phase = Phase::Proposed { at: now };
                     effects.push(Effect::Propose(change));
                 } else if now >= *ask_at {
                     *ask_at = now + self.ask_interval;
-                    effects.push(Effect::Seal(*epoch));
+                    effects.push(Effect::Fence(*epoch));
                 }
             }
             Phase::Proposed { at } => {
@@ -339,11 +339,11 @@ impl Failover {
         }
     }
 
-    fn begin_to_seal(&mut self, outlook: &Outlook<'_>, effects: &mut Vec<Effect>) {
+    fn begin_to_fence(&mut self, outlook: &Outlook<'_>, effects: &mut Vec<Effect>) {
         let epoch = outlook.state.epoch.next().max(outlook.promised);
         let ask_at = outlook.now + self.ask_interval;
-        self.phase = Phase::Sealing { epoch, sealed: BTreeMap::new(), ask_at, since: outlook.now };
-        effects.push(Effect::Seal(epoch));
+        self.phase = Phase::Fencing { epoch, fenced: BTreeMap::new(), ask_at, since: outlook.now };
+        effects.push(Effect::Fence(epoch));
     }
 }
 
@@ -355,19 +355,19 @@ struct Decision<'a> {
     unclean: bool,
 }
 
-/// The change that makes the best of the sealed members the leader, once there is one that may.
+/// The change that makes the best of the fenced members the leader, once there is one that may.
 fn decide(
     state: &ClusterState,
-    sealed: &BTreeMap<MemberName, Sealed>,
+    fenced: &BTreeMap<MemberName, Fenced>,
     decision: &Decision<'_>,
     now: Instant,
 ) -> Option<Change> {
     let &Decision { epoch, controller, step_down, unclean } = decision;
-    let leader_sealed = state.leader.as_ref().is_some_and(|leader| sealed.contains_key(leader));
-    // A sealed leader knows that its lease is over, and one that failed gave it up before it said so; else what a majority has
+    let leader_fenced = state.leader.as_ref().is_some_and(|leader| fenced.contains_key(leader));
+    // A fenced leader knows that its lease is over, and one that failed gave it up before it said so; else what a majority has
     // granted must have run out.
-    let lease_over = leader_sealed || step_down == Some(&StepDown::Unfit);
-    let free = sealed.values().filter(|answer| lease_over || answer.granted_until <= now).count();
+    let lease_over = leader_fenced || step_down == Some(&StepDown::Unfit);
+    let free = fenced.values().filter(|answer| lease_over || answer.granted_until <= now).count();
     if free < state.majority() && !mutants::is_on("lead-without-a-majority") {
         return None;
     }
@@ -375,11 +375,11 @@ fn decide(
     let safe = |names: &BTreeSet<MemberName>| {
         unclean || state.safe_to_lead(names).is_ok() || mutants::is_on("lead-without-a-majority")
     };
-    let mut names: BTreeSet<MemberName> = sealed.keys().filter(|name| Some(*name) != unfit).cloned().collect();
+    let mut names: BTreeSet<MemberName> = fenced.keys().filter(|name| Some(*name) != unfit).cloned().collect();
     if !safe(&names) {
         // A leader whose log failed answers only once it was started again and its log works. Others are taken rather, but what
         // only it has may be confirmed.
-        names = sealed.keys().cloned().collect();
+        names = fenced.keys().cloned().collect();
         if !safe(&names) {
             return None;
         }
@@ -389,7 +389,7 @@ fn decide(
         member.is_some_and(|member| member.is_eligible() || unclean && member.kind == Kind::Data)
     };
     let reach = |name: &MemberName| {
-        let answer = sealed.get(name).filter(|_| !mutants::is_on("lead-with-any-log"))?;
+        let answer = fenced.get(name).filter(|_| !mutants::is_on("lead-with-any-log"))?;
         Some((answer.last_epoch, answer.flushed))
     };
     // Of equals not the controller: then a later death of the leader takes nobody along who has to replace it.

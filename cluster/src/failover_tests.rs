@@ -32,23 +32,23 @@ impl Scene {
         self.failover.handle_step_down(&self.state, Epoch(3), step_down);
     }
 
-    fn sealed(&mut self, member: &str, last_epoch: u64, flushed: u64) {
-        let answer = Sealed { last_epoch: Epoch(last_epoch), ..self.answer(member, Epoch(4), flushed) };
-        self.failover.handle_sealed(&self.state, &name(member), answer);
+    fn fenced(&mut self, member: &str, last_epoch: u64, flushed: u64) {
+        let answer = Fenced { last_epoch: Epoch(last_epoch), ..self.answer(member, Epoch(4), flushed) };
+        self.failover.handle_fenced(&self.state, &name(member), answer);
     }
 
-    fn answer(&self, member: &str, promised: Epoch, flushed: u64) -> Sealed {
+    fn answer(&self, member: &str, promised: Epoch, flushed: u64) -> Fenced {
         let id = self.state.members[&name(member)].id;
-        Sealed { id, promised, last_epoch: Epoch(3), flushed: Lsn(flushed), granted_until: self.now }
+        Fenced { id, promised, last_epoch: Epoch(3), flushed: Lsn(flushed), granted_until: self.now }
     }
 
-    /// Up to the seal of epoch 4.
+    /// Up to the fence of epoch 4.
     fn silent(&mut self) {
         self.grant_left = Duration::ZERO;
         assert_eq!(self.poll(), [Effect::PreVote]);
         self.failover.handle_pre_vote(&name("b"), true);
         self.failover.handle_pre_vote(&name("c"), true);
-        assert_eq!(self.poll(), [Effect::Seal(Epoch(4))]);
+        assert_eq!(self.poll(), [Effect::Fence(Epoch(4))]);
     }
 
     /// The one proposal: who leads, in which epoch, who is in sync.
@@ -82,24 +82,24 @@ fn a_leader_that_is_heard_by_a_majority_stays() {
 fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
     let mut scene = Scene::new();
     scene.silent();
-    scene.sealed("b", 3, 900);
+    scene.fenced("b", 3, 900);
     assert_eq!(scene.proposal(), None, "one of three is no majority");
     assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
-    scene.sealed("c", 3, 1000);
+    scene.fenced("c", 3, 1000);
     assert_eq!(scene.proposal(), Some(("c".to_owned(), 4, "b".to_owned())));
     assert_eq!(scene.proposal(), None, "once");
     // Of equals the controller does not lead.
     let mut scene = Scene::new();
     scene.failover = Failover::new(name("c"), TIMEOUT, INTERVAL);
     scene.silent();
-    scene.sealed("b", 3, 900);
-    scene.sealed("c", 3, 900);
+    scene.fenced("b", 3, 900);
+    scene.fenced("c", 3, 900);
     assert_eq!(scene.proposal().expect("a leader").0, "b");
     // A newer epoch counts more than a longer log.
     let mut scene = Scene::new();
     scene.silent();
-    scene.sealed("b", 3, 900);
-    scene.sealed("c", 2, 1000);
+    scene.fenced("b", 3, 900);
+    scene.fenced("c", 2, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "b");
 }
 
@@ -108,8 +108,8 @@ fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
     let mut scene = Scene::new();
     scene.state.members.get_mut(&name("c")).expect("a member").log_status = LogStatus::Lost;
     scene.silent();
-    scene.sealed("b", 3, 900);
-    scene.sealed("c", 3, 100);
+    scene.fenced("b", 3, 900);
+    scene.fenced("c", 3, 100);
     assert_eq!(scene.proposal(), None);
     let Some(Standstill::Unsafe(awaited)) = scene.failover.standstill(&scene.state) else { panic!("it waits") };
     assert_eq!(awaited.to_string(), "a, or 1 of c");
@@ -121,8 +121,8 @@ fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
 fn the_old_leader_goes_on_if_it_comes_back_in_time() {
     let mut scene = Scene::new();
     scene.silent();
-    scene.sealed("a", 3, 1200);
-    scene.sealed("b", 3, 900);
+    scene.fenced("a", 3, 1200);
+    scene.fenced("b", 3, 900);
     assert_eq!(scene.proposal(), Some(("a".to_owned(), 4, "b".to_owned())));
 }
 
@@ -132,8 +132,8 @@ fn nobody_leads_before_the_old_lease_is_over() {
     scene.silent();
     let granted_until = scene.now + Duration::from_millis(200);
     for member in ["b", "c"] {
-        let answer = Sealed { granted_until, ..scene.answer(member, Epoch(4), 9) };
-        scene.failover.handle_sealed(&scene.state, &name(member), answer);
+        let answer = Fenced { granted_until, ..scene.answer(member, Epoch(4), 9) };
+        scene.failover.handle_fenced(&scene.state, &name(member), answer);
     }
     assert_eq!(scene.proposal(), None);
     assert!(scene.failover.next_timeout(Duration::ZERO, scene.now) <= INTERVAL);
@@ -145,13 +145,13 @@ fn nobody_leads_before_the_old_lease_is_over() {
 fn a_promise_for_a_later_epoch_moves_the_failover_there() {
     let mut scene = Scene::new();
     scene.silent();
-    scene.sealed("b", 3, 900);
+    scene.fenced("b", 3, 900);
     let (b, c) = (scene.answer("b", Epoch(6), 9), scene.answer("c", Epoch(6), 9));
-    scene.failover.handle_sealed(&scene.state, &name("c"), c);
+    scene.failover.handle_fenced(&scene.state, &name("c"), c);
     scene.now += INTERVAL;
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(6))]);
-    scene.failover.handle_sealed(&scene.state, &name("c"), c);
-    scene.failover.handle_sealed(&scene.state, &name("b"), b);
+    assert_eq!(scene.poll(), [Effect::Fence(Epoch(6))]);
+    scene.failover.handle_fenced(&scene.state, &name("c"), c);
+    scene.failover.handle_fenced(&scene.state, &name("b"), b);
     assert_eq!(scene.proposal().expect("a leader").1, 6);
 }
 
@@ -164,10 +164,10 @@ fn leader_that_steps_down_is_replaced_without_a_pre_vote() {
     ] {
         let mut scene = Scene::new();
         scene.step_down(step_down.clone());
-        assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
-        scene.sealed("a", 3, 1000);
-        scene.sealed("b", 3, 900);
-        scene.sealed("c", 3, 1000);
+        assert_eq!(scene.poll(), [Effect::Fence(Epoch(4))]);
+        scene.fenced("a", 3, 1000);
+        scene.fenced("b", 3, 900);
+        scene.fenced("c", 3, 1000);
         // `b` is behind: it cannot have what was asked for it. Of equals the controller, `b`, is the last choice.
         assert_eq!(scene.proposal().expect("a leader").0, leader, "{step_down:?}");
     }
@@ -179,10 +179,10 @@ fn unfit_leader_is_replaced_before_its_grants_end() {
     for (step_down, at_once) in [(StepDown::Unfit, true), (StepDown::TransferLeadership(name("c")), false)] {
         let mut scene = Scene::new();
         scene.step_down(step_down.clone());
-        assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
+        assert_eq!(scene.poll(), [Effect::Fence(Epoch(4))]);
         for member in ["b", "c"] {
-            let answer = Sealed { granted_until: scene.now + TIMEOUT, ..scene.answer(member, Epoch(4), 900) };
-            scene.failover.handle_sealed(&scene.state, &name(member), answer);
+            let answer = Fenced { granted_until: scene.now + TIMEOUT, ..scene.answer(member, Epoch(4), 900) };
+            scene.failover.handle_fenced(&scene.state, &name(member), answer);
         }
         assert_eq!(scene.proposal().is_some(), at_once, "{step_down:?}");
         scene.now += TIMEOUT;
@@ -196,11 +196,11 @@ fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
     scene.state.in_sync.clear();
     scene.state.policy = "ALL".to_owned();
     scene.step_down(StepDown::Unfit);
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
-    scene.sealed("b", 3, 900);
-    scene.sealed("c", 2, 800);
+    assert_eq!(scene.poll(), [Effect::Fence(Epoch(4))]);
+    scene.fenced("b", 3, 900);
+    scene.fenced("c", 2, 800);
     assert_eq!(scene.proposal(), None, "commits under ALL waited for nobody but the leader");
-    scene.sealed("a", 3, 1000);
+    scene.fenced("a", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "a", "it was started again");
 }
 
@@ -211,8 +211,8 @@ fn a_failover_ends_with_the_register_and_with_control() {
     scene.state.version += 1;
     scene.state.in_sync.clear();
     assert_eq!(scene.poll(), [], "another change: the failover goes on");
-    scene.sealed("b", 3, 900);
-    scene.sealed("c", 3, 900);
+    scene.fenced("b", 3, 900);
+    scene.fenced("c", 3, 900);
     assert!(scene.proposal().is_some());
     scene.failover.handle_proposed();
     scene.state.version += 1;
@@ -222,7 +222,7 @@ fn a_failover_ends_with_the_register_and_with_control() {
     assert_eq!(scene.failover.standstill(&scene.state), None);
     scene.state.leader = None;
     scene.state.version += 1;
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(5))], "nobody leads: no pre-vote is needed");
+    assert_eq!(scene.poll(), [Effect::Fence(Epoch(5))], "nobody leads: no pre-vote is needed");
     let outlook = Outlook {
         state: &scene.state,
         controls: false,
@@ -235,19 +235,19 @@ fn a_failover_ends_with_the_register_and_with_control() {
 }
 
 #[test]
-fn a_seal_ends_with_the_life_that_gave_it() {
+fn fence_ends_with_its_incarnation() {
     let mut scene = Scene::new();
     scene.silent();
-    scene.sealed("b", 3, 900);
-    // `c` was sealed, then came back without its disk and was taken back: its next incarnation promised nothing.
-    let old_life = scene.answer("c", Epoch(4), 900);
-    scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
+    scene.fenced("b", 3, 900);
+    // `c` was fenced, then came back without its disk and was taken back: its next incarnation promised nothing.
+    let old_incarnation = scene.answer("c", Epoch(4), 900);
+    scene.failover.handle_fenced(&scene.state, &name("c"), old_incarnation);
     let member = scene.state.members.get_mut(&name("c")).expect("a member");
     (member.id, member.log_status) = (MemberId(33), LogStatus::Lost);
     scene.state.version += 1;
     assert_eq!(scene.proposal(), None);
     assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
-    scene.failover.handle_sealed(&scene.state, &name("c"), old_life);
+    scene.failover.handle_fenced(&scene.state, &name("c"), old_incarnation);
     assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })), "a late answer");
 }
 
@@ -255,17 +255,17 @@ fn a_seal_ends_with_the_life_that_gave_it() {
 fn whoever_was_asked_for_is_waited_for() {
     let mut scene = Scene::new();
     scene.step_down(StepDown::TransferLeadership(name("c")));
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
-    scene.sealed("a", 3, 1000);
-    scene.sealed("b", 3, 1000);
+    assert_eq!(scene.poll(), [Effect::Fence(Epoch(4))]);
+    scene.fenced("a", 3, 1000);
+    scene.fenced("b", 3, 1000);
     assert_eq!(scene.proposal(), None, "its answer is on the way");
-    scene.sealed("c", 3, 1000);
+    scene.fenced("c", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");
     let mut scene = Scene::new();
     scene.step_down(StepDown::TransferLeadership(name("c")));
     scene.poll();
-    scene.sealed("a", 3, 1000);
-    scene.sealed("b", 3, 1000);
+    scene.fenced("a", 3, 1000);
+    scene.fenced("b", 3, 1000);
     scene.now += TIMEOUT;
     assert_eq!(scene.proposal().expect("a leader").0, "a", "but not for ever");
 }
@@ -274,11 +274,11 @@ fn whoever_was_asked_for_is_waited_for() {
 fn a_leader_that_wants_to_go_on_does_not_undo_a_switchover() {
     let mut scene = Scene::new();
     scene.step_down(StepDown::TransferLeadership(name("c")));
-    assert_eq!(scene.poll(), [Effect::Seal(Epoch(4))]);
-    scene.sealed("c", 3, 1000);
-    // The old leader's heartbeat met the promise that `c` just gave, before the old leader was sealed itself.
+    assert_eq!(scene.poll(), [Effect::Fence(Epoch(4))]);
+    scene.fenced("c", 3, 1000);
+    // The old leader's heartbeat met the promise that `c` just gave, before the old leader was fenced itself.
     scene.step_down(StepDown::TransferLeadership(name("a")));
-    scene.sealed("a", 3, 1000);
+    scene.fenced("a", 3, 1000);
     assert_eq!(scene.proposal().expect("a leader").0, "c");
     // In the other order the operator's wish counts as well, and a log that failed counts most.
     for (first, then, leader) in [
@@ -290,9 +290,9 @@ fn a_leader_that_wants_to_go_on_does_not_undo_a_switchover() {
         scene.step_down(first.clone());
         scene.step_down(then.clone());
         scene.poll();
-        scene.sealed("a", 3, 1000);
-        scene.sealed("b", 3, 1000);
-        scene.sealed("c", 3, if leader == "c" { 1000 } else { 900 });
+        scene.fenced("a", 3, 1000);
+        scene.fenced("b", 3, 1000);
+        scene.fenced("c", 3, if leader == "c" { 1000 } else { 900 });
         assert_eq!(scene.proposal().expect("a leader").0, leader, "{first:?}, then {then:?}");
     }
 }

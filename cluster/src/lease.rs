@@ -117,7 +117,7 @@ mod tests {
         assert!(voter.handle_heartbeat(Epoch(3), start + ms(500)));
         assert_eq!(voter.grant_left(start + ms(600)), ms(300));
         voter.promise(Epoch(4));
-        assert!(!voter.handle_heartbeat(Epoch(3), start + ms(700)), "sealed");
+        assert!(!voter.handle_heartbeat(Epoch(3), start + ms(700)), "fenced");
         assert_eq!(voter.grant_left(start + ms(700)), ms(200), "what was granted is not taken back");
         voter.promise(Epoch(2));
         assert_eq!(voter.promised(), Epoch(4), "a promise stays");

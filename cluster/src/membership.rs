@@ -5,7 +5,7 @@
 //! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
 //! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
 //!
-//! **Commits.** A failover chooses by the register's quorum rule (policy and confirming members): it approves a set of sealed members
+//! **Commits.** A failover chooses by the register's quorum rule (policy and confirming members): it approves a set of fenced members
 //! only if every set that may have confirmed a commit under this rule has a counted member in it. So each commit that was
 //! ever confirmed has to be confirmed under the rule of *every later* version. When the rule changes from R to R' (as in Raft's
 //! joint consensus, with the register's compare-and-set in place of the two log entries):
@@ -20,8 +20,8 @@
 //! A proof for a member that loses its disk meanwhile is void: the new state names the incarnation that was proved, and a member that
 //! is taken back as another incarnation is another change, which one of the two has to lose.
 //!
-//! **Leases and seals.** Both take a majority of the members. Changes are the leader's, one member at a time, and it goes by the
-//! changed members for its lease before it makes another change. So the lease of a leader and the seal of its successor rest on
+//! **Leases and fences.** Both take a majority of the members. Changes are the leader's, one member at a time, and it goes by the
+//! changed members for its lease before it makes another change. So the lease of a leader and the fence of its successor rest on
 //! majorities of the same members, or of members of which one came or went, and these share a member
 //! (`floor(n / 2) + 1 + floor((n + 1) / 2) + 1 = n + 2`). A grant of a member that was removed is void at once.
 //!

@@ -206,16 +206,16 @@ impl World {
         next
     }
 
-    /// Every leader that some set of sealed members may bring; each has the commit, or this is the loss that must not be.
+    /// Every leader that some set of fenced members may bring; each has the commit, or this is the loss that must not be.
     fn failovers(&self, state: &ClusterState) -> Vec<World> {
         let mut next = Vec::new();
         for set in 1_u32..1 << self.members.len() {
             let of = |index: &usize| set >> index & 1 == 1 && self.members[*index].is_some();
-            let sealed: BTreeSet<MemberName> =
+            let fenced: BTreeSet<MemberName> =
                 (0..self.members.len()).filter(of).map(|index| name(NODES[index])).collect();
-            if sealed.len() != set.count_ones() as usize
-                || sealed.len() < state.majority()
-                || state.safe_to_lead(&sealed).is_err()
+            if fenced.len() != set.count_ones() as usize
+                || fenced.len() < state.majority()
+                || state.safe_to_lead(&fenced).is_err()
             {
                 continue;
             }
@@ -225,7 +225,7 @@ impl World {
             let reach_furthest: Vec<usize> = may_lead.iter().copied().filter(has).collect();
             // With none that may lead, nobody does.
             let met = may_lead.is_empty() || !reach_furthest.is_empty();
-            assert!(met, "{sealed:?} is approved and lacks the commit: {self:?}");
+            assert!(met, "{fenced:?} is approved and lacks the commit: {self:?}");
             next.extend(reach_furthest.into_iter().map(|leader| World { leader, ..self.clone() }));
         }
         next

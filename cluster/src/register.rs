@@ -1,7 +1,7 @@
 //! The register: the small state that every member of a cluster agrees on. One value with a version; it changes only by
 //! compare-and-set, through whatever engine holds it (`consensus`). Pure: it knows neither that engine nor time.
 //!
-//! It says as well what a failover must wait for: the sealed members have to meet every set of members on which the old
+//! It says as well what a failover must wait for: the fenced members have to meet every set of members on which the old
 //! epoch may have confirmed a commit ([`ClusterState::safe_to_lead`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use crate::quorum_rule::QuorumRule;
 /// Members of a cluster at most; of them at most [`VOTERS_MAX`] vote about the register.
 pub const MEMBERS_MAX: usize = 16;
 /// Members that vote about the register at most: with more, every change waits for more disks and survives no likelier fault.
-/// Leases and seals are another matter: there every member votes ([`ClusterState::majority`]).
+/// Leases and fences are another matter: there every member votes ([`ClusterState::majority`]).
 pub const VOTERS_MAX: usize = 5;
 /// Incarnations that were removed and are remembered, to tell them so; the oldest is forgotten first.
 pub const REMOVED_MAX: usize = 32;
@@ -167,7 +167,7 @@ pub struct Awaited {
     pub leader: Option<MemberName>,
     /// Or so many of these.
     pub need: usize,
-    /// Members that may have confirmed what no sealed one has.
+    /// Members that may have confirmed what no fenced one has.
     pub of: Vec<MemberName>,
 }
 
@@ -312,7 +312,7 @@ impl ClusterState {
         self.members.get(name).is_some_and(|member| member.kind == Kind::Witness)
     }
 
-    /// How many members are a majority, for leases and seals. Of all members, whether they vote about the register or not: any
+    /// How many members are a majority, for leases and fences. Of all members, whether they vote about the register or not: any
     /// two majorities have to share a member, also those of two versions between which one member came or went.
     pub fn majority(&self) -> usize {
         self.members.len() / 2 + 1
@@ -367,11 +367,11 @@ impl ClusterState {
         }
     }
 
-    /// Whether the highest of the `sealed` members holds every commit that a replica has confirmed: whether each set of
-    /// members that may hold a confirmed commit has a sealed one in it. Else what is missing.
-    pub fn safe_to_lead(&self, sealed: &BTreeSet<MemberName>) -> Result<(), Awaited> {
+    /// Whether the highest of the `fenced` members holds every commit that a replica has confirmed: whether each set of
+    /// members that may hold a confirmed commit has a fenced one in it. Else what is missing.
+    pub fn safe_to_lead(&self, fenced: &BTreeSet<MemberName>) -> Result<(), Awaited> {
         let counts = |name: &MemberName| {
-            sealed.contains(name)
+            fenced.contains(name)
                 && self.members.get(name).is_some_and(|member| member.log_status == LogStatus::Complete)
         };
         let Some(leader) = &self.leader else {
@@ -387,7 +387,7 @@ impl ClusterState {
             SyncPolicy::None => awaited(0, Vec::new()),
             // Each commit was confirmed by every member of the set: one of them suffices.
             SyncPolicy::All if self.in_sync.iter().any(counts) => Ok(()),
-            SyncPolicy::All if mutants::is_on("count-a-witness") && sealed.iter().any(|name| self.is_witness(name)) => {
+            SyncPolicy::All if mutants::is_on("count-a-witness") && fenced.iter().any(|name| self.is_witness(name)) => {
                 Ok(())
             }
             SyncPolicy::All => awaited(usize::from(!self.in_sync.is_empty()), self.in_sync.iter().cloned().collect()),

@@ -76,8 +76,8 @@ fn member_that_joins_a_forced_cluster_gets_its_register() {
 }
 
 #[test]
-fn the_sealed_meet_every_set_that_may_have_confirmed_a_commit() {
-    // members, policy, leader, in sync, sealed, what is awaited
+fn the_fenced_meet_every_set_that_may_have_confirmed_a_commit() {
+    // members, policy, leader, in sync, fenced, what is awaited
     let table = [
         ("a b c", "ANY 1 (*)", "a", "b c", "b c", ""),
         ("a b c", "ANY 1 (*)", "a", "b c", "b", "a, or 1 of c"),
@@ -107,15 +107,15 @@ fn the_sealed_meet_every_set_that_may_have_confirmed_a_commit() {
         ("a b w?", "", "", "", "a w", "b"),
         ("a b w?", "", "", "", "a b", ""),
     ];
-    for (members, policy, leader, in_sync, sealed, awaited) in table {
+    for (members, policy, leader, in_sync, fenced, awaited) in table {
         let mut state = formed(members, policy);
         state.leader = (!leader.is_empty()).then(|| name(leader));
         state.in_sync = names(in_sync);
-        let verdict = state.safe_to_lead(&names(sealed)).err().map(|awaited| awaited.to_string());
+        let verdict = state.safe_to_lead(&names(fenced)).err().map(|awaited| awaited.to_string());
         assert_eq!(
             verdict.unwrap_or_default(),
             awaited,
-            "{members} under {policy}, leader {leader:?}, sealed {sealed}"
+            "{members} under {policy}, leader {leader:?}, fenced {fenced}"
         );
     }
 }

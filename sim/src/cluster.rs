@@ -297,7 +297,7 @@ pub struct Cluster {
     /// Base copies that took a log's place, of processes that are gone.
     base_copies: u64,
     /// Until then members that promise their vote may die of it.
-    kills_sealed_until: u64,
+    kills_fenced_until: u64,
     /// How the leader is cut off meanwhile.
     cut_off: Vec<(NodeNo, NodeNo)>,
     /// Who dies in the switchover that is under way.
@@ -419,7 +419,7 @@ impl Cluster {
             faults: 0,
             restarts: 0,
             base_copies: 0,
-            kills_sealed_until: 0,
+            kills_fenced_until: 0,
             cut_off: Vec::new(),
             ambush: None,
             leaderless_us: None,

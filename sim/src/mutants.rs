@@ -205,7 +205,7 @@ pub const ALL: &[Mutant] = &[
     ),
     tuned("vote-twice", "a voter grants its vote to a leader that it promised to refuse", SEALS, slow_register),
     tuned(
-        "forget-the-seal",
+        "forget-the-fence",
         "a promise to refuse older leaders is not on the disk",
         &[Fault::KillSealed],
         slower_register,

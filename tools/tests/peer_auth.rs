@@ -182,8 +182,8 @@ fn unidentified_peers_change_nothing_under_load() {
             end: Lsn::ZERO,
         };
         [
-            Ask::Seal(Epoch(u64::MAX), MemberId(7)),
-            Ask::Seal(Epoch(1 << 30), MemberId(7)),
+            Ask::Fence(Epoch(u64::MAX), MemberId(7)),
+            Ask::Fence(Epoch(1 << 30), MemberId(7)),
             Ask::LeaseHeartbeat(heartbeat),
             Ask::AllowUnclean,
         ]
@@ -240,7 +240,7 @@ fn unidentified_bytes(number: u64) -> Vec<u8> {
     state.leader = Some("x".parse().expect("a name"));
     match number % 8 {
         0 => packet(Ask::Change(Box::new(Change { state }))),
-        1 => packet(Ask::Seal(Epoch(u64::MAX), MemberId(number))),
+        1 => packet(Ask::Fence(Epoch(u64::MAX), MemberId(number))),
         2 => huge_part(number, number),
         3 => {
             let mut bytes = Vec::new();

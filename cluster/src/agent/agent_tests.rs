@@ -266,7 +266,7 @@ impl Net {
                 let lost = lost
                     || !self.is_up(&to)
                     || self.walled.contains(&to)
-                    || self.deaf.contains(&to) && matches!(*ask, Ask::Seal(..));
+                    || self.deaf.contains(&to) && matches!(*ask, Ask::Fence(..));
                 if lost && self.misfits {
                     let why = "it speaks TLS".to_owned();
                     return self.with(member, |agent, now| agent.handle_misfit(id, why, now));
@@ -798,7 +798,7 @@ fn fenced_leader_sends_no_heartbeats_and_is_replaced() {
     let leader = net.leader().expect("a leader");
     // A controller fenced the leader and died of it: the others never heard.
     let epoch = net.state.epoch.next();
-    net.with(&leader, |agent, now| agent.handle_ask(0, None, Ask::Seal(epoch, MemberId(1 << 40)), now));
+    net.with(&leader, |agent, now| agent.handle_ask(0, None, Ask::Fence(epoch, MemberId(1 << 40)), now));
     net.step();
     let heartbeats = net.site(&leader).heartbeats;
     assert!(net.run_until(10, |net| net.state.epoch >= epoch && net.leader().is_some()), "a majority is well");
@@ -873,7 +873,7 @@ fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
             end: Lsn::ZERO,
         };
         for ask in
-            [Ask::Seal(epoch.next(), old[&name("b")]), Ask::LeaseHeartbeat(heartbeat), Ask::PreVote(old[&name("a")])]
+            [Ask::Fence(epoch.next(), old[&name("b")]), Ask::LeaseHeartbeat(heartbeat), Ask::PreVote(old[&name("a")])]
         {
             net.with(&name("c"), |agent, now| agent.handle_ask(0, None, ask, now));
             net.step();
@@ -940,8 +940,8 @@ fn unidentified_peer_with_the_secret_changes_nothing() {
     };
     let (of_leader, nobodys) = (id(&net, &leader), MemberId(1 << 40));
     for ask in [
-        Ask::Seal(far, nobodys),
-        Ask::Seal(far, of_leader),
+        Ask::Fence(far, nobodys),
+        Ask::Fence(far, of_leader),
         Ask::Change(Box::new(change)),
         Ask::LeaseHeartbeat(heartbeat),
         Ask::PreVote(of_leader),

@@ -75,7 +75,7 @@ impl Agent {
                 let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
                 Answer::PreVote { silent, standstill }
             }
-            Ask::Seal(epoch, _) => return self.answer_fence(asker, epoch, now),
+            Ask::Fence(epoch, _) => return self.answer_fence(asker, epoch, now),
             Ask::Change(change)
                 if change.state.version == self.view.state.version + 1
                     && let Err(error) = self.view.state.check_successor(&change.state) =>

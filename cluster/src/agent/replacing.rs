@@ -8,7 +8,7 @@ use walferry_engine::mutants;
 
 use super::{Agent, Asker, LogEnd, Order, Output, ProposalFor, Purpose};
 use crate::control::{Answer, Ask};
-use crate::failover::{Effect, Outlook, Sealed};
+use crate::failover::{Effect, Fenced, Outlook};
 use crate::member::MemberName;
 use crate::register::{Change, ClusterState, Kind};
 
@@ -45,7 +45,7 @@ impl Agent {
             return self.answer(asker, Answer::Refused(text), now);
         }
         self.fencing.promising.push((asker, epoch));
-        if epoch <= self.kept.promised || mutants::is_on("forget-the-seal") {
+        if epoch <= self.kept.promised || mutants::is_on("forget-the-fence") {
             return self.obey_promise(epoch, Ok(()), now);
         }
         // The promise is durable before anything rests on it.
@@ -112,7 +112,7 @@ impl Agent {
         let grant_left_us = self.voter.grant_left(now).as_micros() as u64;
         let (id, promised) = (self.kept.id, self.voter.promised());
         let LogEnd { last_epoch, flushed } = end;
-        self.answer(asker, Answer::Sealed { id, promised, last_epoch, flushed, grant_left_us }, now);
+        self.answer(asker, Answer::Fenced { id, promised, last_epoch, flushed, grant_left_us }, now);
     }
 
     /// The controller's part.
@@ -127,7 +127,7 @@ impl Agent {
         for effect in self.failover.poll(&outlook) {
             match effect {
                 Effect::PreVote => self.pre_vote(now),
-                Effect::Seal(epoch) => self.fence_all(epoch, now),
+                Effect::Fence(epoch) => self.fence_all(epoch, now),
                 Effect::Propose(change) => self.propose_leader(change),
             }
         }
@@ -175,18 +175,18 @@ impl Agent {
                 continue;
             }
             self.fencing.asked.insert(member.clone(), epoch);
-            self.ask(&member, &peer, Ask::Seal(epoch, self.kept.id), self.election_timeout * 4, Purpose::Fence, now);
+            self.ask(&member, &peer, Ask::Fence(epoch, self.kept.id), self.election_timeout * 4, Purpose::Fence, now);
         }
     }
 
     pub(super) fn take_fenced(&mut self, member: &MemberName, answer: Result<Answer, String>, now: Instant) {
         self.fencing.asked.remove(member);
         match answer {
-            Ok(Answer::Sealed { id, promised, last_epoch, flushed, grant_left_us }) => {
+            Ok(Answer::Fenced { id, promised, last_epoch, flushed, grant_left_us }) => {
                 tracing::info!(%member, %promised, %last_epoch, %flushed, "fenced");
                 let granted_until = now + Duration::from_micros(grant_left_us);
-                let sealed = Sealed { id, promised, last_epoch, flushed, granted_until };
-                self.failover.handle_sealed(&self.view.state, member, sealed);
+                let fenced = Fenced { id, promised, last_epoch, flushed, granted_until };
+                self.failover.handle_fenced(&self.view.state, member, fenced);
             }
             Ok(Answer::Refused(text)) if self.told.tell(&format!("{member}: {text}"), now).is_some() => {
                 tracing::warn!(%member, "not fenced: {text}");

@@ -81,7 +81,7 @@ impl Cluster {
                 let Some(to) = self.nodes[node].control_mut().and_then(|control| control.asker(request)) else {
                     return;
                 };
-                if matches!(*answer, Answer::Sealed { .. }) {
+                if matches!(*answer, Answer::Fenced { .. }) {
                     self.maybe_kill_sealed(node);
                     self.maybe_kill_controller(node);
                 }
@@ -120,7 +120,7 @@ impl Cluster {
     }
 
     fn send_packet(&mut self, from: NodeNo, to: NodeNo, request: u64, body: Body) {
-        if matches!(&body, Body::Ask(ask) if matches!(**ask, Ask::Seal(..))) {
+        if matches!(&body, Body::Ask(ask) if matches!(**ask, Ask::Fence(..))) {
             self.maybe_kill_bystander(from, to);
         }
         if let Some(delay) = self.network.borrow_mut().packet(from, to) {

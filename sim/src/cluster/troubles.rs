@@ -110,7 +110,7 @@ impl Cluster {
             Fault::OneWay => self.cut(vec![(node, other)], long),
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
             Fault::KillSealed => {
-                self.kills_sealed_until = self.now_us + long;
+                self.kills_fenced_until = self.now_us + long;
                 self.let_leader_through();
                 let leader = self.register.leader.as_ref().map_or(node, node_of);
                 self.cut_off = self.around(leader);
@@ -221,7 +221,7 @@ impl Cluster {
     /// A member has promised its vote to the next leader; it may not live to use it, or be back before the next one leads, when the
     /// last one gets through again.
     pub(super) fn maybe_kill_sealed(&mut self, node: NodeNo) {
-        if self.now_us >= self.kills_sealed_until || self.calm || self.rng.bool() {
+        if self.now_us >= self.kills_fenced_until || self.calm || self.rng.bool() {
             return;
         }
         let soon = self.rng.u64(0..SEALED_US_MAX);
