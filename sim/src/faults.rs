@@ -33,7 +33,7 @@ pub enum Fault {
     /// No segment can be made.
     FullDisk,
     /// The leader hears nobody, and members that promise their vote to the next one die soon after.
-    KillSealed,
+    KillFenced,
     /// A member comes back with an empty disk: what it had, and what it promised, is gone. One at a time.
     LoseDisk,
     /// The operator wants another leader.
@@ -92,7 +92,7 @@ const ALL: [Fault; 30] = [
     Fault::StalledDisk,
     Fault::BrokenDisk,
     Fault::FullDisk,
-    Fault::KillSealed,
+    Fault::KillFenced,
     Fault::LoseDisk,
     Fault::Switchover,
     Fault::ChangeMembers,

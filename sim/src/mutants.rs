@@ -34,7 +34,7 @@ const CRASHES: &[Fault] = &[Fault::Kill, Fault::KillAll, Fault::KillLeader];
 const CUT_OFF: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::Split];
 const CUT_OFF_AND_KILLED: &[Fault] = &[Fault::Isolate, Fault::OneWay, Fault::KillLeader];
 const POWER: &[Fault] = &[Fault::KillAll, Fault::KillLeader];
-const SEALS: &[Fault] = &[Fault::KillSealed, Fault::Split];
+const FENCES: &[Fault] = &[Fault::KillFenced, Fault::Split];
 const LEFT_ALONE: &[Fault] = &[Fault::Isolate];
 
 fn slow_disks(plan: &mut Plan) {
@@ -186,7 +186,7 @@ pub const ALL: &[Mutant] = &[
     tuned(
         "take-any-chain",
         "recovery takes every whole frame that names its place, whichever log it is of",
-        &[Fault::KillSealed, Fault::Kill],
+        &[Fault::KillFenced, Fault::Kill],
         slow_disks,
     ),
     mutant("forget-the-epoch", "an epoch is not on the disk when its first frame is", CRASHES),
@@ -203,11 +203,11 @@ pub const ALL: &[Mutant] = &[
         "a replica's stream begins where its own log ends, and not where it parts from the leader's",
         CUT_OFF_AND_KILLED,
     ),
-    tuned("vote-twice", "a voter grants its vote to a leader that it promised to refuse", SEALS, slow_register),
+    tuned("vote-twice", "a voter grants its vote to a leader that it promised to refuse", FENCES, slow_register),
     tuned(
         "forget-the-fence",
         "a promise to refuse older leaders is not on the disk",
-        &[Fault::KillSealed],
+        &[Fault::KillFenced],
         slower_register,
     ),
     mutant(
@@ -217,8 +217,8 @@ pub const ALL: &[Mutant] = &[
     ),
     mutant("speak-without-a-lease", "a leader acknowledges although its lease is over", LEFT_ALONE),
     mutant("stretch-the-lease", "a lease lasts longer than the grants that it rests on", LEFT_ALONE),
-    mutant("lead-with-any-log", "the failover takes a sealed member that does not reach furthest", CUT_OFF_AND_KILLED),
-    mutant("lead-without-a-majority", "the failover goes on with whoever is sealed", CUT_OFF_AND_KILLED),
+    mutant("lead-with-any-log", "the failover takes a fenced member that does not reach furthest", CUT_OFF_AND_KILLED),
+    mutant("lead-without-a-majority", "the failover goes on with whoever is fenced", CUT_OFF_AND_KILLED),
     tuned("checkpoint-beyond-commits", "a checkpoint holds what is not committed", LEFT_ALONE, small_checkpoints),
     mutant("keep-what-was-applied", "a rollback of the store forgets to say where it went back to", CUT_OFF_AND_KILLED),
     mutant("forget-the-session", "a session's token is not waited for", CUT_OFF),

@@ -82,7 +82,7 @@ impl Cluster {
                     return;
                 };
                 if matches!(*answer, Answer::Fenced { .. }) {
-                    self.maybe_kill_sealed(node);
+                    self.maybe_kill_fenced(node);
                     self.maybe_kill_controller(node);
                 }
                 self.send_packet(node, to, request, Body::Answer(answer));

@@ -11,7 +11,7 @@ use crate::network::peer_address;
 use crate::world::{NodeNo, Trouble};
 
 /// A member that promised its vote dies within this.
-const SEALED_US_MAX: u64 = 20_000;
+const FENCED_US_MAX: u64 = 20_000;
 /// A member that lost its disk and is back at once, or only died.
 const BACK_AT_ONCE_US: std::ops::Range<u64> = 1_000..20_000;
 /// A member that died before its promise is back within this, and a controller that died after the leader's.
@@ -109,7 +109,7 @@ impl Cluster {
             Fault::Isolate => self.isolate(node, long),
             Fault::OneWay => self.cut(vec![(node, other)], long),
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
-            Fault::KillSealed => {
+            Fault::KillFenced => {
                 self.kills_fenced_until = self.now_us + long;
                 self.let_leader_through();
                 let leader = self.register.leader.as_ref().map_or(node, node_of);
@@ -220,11 +220,11 @@ impl Cluster {
 
     /// A member has promised its vote to the next leader; it may not live to use it, or be back before the next one leads, when the
     /// last one gets through again.
-    pub(super) fn maybe_kill_sealed(&mut self, node: NodeNo) {
+    pub(super) fn maybe_kill_fenced(&mut self, node: NodeNo) {
         if self.now_us >= self.kills_fenced_until || self.calm || self.rng.bool() {
             return;
         }
-        let soon = self.rng.u64(0..SEALED_US_MAX);
+        let soon = self.rng.u64(0..FENCED_US_MAX);
         if self.rng.bool() {
             return self.after(soon, Event::Crash { nodes: vec![node], watched: node, looks_left: 0 });
         }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_split_at_the_first_seal_and_at_the_first_that_leads() {
+    fn outage_is_split_at_the_first_fence_and_the_new_leader() {
         let since = UNIX_EPOCH + Duration::from_secs(10);
         let a = "1970-01-01T00:00:09.900000Z INFO leading epoch=1\n1970-01-01T00:00:10.400000Z INFO fenced member=a\n";
         let b = "1970-01-01T00:00:10.405000Z INFO fenced member=b\n1970-01-01T00:00:10.420000Z INFO node: leading epoch=2\n";

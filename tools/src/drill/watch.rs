@@ -105,9 +105,9 @@ impl Seen {
     pub fn split(&self, since: Instant, old: SocketAddr) -> Option<Split> {
         let later = self.leaderships.values().filter(|leadership| leadership.leader != old);
         let led = later.map(|leadership| leadership.first_seen).filter(|at| *at > since).min()?;
-        let sealed = self.leaderless.iter().filter(|(at, who)| *at > since && *at <= led && *who != old);
-        let sealed = sealed.map(|(at, _)| *at).min().unwrap_or(led);
-        Some(Split { detection: sealed - since, election: led - sealed })
+        let fenced = self.leaderless.iter().filter(|(at, who)| *at > since && *at <= led && *who != old);
+        let fenced = fenced.map(|(at, _)| *at).min().unwrap_or(led);
+        Some(Split { detection: fenced - since, election: led - fenced })
     }
 
     /// True when enough replicas held what `leader` acknowledged at `at`.
