@@ -10,13 +10,13 @@ use std::sync::mpsc::{Receiver as Inbox, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
-use walferry_cluster::base_copy::CopyProgress;
 use walferry_cluster::handover::Handover;
 use walferry_cluster::member::{ClusterId, MemberName, Proved, reachable};
 use walferry_cluster::message::{
     EPOCHS_PER_MESSAGE_MAX, Hello, LinkHeartbeat, Message, PROTOCOL_VERSION, RefuseCode, Traced, Welcome,
 };
 use walferry_cluster::register::MemberId;
+use walferry_cluster::snapshot::CopyProgress;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::frame::UnverifiedFrame;
 use walferry_engine::log::{Log, ReceiveError};
@@ -29,12 +29,12 @@ use walferry_engine::world::{self, Pace};
 use walferry_tls::{PeerLinks, Secured};
 
 use crate::ack::{Acks, Reached};
-use crate::base::BaseError;
-use crate::base::fetch::{FetchConfig, FetchError, Fetching, cuts_commits};
-use crate::base::incoming::{Facts, Incoming};
 use crate::freshness::Freshness;
 use crate::receiver::{ProtocolError, Receiver, Step};
 use crate::rewind::{Outcome, Rewind};
+use crate::snapshot::SnapshotError;
+use crate::snapshot::fetch::{FetchConfig, FetchError, Fetching, cuts_commits};
+use crate::snapshot::incoming::{Facts, Incoming};
 use crate::store::{Store, StoreError};
 
 const OP_RECEIVE: u64 = 0;
@@ -98,9 +98,9 @@ pub enum FollowError {
     /// The store cannot go back.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A base copy cannot be put in place.
+    /// A snapshot cannot be put in place.
     #[error(transparent)]
-    Base(#[from] BaseError),
+    Base(#[from] SnapshotError),
 }
 
 /// Why a connection ended. Another is tried.
@@ -123,7 +123,7 @@ enum LinkError {
     #[error("{0}")]
     Misfit(String),
     /// Our store holds what the leader's log does not: only a copy of the leader's helps.
-    #[error("the leader's log parts from ours at {fork}, but our store holds {stored} already: it needs a base copy")]
+    #[error("the leader's log parts from ours at {fork}, but our store holds {stored} already: it needs a snapshot")]
     Beyond { fork: Lsn, stored: Lsn },
     /// Whether the store's file holds what the leader's log does not is known once it has ended.
     #[error(
@@ -147,9 +147,9 @@ enum Phase {
     Greeting,
     /// Frames come.
     Streaming,
-    /// Waits for operations in flight, then rests, or fetches a base copy.
+    /// Waits for operations in flight, then rests, or fetches a snapshot.
     Closing,
-    /// A thread fetches a base copy.
+    /// A thread fetches a snapshot.
     Fetching(Fetching),
     /// It is there: the node is to put it in place.
     Fetched(Box<Facts>),
@@ -172,8 +172,8 @@ pub struct FollowerStatus {
     pub committed: Lsn,
     /// Why the last connection ended or was not made; empty when none did.
     pub last_error: String,
-    /// How far a base copy is that is being received.
-    pub base_copy: Option<Arc<CopyProgress>>,
+    /// How far a snapshot is that is being received.
+    pub snapshot: Option<Arc<CopyProgress>>,
 }
 
 /// The link of a replica to its leader.
@@ -206,8 +206,8 @@ pub struct Follower {
     last_error: String,
     /// Commits that truncations cut off.
     lost_commits: u64,
-    /// The log that this node needs is gone: it fetches a base copy that holds everything before this.
-    needs_base: Option<Lsn>,
+    /// The log that this node needs is gone: it fetches a snapshot that holds everything before this.
+    needs_snapshot: Option<Lsn>,
     /// A piece of the copy arrived damaged.
     suspect: bool,
     /// Of the copy that came last: bytes that travelled, and bytes that earlier attempts had brought.
@@ -253,7 +253,7 @@ impl Follower {
             client_address: String::new(),
             last_error: String::new(),
             lost_commits: 0,
-            needs_base: None,
+            needs_snapshot: None,
             suspect: false,
             copied: (0, 0),
             waker,
@@ -305,7 +305,7 @@ impl Follower {
         std::mem::take(&mut self.lost_commits)
     }
 
-    /// Of the base copy that came last: bytes that travelled in its last attempt, and bytes that earlier attempts had brought.
+    /// Of the snapshot that came last: bytes that travelled in its last attempt, and bytes that earlier attempts had brought.
     pub fn copied(&self) -> (u64, u64) {
         self.copied
     }
@@ -315,8 +315,8 @@ impl Follower {
         self.config.promised
     }
 
-    /// How far the base copy is that is being received, if one is.
-    pub fn base_copy(&self) -> Option<&Arc<CopyProgress>> {
+    /// How far the snapshot is that is being received, if one is.
+    pub fn snapshot(&self) -> Option<&Arc<CopyProgress>> {
         match &self.phase {
             Phase::Fetching(fetching) => Some(fetching.progress()),
             _ => None,
@@ -334,7 +334,7 @@ impl Follower {
             leader_flushed: self.leader_flushed,
             committed: self.committed,
             last_error: self.last_error.clone(),
-            base_copy: self.base_copy().map(Arc::clone),
+            snapshot: self.snapshot().map(Arc::clone),
         }
     }
 
@@ -411,7 +411,7 @@ impl Follower {
             Phase::Closing => {
                 if self.is_quiet() {
                     log.receive_reset();
-                    match self.needs_base.take() {
+                    match self.needs_snapshot.take() {
                         Some(floor) => self.fetch(floor, log, history, now),
                         None => self.rest(now),
                     }
@@ -476,21 +476,21 @@ impl Follower {
         self.advance(ring, log, store, history, now)
     }
 
-    /// A base copy is there, and nothing is in flight that would keep the node from putting it in place.
-    pub fn has_base(&self, log: &Log) -> bool {
+    /// A snapshot is there, and nothing is in flight that would keep the node from putting it in place.
+    pub fn has_snapshot(&self, log: &Log) -> bool {
         let quiet = self.is_quiet() && log.idle() && log.flushed() == log.sealed() && log.stopped().is_none();
         matches!(self.phase, Phase::Fetched(_)) && quiet
     }
 
     /// The last that is done with the old log: what of it the copy does not hold is put aside. Then the copy is declared ready: from
-    /// here on only `base::install` may touch log and store.
-    pub fn give_way_to_base(
+    /// here on only `snapshot::install` may touch log and store.
+    pub fn give_way_to_snapshot(
         &mut self,
         log: &Log,
         store: &mut Store,
         history: &EpochHistory,
     ) -> Result<(), FollowError> {
-        let Phase::Fetched(facts) = &self.phase else { unreachable!("`has_base` was asked first") };
+        let Phase::Fetched(facts) = &self.phase else { unreachable!("`has_snapshot` was asked first") };
         let end = log.sealed();
         let fork = facts.history.fork_with(history, end);
         if fork < end {
@@ -501,19 +501,19 @@ impl Follower {
             if from > fork {
                 // A checkpoint that ends later would change the file that is kept, and what it is called after.
                 store.settle()?;
-                let kept = crate::base::install::keep_store(&self.config.dir, store.durable_position())?;
+                let kept = crate::snapshot::install::keep_store(&self.config.dir, store.durable_position())?;
                 tracing::warn!(
                     file = %kept.display(),
                     "commits from {fork} to {from} are lost as well and their log was recycled: the store that held them is kept"
                 );
             }
         }
-        tracing::info!(base = %facts.base, before = %end, "a base copy takes the place of log and store");
+        tracing::info!(snapshot = %facts.snapshot, before = %end, "a snapshot takes the place of log and store");
         Incoming::declare_ready(&self.config.dir)?;
         Ok(())
     }
 
-    /// Fetches a base copy that holds everything before `floor`.
+    /// Fetches a snapshot that holds everything before `floor`.
     fn fetch(&mut self, floor: Lsn, log: &Log, history: &EpochHistory, now: Instant) {
         let gives_up = self.gives_up(log, history);
         let config = FetchConfig {
@@ -865,8 +865,8 @@ impl Follower {
             self.last_error = text;
         }
         match &error {
-            LinkError::Refused { code: RefuseCode::LogGone, .. } => self.needs_base = Some(Lsn::ZERO),
-            LinkError::Beyond { fork, .. } => self.needs_base = Some(*fork),
+            LinkError::Refused { code: RefuseCode::LogGone, .. } => self.needs_snapshot = Some(Lsn::ZERO),
+            LinkError::Beyond { fork, .. } => self.needs_snapshot = Some(*fork),
             // A fetch goes on where it was; a leader that was restarted is back soon.
             LinkError::Fetch(FetchError::Refused { code: RefuseCode::NotLeader | RefuseCode::Stopping, .. })
             | LinkError::Fetch(FetchError::Busy) => self.backoff = self.backoff.min(BACKOFF_PASSING_MAX),

@@ -6,7 +6,6 @@
 //! a leader's own commands ──> pending (not durable yet, over the store)
 //! ```
 pub mod ack;
-pub mod base;
 pub mod follower;
 pub mod freshness;
 pub mod pending;
@@ -15,6 +14,7 @@ pub mod record;
 pub mod repair;
 pub mod replay;
 mod rewind;
+pub mod snapshot;
 pub mod store;
 #[cfg(test)]
 mod test_replica;

@@ -164,7 +164,7 @@ impl Receiver {
             | Message::Piece(_)
             | Message::FetchFrames(_)
             | Message::FetchedFrames(_) => {
-                Err(ProtocolError::Unexpected { what: "a part of a base copy", when: "on the log's connection" })
+                Err(ProtocolError::Unexpected { what: "a part of a snapshot", when: "on the log's connection" })
             }
             Message::Frame { .. } => unreachable!("handled above"),
         }

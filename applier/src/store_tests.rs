@@ -504,7 +504,7 @@ fn checkpoint_remembers_the_frame_that_it_ends_with() {
 #[test]
 fn store_that_is_open_or_not_readable_is_not_taken_for_damaged() {
     let dir = tempfile::tempdir().expect("a directory");
-    let held = Base::open(dir.path(), 1 << 20).expect("a store");
+    let held = StoreFile::open(dir.path(), 1 << 20).expect("a store");
     assert!(matches!(examine(dir.path(), 1 << 20), Err(reason) if reason.contains("another process")));
     drop(held);
     assert!(matches!(examine(dir.path(), 1 << 20), Ok(Condition::Whole(_))));

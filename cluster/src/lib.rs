@@ -12,7 +12,7 @@
 //!  handover.rs   the policy that a replica keeps for its promotion
 //!  insync.rs     which replicas keep up
 //!
-//!  base_copy.rs  how far a copy of the store is, for a replica whose log is gone
+//!  snapshot.rs  how far a copy of the store is, for a replica whose log is gone
 //!
 //!  register.rs   what all members agree on: members, epoch, leader, in-sync set, policy
 //!  quorum_rule.rs whose confirmations count, by policy and members
@@ -26,7 +26,6 @@
 //! ```
 
 pub mod agent;
-pub mod base_copy;
 pub mod changing;
 pub mod consensus;
 pub mod control;
@@ -42,6 +41,7 @@ pub mod message;
 pub mod policy;
 pub mod quorum_rule;
 pub mod register;
+pub mod snapshot;
 #[cfg(test)]
 mod testing;
 

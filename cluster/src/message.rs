@@ -76,7 +76,7 @@
 //!            36  zeros            4
 //! ```
 //!
-//! A replica whose place in the leader's log is gone opens another connection for a base copy. It says `Fetch`; the leader
+//! A replica whose place in the leader's log is gone opens another connection for a snapshot. It says `Fetch`; the leader
 //! answers `Preparing` while it makes the copy, then `Offer`, then every `Piece` from the offset on in order, and closes; or
 //! `Refuse` in the place of any of these. The replica says nothing more.
 //!
@@ -88,7 +88,7 @@
 //!             8  cluster id      16   0: none yet
 //!            24  floor lsn        8   the copy must hold everything before this: the replica has confirmed it
 //!            32  segment bytes    8   the replica's
-//!            40  base lsn         8   of the copy of which the replica has a part; 0 for none
+//!            40  snapshot lsn         8   of the copy of which the replica has a part; 0 for none
 //!            48  offset           8   verified bytes of that part: whole pieces; 0 for none
 //!            56  suspect          4   1: a piece of that copy arrived damaged, the leader is to look at its file; else 0
 //!             .  name                 the replica's, and its slot's
@@ -99,11 +99,11 @@
 //!             6  name length      1
 //!             7  zero             1
 //!             8  cluster id      16
-//!            24  base lsn         8   the copy holds everything before this; the log goes on there
+//!            24  snapshot lsn         8   the copy holds everything before this; the log goes on there
 //!            32  segment bytes    8   the leader's
-//!            40  bytes            8   of the whole copy, 1..=BASE_BYTES_MAX
-//!            48  offset           8   pieces follow from here on: Fetch's offset if its base lsn is this one, else 0
-//!            56  crc              4   of the frame that ends at the base lsn
+//!            40  bytes            8   of the whole copy, 1..=SNAPSHOT_BYTES_MAX
+//!            48  offset           8   pieces follow from here on: Fetch's offset if its snapshot lsn is this one, else 0
+//!            56  crc              4   of the frame that ends at the snapshot lsn
 //!            60  epoch count      4
 //!            64  epochs          16   each, as in Welcome
 //!             .  name                 the leader's
@@ -272,8 +272,8 @@ pub enum RefuseCode {
     SegmentBytes = 11,
     /// The replica is no member of the leader's cluster.
     NotMember = 12,
-    /// No base copy can be made at the moment.
-    NoBase = 13,
+    /// No snapshot can be made at the moment.
+    NoSnapshot = 13,
     /// The part of the log that is wanted is not here, or not whole.
     NotHeld = 14,
 }
@@ -295,7 +295,7 @@ impl RefuseCode {
             Replaced,
             SegmentBytes,
             NotMember,
-            NoBase,
+            NoSnapshot,
             NotHeld,
         ]
     };
@@ -313,7 +313,7 @@ impl RefuseCode {
                 | RefuseCode::Stopping
                 | RefuseCode::NewerEpoch
                 | RefuseCode::Replaced
-                | RefuseCode::NoBase
+                | RefuseCode::NoSnapshot
         )
     }
 }
@@ -399,7 +399,7 @@ pub struct Chunk {
     pub bytes: u64,
 }
 
-/// A replica's only message on the connection of a base copy.
+/// A replica's only message on the connection of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
     /// The replica's protocol version. With another version than ours the other fields are unknown (and empty).
@@ -413,14 +413,14 @@ pub struct Fetch {
     /// The replica's segment size.
     pub segment_bytes: u64,
     /// The copy of which it has a part; 0 for none.
-    pub base: Lsn,
+    pub snapshot: Lsn,
     /// Verified bytes of that part: whole pieces.
     pub offset: u64,
     /// A piece of that copy arrived damaged: the leader is to look at its file.
     pub suspect: bool,
 }
 
-/// What a base copy is: everything that a replica needs to go on with the log behind it.
+/// What a snapshot is: everything that a replica needs to go on with the log behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// The leader's protocol version.
@@ -430,20 +430,20 @@ pub struct Offer {
     /// The leader's name.
     pub name: MemberName,
     /// The copy holds everything before this; the log goes on here.
-    pub base: Lsn,
+    pub snapshot: Lsn,
     /// The leader's segment size.
     pub segment_bytes: u64,
     /// The length of the whole copy.
     pub bytes: u64,
     /// Where the first piece begins.
     pub offset: u64,
-    /// The crc of the frame that ends at `base`.
+    /// The crc of the frame that ends at `snapshot`.
     pub crc: u32,
     /// The leader's epoch history, ascending.
     pub history: Vec<(Epoch, Lsn)>,
 }
 
-/// A part of a base copy.
+/// A part of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Where in the copy.
@@ -508,7 +508,7 @@ pub enum Message {
     Ack(Ack),
     /// Replica to leader, once for each traced frame.
     Traced(Traced),
-    /// Replica to leader, first and last on the connection of a base copy.
+    /// Replica to leader, first and last on the connection of a snapshot.
     Fetch(Fetch),
     /// Leader to replica: the copy is being made.
     Preparing {

@@ -45,7 +45,7 @@ const PLACES: [u64; 2] = [0, 4096];
 /// What is known of the mark of a data directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Marked {
-    /// There is no file: the log was never opened, or begins with a base copy.
+    /// There is no file: the log was never opened, or begins with a snapshot.
     #[default]
     Never,
     /// The file is damaged.

@@ -2,7 +2,7 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// What a node opens beside its clients' sockets, generously: peers, segments, the store, base copies, the ring.
+/// What a node opens beside its clients' sockets, generously: peers, segments, the store, snapshots, the ring.
 const OTHER_DESCRIPTORS: u64 = 512;
 /// What it needs of that in any case: no client may take the descriptor that the log, the store or a peer has to open next.
 const RESERVED_DESCRIPTORS: u64 = 128;

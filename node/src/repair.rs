@@ -1,6 +1,6 @@
 //! What a node does about damage in its data directory before it takes part in anything: small files are mended from their
 //! copies, what the log lost is asked of the other nodes, and a store that is not whole is made anew from the log, or where that
-//! does not reach back, from a base copy. Called under the directory's lock by whatever opens it.
+//! does not reach back, from a snapshot. Called under the directory's lock by whatever opens it.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
-use walferry_applier::base::fetch::{FetchConfig, FetchError, Fetching};
-use walferry_applier::base::incoming::Incoming;
-use walferry_applier::base::install;
 use walferry_applier::repair::plan::Source;
 use walferry_applier::repair::{RepairError, Repaired, Repairer};
+use walferry_applier::snapshot::fetch::{FetchConfig, FetchError, Fetching};
+use walferry_applier::snapshot::incoming::Incoming;
+use walferry_applier::snapshot::install;
 use walferry_applier::store::check::{Condition, examine};
 use walferry_applier::store::{Position, STORE_DIR, STORE_FILE};
 use walferry_cluster::ClusterId;
@@ -51,7 +51,7 @@ const REPAIR_WAIT_MAX: Duration = Duration::from_secs(60);
 const EXAMINED_BYTES_A_SECOND_MIN: u64 = 10 << 20;
 /// Reading the store is told when it took longer.
 const EXAMINED_TIME_TOLD_MIN: Duration = Duration::from_secs(1);
-/// Between two looks at a base copy that is on its way.
+/// Between two looks at a snapshot that is on its way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the thread of a repair server checks whether to stop.
 const STOP_CHECK_INTERVAL_MS: u16 = 50;
@@ -243,7 +243,7 @@ fn log_start(data: &Path, segment_bytes: u64) -> Result<Lsn, DaemonError> {
     Ok(run_start(&segments).start(segment_bytes).max(origin))
 }
 
-/// Looks whether the store is whole, and makes room for a new one if it is not. True when a base copy took the place of the whole
+/// Looks whether the store is whole, and makes room for a new one if it is not. True when a snapshot took the place of the whole
 /// directory's state.
 pub(super) fn settle_store(
     config: &NodeConfig,
@@ -408,7 +408,7 @@ fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> 
     Ok(())
 }
 
-/// Takes a base copy from whoever leads. Until it is whole nothing changes here: the log keeps what this node has confirmed.
+/// Takes a snapshot from whoever leads. Until it is whole nothing changes here: the log keeps what this node has confirmed.
 fn fetch_store(
     config: &NodeConfig,
     meta: &Meta,
@@ -420,10 +420,10 @@ fn fetch_store(
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let history = &repairer.history;
     if world::is_simulated() {
-        return Err("base copies are not simulated".to_owned());
+        return Err("snapshots are not simulated".to_owned());
     }
     if repairer.sources.is_empty() {
-        return Err("no other node is known to give a base copy (--members, --follow, --repair-from)".to_owned());
+        return Err("no other node is known to give a snapshot (--members, --follow, --repair-from)".to_owned());
     }
     let mut tell = teller();
     let known = Known {
@@ -470,7 +470,7 @@ fn fetch_store(
             if now != seen {
                 (seen, moved) = (now, world::now());
             }
-            tell(&format!("takes a base copy from {}, for its store is damaged", source.name));
+            tell(&format!("takes a snapshot from {}, for its store is damaged", source.name));
             std::thread::sleep(LOOK_INTERVAL);
         };
         match outcome {
@@ -486,7 +486,7 @@ fn fetch_store(
                 put_store_aside(config, &config.data.join(STORE_DIR).join(STORE_FILE)).map_err(|error| text(&error))?;
                 Incoming::declare_ready(&config.data).map_err(|error| text(&error))?;
                 install::finish(&config.data).map_err(|error| text(&error))?;
-                tracing::warn!(base = %facts.base, "a base copy from {} took the place of the damaged store", source.name);
+                tracing::warn!(snapshot = %facts.snapshot, "a snapshot from {} took the place of the damaged store", source.name);
                 return Ok(());
             }
             Err(error) => {
@@ -499,9 +499,9 @@ fn fetch_store(
         let named = repairer.sources.iter().zip(&said).map(|(source, said)| format!("{}: {said}", source.name));
         let report = named.collect::<Vec<_>>().join("; ");
         if world::now() - moved >= REPAIR_WAIT_MAX {
-            return Err(format!("nobody gave a base copy: {report}"));
+            return Err(format!("nobody gave a snapshot: {report}"));
         }
-        tell(&format!("waits for a base copy in the place of its damaged store: {report}"));
+        tell(&format!("waits for a snapshot in the place of its damaged store: {report}"));
         std::thread::sleep(RETRY_PAUSE);
     }
     unreachable!("there is a source, and the loop goes round")

@@ -177,9 +177,9 @@ impl Member {
         self.node.repaired.ranges
     }
 
-    /// Base copies that it has put in place since it was opened.
-    pub fn base_copies(&self) -> u64 {
-        self.node.base_copies.taken
+    /// Snapshots that it has put in place since it was opened.
+    pub fn snapshots(&self) -> u64 {
+        self.node.snapshots.taken
     }
 
     /// Commits that were cut off from its log since it was opened, as it tells operators.

@@ -94,7 +94,7 @@ fn open(dir: &Path) -> Store {
 }
 
 /// A store whose file has `BASE_KEYS` keys.
-fn store_with_base(dir: &Path, change: Change) -> Store {
+fn store_with_snapshot(dir: &Path, change: Change) -> Store {
     let base = seal_all(Lsn::ZERO, &records(change, 1, 0..BASE_KEYS));
     let mut store = open(dir);
     apply(&mut store, &read(&base));
@@ -106,7 +106,7 @@ fn store_with_base(dir: &Path, change: Change) -> Store {
 
 fn bench(criterion: &mut Criterion, name: &str, change: Change, before: Before) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let mut store = if before == Before::Base { store_with_base(dir.path(), change) } else { open(dir.path()) };
+    let mut store = if before == Before::Base { store_with_snapshot(dir.path(), change) } else { open(dir.path()) };
     // Every so many keys of the file, in an order that is neither its own nor that of the names.
     let keys = || (0..KEYS).map(|at| at * 7919 % BASE_KEYS);
     let first = seal_all(store.applied(), &records(change, 2, keys()));

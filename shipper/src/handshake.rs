@@ -29,7 +29,7 @@ fn refuse<T>(code: RefuseCode, text: String) -> Result<T, Refuse> {
     Err(Refuse { code, text })
 }
 
-/// Whether a replica that asks for a base copy is one of ours.
+/// Whether a replica that asks for a snapshot is one of ours.
 pub fn judge_fetch(fetch: &Fetch, leader: &Leader<'_>) -> Result<(), Refuse> {
     let (name, flushed) = (fetch.name.clone(), Lsn::ZERO);
     // As a replica that has nothing: where it is does not matter.
@@ -111,7 +111,7 @@ fn log_gone(hello: &Hello, start: Lsn, log_start: Lsn) -> Refuse {
     let name = &hello.name;
     let text = format!(
         "{name} needs the log from {start} on, the leader can give it from {log_start} on: its slot is lost, \
-         it needs a base copy"
+         it needs a snapshot"
     );
     Refuse { code: RefuseCode::LogGone, text }
 }

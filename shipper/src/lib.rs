@@ -9,13 +9,12 @@
 //!                                                                               └──> slots ──> retention
 //! ```
 //!
-//! `base` gives copies of the store to replicas whose place in the log is gone; `frame_server` gives frames back to a node that lost them,
+//! `snapshot` gives copies of the store to replicas whose place in the log is gone; `frame_server` gives frames back to a node that lost them,
 //! whether this one leads or not.
 //!
 //! Cores without I/O: `progress`, `commit_rule`, `lag`, `slots`, `sender`, `handshake`, `frame_server::judge`. Drivers: `link`, `catchup`.
 //! `shipper` is the collection that a leading node owns; `status` is what it tells; `refuse` is for nodes that do not lead.
 
-pub mod base;
 mod batch;
 mod catchup;
 mod chain;
@@ -31,6 +30,7 @@ mod replica;
 pub mod sender;
 pub mod shipper;
 pub mod slots;
+pub mod snapshot;
 pub mod status;
 mod traces;
 pub mod transport;

@@ -111,7 +111,7 @@ pub(crate) enum LinkError {
 pub(crate) enum Phase {
     /// Waiting for the hello, or with the hello for its answer.
     Probe(Option<Hello>),
-    /// It asks for a base copy: the socket goes to a thread.
+    /// It asks for a snapshot: the socket goes to a thread.
     Fetch(Fetch),
     /// It asks for a part of the log that it lost: the same.
     FetchFrames(FetchFrames),

@@ -26,13 +26,13 @@ pub enum ReplicaState {
     /// Its slot was given up: the log that it needs may be gone.
     Lost,
     /// It receives a copy of the store, of which it has so many percent.
-    BaseCopy(u8),
+    SnapshotTransfer(u8),
 }
 
 impl fmt::Display for ReplicaState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let ReplicaState::BaseCopy(percent) = self {
-            return f.pad(&format!("base copy {percent} %"));
+        if let ReplicaState::SnapshotTransfer(percent) = self {
+            return f.pad(&format!("snapshot {percent} %"));
         }
         f.pad(match self {
             ReplicaState::Disconnected => "disconnected",
@@ -40,7 +40,7 @@ impl fmt::Display for ReplicaState {
             ReplicaState::Catchup => "catchup",
             ReplicaState::Streaming => "streaming",
             ReplicaState::Lost => "lost",
-            ReplicaState::BaseCopy(_) => unreachable!("told above"),
+            ReplicaState::SnapshotTransfer(_) => unreachable!("told above"),
         })
     }
 }

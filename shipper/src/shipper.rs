@@ -28,7 +28,6 @@ use walferry_engine::told::{Rarely, Told};
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
-use crate::base::{Bases, BasesConfig};
 use crate::catchup::Report;
 use crate::chain;
 use crate::commit_rule::{CommitRule, Standing};
@@ -42,6 +41,7 @@ use crate::refuse::turn_away;
 use crate::replica::Replica;
 use crate::sender::View;
 use crate::slots::{SLOTS_MAX, SlotFile, Slots, SlotsError};
+use crate::snapshot::{Snapshots, SnapshotsConfig};
 use crate::traces::Traces;
 
 mod asked;
@@ -90,8 +90,8 @@ pub struct ShipperConfig {
     pub policy: SyncPolicy,
     /// Batches of at least this size go by SEND_ZC.
     pub zero_copy_bytes_min: usize,
-    /// Bytes a second of all base copies together; 0 for no limit.
-    pub base_copy_rate: u64,
+    /// Bytes a second of all snapshots together; 0 for no limit.
+    pub snapshot_rate: u64,
 }
 
 /// Why there is no shipper.
@@ -121,7 +121,7 @@ pub struct Shipper {
     replicas: BTreeMap<MemberName, Replica>,
     slots: Slots,
     slot_file: SlotFile,
-    bases: Bases,
+    snapshots: Snapshots,
     frame_server: FrameServer,
     rule: CommitRule,
     in_sync: InSync,
@@ -162,14 +162,14 @@ impl Shipper {
             }
             replicas.insert(name.clone(), replica);
         }
-        let bases = BasesConfig {
+        let snapshots = SnapshotsConfig {
             data: config.dir.clone(),
-            rate: config.base_copy_rate,
+            rate: config.snapshot_rate,
             heartbeat_interval: config.heartbeat_interval,
             peer_timeout: config.peer_timeout,
             keep_bytes_max: config.slot_keep_bytes_max,
         };
-        let bases = Bases::new(bases, waker.clone(), now);
+        let snapshots = Snapshots::new(snapshots, waker.clone(), now);
         let common = Common {
             zero_copy_bytes_min: config.zero_copy_bytes_min,
             heartbeat_interval: config.heartbeat_interval,
@@ -192,7 +192,7 @@ impl Shipper {
             slots_told: Told::default(),
             slots,
             slot_file,
-            bases,
+            snapshots,
             frame_server: FrameServer::default(),
             timeline: Timeline::default(),
             view: View::default(),
@@ -248,7 +248,7 @@ impl Shipper {
             self.slots.forget(name);
             self.in_sync.forget(name);
         }
-        self.bases.keep_only(|name| members.contains_key(name), no_member);
+        self.snapshots.keep_only(|name| members.contains_key(name), no_member);
         self.in_sync.confirm(in_sync);
         self.rule.set_quorum_rule(quorum_rule);
         self.members = Some(members);
@@ -366,7 +366,7 @@ impl Shipper {
         self.timeline.record(self.view.sealed, now);
         self.take_reports(ring, log, now);
         self.answer_hellos(ring, log, history, now);
-        self.give_bases(ring, log, history, now);
+        self.give_snapshots(ring, log, history, now);
         self.serve_frames(log, history);
         self.drop_silent(ring, log, now);
         let news = self.view.sealed > sealed_before && !self.links.is_empty();
@@ -445,28 +445,28 @@ impl Shipper {
         }
     }
 
-    /// Gives base copies to those who ask, and keeps the log for those who have one.
-    fn give_bases(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
-        self.bases.look(log.start(), |base| chain::crc_before(log, base));
+    /// Gives snapshots to those who ask, and keeps the log for those who have one.
+    fn give_snapshots(&mut self, ring: &mut Ring, log: &mut Log, history: &EpochHistory, now: Instant) {
+        self.snapshots.look(log.start(), |snapshot| chain::crc_before(log, snapshot));
         let asking = |link: &Link| matches!(link.phase, Phase::Fetch(_));
         let numbers: Vec<LinkNo> = self.links.values().filter(|link| asking(link)).map(|link| link.number).collect();
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
             let Phase::Fetch(fetch) = link.phase.clone() else { unreachable!("just seen") };
-            if let Err(refuse) = self.give_base(&mut link, fetch, log, history, now) {
+            if let Err(refuse) = self.give_snapshots(&mut link, fetch, log, history, now) {
                 self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
                 link.receive(ring);
                 self.links.insert(number, link);
             }
         }
-        for (name, base) in self.bases.poll(self.view.sealed, now) {
+        for (name, snapshot) in self.snapshots.poll(self.view.sealed, now) {
             // It was reserved before the transfer began, and is not dropped while that goes on.
-            let held = self.slots.hold_from(&name, base);
+            let held = self.slots.hold_from(&name, snapshot);
             debug_assert!(held, "{name} has no slot");
         }
     }
 
-    fn give_base(
+    fn give_snapshots(
         &mut self,
         link: &mut Link,
         fetch: Fetch,
@@ -487,12 +487,12 @@ impl Shipper {
         let id = self.members.as_ref().and_then(|members| members.get(&fetch.name)).copied().unwrap_or(MemberId(0));
         let replica = known.or_insert_with(|| Replica::new(fetch.name.clone(), id, Progress::default(), now));
         replica.member = true;
-        tracing::info!(replica = %fetch.name, address = %link.caller.address, "a replica asks for a base copy");
+        tracing::info!(replica = %fetch.name, address = %link.caller.address, "a replica asks for a snapshot");
         let offer = Offer {
             protocol: PROTOCOL_VERSION,
             cluster_id: self.config.cluster_id,
             name: self.config.name.clone(),
-            base: Lsn::ZERO,
+            snapshot: Lsn::ZERO,
             segment_bytes: self.config.segment_bytes,
             bytes: 0,
             offset: 0,
@@ -500,7 +500,7 @@ impl Shipper {
             history: history.entries().to_vec(),
         };
         let Some(socket) = link.give_socket() else { return Ok(()) };
-        if let Err((socket, refuse)) = self.bases.ask(socket, fetch, offer, self.view.sealed, now) {
+        if let Err((socket, refuse)) = self.snapshots.ask(socket, fetch, offer, self.view.sealed, now) {
             turn_away(&socket, &refuse);
         }
         Ok(())
@@ -550,7 +550,8 @@ impl Shipper {
     /// There is a slot for this replica, or room for one; a lost slot that nobody needs is dropped for it.
     fn make_place(&mut self, name: &MemberName) -> Result<(), Refuse> {
         let is_fed = |name: &MemberName| {
-            self.replicas.get(name).is_some_and(|replica| replica.link.is_some()) || self.bases.progress(name).is_some()
+            self.replicas.get(name).is_some_and(|replica| replica.link.is_some())
+                || self.snapshots.progress(name).is_some()
         };
         let (fits, lost) = self.slots.place_for(name, is_fed);
         if let Some(lost) = lost {
@@ -592,8 +593,8 @@ impl Shipper {
                 link.caller.address
             ));
         }
-        if self.bases.progress(name).is_some() {
-            return Err(format!("the slot is in use: {name} receives a base copy. Stop that node first"));
+        if self.snapshots.progress(name).is_some() {
+            return Err(format!("the slot is in use: {name} receives a snapshot. Stop that node first"));
         }
         let held = if self.slots.is_lost(name) { 0 } else { self.view.sealed.since(restart) };
         self.forget_replica(name);
@@ -608,16 +609,16 @@ impl Shipper {
         Ok(text)
     }
 
-    /// The base copies: the node makes them.
-    pub fn bases(&mut self) -> &mut Bases {
-        &mut self.bases
+    /// The snapshots: the node makes them.
+    pub fn snapshots(&mut self) -> &mut Snapshots {
+        &mut self.snapshots
     }
 
-    /// The node begins to make a base copy as of `base`. False when no frame of the log ends there.
-    pub fn begin_base(&mut self, base: Lsn, log: &Log) -> bool {
-        let crc = chain::crc_before(log, base);
+    /// The node begins to make a snapshot as of `snapshot`. False when no frame of the log ends there.
+    pub fn begin_snapshot(&mut self, snapshot: Lsn, log: &Log) -> bool {
+        let crc = chain::crc_before(log, snapshot);
         if let Some(crc) = crc {
-            self.bases.begun(base, crc);
+            self.snapshots.begun(snapshot, crc);
         }
         crc.is_some()
     }

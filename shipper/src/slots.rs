@@ -114,7 +114,7 @@ impl Slots {
         (first.is_some(), first)
     }
 
-    /// A replica is about to receive a base copy: its slot is made and holds nothing yet, as a lost one. Nothing changes for one that
+    /// A replica is about to receive a snapshot: its slot is made and holds nothing yet, as a lost one. Nothing changes for one that
     /// has a slot. False when there are too many.
     pub fn reserve(&mut self, name: &MemberName) -> bool {
         if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
@@ -147,15 +147,15 @@ impl Slots {
         self.dropped |= self.slots.remove(name).is_some();
     }
 
-    /// A base copy as of `base` is on its way to the replica, which will need the log from there on. False when there are too many
+    /// A snapshot as of `snapshot` is on its way to the replica, which will need the log from there on. False when there are too many
     /// slots.
-    pub fn hold_from(&mut self, name: &MemberName, base: Lsn) -> bool {
+    pub fn hold_from(&mut self, name: &MemberName, snapshot: Lsn) -> bool {
         if !self.slots.contains_key(name) && self.slots.len() == SLOTS_MAX {
             return false;
         }
-        let fresh = Slot { restart: base, durable: base, lost: false, unsaved: true };
+        let fresh = Slot { restart: snapshot, durable: snapshot, lost: false, unsaved: true };
         let slot = self.slots.entry(name.clone()).or_insert(fresh);
-        if slot.lost || slot.restart > base {
+        if slot.lost || slot.restart > snapshot {
             *slot = fresh;
         }
         true
@@ -280,7 +280,7 @@ impl Slots {
                 // Slots promise no commit to anybody: their replicas make them anew when they connect.
                 tracing::warn!(
                     file = %path.display(),
-                    "the slots' file and its copy are damaged: it begins empty, and a replica that is away now may need a base copy"
+                    "the slots' file and its copy are damaged: it begins empty, and a replica that is away now may need a snapshot"
                 );
                 Ok(Slots::default())
             }
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(slots.place_for(&new, |_| true), (false, None));
         save(&mut slots, true);
         slots.forget(&name("r0"));
-        assert!(slots.reserve(&new) && slots.is_lost(&new), "it is to get a base copy, and holds nothing yet");
+        assert!(slots.reserve(&new) && slots.is_lost(&new), "it is to get a snapshot, and holds nothing yet");
         assert_eq!((slots.hold(), slots.count()), (Lsn(200), SLOTS_MAX));
         assert!(slots.hold_from(&new, Lsn(100)) && !slots.is_lost(&new));
         assert_eq!(slots.hold(), Lsn(100));
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_holds_the_log_behind_a_base_copy() {
+    fn a_slot_holds_the_log_behind_a_snapshot() {
         let mut slots = Slots::default();
         slots.attach(&name("a"), Lsn(100));
         assert_eq!(slots.give_up(Lsn(1000), 500), [name("a")]);

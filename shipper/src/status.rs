@@ -54,7 +54,7 @@ pub struct SlotStatus {
     pub lost: bool,
     /// The log that it holds back.
     pub held_bytes: u64,
-    /// Its replica is connected, or receives a base copy.
+    /// Its replica is connected, or receives a snapshot.
     pub connected: bool,
 }
 

@@ -196,7 +196,7 @@ struct Node {
     seen_incarnation: u64,
     lost_seen: u64,
     lost_files: BTreeSet<String>,
-    /// The most that its process knew to be committed, the checkpoint of its store, and how many base copies it had taken then.
+    /// The most that its process knew to be committed, the checkpoint of its store, and how many snapshots it had taken then.
     committed: Lsn,
     checkpoint: Lsn,
     copies: u64,
@@ -247,7 +247,7 @@ pub struct Summary {
     pub faults: u64,
     pub restarts: u64,
     pub misreads: u64,
-    pub base_copies: u64,
+    pub snapshots: u64,
     pub checked_calls: usize,
     /// The stores were compared with what the log says.
     pub modelled: bool,
@@ -294,8 +294,8 @@ pub struct Cluster {
     calm: bool,
     faults: u64,
     restarts: u64,
-    /// Base copies that took a log's place, of processes that are gone.
-    base_copies: u64,
+    /// Snapshots that took a log's place, of processes that are gone.
+    snapshots: u64,
     /// Until then members that promise their vote may die of it.
     kills_fenced_until: u64,
     /// How the leader is cut off meanwhile.
@@ -418,7 +418,7 @@ impl Cluster {
             calm: false,
             faults: 0,
             restarts: 0,
-            base_copies: 0,
+            snapshots: 0,
             kills_fenced_until: 0,
             cut_off: Vec::new(),
             ambush: None,
@@ -741,8 +741,8 @@ impl Cluster {
         let held = crate::checks::grown(&self.told.growing, self.member(leader))?;
         let checked_calls = self.told.growing.check(&held).map_err(Broken)?;
         let checked_calls = checked_calls + self.told.registers.check().map_err(Broken)?;
-        let copies = |node: &Node| node.process.as_ref().map_or(0, |process| process.member.base_copies());
-        self.base_copies += self.nodes.iter().map(copies).sum::<u64>();
+        let copies = |node: &Node| node.process.as_ref().map_or(0, |process| process.member.snapshots());
+        self.snapshots += self.nodes.iter().map(copies).sum::<u64>();
         Ok(Summary {
             p99_us: p99_us(&self.told.acknowledged, CommitLevel::RemoteFlush),
             hash: self.trace.hash(),
@@ -752,7 +752,7 @@ impl Cluster {
             faults: self.faults,
             restarts: self.restarts,
             misreads: self.world.misreads(),
-            base_copies: self.base_copies,
+            snapshots: self.snapshots,
             checked_calls,
             modelled: !self.model.is_lost(),
             simulated_us: self.now_us,

@@ -153,7 +153,7 @@ pub struct Plan {
     /// And that is kept at most for a replica that needs it.
     pub slot_keep_bytes_max: u64,
     /// Snapshots are sent no faster: the slower takes longer than `replica_lag_ms`. 0 for no limit.
-    pub base_copy_rate: u64,
+    pub snapshot_rate: u64,
     pub disk: Disk,
     pub delays: Delays,
     /// A change of the register takes up to so long.
@@ -227,7 +227,7 @@ impl Plan {
             zero_copy_bytes_min: if rng.bool() { 4 << 10 } else { 1 << 30 },
             keep_bytes_min: [256 << 10, 1 << 20, 256 << 20][rng.usize(0..3)],
             slot_keep_bytes_max: 8 << 30,
-            base_copy_rate: [0, 2 << 20, 512 << 10][rng.usize(0..3)],
+            snapshot_rate: [0, 2 << 20, 512 << 10][rng.usize(0..3)],
             disk: Disk {
                 write_us: [60, 200, 2_000][rng.usize(0..3)],
                 spread_us: [20, 300, 8_000][rng.usize(0..3)],
@@ -272,7 +272,7 @@ impl Plan {
         }
         if rng.u8(0..8) == 0 {
             // A snapshot that is sent slowly is never whole where more log is written meanwhile than is kept: the leader says so.
-            (self.slot_keep_bytes_max, self.base_copy_rate) = (1 << 20, 0);
+            (self.slot_keep_bytes_max, self.snapshot_rate) = (1 << 20, 0);
         }
     }
 

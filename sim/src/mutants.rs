@@ -98,7 +98,7 @@ fn long_log_behind(plan: &mut Plan) {
     plan.take_a_witness(2);
     (plan.policy, plan.on_sync_loss, plan.min_in_sync) = ("", "block", 0);
     (plan.checkpoint_bytes, plan.checkpoint_us) = (4 << 20, 1_000);
-    (plan.keep_bytes_min, plan.slot_keep_bytes_max, plan.base_copy_rate) = (0, 256 << 10, 0);
+    (plan.keep_bytes_min, plan.slot_keep_bytes_max, plan.snapshot_rate) = (0, 256 << 10, 0);
     plan.clients.extend([Kind::Writer(CommitLevel::Local); 6]);
     plan.pause_us = (1_000_000, 2_000_000);
 }

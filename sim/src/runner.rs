@@ -59,7 +59,7 @@ fn run_one(seed: u64, variation: Variation, wanted: &Wanted<'_>, verbose: bool) 
 /// A line for people.
 pub fn line(summary: &Summary) -> String {
     format!(
-        "hash {:016x}: {} commands, {} acknowledged, {} elections, {} faults, {} kills, {} misreads, {} base copies, {} calls in order{}, {:.1} s simulated",
+        "hash {:016x}: {} commands, {} acknowledged, {} elections, {} faults, {} kills, {} misreads, {} snapshots, {} calls in order{}, {:.1} s simulated",
         summary.hash,
         summary.commands,
         summary.acknowledged,
@@ -67,7 +67,7 @@ pub fn line(summary: &Summary) -> String {
         summary.faults,
         summary.restarts,
         summary.misreads,
-        summary.base_copies,
+        summary.snapshots,
         summary.checked_calls,
         if summary.modelled { "" } else { ", states not compared" },
         summary.simulated_us as f64 / 1e6

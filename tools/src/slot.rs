@@ -14,7 +14,7 @@ Examples:
   walferry slot drop b --url redis://10.0.1.11:6400
 
 A leader keeps the log that a replica still needs, up to slot_keep_bytes_max, under the name of the replica; then the slot is
-lost, and the replica gets a base copy when it comes back. A replica with a new name takes the place of a lost slot when there
+lost, and the replica gets a snapshot when it comes back. A replica with a new name takes the place of a lost slot when there
 are too many. Drop the slot of a replica that does not come back: nothing is kept for it, and it counts nowhere any more. Ask the
 leader. A member of a cluster (--members) is removed with `walferry remove`.
 

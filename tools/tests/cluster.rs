@@ -284,7 +284,7 @@ fn clients_are_sent_to_the_leader() {
 }
 
 #[test]
-fn a_member_that_was_away_too_long_comes_back_by_a_base_copy_and_may_lead_again() {
+fn a_member_that_was_away_too_long_comes_back_by_a_snapshot_and_may_lead_again() {
     // So little log that who misses forty megabytes of it needs a copy.
     let small = ["--slot-keep-bytes-max", "17MiB", "--keep-bytes-min", "0", "--checkpoint-bytes", "1MiB"];
     let mut cluster = Cluster::start(&["a", "b", "c"], &small);
@@ -308,7 +308,7 @@ fn a_member_that_was_away_too_long_comes_back_by_a_base_copy_and_may_lead_again(
         in_sync.iter().any(|member| member == away)
     };
     // Only then: the set may not have noticed yet that it was away.
-    until("it took a base copy", || cluster.log_of(away).contains("a base copy takes the place of log and store"));
+    until("it took a snapshot", || cluster.log_of(away).contains("a snapshot takes the place of log and store"));
     until("the member is in the in-sync set again", || state(&cluster));
     write(&cluster, 105..125);
     // It confirms commits like any other, and leads if it is asked to; a member that lacks nothing then follows it.

@@ -1,5 +1,5 @@
 //! `kill -9` in a loop: real processes die at moments that a seed draws, under load at every level, with segments, checkpoints and
-//! slots so small that kills fall into rollovers, checkpoints, catch-ups and base copies. A checker has every key that was sent
+//! slots so small that kills fall into rollovers, checkpoints, catch-ups and snapshots. A checker has every key that was sent
 //! and every one that was acknowledged, with its level. 20 rounds, or as many as WALFERRY_CRASH_ROUNDS says; the seed is printed,
 //! and WALFERRY_CRASH_SEED repeats its draws (not the machine's timing).
 
@@ -215,7 +215,7 @@ fn one_node_keeps_what_it_acknowledged_whenever_it_is_killed() {
 fn three_members_keep_what_they_acknowledged_whoever_is_killed() {
     const NAMES: [&str; 3] = ["a", "b", "c"];
     let mut draws = Draws::new("three members");
-    let mut cluster = Cluster::start(&NAMES, &[&SMALL[..], &["--base-copy-rate", "64MiB"]].concat());
+    let mut cluster = Cluster::start(&NAMES, &[&SMALL[..], &["--snapshot-rate", "64MiB"]].concat());
     let addresses: Vec<SocketAddr> = NAMES.iter().map(|name| cluster.client_address(name)).collect();
     let load = Load::start(&[0, 1, 2, 3, 3], &addresses);
     let mut away: Option<(&str, u64)> = None;
@@ -257,15 +257,15 @@ fn three_members_keep_what_they_acknowledged_whoever_is_killed() {
     }
     let record = load.finish();
     let leader = cluster.leader();
-    // An LSN alone would not do: a member that led for itself has a log of its own until it has taken a base copy.
+    // An LSN alone would not do: a member that led for itself has a log of its own until it has taken a snapshot.
     for name in NAMES {
-        until("it has taken its base copy, if it needs one", || cluster.describe(name)["base_copy"].is_null());
+        until("it has taken its snapshot, if it needs one", || cluster.describe(name)["snapshot"].is_null());
     }
     until("every member has what the leader has", || {
         let there = NAMES.map(|name| cluster.describe(name));
         let own = there.iter().find(|facts| facts["name"] == leader).expect("a member");
         let same = |key: &str| there.iter().all(|facts| facts[key] == own[key]);
-        let following = |facts: &serde_json::Value| facts["role"] == "replica" && facts["base_copy"].is_null();
+        let following = |facts: &serde_json::Value| facts["role"] == "replica" && facts["snapshot"].is_null();
         same("epoch") && same("applied") && there.iter().filter(|facts| following(facts)).count() == 2
     });
     for name in NAMES {

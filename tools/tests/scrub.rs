@@ -114,7 +114,7 @@ fn start_without_any_written_segment_is_repaired() {
         assert_ne!(fs::read_dir(&log).expect("a directory").count(), 0, "prepared ones are left");
         let replica = Node::try_start(root.path(), "b", &flags).unwrap_or_else(|log| panic!("the first start:\n{log}"));
         wait_applied(&mut replica.client(), a.command(&["LSN"]).text());
-        assert_eq!(info(&mut replica.client(), "base_copies_taken"), "0", "the log was given back");
+        assert_eq!(info(&mut replica.client(), "snapshots_taken"), "0", "the log was given back");
         assert_eq!(replica.stop().0, Some(0));
     }
 }
@@ -136,7 +136,7 @@ fn damage_in_old_log_is_mended_after_a_start() {
 
 /// The leader knows nobody who could give it back, but its store is whole.
 #[test]
-fn who_needs_log_that_is_damaged_for_good_gets_a_base_copy() {
+fn who_needs_log_that_is_damaged_for_good_gets_a_snapshot() {
     let root = directory();
     let (leader, replica) = pair(root.path(), &[]);
     let mut a = leader.client();
@@ -152,10 +152,10 @@ fn who_needs_log_that_is_damaged_for_good_gets_a_base_copy() {
     flip(&leader.data.join("log").join("0000000000000000.wal"), SEGMENT_BYTES / 2);
     let late = Node::start(root.path(), "c", &[&["--follow", &peer][..], &SMALL].concat());
     let mut c = late.client();
-    until("a base copy takes the place of the log", || info(&mut c, "base_copies_taken") == "1");
+    until("a snapshot takes the place of the log", || info(&mut c, "snapshots_taken") == "1");
     assert_eq!(c.command(&["STRLEN", "key0"]), Reply::Integer(VALUE_BYTES as i64));
     let log = fs::read_to_string(root.path().join("a.log")).expect("a log");
-    assert!(log.contains("the old log is damaged, replicas that need it before 0/1000000 get a base copy"), "{log}");
+    assert!(log.contains("the old log is damaged, replicas that need it before 0/1000000 get a snapshot"), "{log}");
 }
 
 /// Thousands of frames beside each other are lost with one segment: they are one gap, whatever each of them is.

@@ -21,7 +21,7 @@ const KEYS: usize = 120;
 const VALUE_BYTES: usize = 150_000;
 /// The log is cut often, and the store written often: every file has something in it.
 const FLAGS: [&str; 8] =
-    ["--checkpoint-bytes", "1MiB", "--keep-bytes-min", "0", "--base-copy-rate", "0", "--election-timeout", "1s"];
+    ["--checkpoint-bytes", "1MiB", "--keep-bytes-min", "0", "--snapshot-rate", "0", "--election-timeout", "1s"];
 /// Which member is hurt: the one that led, and one that did not; each place in the files of one of them, in turn.
 const VICTIMS: [&str; 2] = ["a", "b"];
 const PAGE_BYTES: u64 = 4096;
@@ -208,7 +208,7 @@ impl Prepared {
                 "stopped, and says why"
             }
             None if log.contains("repaired 0/") => "repaired from a peer",
-            None if log.contains("took the place of the damaged store") => "store from a base copy",
+            None if log.contains("took the place of the damaged store") => "store from a snapshot",
             None if log.contains("the store is made anew") => "store made anew from the log",
             None if log.contains("restored from the copy") || log.contains("written anew") => "restored from its copy",
             None => "harmless",

@@ -275,7 +275,7 @@ fn streams(leader: &Node, replica: &str) -> bool {
 }
 
 #[test]
-fn a_replica_whose_log_is_gone_takes_its_base_copy_over_tls() {
+fn a_replica_whose_log_is_gone_takes_its_snapshot_over_tls() {
     const SMALL: [&str; 6] = ["--slot-keep-bytes-max", "17MiB", "--keep-bytes-min", "0", "--checkpoint-bytes", "1MiB"];
     let root = directory();
     let ca = Authority::new(root.path(), "cluster");
@@ -291,7 +291,7 @@ fn a_replica_whose_log_is_gone_takes_its_base_copy_over_tls() {
     });
     let flags = peer_flags(&ca.sign("b", &["127.0.0.1"]), &ca);
     let b = start(root.path(), "b", &flags, &["--follow", &a.peer_listen.to_string()]);
-    until("the copy is there", || info(&b, "base_copies_taken") == "1");
+    until("the copy is there", || info(&b, "snapshots_taken") == "1");
     wait_applied(&mut b.client(), leader.command(&["LSN"]).text());
     assert!(b.client().command(&["GET", "key1"]) == Reply::Bulk(value));
 }

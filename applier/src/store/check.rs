@@ -1,13 +1,13 @@
 //! Whether the store's file is whole. Its database keeps a checksum of every page and looks at them only when it is asked: a page
 //! that rotted would be read as if nothing were wrong with it. So a node asks once, before it opens the store, which reads the
-//! whole file. A damaged store is no loss: the log or a base copy makes it anew.
+//! whole file. A damaged store is no loss: the log or a snapshot makes it anew.
 
 use std::io;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase};
 
-use super::base::{FACTS, Position, STORE_FILE};
+use super::file::{FACTS, Position, STORE_FILE};
 use walferry_engine::panics;
 
 /// What a look at the file gave.

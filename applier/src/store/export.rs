@@ -13,7 +13,7 @@ use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTabl
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Lsn;
 
-use super::base::{ENTRIES, FACTS, KEYS, Position, VALUES};
+use super::file::{ENTRIES, FACTS, KEYS, Position, VALUES};
 use super::{Store, StoreError};
 
 /// Rows that are written at once.
@@ -42,9 +42,9 @@ pub enum ExportError {
 impl Store {
     /// The newest checkpoint as it stands, however many follow.
     pub fn export(&self) -> Result<Export, StoreError> {
-        let source = self.base.path().to_owned();
+        let source = self.store_file.path().to_owned();
         let take = || -> Result<(ReadTransaction, Position), redb::Error> {
-            let transaction = self.base.database().begin_read()?;
+            let transaction = self.store_file.database().begin_read()?;
             let facts = transaction.open_table(FACTS)?;
             let position = Position::read(&facts)?;
             drop(facts);

@@ -1,17 +1,17 @@
 //! The store: what the log says, as keys that can be read. Rebuilt from the log, so it may lag behind it but never leads.
 //!
 //! ```text
-//! apply ──> active overlay ──freeze──> frozen overlay ──checkpoint (its own thread)──> base (a file)
-//! get   ──> active, else frozen, else base
+//! apply ──> active overlay ──freeze──> frozen overlay ──checkpoint (its own thread)──> store file
+//! get   ──> active, else frozen, else store file
 //! ```
 //!
 //! A checkpoint holds nothing beyond the committed LSN, so that what a failover takes back is only in memory. There are two
 //! exceptions, [`Store::went_beyond`] tells of them: the overlay is full, or a snapshot transfer needs a newer checkpoint. Where what such a
 //! checkpoint holds is cut, the store is made anew from a snapshot.
 
-mod base;
 pub mod check;
 pub mod export;
+mod file;
 pub mod overlay;
 #[cfg(feature = "simulation")]
 mod simulated;
@@ -32,8 +32,8 @@ use walferry_engine::world::{self, Inbox, Pace, Task};
 
 use crate::record::{Effect, RecordError, StreamId, effects};
 use crate::view::{About, Value, View};
-use base::{Base, write_checkpoint};
-pub use base::{Position, STORE_FILE};
+pub use file::{Position, STORE_FILE};
+use file::{StoreFile, write_checkpoint};
 use overlay::{Count, Overlay, Slot, State, hash_of};
 
 /// The directory of the store in the data directory.
@@ -151,7 +151,7 @@ pub struct Store {
     config: StoreConfig,
     active: Overlay,
     frozen: Option<Frozen>,
-    base: Base,
+    store_file: StoreFile,
     /// The state that readers see; `durable_applied <= applied`.
     position: Position,
     jobs: Option<Sender<Job>>,
@@ -191,10 +191,10 @@ impl Store {
     pub fn open(dir: &Path, config: StoreConfig, wake: Box<dyn Fn() + Send>) -> Result<Store, StoreError> {
         let setup = |source| StoreError::Setup { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(setup)?;
-        let base = Base::open(dir, config.cache_bytes)?;
+        let store_file = StoreFile::open(dir, config.cache_bytes)?;
         let (jobs, job_queue) = channel::<Job>();
         let (done, results) = channel();
-        let (database, path) = (base.database(), base.path().to_owned());
+        let (database, path) = (store_file.database(), store_file.path().to_owned());
         let write = move || {
             let job = match world::take(&job_queue) {
                 Inbox::Item(job) => job,
@@ -220,10 +220,10 @@ impl Store {
             },
             active: Overlay::counted(),
             frozen: None,
-            position: base.position(),
+            position: store_file.position(),
             // What was deleted before is not known.
-            forgotten_delete: base.position().applied,
-            base,
+            forgotten_delete: store_file.position().applied,
+            store_file,
             jobs: Some(jobs),
             results,
             task: Some(task),
@@ -241,7 +241,7 @@ impl Store {
 
     /// Where its file is.
     pub fn path(&self) -> &Path {
-        self.base.path()
+        self.store_file.path()
     }
 
     /// End of the last frame that was applied.
@@ -256,12 +256,12 @@ impl Store {
 
     /// What the file holds: the log before it is not needed for a restart.
     pub fn durable_applied(&self) -> Lsn {
-        self.base.position().applied
+        self.store_file.position().applied
     }
 
     /// The same, with what tells it from the state of another log.
     pub fn durable_position(&self) -> Position {
-        self.base.position()
+        self.store_file.position()
     }
 
     /// Checkpoints written since the start.
@@ -306,9 +306,9 @@ impl Store {
         for (lsn, record) in frame.records() {
             for effect in effects(record) {
                 let effect = effect.map_err(|source| StoreError::Record { lsn, source })?;
-                let (frozen, base) = (&self.frozen, &self.base);
+                let (frozen, store_file) = (&self.frozen, &self.store_file);
                 let hash = self.active.apply(&effect, lsn, |hash, key| {
-                    Ok(about_below(frozen.as_ref(), base, hash, key)?.and_then(|(about, _)| about))
+                    Ok(about_below(frozen.as_ref(), store_file, hash, key)?.and_then(|(about, _)| about))
                 })?;
                 if let (Effect::StreamAdd { id, .. }, Some(added)) = (&effect, &mut self.added) {
                     added.insert(hash, *id);
@@ -352,7 +352,7 @@ impl Store {
                 tracing::warn!(
                     applied = %frozen.position.applied, %committed,
                     "the sync set has not confirmed for too long: a checkpoint goes beyond the commit LSN. Should another node be \
-                     promoted now, this one needs a base copy"
+                     promoted now, this one needs a snapshot"
                 );
             }
         }
@@ -409,7 +409,7 @@ impl Store {
         self.asked_for = self.asked_for.max(lsn);
     }
 
-    /// True when a checkpoint was not to wait for the commit LSN: memory ran out, or a base copy was wanted.
+    /// True when a checkpoint was not to wait for the commit LSN: memory ran out, or a snapshot was wanted.
     pub fn went_beyond(&self) -> bool {
         self.warned_beyond
     }
@@ -421,8 +421,8 @@ impl Store {
     }
 
     fn finish(&mut self, outcome: Result<(), redb::Error>) -> Result<(), StoreError> {
-        outcome.map_err(StoreError::at(self.base.path()))?;
-        self.base.renew()?;
+        outcome.map_err(StoreError::at(self.store_file.path()))?;
+        self.store_file.renew()?;
         if let Some(frozen) = self.frozen.take() {
             self.forgotten_delete = self.forgotten_delete.max(frozen.overlay.last_delete());
         }
@@ -437,7 +437,7 @@ impl Store {
         self.changed_since = None;
         self.active.clear();
         if !mutants::is_on("keep-what-was-applied") {
-            self.position = self.base.position();
+            self.position = self.store_file.position();
         }
         Ok(())
     }
@@ -491,15 +491,15 @@ impl Drop for Store {
 
 fn entry_below(
     frozen: Option<&Frozen>,
-    base: &Base,
+    store_file: &StoreFile,
     hash: u64,
     key: &[u8],
 ) -> Result<Option<(Value, Lsn)>, StoreError> {
     if let Some(slot) = frozen.and_then(|frozen| frozen.overlay.find(hash, key)) {
-        let value = slot.value(|| Ok(base.entry(hash, key)?.map(|entry| entry.0)))?;
+        let value = slot.value(|| Ok(store_file.entry(hash, key)?.map(|entry| entry.0)))?;
         return Ok(value.map(|value| (value, slot.version)));
     }
-    base.entry(hash, key)
+    store_file.entry(hash, key)
 }
 
 impl Store {
@@ -516,14 +516,14 @@ impl Store {
 /// What the key holds below the active overlay, and its version, where either is known.
 fn about_below(
     frozen: Option<&Frozen>,
-    base: &Base,
+    store_file: &StoreFile,
     hash: u64,
     key: &[u8],
 ) -> Result<Option<(Option<About>, Lsn)>, StoreError> {
     if let Some(slot) = frozen.and_then(|frozen| frozen.overlay.find(hash, key)) {
         return Ok(Some((slot.about(), slot.version)));
     }
-    Ok(base.about(hash, key)?.map(|(about, version)| (Some(about), version)))
+    Ok(store_file.about(hash, key)?.map(|(about, version)| (Some(about), version)))
 }
 
 impl Store {
@@ -546,14 +546,15 @@ impl Store {
     /// How many keys there are. Whether a changed key existed before is looked up once, for up to `lookups` of them with this call:
     /// as long as there are more, the number is an estimate.
     pub fn count_keys(&mut self, mut lookups: usize) -> Result<KeyCount, StoreError> {
-        let base_keys = self.base.len()?;
+        let keys_in_file = self.store_file.len()?;
         if let Some(Frozen { overlay, count, .. }) = &mut self.frozen {
-            let exists = |hash, key: &[u8]| Ok(base_keys > 0 && self.base.about(hash, key)?.is_some());
+            let exists = |hash, key: &[u8]| Ok(keys_in_file > 0 && self.store_file.about(hash, key)?.is_some());
             count.go_on_in(overlay, &mut lookups, exists)?;
         }
-        let (frozen, base) = (self.frozen.as_ref(), &self.base);
+        let (frozen, store_file) = (self.frozen.as_ref(), &self.store_file);
         self.active.count_some(&mut lookups, |hash, key| {
-            let found = if base_keys == 0 && frozen.is_none() { None } else { about_below(frozen, base, hash, key)? };
+            let found =
+                if keys_in_file == 0 && frozen.is_none() { None } else { about_below(frozen, store_file, hash, key)? };
             Ok(found.is_some_and(|(about, _)| about.is_some()))
         })?;
         self.counted_keys()
@@ -564,7 +565,7 @@ impl Store {
         let counts = [Some(self.active.count()), self.frozen.as_ref().map(|frozen| &frozen.count)];
         let net = counts.iter().flatten().map(|count| count.net()).sum();
         let is_exact = counts.iter().flatten().all(|count| count.is_exact());
-        Ok(KeyCount { keys: self.base.len()?.saturating_add_signed(net), is_exact })
+        Ok(KeyCount { keys: self.store_file.len()?.saturating_add_signed(net), is_exact })
     }
 }
 
@@ -574,17 +575,17 @@ impl View for Store {
         if let Some(slot) = self.active.find(hash, key) {
             return Ok((slot.about(), slot.version));
         }
-        let below = about_below(self.frozen.as_ref(), &self.base, hash, key)?;
+        let below = about_below(self.frozen.as_ref(), &self.store_file, hash, key)?;
         Ok(below.unwrap_or((None, self.forgotten_delete)))
     }
 
     fn entry(&self, key: &[u8]) -> Result<Option<(Value, Lsn)>, StoreError> {
         let hash = hash_of(key);
         if let Some(slot) = self.active.find(hash, key) {
-            let below = || Ok(entry_below(self.frozen.as_ref(), &self.base, hash, key)?.map(|entry| entry.0));
+            let below = || Ok(entry_below(self.frozen.as_ref(), &self.store_file, hash, key)?.map(|entry| entry.0));
             return Ok(slot.value(below)?.map(|value| (value, slot.version)));
         }
-        entry_below(self.frozen.as_ref(), &self.base, hash, key)
+        entry_below(self.frozen.as_ref(), &self.store_file, hash, key)
     }
 
     fn stream_range(
@@ -599,14 +600,14 @@ impl View for Store {
         let hash = hash_of(key);
         // The overlays that hold a part of the stream, newest first, down to the one where it begins.
         let mut tails = Vec::new();
-        let mut in_base = true;
+        let mut in_file = true;
         for slot in self.overlays().filter_map(|overlay| overlay.find(hash, key)) {
             match &slot.state {
                 State::Stream(tail) => tails.push(tail),
-                State::Absent | State::String(_) | State::Appended(_) => in_base = false,
+                State::Absent | State::String(_) | State::Appended(_) => in_file = false,
             }
-            in_base &= matches!(&slot.state, State::Stream(tail) if !tail.fresh);
-            if !in_base {
+            in_file &= matches!(&slot.state, State::Stream(tail) if !tail.fresh);
+            if !in_file {
                 break;
             }
         }
@@ -631,8 +632,8 @@ impl View for Store {
             return Ok(());
         }
         // A look is cheap, and finding the place among entries may read large ones of other streams.
-        let in_base = in_base && matches!(self.base.about(hash, key)?, Some((About::Stream(_), _)));
-        if in_base && !self.base.stream_range((hash, key), (from, to), reverse, limit, &mut counted)? {
+        let in_file = in_file && matches!(self.store_file.about(hash, key)?, Some((About::Stream(_), _)));
+        if in_file && !self.store_file.stream_range((hash, key), (from, to), reverse, limit, &mut counted)? {
             return Ok(());
         }
         if !reverse {
@@ -642,7 +643,7 @@ impl View for Store {
     }
 
     fn scan(&self, cursor: u64, count: usize) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
-        let (keys, mut next) = self.base.scan(cursor, count, SCAN_BYTES_MAX)?;
+        let (keys, mut next) = self.store_file.scan(cursor, count, SCAN_BYTES_MAX)?;
         let mut keys: Vec<(u64, Cow<'_, [u8]>)> = keys.into_iter().map(|(hash, key)| (hash, Cow::Owned(key))).collect();
         for overlay in self.overlays() {
             let (slots, overlay_next) = overlay.scan(cursor, count);

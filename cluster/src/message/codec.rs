@@ -14,11 +14,11 @@ use super::{
     PROTOCOL_VERSION, Piece, REFUSE_FIXED_BYTES, REFUSE_TEXT_BYTES_MAX, Refuse, RefuseCode, TRACED_BODY_BYTES, Traced,
     WELCOME_FIXED_BYTES, Welcome,
 };
-use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::{MessageError, ReadError};
 use crate::member::{ClusterId, MEMBER_NAME_BYTES_MAX, MemberName};
 use crate::policy::{POLICY_TEXT_BYTES_MAX, SyncPolicy};
 use crate::register::MemberId;
+use crate::snapshot::{PIECE_BYTES, SNAPSHOT_BYTES_MAX};
 
 const MAGIC: [u8; 4] = *b"WFPR";
 const CHUNK_BODY_BYTES: usize = 16;
@@ -298,7 +298,7 @@ impl Message {
             }
             Message::Fetch(fetch) => {
                 put_handshake(out, fetch.protocol, &fetch.name, "", fetch.cluster_id);
-                put_u64s(out, &[fetch.floor.0, fetch.segment_bytes, fetch.base.0, fetch.offset]);
+                put_u64s(out, &[fetch.floor.0, fetch.segment_bytes, fetch.snapshot.0, fetch.offset]);
                 out.extend_from_slice(&u32::from(fetch.suspect).to_le_bytes());
                 out.extend_from_slice(fetch.name.as_str().as_bytes());
                 Kind::Fetch
@@ -308,9 +308,9 @@ impl Message {
                 Kind::Preparing
             }
             Message::Offer(offer) => {
-                assert!((1..=BASE_BYTES_MAX).contains(&offer.bytes) && offer.offset <= offer.bytes, "{offer:?}");
+                assert!((1..=SNAPSHOT_BYTES_MAX).contains(&offer.bytes) && offer.offset <= offer.bytes, "{offer:?}");
                 put_handshake(out, offer.protocol, &offer.name, "", Some(offer.cluster_id));
-                put_u64s(out, &[offer.base.0, offer.segment_bytes, offer.bytes, offer.offset]);
+                put_u64s(out, &[offer.snapshot.0, offer.segment_bytes, offer.bytes, offer.offset]);
                 out.extend_from_slice(&offer.crc.to_le_bytes());
                 put_history(out, &offer.history);
                 out.extend_from_slice(offer.name.as_str().as_bytes());
@@ -563,24 +563,24 @@ fn decode_fetch(mut body: Body<'_>) -> Result<Fetch, MessageError> {
     let (protocol, ours) = body.version()?;
     if !ours {
         let name = "unknown".parse().expect("a name");
-        let (floor, base) = (Lsn::ZERO, Lsn::ZERO);
+        let (floor, snapshot) = (Lsn::ZERO, Lsn::ZERO);
         let (cluster_id, segment_bytes, offset, suspect) = (None, 0, 0, false);
-        return Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, base, offset, suspect });
+        return Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, snapshot, offset, suspect });
     }
     let [name_bytes, zero] = body.number()?;
     let id = u128::from_le_bytes(body.number()?);
     let cluster_id = (id != 0).then_some(ClusterId(id));
-    let (floor, segment_bytes, base, offset) = (body.lsn()?, body.u64()?, body.lsn()?, body.u64()?);
+    let (floor, segment_bytes, snapshot, offset) = (body.lsn()?, body.u64()?, body.lsn()?, body.u64()?);
     let suspect = body.u32()?;
     if zero != 0 || suspect > 1 {
         return Err(body.field("flag"));
     }
-    if offset > BASE_BYTES_MAX {
+    if offset > SNAPSHOT_BYTES_MAX {
         return Err(body.field("offset"));
     }
     let name = body.name(name_bytes)?;
     body.end()?;
-    Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, base, offset, suspect: suspect == 1 })
+    Ok(Fetch { protocol, cluster_id, name, floor, segment_bytes, snapshot, offset, suspect: suspect == 1 })
 }
 
 fn decode_preparing(mut body: Body<'_>) -> Result<Message, MessageError> {
@@ -599,15 +599,15 @@ fn decode_offer(mut body: Body<'_>) -> Result<Offer, MessageError> {
     }
     let [name_bytes, zero] = body.number()?;
     let cluster_id = ClusterId(u128::from_le_bytes(body.number()?));
-    let (base, segment_bytes, bytes, offset) = (body.lsn()?, body.u64()?, body.u64()?, body.u64()?);
-    if zero != 0 || !(1..=BASE_BYTES_MAX).contains(&bytes) || offset > bytes {
+    let (snapshot, segment_bytes, bytes, offset) = (body.lsn()?, body.u64()?, body.u64()?, body.u64()?);
+    if zero != 0 || !(1..=SNAPSHOT_BYTES_MAX).contains(&bytes) || offset > bytes {
         return Err(body.field("length"));
     }
     let crc = body.u32()?;
     let history = body.history()?;
     let name = body.name(name_bytes)?;
     body.end()?;
-    Ok(Offer { protocol, cluster_id, name, base, segment_bytes, bytes, offset, crc, history })
+    Ok(Offer { protocol, cluster_id, name, snapshot, segment_bytes, bytes, offset, crc, history })
 }
 
 fn decode_piece(mut body: Body<'_>) -> Result<Piece, MessageError> {

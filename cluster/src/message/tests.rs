@@ -2,8 +2,8 @@
 
 use super::codec::{Kind, envelope};
 use super::*;
-use crate::base_copy::{BASE_BYTES_MAX, PIECE_BYTES};
 use crate::error::MessageError;
+use crate::snapshot::{PIECE_BYTES, SNAPSHOT_BYTES_MAX};
 use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 
 fn history(count: u64) -> Vec<(Epoch, Lsn)> {
@@ -51,17 +51,17 @@ fn samples() -> Vec<Message> {
         apply_us: 4,
         stamp_us: 5,
     };
-    let fetch = |cluster_id, base, suspect| {
+    let fetch = |cluster_id, snapshot, suspect| {
         let (protocol, floor, segment_bytes, offset) = (PROTOCOL_VERSION, Lsn(4096), 1 << 26, 3 << 20);
-        Message::Fetch(Fetch { protocol, cluster_id, name: name(), floor, segment_bytes, base, offset, suspect })
+        Message::Fetch(Fetch { protocol, cluster_id, name: name(), floor, segment_bytes, snapshot, offset, suspect })
     };
     let offer = |history, bytes| {
-        let (protocol, cluster_id, base, segment_bytes) = (PROTOCOL_VERSION, ClusterId(5), Lsn(8192), 1 << 26);
+        let (protocol, cluster_id, snapshot, segment_bytes) = (PROTOCOL_VERSION, ClusterId(5), Lsn(8192), 1 << 26);
         Message::Offer(Offer {
             protocol,
             cluster_id,
             name: name(),
-            base,
+            snapshot,
             segment_bytes,
             bytes,
             offset: 1,
@@ -92,7 +92,7 @@ fn samples() -> Vec<Message> {
         fetch(None, Lsn::ZERO, false),
         fetch(Some(ClusterId(u128::MAX)), Lsn(1 << 40), true),
         Message::Preparing { done: 3, total: 1 << 40 },
-        offer(history(1), BASE_BYTES_MAX),
+        offer(history(1), SNAPSHOT_BYTES_MAX),
         offer(history(EPOCHS_PER_MESSAGE_MAX as u64), 1),
         Message::Piece(Piece { offset: 1 << 40, bytes: PIECE_BYTES as u32, crc: u32::MAX }),
     ]

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use walferry_applier::base::incoming::{Incoming, READY_FILE, STATE_FILE};
-use walferry_applier::base::install;
+use walferry_applier::snapshot::incoming::{Incoming, READY_FILE, STATE_FILE};
+use walferry_applier::snapshot::install;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, WRITE_DEPTH_MAX};
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -22,7 +22,7 @@ fn directory() -> &'static Path {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let dir = parent.join(format!("walferry-fuzz-{}", std::process::id()));
-        std::fs::create_dir_all(dir.join("base")).expect("a directory for the files");
+        std::fs::create_dir_all(dir.join("snapshot")).expect("a directory for the files");
         dir
     })
 }
@@ -73,14 +73,14 @@ pub fn run(data: &[u8]) {
             }
         }
         5 => {
-            let name = format!("base/{STATE_FILE}");
+            let name = format!("snapshot/{STATE_FILE}");
             if let Ok(Some(incoming)) = with_file(&name, bytes, Incoming::resume) {
                 assert!(incoming.verified() <= incoming.facts().bytes);
             }
         }
         _ => {
             // A marker alone is an instruction without its copy: it may fail, and it may not panic.
-            let name = format!("base/{READY_FILE}");
+            let name = format!("snapshot/{READY_FILE}");
             drop(with_file(&name, bytes, install::finish));
         }
     }

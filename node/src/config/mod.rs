@@ -258,8 +258,8 @@ pub struct NodeConfig {
     pub replica_lag_time_max: Duration,
     /// Frames from this size on are sent without a copy.
     pub zero_copy_bytes_min: usize,
-    /// Bytes a second of all base copies together; 0 for no limit.
-    pub base_copy_rate: u64,
+    /// Bytes a second of all snapshots together; 0 for no limit.
+    pub snapshot_rate: u64,
     /// Whether commits are followed through their stages.
     pub waterfall: bool,
     /// Where Prometheus is answered, if anywhere.
@@ -328,7 +328,7 @@ impl NodeConfig {
             election_timeout: all.election_timeout.expect(given).0,
             replica_lag_time_max: all.replica_lag_time_max.expect(given).0,
             zero_copy_bytes_min: all.zero_copy_bytes_min.expect(given).0 as usize,
-            base_copy_rate: all.base_copy_rate.expect(given).0,
+            snapshot_rate: all.snapshot_rate.expect(given).0,
             waterfall: all.waterfall.expect(given),
             metrics_listen: all.metrics_listen,
             checkpoint_bytes: all.checkpoint_bytes.expect(given).0,

@@ -231,10 +231,10 @@ settings! {
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
     zero_copy_bytes_min: ByteSize,
 
-    /// Base copies for replicas whose log is gone take no more than so many bytes a second together, unless the log behind them
+    /// Snapshots for replicas whose log is gone take no more than so many bytes a second together, unless the log behind them
     /// grows beyond half of slot_keep_bytes_max; 0 for no limit [default: 8MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Replication")]
-    base_copy_rate: ByteSize,
+    snapshot_rate: ByteSize,
 
     /// Account where commits spend their time [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Accounting")]
@@ -291,7 +291,7 @@ impl Settings {
             election_timeout: Some(Span(ELECTION_TIMEOUT_DEFAULT)),
             replica_lag_time_max: Some(Span(Duration::from_secs(10))),
             zero_copy_bytes_min: Some(ByteSize(64 << 10)),
-            base_copy_rate: Some(ByteSize(8 << 20)),
+            snapshot_rate: Some(ByteSize(8 << 20)),
             waterfall: Some(true),
             checkpoint_bytes: Some(ByteSize(64 << 20)),
             store_cache_bytes: Some(ByteSize(128 << 20)),

@@ -106,7 +106,7 @@ impl Page {
         let help = "Damaged parts of the log that other nodes gave back.";
         self.single("log_repaired_ranges_total", "counter", help, repairs.ranges);
         self.single("log_repaired_bytes_total", "counter", "Their bytes.", repairs.bytes);
-        self.single("stores_made_anew_total", "counter", "Damaged stores that were made anew.", repairs.stores);
+        self.single("stores_rebuilt_total", "counter", "Damaged stores that were made anew.", repairs.stores);
         self.family("lsn_bytes", "gauge", "The log's positions: end, written, flushed, applied, committed.");
         for (position, lsn) in [
             ("end", facts.end),

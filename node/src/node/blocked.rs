@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::node::base::receiving;
+use crate::node::snapshot::receiving;
 use crate::node::{Node, Role};
 
 /// A disk whose flushes take longer is called slow: every commit but those at `off` feels it.
@@ -19,7 +19,7 @@ impl Node {
                 troubles.extend(
                     self.membership.as_ref().map(|membership| membership.trouble()).filter(|text| !text.is_empty()),
                 );
-                if let Some(copy) = &status.base_copy {
+                if let Some(copy) = &status.snapshot {
                     troubles.push(receiving(copy, &status.leader));
                 } else if !status.last_error.is_empty() {
                     troubles.push(format!("not following {} (its peer address): {}", status.leader, status.last_error));

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use walferry_cluster::MemberName;
-use walferry_cluster::base_copy::CopyPhase;
 use walferry_cluster::member::reachable_at;
+use walferry_cluster::snapshot::CopyPhase;
 
 use crate::node::{Node, Role};
 use crate::session::host::{NodeInfo, ReplicationRow};
@@ -42,16 +42,16 @@ impl Node {
             "staleness_ms": facts.staleness.map(|staleness| staleness.as_millis() as u64),
             "lost_commits": self.lost_commits,
             "members": self.members(&rows),
-            "base_copy": self.base_copy(),
+            "snapshot": self.snapshot(),
             "trouble": facts.trouble,
             "slow_disk": self.disk_words(),
         })
     }
 
-    /// How far the base copy is that this node receives.
-    fn base_copy(&self) -> Option<Value> {
+    /// How far the snapshot is that this node receives.
+    fn snapshot(&self) -> Option<Value> {
         let Role::Replica(follower) = &self.role else { return None };
-        let progress = follower.base_copy()?;
+        let progress = follower.snapshot()?;
         let (done, total) = progress.bytes();
         let phase = match progress.phase() {
             CopyPhase::Preparing => "preparing",

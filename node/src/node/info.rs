@@ -66,10 +66,10 @@ impl Node {
             line("store_overlay_bytes", self.store.overlay_bytes()),
             line("log_repaired_ranges", self.repaired.ranges),
             line("log_repaired_bytes", self.repaired.bytes),
-            line("stores_made_anew", self.repaired.stores),
-            line("base_copies_taken", self.base_copies.taken),
-            line("base_copy_received_bytes", self.base_copies.taken_bytes),
-            line("base_copy_kept_bytes", self.base_copies.kept_bytes),
+            line("stores_rebuilt", self.repaired.stores),
+            line("snapshots_taken", self.snapshots.taken),
+            line("snapshot_received_bytes", self.snapshots.taken_bytes),
+            line("snapshot_kept_bytes", self.snapshots.kept_bytes),
         ]
     }
 

@@ -5,7 +5,6 @@
 
 mod administration;
 pub(crate) mod apply;
-mod base;
 mod blocked;
 mod commit;
 mod confirmation;
@@ -20,6 +19,7 @@ mod release;
 mod role;
 mod scrub;
 mod scrub_schedule;
+mod snapshot;
 pub mod turn;
 #[cfg(test)]
 mod turn_tests;
@@ -46,7 +46,7 @@ use crate::clients::list::Asked;
 use crate::config::NodeConfig;
 use crate::membership::Membership;
 use crate::metrics::waterfall::Waterfall;
-use crate::node::base::BaseCopies;
+use crate::node::snapshot::SnapshotTransfers;
 use crate::repair::RepairCount;
 use crate::session::commit_queue::CommitQueue;
 use crate::session::parking::Parking;
@@ -145,8 +145,8 @@ pub struct Node {
     pub(crate) heard: Heard,
     /// Commits cut off from this log since the process started.
     pub(crate) lost_commits: u64,
-    /// Base copies that it makes, gives and takes.
-    pub(crate) base_copies: BaseCopies,
+    /// Snapshots that it makes, gives and takes.
+    pub(crate) snapshots: SnapshotTransfers,
     /// What of its data was damaged and is whole again.
     pub(crate) repaired: RepairCount,
     scrubbing: Scrubbing,

@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::time::Duration;
 
-use walferry_applier::base::install;
 use walferry_applier::pending::Pending;
+use walferry_applier::snapshot::install;
 use walferry_applier::store::{STORE_DIR, Store, StoreConfig};
 use walferry_cluster::handover::Handover;
 use walferry_cluster::level::CommitLevel;
@@ -28,11 +28,11 @@ use crate::config::{ConfigError, NodeConfig, OnSyncLoss};
 use crate::error::DaemonError;
 use crate::metrics::waterfall::Waterfall;
 use crate::node::apply::KeyCounting;
-use crate::node::base::BaseCopies;
 use crate::node::disk::SpaceWatch;
 use crate::node::release::Seen;
 use crate::node::role::{Leadership, begin_epoch};
 use crate::node::scrub_schedule::Scrubbing;
+use crate::node::snapshot::SnapshotTransfers;
 use crate::node::{ClientSide, Clock, Heard, Node, Role};
 use crate::repair::{self, RepairCount};
 use crate::role;
@@ -82,7 +82,7 @@ impl Node {
             membership: None,
             heard: Heard { flushed: recovery.leader_flushed, committed: recovery.committed, fresh: None, at: None },
             lost_commits: 0,
-            base_copies: BaseCopies::default(),
+            snapshots: SnapshotTransfers::default(),
             repaired,
             frame_server: FrameServer::default(),
             scrubbing: Scrubbing::new(now),
@@ -125,7 +125,7 @@ impl Node {
     }
 }
 
-/// Opens log and store; a base copy that was received is put in their place first, and damage is repaired. While a node that has
+/// Opens log and store; a snapshot that was received is put in their place first, and damage is repaired. While a node that has
 /// just started waits for others with that, it sends them, at `serves_at`, what they lost and it has.
 pub(super) fn open_data(
     config: &NodeConfig,
@@ -135,7 +135,7 @@ pub(super) fn open_data(
     waker: &Waker,
 ) -> Result<Opened, DaemonError> {
     if let Some(facts) = install::finish(&config.data)? {
-        tracing::info!(base = %facts.base, bytes = facts.bytes, "a base copy was put in the place of log and store");
+        tracing::info!(snapshot = %facts.snapshot, bytes = facts.bytes, "a snapshot was put in the place of log and store");
     }
     repair::mend_small_files(&config.data)?;
     let (mut lock, mut repaired) = (lock, RepairCount::default());
@@ -165,7 +165,7 @@ pub(super) fn open_repaired(
     };
     let (mut meta, mut history) = settle()?;
     if repair::settle_store(config, &meta, &history, tls, &mut repaired, waker)? {
-        // A base copy in the place of a damaged store brings its leader's epochs.
+        // A snapshot in the place of a damaged store brings its leader's epochs.
         (meta, history) = settle()?;
     }
     let log_config = LogConfig {

@@ -70,7 +70,7 @@ impl Node {
             epoch_start: self.history.last_start(),
             policy: own_policy(&self.config)?,
             zero_copy_bytes_min: self.config.zero_copy_bytes_min,
-            base_copy_rate: self.config.base_copy_rate,
+            snapshot_rate: self.config.snapshot_rate,
         };
         let shipper = Shipper::new(config, self.waker.clone())?;
         self.leadership.since = self.clock.now;
@@ -98,8 +98,8 @@ impl Node {
 
     /// The link of a replica.
     pub(crate) fn follow(&mut self, leader: String, promised: Epoch) -> Result<Role, DaemonError> {
-        if let Err(error) = walferry_shipper::base::file::clear(&self.config.data, true) {
-            tracing::warn!("cannot remove the base copy of an earlier leadership: {error}");
+        if let Err(error) = walferry_shipper::snapshot::file::clear(&self.config.data, true) {
+            tracing::warn!("cannot remove the snapshot of an earlier leadership: {error}");
         }
         let config = FollowerConfig {
             dir: self.config.data.clone(),

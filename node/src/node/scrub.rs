@@ -1,7 +1,7 @@
 //! Reads the part of the log that recovery did not: what the store holds already, kept for replicas that are behind. A thread
 //! walks it after the start, again after `scrub_interval`, and whenever a replica could not be fed from it; damage is repaired
 //! from other nodes while the node runs. Segments before its end are written by nobody else, and none is recycled meanwhile: the
-//! node asks `hold`, and puts no base copy in the log's place before the thread has ended.
+//! node asks `hold`, and puts no snapshot in the log's place before the thread has ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::reader::LogReader;
 use walferry_engine::waker::Waker;
 use walferry_engine::world::{self, Pace};
-use walferry_shipper::base::serve::give_way;
+use walferry_shipper::snapshot::serve::give_way;
 
 /// Repairs of one walk, at most, each of which may be many frames: what is kept of them stays in memory.
 const REPAIRS_MAX: usize = 64 << 10;

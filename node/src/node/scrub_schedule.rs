@@ -85,7 +85,7 @@ impl Node {
                     // Read again whenever a replica could not be fed.
                     if self.scrubbing.told.tell(&error.to_string(), self.clock.now).is_some() {
                         tracing::error!(
-                            "the old log is damaged, replicas that need it before {before} get a base copy: {error}"
+                            "the old log is damaged, replicas that need it before {before} get a snapshot: {error}"
                         );
                     }
                 }

@@ -120,11 +120,11 @@ impl Node {
             self.lost_commits += follower.take_lost_commits();
             // What the link received is written with this turn.
             self.log.poll(ring, now);
-            self.take_base(ring)?;
+            self.take_snapshot(ring)?;
         }
         self.go_on_counting()?;
-        self.make_base()?;
-        self.show_base_copies();
+        self.make_snapshot()?;
+        self.show_snapshots();
         self.advance()?;
         let waited = applied == Applied::Waits && !self.store.overloaded();
         self.more_to_apply = applied == Applied::More || waited;

@@ -119,7 +119,7 @@ impl Shipper {
         self.acknowledgements
     }
 
-    /// Log before this is damaged and cannot be repaired: who needs it gets a base copy.
+    /// Log before this is damaged and cannot be repaired: who needs it gets a snapshot.
     pub fn feed_from(&mut self, lsn: Lsn) {
         self.feeds_from = lsn;
     }
@@ -134,9 +134,9 @@ impl Shipper {
         self.superseded
     }
 
-    /// No log from here on may be recycled; `Lsn::MAX` when neither slot nor base copy needs any.
+    /// No log from here on may be recycled; `Lsn::MAX` when neither slot nor snapshot needs any.
     pub fn slots_hold(&self) -> Lsn {
-        self.slots.hold().min(self.bases.hold())
+        self.slots.hold().min(self.snapshots.hold())
     }
 
     /// Which connected replicas have confirmed the commit that ends at `lsn`, and the highest level each has reached.
@@ -185,7 +185,7 @@ impl Shipper {
                 restart,
                 lost,
                 held_bytes: if lost { 0 } else { self.view.sealed.since(restart) },
-                connected: link.is_some() || self.bases.progress(name).is_some(),
+                connected: link.is_some() || self.snapshots.progress(name).is_some(),
             }
         };
         self.slots.iter().map(status).collect()
@@ -197,9 +197,9 @@ impl Shipper {
         let standings: Vec<Standing<'_>> = self.replicas.values().map(Replica::standing).collect();
         let status = |(index, replica): (usize, &Replica)| {
             let link = replica.link.and_then(|number| self.links.get(&number));
-            let copy = self.bases.progress(&replica.name);
+            let copy = self.snapshots.progress(&replica.name);
             let state = match link {
-                None if copy.is_some() => ReplicaState::BaseCopy(copy.map_or(0, |copy| copy.percent())),
+                None if copy.is_some() => ReplicaState::SnapshotTransfer(copy.map_or(0, |copy| copy.percent())),
                 None if self.slots.is_lost(&replica.name) => ReplicaState::Lost,
                 None => ReplicaState::Disconnected,
                 Some(link) if link.outgoing.is_catching_up() || !replica.caught_up => ReplicaState::Catchup,

@@ -51,7 +51,7 @@ pub fn shipper_config(dir: &Path) -> ShipperConfig {
         epoch_start: Lsn::ZERO,
         policy: "ANY 1 (*)".parse().expect("a policy"),
         zero_copy_bytes_min: usize::MAX,
-        base_copy_rate: 0,
+        snapshot_rate: 0,
     }
 }
 

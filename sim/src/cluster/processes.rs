@@ -43,7 +43,7 @@ impl Cluster {
         config.zero_copy_bytes_min = self.plan.zero_copy_bytes_min;
         config.keep_bytes_min = self.plan.keep_bytes_min;
         config.slot_keep_bytes_max = self.plan.slot_keep_bytes_max;
-        config.base_copy_rate = self.plan.base_copy_rate;
+        config.snapshot_rate = self.plan.snapshot_rate;
         config.min_in_sync = self.plan.min_in_sync;
         // Nobody else is on this network; who asks is told by the network.
         config.peer_auth = PeerAuth::None;
@@ -253,7 +253,7 @@ impl Cluster {
         let Some(mut process) = self.nodes[node].process.take() else { return };
         self.world.be(node);
         self.restarts += 1;
-        self.base_copies += process.member.base_copies();
+        self.snapshots += process.member.snapshots();
         self.nodes[node].durable = process.member.flushed();
         self.nodes[node].epoch = process.member.epoch();
         self.nodes[node].kept = process.control.kept.clone();
@@ -329,7 +329,7 @@ impl Cluster {
         }
         let epoch = process.member.epoch();
         let durable = process.member.flushed();
-        let (checkpoint, copies) = (process.member.store().durable_applied(), process.member.base_copies());
+        let (checkpoint, copies) = (process.member.store().durable_applied(), process.member.snapshots());
         let went_beyond = process.member.store().went_beyond();
         let committed = process.member.committed();
         let timeout = process.member.timeout();

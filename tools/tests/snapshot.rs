@@ -1,4 +1,4 @@
-//! Base copies with real nodes: a replica whose place in its leader's log is gone comes back by itself, whatever is killed meanwhile.
+//! Snapshots with real nodes: a replica whose place in its leader's log is gone comes back by itself, whatever is killed meanwhile.
 
 mod common;
 
@@ -16,7 +16,7 @@ const KEYS: usize = 80;
 /// So little log that a replica which misses a round of writes is lost.
 const SMALL: [&str; 6] = ["--slot-keep-bytes-max", "17MiB", "--keep-bytes-min", "0", "--checkpoint-bytes", "1MiB"];
 /// A copy of KEYS values takes some seconds.
-const SLOW: [&str; 2] = ["--base-copy-rate", "4MiB"];
+const SLOW: [&str; 2] = ["--snapshot-rate", "4MiB"];
 
 fn value(key: usize, round: usize) -> String {
     let head = format!("{key}-{round}-");
@@ -94,7 +94,7 @@ fn wait_caught_up(leader: &mut Client, replica: &mut Client) {
 }
 
 #[test]
-fn a_new_replica_of_an_old_leader_begins_with_a_base_copy_and_goes_on() {
+fn a_new_replica_of_an_old_leader_begins_with_a_snapshot_and_goes_on() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &flags(&[]));
     let mut a = leader.client();
@@ -106,7 +106,7 @@ fn a_new_replica_of_an_old_leader_begins_with_a_base_copy_and_goes_on() {
     let replica = Node::start(root.path(), "b", &flags(&["--follow", &peer]));
     let mut b = replica.client();
     // The same connection, before, while and after the copy takes the place of the empty store.
-    until("the copy is in place", || number(&mut b, "base_copies_taken") == 1);
+    until("the copy is in place", || number(&mut b, "snapshots_taken") == 1);
     wait_caught_up(&mut a, &mut b);
     assert_holds(&mut b, 3);
     // The log goes on behind it, and a restart finds all of it.
@@ -117,7 +117,7 @@ fn a_new_replica_of_an_old_leader_begins_with_a_base_copy_and_goes_on() {
     let mut b = replica.client();
     wait_caught_up(&mut a, &mut b);
     assert_holds(&mut b, 4);
-    assert_eq!(number(&mut b, "base_copies_taken"), 0, "its own log was enough");
+    assert_eq!(number(&mut b, "snapshots_taken"), 0, "its own log was enough");
     assert_same_log(&leader.data, &replica.data);
     // A second one, from a node that itself began with a copy.
     let data = replica.data.clone();
@@ -127,7 +127,7 @@ fn a_new_replica_of_an_old_leader_begins_with_a_base_copy_and_goes_on() {
     let peer = replica.peer_listen.to_string();
     let third = Node::start(root.path(), "c", &flags(&["--follow", &peer]));
     let mut c = third.client();
-    until("the copy is in place", || number(&mut c, "base_copies_taken") == 1);
+    until("the copy is in place", || number(&mut c, "snapshots_taken") == 1);
     wait_caught_up(&mut b, &mut c);
     assert_holds(&mut c, 5);
     assert_same_log(&data, &third.data);
@@ -161,7 +161,7 @@ fn new_replica_of_a_leader_that_rewrites_keys_gets_a_snapshot() {
     let peer = leader.peer_listen.to_string();
     let replica = Node::start(root.path(), "b", &[&RARE_CHECKPOINTS[..], &["--follow", &peer]].concat());
     let mut b = replica.client();
-    until("the snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    until("the snapshot is in place", || number(&mut b, "snapshots_taken") == 1);
     wait_caught_up(&mut a, &mut b);
     assert_holds(&mut b, 3);
     assert_same_log(&leader.data, &replica.data);
@@ -176,7 +176,7 @@ fn wiped_replica_that_commits_wait_for_gets_a_fresh_snapshot() {
     let replica_flags = [&RARE_CHECKPOINTS[..], &["--follow", &peer]].concat();
     let replica = Node::start(root.path(), "b", &replica_flags);
     let (mut a, mut b) = (leader.client(), replica.client());
-    until("the first snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    until("the first snapshot is in place", || number(&mut b, "snapshots_taken") == 1);
     wait_caught_up(&mut a, &mut b);
     replica.kill();
     std::fs::remove_dir_all(root.path().join("b")).expect("its disk is lost");
@@ -184,7 +184,7 @@ fn wiped_replica_that_commits_wait_for_gets_a_fresh_snapshot() {
     assert!(log_of(root.path(), "a").contains("a slot is lost"), "the kept log is too long");
     let replica = Node::start(root.path(), "b", &replica_flags);
     let mut b = replica.client();
-    until("the snapshot is in place", || number(&mut b, "base_copies_taken") == 1);
+    until("the snapshot is in place", || number(&mut b, "snapshots_taken") == 1);
     assert_eq!(a.command(&["COMMITLEVEL", "remote_apply"]), Reply::Simple("OK".to_owned()));
     write(&mut a, 4..5);
     assert_holds(&mut b, 4);
@@ -211,7 +211,7 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
 
     let half_way = |node: &Node| {
         until("a part of the copy is there", || {
-            let copy = &describe(node)["base_copy"];
+            let copy = &describe(node)["snapshot"];
             copy["phase"] == "copying" && copy["bytes"].as_u64() > Some(5 << 20)
         });
     };
@@ -219,9 +219,9 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
     half_way(&replica);
     let described = describe(&replica);
     let trouble = described["trouble"].as_str().expect("text");
-    assert!(trouble.contains("receiving a base copy: ") && trouble.contains(" of "), "{described}");
+    assert!(trouble.contains("receiving a snapshot: ") && trouble.contains(" of "), "{described}");
     let states = describe(&leader)["members"].to_string();
-    assert!(states.contains("base copy "), "{states}");
+    assert!(states.contains("snapshot "), "{states}");
     // What it had before is still readable; only of the last frame it cannot know that its leader had it durable.
     for key in 0..KEYS - 1 {
         let reply = replica.client().command(&["GET", &format!("key{key}")]);
@@ -236,20 +236,20 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
     file.write_all_at(&[byte[0] ^ 1], 1 << 20).expect("a flipped bit");
 
     let replica = Node::start(root.path(), "b", &replica_flags);
-    until("the copy goes on", || describe(&replica)["base_copy"]["kept_bytes"].as_u64() >= Some(4 << 20));
+    until("the copy goes on", || describe(&replica)["snapshot"]["kept_bytes"].as_u64() >= Some(4 << 20));
     leader.kill_and_free();
     let leader = Node::start(root.path(), "a", &leader_flags);
     let mut b = replica.client();
-    until("the copy is in place", || number(&mut b, "base_copies_taken") == 1);
+    until("the copy is in place", || number(&mut b, "snapshots_taken") == 1);
     let mut a = leader.client();
     wait_caught_up(&mut a, &mut b);
     assert_holds(&mut b, 4);
     let log = log_of(root.path(), "b");
-    assert!(log.contains("a piece of the base copy is damaged here"), "{log}");
+    assert!(log.contains("a piece of the snapshot is damaged here"), "{log}");
     // The pieces before the damaged one did not travel again, and after each kill neither did those that were verified.
-    assert_eq!(number(&mut b, "base_copy_kept_bytes"), 1 << 20);
-    assert!(log.matches("the base copy goes on").count() >= 2, "{log}");
-    assert_eq!(log.matches("receiving a base copy").count(), 1, "it began once: {log}");
+    assert_eq!(number(&mut b, "snapshot_kept_bytes"), 1 << 20);
+    assert!(log.matches("the snapshot goes on").count() >= 2, "{log}");
+    assert_eq!(log.matches("receiving a snapshot").count(), 1, "it began once: {log}");
     write(&mut a, 5..6);
     wait_caught_up(&mut a, &mut b);
     assert_holds(&mut b, 5);
@@ -287,7 +287,7 @@ fn a_leader_whose_store_went_beyond_the_fork_comes_back_and_its_lost_commits_are
     let peer = replica.peer_listen.to_string();
     let again = Node::start(root.path(), "a", &flags(&["--follow", &peer]));
     let mut a = again.client();
-    until("the copy is in place", || number(&mut a, "base_copies_taken") == 1);
+    until("the copy is in place", || number(&mut a, "snapshots_taken") == 1);
     wait_caught_up(&mut b, &mut a);
     for key in 0..60 {
         let get = ["GET", &format!("alone{key}")];

@@ -81,7 +81,7 @@ impl Position {
 }
 
 /// The file, and the snapshot that is read.
-pub struct Base {
+pub struct StoreFile {
     database: Arc<Database>,
     path: PathBuf,
     snapshot: Snapshot,
@@ -142,17 +142,17 @@ fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, redb::Erro
     Ok(builder.create(path)?)
 }
 
-impl Base {
+impl StoreFile {
     /// Opens or makes the file in `dir`; `cache_bytes` of its pages stay in memory.
-    pub fn open(dir: &Path, cache_bytes: usize) -> Result<Base, StoreError> {
+    pub fn open(dir: &Path, cache_bytes: usize) -> Result<StoreFile, StoreError> {
         let path = dir.join(STORE_FILE);
         let at = StoreError::at(&path);
         // The library writes a new file in several steps, and refuses one whose power went in between.
         make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from)).map_err(&at)?;
         let database = open_database(&path, cache_bytes).map_err(&at)?;
-        Base::make_tables(&database).map_err(at)?;
+        StoreFile::make_tables(&database).map_err(at)?;
         let snapshot = Snapshot::take(&database).map_err(StoreError::at(&path))?;
-        Ok(Base { database: Arc::new(database), path, snapshot })
+        Ok(StoreFile { database: Arc::new(database), path, snapshot })
     }
 
     fn make_tables(database: &Database) -> Result<(), redb::Error> {

@@ -1,4 +1,4 @@
-//! What both ends of a base copy share: the sizes, and how far a copy is. A base copy is the store of a leader as of one LSN, as
+//! What both ends of a snapshot share: the sizes, and how far a copy is. A snapshot is the store of a leader as of one LSN, as
 //! a file; a replica takes it whose place in the leader's log is gone. Counted by the threads that move it, read by whoever
 //! shows it. Knows no file and no socket.
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// A copy travels and is verified in pieces of this size; the last one may be shorter.
 pub const PIECE_BYTES: usize = 1 << 20;
 /// No store is larger: more than a petabyte is a damaged length.
-pub const BASE_BYTES_MAX: u64 = 1 << 50;
+pub const SNAPSHOT_BYTES_MAX: u64 = 1 << 50;
 
 /// How many pieces a copy of `bytes` has.
 pub fn pieces(bytes: u64) -> u64 {
@@ -136,9 +136,9 @@ impl CopyProgress {
 impl fmt::Display for CopyProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.phase() {
-            CopyPhase::Preparing => write!(f, "base copy, preparing {} %", self.percent()),
-            CopyPhase::Copying => write!(f, "base copy {} %", self.percent()),
-            CopyPhase::Verifying => write!(f, "base copy, verifying {} %", self.percent()),
+            CopyPhase::Preparing => write!(f, "snapshot, preparing {} %", self.percent()),
+            CopyPhase::Copying => write!(f, "snapshot {} %", self.percent()),
+            CopyPhase::Verifying => write!(f, "snapshot, verifying {} %", self.percent()),
         }
     }
 }
@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn progress_says_what_it_does_in_words() {
         let progress = CopyProgress::default();
-        assert_eq!(progress.to_string(), "base copy, preparing 0 %");
+        assert_eq!(progress.to_string(), "snapshot, preparing 0 %");
         progress.set(CopyPhase::Copying, u64::MAX / 2, u64::MAX);
-        assert_eq!(progress.to_string(), "base copy 49 %");
+        assert_eq!(progress.to_string(), "snapshot 49 %");
         progress.set(CopyPhase::Verifying, 7, 7);
-        assert_eq!((progress.to_string().as_str(), progress.is_over()), ("base copy, verifying 100 %", false));
+        assert_eq!((progress.to_string().as_str(), progress.is_over()), ("snapshot, verifying 100 %", false));
     }
 }

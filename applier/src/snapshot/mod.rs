@@ -1,12 +1,12 @@
-//! The replica's side of a base copy: what a node does whose place in its leader's log is gone. Used by `follower`, which begins
+//! The replica's side of a snapshot: what a node does whose place in its leader's log is gone. Used by `follower`, which begins
 //! it, and by the node, which puts the copy in place of log and store.
 //!
 //! ```text
 //! fetch (a thread) ──pieces──> incoming ──all verified──> ready marker ──> install ──> log and store open anew
 //!
-//! DIR/base/incoming.redb    the copy as far as it has come
-//! DIR/base/incoming         what it is, and which of its pieces are verified and durable
-//! DIR/base/ready            it is whole: from here on the next thing that opens the directory puts it in place
+//! DIR/snapshot/incoming.redb    the copy as far as it has come
+//! DIR/snapshot/incoming         what it is, and which of its pieces are verified and durable
+//! DIR/snapshot/ready            it is whole: from here on the next thing that opens the directory puts it in place
 //! ```
 
 pub mod fetch;
@@ -16,12 +16,12 @@ pub mod install;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The directory in the data directory, for both sides of base copies.
-pub const BASE_DIR: &str = "base";
+/// The directory in the data directory, for both sides of snapshots.
+pub const SNAPSHOT_DIR: &str = "snapshot";
 
 /// Why a copy cannot be kept or put in place.
 #[derive(Debug, thiserror::Error)]
-pub enum BaseError {
+pub enum SnapshotError {
     /// A file or directory operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -33,7 +33,7 @@ pub enum BaseError {
         source: io::Error,
     },
     /// The disk is too small.
-    #[error("{} needs {needed} bytes for a base copy and has {free}: free some space, the copy goes on by itself", path.display())]
+    #[error("{} needs {needed} bytes for a snapshot and has {free}: free some space, the copy goes on by itself", path.display())]
     NoSpace {
         /// The directory.
         path: PathBuf,
@@ -53,19 +53,19 @@ pub enum BaseError {
     Meta(#[from] walferry_engine::meta::MetaError),
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BaseError + use<> {
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
     let path = path.to_owned();
-    move |source| BaseError::Io { what, path, source }
+    move |source| SnapshotError::Io { what, path, source }
 }
 
 /// Removes a file that may not be there.
-fn remove(path: &Path) -> Result<(), BaseError> {
+fn remove(path: &Path) -> Result<(), SnapshotError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
-fn sync_dir(path: &Path) -> Result<(), BaseError> {
+fn sync_dir(path: &Path) -> Result<(), SnapshotError> {
     walferry_engine::prepare::sync_dir(path).map_err(failed("flush", path))
 }

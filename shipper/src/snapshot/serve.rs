@@ -1,6 +1,6 @@
-//! Giving a base copy to one replica: a thread for each, which waits for the copy, sends heartbeats meanwhile, and sends piece
+//! Giving a snapshot to one replica: a thread for each, which waits for the copy, sends heartbeats meanwhile, and sends piece
 //! after piece by `sendfile(2)` at the pace that all copies share, so that commits keep disk, network and processor. Started by
-//! `bases`; knows one socket and one file.
+//! `snapshots`; knows one socket and one file.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::TimeVal;
-use walferry_cluster::base_copy::{CopyPhase, CopyProgress, PIECE_BYTES, Pace, piece_bytes};
 use walferry_cluster::message::{Fetch, Message, Offer, Piece, Refuse, RefuseCode};
+use walferry_cluster::snapshot::{CopyPhase, CopyProgress, PIECE_BYTES, Pace, piece_bytes};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
-use super::file::BaseFile;
+use super::file::SnapshotFile;
 
 /// The longest sleep before a thread looks whether it is to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -34,7 +34,7 @@ pub struct Shelf {
 struct State {
     /// About so many bytes of so many are written.
     making: (u64, u64),
-    copy: Option<Arc<BaseFile>>,
+    copy: Option<Arc<SnapshotFile>>,
     /// Why the last attempt to make one failed, and how many have.
     failure: Option<String>,
     failures: u64,
@@ -46,7 +46,7 @@ impl Shelf {
     }
 
     /// The copy on offer.
-    pub fn copy(&self) -> Option<Arc<BaseFile>> {
+    pub fn copy(&self) -> Option<Arc<SnapshotFile>> {
         self.lock().copy.clone()
     }
 
@@ -56,7 +56,7 @@ impl Shelf {
     }
 
     /// There is a copy, or none any more.
-    pub fn put(&self, copy: Option<Arc<BaseFile>>) {
+    pub fn put(&self, copy: Option<Arc<SnapshotFile>>) {
         let mut state = self.lock();
         (state.copy, state.making, state.failure) = (copy, (0, 0), None);
         self.moved.notify_all();
@@ -109,21 +109,21 @@ pub(super) struct Serving {
     stopping: Arc<AtomicBool>,
     outcome: Arc<Mutex<Option<Result<(), String>>>>,
     /// The LSN of the copy once it is offered; else 0.
-    base: Arc<AtomicU64>,
+    snapshot: Arc<AtomicU64>,
 }
 
 impl Serving {
     pub(super) fn start(job: Job) -> io::Result<Serving> {
         setsockopt(&job.socket, sockopt::SendTimeout, &TimeVal::new(0, LOOK_INTERVAL.as_micros() as i64))?;
         let progress = Arc::new(CopyProgress::default());
-        let (stop, stopping, base) = (Arc::default(), Arc::default(), Arc::default());
+        let (stop, stopping, snapshot) = (Arc::default(), Arc::default(), Arc::default());
         let outcome: Arc<Mutex<Option<Result<(), String>>>> = Arc::default();
         let server = Server {
             failures: job.shelf.failures(),
             progress: Arc::clone(&progress),
             stop: Arc::clone(&stop),
             stopping: Arc::clone(&stopping),
-            base: Arc::clone(&base),
+            snapshot: Arc::clone(&snapshot),
             job,
         };
         let report = Arc::clone(&outcome);
@@ -134,13 +134,13 @@ impl Serving {
             *report.lock().expect("nobody panics with it") = Some(ended);
             server.job.waker.wake();
         };
-        world::spawn_blocking("base-serve", Box::new(serve))?;
-        Ok(Serving { progress, stop, stopping, outcome, base })
+        world::spawn_blocking("snapshot-serve", Box::new(serve))?;
+        Ok(Serving { progress, stop, stopping, outcome, snapshot })
     }
 
     /// The LSN of the copy that the replica was offered.
-    pub(super) fn base(&self) -> Option<Lsn> {
-        Some(Lsn(self.base.load(Ordering::Acquire))).filter(|base| *base > Lsn::ZERO)
+    pub(super) fn snapshot(&self) -> Option<Lsn> {
+        Some(Lsn(self.snapshot.load(Ordering::Acquire))).filter(|snapshot| *snapshot > Lsn::ZERO)
     }
 
     /// How it ended, once it has.
@@ -162,7 +162,7 @@ impl Drop for Serving {
     }
 }
 
-/// The processor and the disk belong to the commits first: a thread of base copies comes after them. A tenth of an ordinary
+/// The processor and the disk belong to the commits first: a thread of snapshots comes after them. A tenth of an ordinary
 /// thread's share, and not the least that there is: where the processors are never idle, that would be no progress for minutes.
 pub fn give_way() {
     // A simulated node has no thread of its own.
@@ -205,7 +205,7 @@ struct Server {
     progress: Arc<CopyProgress>,
     stop: Arc<Mutex<Option<Refuse>>>,
     stopping: Arc<AtomicBool>,
-    base: Arc<AtomicU64>,
+    snapshot: Arc<AtomicU64>,
 }
 
 /// Why serving ended early.
@@ -256,18 +256,18 @@ impl Server {
     }
 
     /// Waits until there is a copy that will do, and sends heartbeats.
-    fn await_copy(&self) -> Result<Arc<BaseFile>, End> {
+    fn await_copy(&self) -> Result<Arc<SnapshotFile>, End> {
         let mut said: Option<Instant> = None;
         loop {
             self.look_up()?;
             let (done, total) = {
                 let state = self.job.shelf.lock();
-                if let Some(copy) = state.copy.as_ref().filter(|copy| copy.base >= self.job.fetch.floor) {
+                if let Some(copy) = state.copy.as_ref().filter(|copy| copy.snapshot >= self.job.fetch.floor) {
                     return Ok(Arc::clone(copy));
                 }
                 if state.failures > self.failures {
                     let text = state.failure.clone().unwrap_or_default();
-                    return Err(End::Refuse(Refuse { code: RefuseCode::NoBase, text }));
+                    return Err(End::Refuse(Refuse { code: RefuseCode::NoSnapshot, text }));
                 }
                 self.job.shelf.wait(state, LOOK_INTERVAL.min(self.job.heartbeat_interval))
             };
@@ -282,14 +282,15 @@ impl Server {
         }
     }
 
-    fn send_copy(&self, copy: &BaseFile) -> Result<(), End> {
+    fn send_copy(&self, copy: &SnapshotFile) -> Result<(), End> {
         let fetch = &self.job.fetch;
-        let goes_on = fetch.base == copy.base && fetch.offset <= copy.bytes && !fetch.suspect;
+        let goes_on = fetch.snapshot == copy.snapshot && fetch.offset <= copy.bytes && !fetch.suspect;
         let whole_pieces = fetch.offset == copy.bytes || fetch.offset.is_multiple_of(PIECE_BYTES as u64);
         let mut at = if goes_on && whole_pieces { fetch.offset } else { 0 };
-        let offer = Offer { base: copy.base, crc: copy.crc, bytes: copy.bytes, offset: at, ..self.job.offer.clone() };
+        let offer =
+            Offer { snapshot: copy.snapshot, crc: copy.crc, bytes: copy.bytes, offset: at, ..self.job.offer.clone() };
         self.progress.keep(at);
-        self.base.store(copy.base.0, Ordering::Release);
+        self.snapshot.store(copy.snapshot.0, Ordering::Release);
         let mut bytes = Vec::new();
         Message::Offer(offer).encode(&mut bytes);
         self.send(&bytes, 0)?;
@@ -307,7 +308,7 @@ impl Server {
         Ok(())
     }
 
-    fn send_file(&self, copy: &BaseFile, from: u64, bytes: usize) -> Result<(), End> {
+    fn send_file(&self, copy: &SnapshotFile, from: u64, bytes: usize) -> Result<(), End> {
         let step = self.job.pace.lock().expect("nobody panics with it").step_bytes();
         let end = from + bytes as u64;
         let mut at = from;

@@ -1,6 +1,6 @@
-//! Fetching a base copy, on a thread of its own: asks the leader, takes piece after piece into `incoming`, reads the whole back,
+//! Fetching a snapshot, on a thread of its own: asks the leader, takes piece after piece into `incoming`, reads the whole back,
 //! and reports. Started by `follower`, which decides when; plain blocking reads with a timeout, since the leader always has
-//! something to say. Changes nothing outside `DIR/base`.
+//! something to say. Changes nothing outside `DIR/snapshot`.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver as Inbox, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use walferry_cluster::base_copy::{CopyPhase, CopyProgress, PIECE_BYTES, piece_bytes};
 use walferry_cluster::error::{MessageError, ReadError};
 use walferry_cluster::member::{ClusterId, MemberName};
 use walferry_cluster::message::{Fetch, Message, Offer, PROTOCOL_VERSION, Piece, RefuseCode, read_message};
+use walferry_cluster::snapshot::{CopyPhase, CopyProgress, PIECE_BYTES, piece_bytes};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::{DirLock, LockError};
 use walferry_engine::lsn::{Epoch, Lsn};
@@ -21,7 +21,7 @@ use walferry_engine::waker::Waker;
 use walferry_engine::world;
 use walferry_tls::PeerLinks;
 
-use super::BaseError;
+use super::SnapshotError;
 use super::incoming::{Facts, Incoming, make_dir};
 use crate::follower::connect_to;
 
@@ -69,16 +69,16 @@ pub(crate) fn cuts_commits(fork: Lsn, committed: Lsn) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The connection failed.
-    #[error("the base copy is interrupted: {0}")]
+    #[error("the snapshot is interrupted: {0}")]
     Socket(#[from] io::Error),
     /// Not a message.
     #[error(transparent)]
     Message(#[from] MessageError),
     /// A message that does not belong there.
-    #[error("the leader sent {0} in the course of a base copy")]
+    #[error("the leader sent {0} in the course of a snapshot")]
     Unexpected(&'static str),
     /// The leader gives none.
-    #[error("the leader gives no base copy: {text}")]
+    #[error("the leader gives no snapshot: {text}")]
     Refused {
         /// For programs.
         code: RefuseCode,
@@ -86,13 +86,13 @@ pub enum FetchError {
         text: String,
     },
     /// Not a copy for this node.
-    #[error("the base copy offered does not fit: {0}")]
+    #[error("the snapshot offered does not fit: {0}")]
     Misfit(String),
     /// The copy would take back what this node has confirmed.
-    #[error("the base copy at {base} is older than what this node has confirmed, {floor}")]
+    #[error("the snapshot at {snapshot} is older than what this node has confirmed, {floor}")]
     TooOld {
         /// Where it stands.
-        base: Lsn,
+        snapshot: Lsn,
         /// What it must hold.
         floor: Lsn,
     },
@@ -105,19 +105,19 @@ pub enum FetchError {
         committed: Lsn,
     },
     /// A piece is not what its checksum says.
-    #[error("a piece of the base copy arrived damaged, at offset {0}: it is fetched again")]
+    #[error("a piece of the snapshot arrived damaged, at offset {0}: it is fetched again")]
     Damaged(u64),
     /// A piece that had come is not what it was when it is read back.
-    #[error("a piece of the base copy is damaged on this node's disk, at offset {0}: it is fetched again")]
+    #[error("a piece of the snapshot is damaged on this node's disk, at offset {0}: it is fetched again")]
     DamagedHere(u64),
     /// The disk.
     #[error(transparent)]
-    Keep(#[from] BaseError),
+    Keep(#[from] SnapshotError),
     /// An attempt before this is still ending.
     #[error("an earlier fetch is still ending")]
     Busy,
     /// It was asked to end.
-    #[error("the base copy was given up")]
+    #[error("the snapshot was given up")]
     Stopped,
 }
 
@@ -149,7 +149,7 @@ impl Fetching {
             let _ = outbox.send(outcome);
             waker.wake();
         };
-        world::spawn_blocking("base-fetch", Box::new(fetch))?;
+        world::spawn_blocking("snapshot-fetch", Box::new(fetch))?;
         Ok(Fetching { shared, progress, outcome })
     }
 
@@ -212,7 +212,7 @@ impl Fetcher {
         // Who was dropped may not have noticed yet.
         let _lock = DirLock::take(&dir).map_err(|error| match error {
             LockError::Held { .. } => FetchError::Busy,
-            LockError::Io { path, source } => BaseError::Io { what: "lock", path, source }.into(),
+            LockError::Io { path, source } => SnapshotError::Io { what: "lock", path, source }.into(),
         })?;
         let resumed = Incoming::resume(&self.config.data)?;
         let mut incoming = self.receive(resumed)?;
@@ -232,14 +232,15 @@ impl Fetcher {
 
     fn receive(&self, resumed: Option<Incoming>) -> Result<Incoming, FetchError> {
         let mut socket = self.connect()?;
-        let (base, offset) = resumed.as_ref().map_or((Lsn::ZERO, 0), |part| (part.facts().base, part.verified()));
+        let (snapshot, offset) =
+            resumed.as_ref().map_or((Lsn::ZERO, 0), |part| (part.facts().snapshot, part.verified()));
         let fetch = Fetch {
             protocol: PROTOCOL_VERSION,
             cluster_id: (self.config.cluster_id != 0).then_some(ClusterId(self.config.cluster_id)),
             name: self.config.name.clone(),
             floor: self.config.floor,
             segment_bytes: self.config.segment_bytes,
-            base,
+            snapshot,
             offset,
             suspect: self.config.suspect,
         };
@@ -251,14 +252,14 @@ impl Fetcher {
         let kept = resumed.and_then(|mut part| part.goes_on_with(&facts, offer.offset).then_some(part));
         let mut incoming = match kept {
             Some(part) => {
-                tracing::info!(leader = %offer.name, base = %offer.base, bytes = offer.bytes, kept = offset, "the base copy goes on");
+                tracing::info!(leader = %offer.name, snapshot = %offer.snapshot, bytes = offer.bytes, kept = offset, "the snapshot goes on");
                 part
             }
             None if offer.offset != 0 => {
                 return Err(FetchError::Unexpected("the middle of a copy that was not asked for"));
             }
             None => {
-                tracing::info!(leader = %offer.name, base = %offer.base, bytes = offer.bytes, "receiving a base copy");
+                tracing::info!(leader = %offer.name, snapshot = %offer.snapshot, bytes = offer.bytes, "receiving a snapshot");
                 Incoming::begin(&self.config.data, facts)?
             }
         };
@@ -294,7 +295,7 @@ impl Fetcher {
     fn judge(&self, offer: &Offer) -> Result<Facts, FetchError> {
         let misfit = |text: String| Err(FetchError::Misfit(text));
         let facts = match Facts::of(offer) {
-            Some(facts) if offer.base > Lsn::ZERO => facts,
+            Some(facts) if offer.snapshot > Lsn::ZERO => facts,
             _ => return misfit("its epochs or its position are impossible".to_owned()),
         };
         if self.config.cluster_id != 0 && self.config.cluster_id != offer.cluster_id.0 {
@@ -317,8 +318,8 @@ impl Fetcher {
             return Err(FetchError::Committed { fork: shared, committed: self.config.keeps });
         }
         let floor = self.config.floor.max(shared);
-        if offer.base < floor {
-            return Err(FetchError::TooOld { base: offer.base, floor });
+        if offer.snapshot < floor {
+            return Err(FetchError::TooOld { snapshot: offer.snapshot, floor });
         }
         Ok(facts)
     }

@@ -1,4 +1,4 @@
-//! Base copies on the leader: for replicas whose place in the log is gone. One copy at a time stands on the shelf and serves all
+//! Snapshots on the leader: for replicas whose place in the log is gone. One copy at a time stands on the shelf and serves all
 //! that ask; it is made when the first asks, kept while it is of use, and holds the log from its LSN on meanwhile. A copy is made
 //! of a checkpoint that the kept log can follow: where the newest one is too old, the node is asked for a fresh one. The shipper
 //! owns this; the node makes the copy, since only it knows the store: it asks `wanted`, says `begun`, and then `made`.
@@ -17,16 +17,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use walferry_cluster::base_copy::{CopyProgress, Pace};
 use walferry_cluster::member::MemberName;
 use walferry_cluster::message::{Fetch, Offer, Refuse, RefuseCode};
+use walferry_cluster::snapshot::{CopyProgress, Pace};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 use walferry_engine::told::Told;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
-use file::BaseFile;
+use file::SnapshotFile;
 use serve::{Job, Serving, Shelf};
 
 /// Replicas that receive a copy at once; another is asked to come again.
@@ -42,9 +42,9 @@ const NEAR_DIVISOR: u64 = 2;
 
 const _: () = assert!(FRESH_DIVISOR > NEAR_DIVISOR, "a fresh copy is near");
 
-/// What the bases are given by their shipper.
+/// What the snapshots are given by their shipper.
 #[derive(Clone, Debug)]
-pub struct BasesConfig {
+pub struct SnapshotsConfig {
     /// The data directory.
     pub data: PathBuf,
     /// Bytes a second of all copies together, the making of one included; 0 for no limit.
@@ -60,13 +60,13 @@ pub struct BasesConfig {
 /// A copy that is being made.
 #[derive(Clone, Copy, Debug)]
 struct Making {
-    base: Lsn,
+    snapshot: Lsn,
     crc: u32,
 }
 
-/// The leader's base copies.
-pub struct Bases {
-    config: BasesConfig,
+/// The leader's snapshots.
+pub struct Snapshots {
+    config: SnapshotsConfig,
     shelf: Arc<Shelf>,
     pace: Arc<Mutex<Pace>>,
     waker: Waker,
@@ -83,10 +83,10 @@ pub struct Bases {
     told: Told,
 }
 
-impl Bases {
+impl Snapshots {
     /// None yet.
-    pub fn new(config: BasesConfig, waker: Waker, now: Instant) -> Bases {
-        Bases {
+    pub fn new(config: SnapshotsConfig, waker: Waker, now: Instant) -> Snapshots {
+        Snapshots {
             pace: Arc::new(Mutex::new(Pace::new(config.rate))),
             config,
             shelf: Arc::default(),
@@ -116,16 +116,16 @@ impl Bases {
         if std::mem::replace(&mut self.looked, true) {
             return;
         }
-        let found = file::clear(&self.config.data, false).and_then(|()| BaseFile::find(&self.config.data));
-        let fits = |copy: &BaseFile| copy.base >= log_start && crc_before(copy.base) == Some(copy.crc);
+        let found = file::clear(&self.config.data, false).and_then(|()| SnapshotFile::find(&self.config.data));
+        let fits = |copy: &SnapshotFile| copy.snapshot >= log_start && crc_before(copy.snapshot) == Some(copy.crc);
         match found {
             Ok(Some(copy)) if fits(&copy) => {
-                tracing::info!(base = %copy.base, bytes = copy.bytes, "a base copy of before is on offer still");
+                tracing::info!(snapshot = %copy.snapshot, bytes = copy.bytes, "a snapshot of before is on offer still");
                 self.shelf.put(Some(Arc::new(copy)));
             }
             Ok(_) => self.discard(),
             Err(error) => {
-                tracing::warn!("cannot look for an earlier base copy: {error}");
+                tracing::warn!("cannot look for an earlier snapshot: {error}");
                 self.discard();
             }
         }
@@ -134,7 +134,7 @@ impl Bases {
     fn discard(&mut self) {
         self.shelf.put(None);
         if let Err(error) = file::clear(&self.config.data, true) {
-            tracing::warn!("cannot remove a base copy that is of no use any more: {error}");
+            tracing::warn!("cannot remove a snapshot that is of no use any more: {error}");
         }
     }
 
@@ -153,17 +153,19 @@ impl Bases {
             old.end(Refuse { code: RefuseCode::Replaced, text });
         }
         if self.servings.len() >= SERVINGS_MAX {
-            let text = format!("the leader gives {SERVINGS_MAX} base copies already, which is the limit");
+            let text = format!("the leader gives {SERVINGS_MAX} snapshots already, which is the limit");
             return Err((socket, Refuse { code: RefuseCode::Full, text }));
         }
         self.used_at = now;
         let copy = self.shelf.copy();
         let serves = copy.is_some_and(|copy| {
-            let suspect = fetch.suspect && fetch.base == copy.base;
-            copy.base >= fetch.floor && !suspect && (self.is_near(copy.base, end) || fetch.base == copy.base)
+            let suspect = fetch.suspect && fetch.snapshot == copy.snapshot;
+            copy.snapshot >= fetch.floor
+                && !suspect
+                && (self.is_near(copy.snapshot, end) || fetch.snapshot == copy.snapshot)
         });
         // The copy that is being made is a new file, and the log behind it is kept.
-        let comes = self.making.is_some_and(|making| making.base >= fetch.floor);
+        let comes = self.making.is_some_and(|making| making.snapshot >= fetch.floor);
         if !serves && !comes {
             // Whoever is being served has the file open; a suspect one is not given again.
             if self.making.is_none() {
@@ -186,7 +188,7 @@ impl Bases {
             // Its socket is closed with the job; the replica comes again.
             Err(error) => {
                 if self.told.tell(&error.to_string(), now).is_some() {
-                    tracing::warn!(replica = %name, "cannot give a base copy: {error}");
+                    tracing::warn!(replica = %name, "cannot give a snapshot: {error}");
                 }
             }
         }
@@ -201,8 +203,8 @@ impl Bases {
         self.wanted = Some(self.wanted.unwrap_or(fresh).max(floor));
     }
 
-    fn is_near(&self, base: Lsn, end: Lsn) -> bool {
-        end.since(base) <= self.config.keep_bytes_max / NEAR_DIVISOR
+    fn is_near(&self, snapshot: Lsn, end: Lsn) -> bool {
+        end.since(snapshot) <= self.config.keep_bytes_max / NEAR_DIVISOR
     }
 
     /// A copy that holds everything before this is wanted and nobody makes it yet.
@@ -210,11 +212,11 @@ impl Bases {
         self.wanted.filter(|_| self.making.is_none())
     }
 
-    /// The node makes a copy as of `base`, where a frame with this crc ends.
-    pub fn begun(&mut self, base: Lsn, crc: u32) {
-        tracing::info!(%base, "making a base copy");
+    /// The node makes a copy as of `snapshot`, where a frame with this crc ends.
+    pub fn begun(&mut self, snapshot: Lsn, crc: u32) {
+        tracing::info!(%snapshot, "making a snapshot");
         self.wanted = None;
-        self.making = Some(Making { base, crc });
+        self.making = Some(Making { snapshot, crc });
     }
 
     /// The crc that goes with the copy that is being made.
@@ -223,12 +225,12 @@ impl Bases {
     }
 
     /// The copy is there, or why not.
-    pub fn made(&mut self, outcome: Result<BaseFile, String>) {
+    pub fn made(&mut self, outcome: Result<SnapshotFile, String>) {
         self.making = None;
         match outcome {
             Ok(copy) => {
-                tracing::info!(base = %copy.base, bytes = copy.bytes, "a base copy is on offer");
-                self.wanted = self.wanted.filter(|floor| copy.base < *floor);
+                tracing::info!(snapshot = %copy.snapshot, bytes = copy.bytes, "a snapshot is on offer");
+                self.wanted = self.wanted.filter(|floor| copy.snapshot < *floor);
                 self.shelf.put(Some(Arc::new(copy)));
             }
             Err(text) => self.fail(text),
@@ -239,7 +241,7 @@ impl Bases {
     pub fn fail(&mut self, text: String) {
         // Replicas ask again and again; each is told.
         if self.told.tell(&text, world::now()).is_some() {
-            tracing::warn!("no base copy can be made: {text}");
+            tracing::warn!("no snapshot can be made: {text}");
         }
         (self.wanted, self.making) = (None, None);
         self.shelf.fail(text);
@@ -247,8 +249,8 @@ impl Bases {
 
     /// No log from here on may be recycled.
     pub fn hold(&self) -> Lsn {
-        let copy = self.shelf.copy().map(|copy| copy.base);
-        let making = self.making.map(|making| making.base);
+        let copy = self.shelf.copy().map(|copy| copy.snapshot);
+        let making = self.making.map(|making| making.snapshot);
         copy.into_iter().chain(making).min().unwrap_or(Lsn::MAX)
     }
 
@@ -256,11 +258,11 @@ impl Bases {
     pub fn poll(&mut self, end: Lsn, now: Instant) -> Vec<(MemberName, Lsn)> {
         let keep_bytes_max = self.config.keep_bytes_max;
         if let Some(copy) = self.shelf.copy() {
-            let far = end.since(copy.base) > keep_bytes_max;
+            let far = end.since(copy.snapshot) > keep_bytes_max;
             let unused = self.servings.is_empty() && now.saturating_duration_since(self.used_at) > KEPT_TIME_MAX;
             if far {
                 tracing::warn!(
-                    base = %copy.base, %end, slot_keep_bytes_max = keep_bytes_max,
+                    snapshot = %copy.snapshot, %end, slot_keep_bytes_max = keep_bytes_max,
                     "more log was written since a snapshot than slot_keep_bytes_max keeps: it is given up for a fresh one. If this \
                      repeats, raise slot_keep_bytes_max on all members, or write less until the replica has caught up"
                 );
@@ -269,7 +271,7 @@ impl Bases {
                 self.discard();
             }
             // A replica that has not been offered the copy yet waits for the next one.
-            if far && self.servings.values().any(|serving| serving.base().is_none()) {
+            if far && self.servings.values().any(|serving| serving.snapshot().is_none()) {
                 self.want(Lsn::ZERO, end);
             }
         }
@@ -277,26 +279,26 @@ impl Bases {
         let mut slots = Vec::new();
         let told = &mut self.told;
         self.servings.retain(|name, serving| {
-            match serving.base() {
-                Some(base) if end.since(base) > keep_bytes_max => {
+            match serving.snapshot() {
+                Some(snapshot) if end.since(snapshot) > keep_bytes_max => {
                     let text = format!(
-                        "more log was written since the snapshot at {base} than slot_keep_bytes_max = {keep_bytes_max} keeps: the \
+                        "more log was written since the snapshot at {snapshot} than slot_keep_bytes_max = {keep_bytes_max} keeps: the \
                          transfer begins again with a fresh snapshot"
                     );
-                    serving.end(Refuse { code: RefuseCode::NoBase, text });
+                    serving.end(Refuse { code: RefuseCode::NoSnapshot, text });
                 }
-                Some(base) => slots.push((name.clone(), base)),
+                Some(snapshot) => slots.push((name.clone(), snapshot)),
                 None => {}
             }
             match serving.outcome() {
                 None => true,
                 Some(Ok(())) => {
-                    tracing::info!(replica = %name, bytes = serving.progress.bytes().1, "a base copy was given");
+                    tracing::info!(replica = %name, bytes = serving.progress.bytes().1, "a snapshot was given");
                     false
                 }
                 Some(Err(error)) => {
                     if told.tell(&format!("{name}: {error}"), now).is_some() {
-                        tracing::warn!(replica = %name, "a base copy was interrupted: {error}");
+                        tracing::warn!(replica = %name, "a snapshot was interrupted: {error}");
                     }
                     false
                 }
@@ -310,18 +312,18 @@ impl Bases {
 
     /// Transfers observe `rate` while the log behind them is well within `keep_bytes_max`, and go as fast as they can from then on.
     fn set_pace(&mut self, end: Lsn) {
-        let making = self.making.map(|making| making.base);
-        let oldest = self.servings.values().filter_map(Serving::base).chain(making).min();
-        let hurried = oldest.is_some_and(|base| !self.is_near(base, end));
+        let making = self.making.map(|making| making.snapshot);
+        let oldest = self.servings.values().filter_map(Serving::snapshot).chain(making).min();
+        let hurried = oldest.is_some_and(|snapshot| !self.is_near(snapshot, end));
         if hurried == self.hurried {
             return;
         }
         self.hurried = hurried;
         self.pace.lock().expect("nobody panics with it").set_rate(if hurried { 0 } else { self.config.rate });
-        if let Some(base) = oldest.filter(|_| hurried) {
+        if let Some(snapshot) = oldest.filter(|_| hurried) {
             tracing::warn!(
-                %base, %end, slot_keep_bytes_max = self.config.keep_bytes_max,
-                "the log behind a snapshot transfer is longer than half of slot_keep_bytes_max: base_copy_rate is not observed \
+                %snapshot, %end, slot_keep_bytes_max = self.config.keep_bytes_max,
+                "the log behind a snapshot transfer is longer than half of slot_keep_bytes_max: snapshot_rate is not observed \
                  until the transfer ends"
             );
         }
@@ -362,19 +364,19 @@ mod tests {
     const KEEP_BYTES_MAX: u64 = 1000;
     const RATE: u64 = 1 << 20;
 
-    fn bases(data: &std::path::Path) -> Bases {
-        let config = BasesConfig {
+    fn snapshots(data: &std::path::Path) -> Snapshots {
+        let config = SnapshotsConfig {
             data: data.to_owned(),
             rate: RATE,
             heartbeat_interval: Duration::from_millis(1),
             peer_timeout: Duration::from_secs(60),
             keep_bytes_max: KEEP_BYTES_MAX,
         };
-        Bases::new(config, WakeSource::new().expect("a waker").0, world::now())
+        Snapshots::new(config, WakeSource::new().expect("a waker").0, world::now())
     }
 
     /// A replica asks for what holds everything before `floor`, of a leader whose log ends at `end`; its end of the connection.
-    fn ask(bases: &mut Bases, name: &str, floor: u64, end: u64) -> UnixStream {
+    fn ask(snapshots: &mut Snapshots, name: &str, floor: u64, end: u64) -> UnixStream {
         let (leader, replica) = UnixStream::pair().expect("a pair of sockets");
         let fetch = Fetch {
             protocol: 1,
@@ -382,7 +384,7 @@ mod tests {
             name: name.parse().expect("a name"),
             floor: Lsn(floor),
             segment_bytes: 16 << 20,
-            base: Lsn::ZERO,
+            snapshot: Lsn::ZERO,
             offset: 0,
             suspect: false,
         };
@@ -390,25 +392,25 @@ mod tests {
             protocol: 1,
             cluster_id: ClusterId(1),
             name: "leader".parse().expect("a name"),
-            base: Lsn::ZERO,
+            snapshot: Lsn::ZERO,
             segment_bytes: 16 << 20,
             bytes: 0,
             offset: 0,
             crc: 0,
             history: Vec::new(),
         };
-        bases.ask(leader.into(), fetch, offer, Lsn(end), world::now()).expect("there is capacity");
+        snapshots.ask(leader.into(), fetch, offer, Lsn(end), world::now()).expect("there is capacity");
         replica
     }
 
-    fn made_at(bases: &mut Bases, base: u64) {
-        let data = bases.config.data.clone();
+    fn made_at(snapshots: &mut Snapshots, snapshot: u64) {
+        let data = snapshots.config.data.clone();
         std::fs::write(file::making_path(&data).expect("a directory"), b"a store").expect("written");
-        bases.made(Ok(BaseFile::seal(&data, Lsn(base), 0, |_| true).expect("sealed")));
+        snapshots.made(Ok(SnapshotFile::seal(&data, Lsn(snapshot), 0, |_| true).expect("sealed")));
     }
 
-    fn observes_rate(bases: &Bases) -> bool {
-        let (pace, now) = (bases.pace(), world::now());
+    fn observes_rate(snapshots: &Snapshots) -> bool {
+        let (pace, now) = (snapshots.pace(), world::now());
         let mut pace = pace.lock().expect("nobody panics with it");
         pace.wait(1 << 20, now);
         pace.wait(1, now) > Duration::ZERO
@@ -417,50 +419,50 @@ mod tests {
     #[test]
     fn snapshot_request_wants_a_checkpoint_the_log_can_follow() {
         let data = tempfile::tempdir().expect("a directory");
-        let mut bases = bases(data.path());
-        let _a = ask(&mut bases, "a", 0, 9000);
+        let mut snapshots = snapshots(data.path());
+        let _a = ask(&mut snapshots, "a", 0, 9000);
         let fresh = Lsn(9000 - KEEP_BYTES_MAX / FRESH_DIVISOR);
-        assert_eq!(bases.wanted(), Some(fresh));
+        assert_eq!(snapshots.wanted(), Some(fresh));
         // Under load the log grows while the node waits for the checkpoint: what is wanted stays, but for what a replica has confirmed.
-        let _b = ask(&mut bases, "b", 0, 9500);
-        assert_eq!(bases.wanted(), Some(fresh));
-        let _c = ask(&mut bases, "c", 8900, 9500);
-        assert_eq!(bases.wanted(), Some(Lsn(8900)));
+        let _b = ask(&mut snapshots, "b", 0, 9500);
+        assert_eq!(snapshots.wanted(), Some(fresh));
+        let _c = ask(&mut snapshots, "c", 8900, 9500);
+        assert_eq!(snapshots.wanted(), Some(Lsn(8900)));
         // One that is being made will do for a replica whose confirmed log it holds, however long the log is by now.
-        bases.begun(Lsn(9100), 0);
-        let _d = ask(&mut bases, "d", 9100, 9900);
-        made_at(&mut bases, 9100);
-        assert_eq!((bases.wanted(), bases.hold()), (None, Lsn(9100)));
+        snapshots.begun(Lsn(9100), 0);
+        let _d = ask(&mut snapshots, "d", 9100, 9900);
+        made_at(&mut snapshots, 9100);
+        assert_eq!((snapshots.wanted(), snapshots.hold()), (None, Lsn(9100)));
     }
 
     #[test]
     fn snapshot_given_up_for_its_log_is_wanted_afresh_for_who_waits() {
         let data = tempfile::tempdir().expect("a directory");
-        let mut bases = bases(data.path());
-        let waiting = ask(&mut bases, "a", 5000, 5000);
-        bases.begun(Lsn(5000), 0);
+        let mut snapshots = snapshots(data.path());
+        let waiting = ask(&mut snapshots, "a", 5000, 5000);
+        snapshots.begun(Lsn(5000), 0);
         // Of a copy that is too old for it, the replica is offered nothing: as if its thread had not come to look yet.
-        made_at(&mut bases, 4000);
-        assert_eq!(bases.wanted(), None);
-        bases.poll(Lsn(4000 + KEEP_BYTES_MAX), world::now());
-        assert_eq!((bases.wanted(), bases.hold()), (None, Lsn(4000)));
-        bases.poll(Lsn(4001 + KEEP_BYTES_MAX), world::now());
-        assert_eq!((bases.wanted(), bases.hold()), (Some(Lsn(4751)), Lsn::MAX));
+        made_at(&mut snapshots, 4000);
+        assert_eq!(snapshots.wanted(), None);
+        snapshots.poll(Lsn(4000 + KEEP_BYTES_MAX), world::now());
+        assert_eq!((snapshots.wanted(), snapshots.hold()), (None, Lsn(4000)));
+        snapshots.poll(Lsn(4001 + KEEP_BYTES_MAX), world::now());
+        assert_eq!((snapshots.wanted(), snapshots.hold()), (Some(Lsn(4751)), Lsn::MAX));
         drop(waiting);
     }
 
     #[test]
     fn snapshot_rate_is_observed_until_the_log_behind_it_is_long() {
         let data = tempfile::tempdir().expect("a directory");
-        let mut bases = bases(data.path());
+        let mut snapshots = snapshots(data.path());
         let half = KEEP_BYTES_MAX / NEAR_DIVISOR;
-        bases.begun(Lsn(5000), 0);
-        bases.poll(Lsn(5000 + half), world::now());
-        assert!(observes_rate(&bases));
-        bases.poll(Lsn(5001 + half), world::now());
-        assert!(!observes_rate(&bases));
-        bases.fail("the disk is full".to_owned());
-        bases.poll(Lsn(5001 + half), world::now());
-        assert!(observes_rate(&bases), "nothing is under way any more");
+        snapshots.begun(Lsn(5000), 0);
+        snapshots.poll(Lsn(5000 + half), world::now());
+        assert!(observes_rate(&snapshots));
+        snapshots.poll(Lsn(5001 + half), world::now());
+        assert!(!observes_rate(&snapshots));
+        snapshots.fail("the disk is full".to_owned());
+        snapshots.poll(Lsn(5001 + half), world::now());
+        assert!(observes_rate(&snapshots), "nothing is under way any more");
     }
 }

@@ -1,4 +1,4 @@
-//! Base copies, as the node sees them: a leader makes the copy that its shipper gives away, a replica puts the one that its link
+//! Snapshots, as the node sees them: a leader makes the copy that its shipper gives away, a replica puts the one that its link
 //! has received in the place of log and store, while it runs. Both ends show how far they are.
 
 use std::io::IsTerminal;
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use walferry_applier::store::export::Export;
-use walferry_cluster::base_copy::{CopyPhase, CopyProgress, Pace};
+use walferry_cluster::snapshot::{CopyPhase, CopyProgress, Pace};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::prepare::free_bytes;
 use walferry_engine::ring::Ring;
 use walferry_engine::world;
-use walferry_shipper::base::file::{self, BaseFile};
-use walferry_shipper::base::serve::{Shelf, give_way, keep_pace};
+use walferry_shipper::snapshot::file::{self, SnapshotFile};
+use walferry_shipper::snapshot::serve::{Shelf, give_way, keep_pace};
 
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
 use crate::node::open::{Opened, open_data};
 use crate::node::{Heard, Node, Role};
 
-/// A checkpoint for a base copy waits for the commit LSN until that has not moved for so long: it may be the replica of the copy that
+/// A checkpoint for a snapshot waits for the commit LSN until that has not moved for so long: it may be the replica of the copy that
 /// keeps it back.
 const COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What the disk must have beside a copy, for the log to go on.
@@ -34,9 +34,9 @@ const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a line is logged where there is no terminal.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the node knows of base copies.
+/// What the node knows of snapshots.
 #[derive(Default)]
-pub(crate) struct BaseCopies {
+pub(crate) struct SnapshotTransfers {
     /// A checkpoint for a copy was asked for and waits.
     commit_wait: Option<CommitWait>,
     making: Option<Making>,
@@ -67,12 +67,12 @@ impl CommitWait {
 /// A thread that makes a copy; dropped, it ends. One that was told to end is waited for: the next writes to the same file.
 struct Making {
     stop: Arc<AtomicBool>,
-    outcome: Receiver<Result<BaseFile, String>>,
+    outcome: Receiver<Result<SnapshotFile, String>>,
 }
 
 impl Making {
     /// What it made, once it has ended.
-    fn outcome(&self) -> Option<Result<BaseFile, String>> {
+    fn outcome(&self) -> Option<Result<SnapshotFile, String>> {
         match self.outcome.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(TryRecvError::Disconnected) => Some(Err("its thread ended early".to_owned())),
@@ -98,18 +98,18 @@ struct Work {
 }
 
 impl Work {
-    fn run(self) -> Result<BaseFile, String> {
+    fn run(self) -> Result<SnapshotFile, String> {
         give_way();
         let data = &self.config.data;
-        let failed = |error: std::io::Error| format!("in {}: {error}", data.join(file::BASE_DIR).display());
+        let failed = |error: std::io::Error| format!("in {}: {error}", data.join(file::SNAPSHOT_DIR).display());
         let path = file::making_path(data).map_err(failed)?;
         let total = self.export.source_bytes().map_err(failed)?;
         let free = free_bytes(data).map_err(failed)?;
         if free < total + SPARE_BYTES {
             let needed = total + SPARE_BYTES;
-            return Err(format!("{} has {free} bytes free, a base copy needs {needed}", data.display()));
+            return Err(format!("{} has {free} bytes free, a snapshot needs {needed}", data.display()));
         }
-        let base = self.export.applied();
+        let snapshot = self.export.applied();
         let mut done = 0;
         let go_on = || !self.stop.load(Ordering::Acquire);
         let written = |bytes: usize| {
@@ -120,68 +120,68 @@ impl Work {
         self.export.write(&path, written).map_err(|error| error.to_string())?;
         // Read back from memory, mostly, which costs the commits little.
         let read = |bytes: usize| keep_pace(&self.pace, bytes / SEAL_SHARE, go_on);
-        BaseFile::seal(data, base, self.crc, read).map_err(failed)
+        SnapshotFile::seal(data, snapshot, self.crc, read).map_err(failed)
     }
 }
 
 impl Node {
     /// A leader's part: makes the copy that is wanted.
-    pub(super) fn make_base(&mut self) -> Result<(), DaemonError> {
+    pub(super) fn make_snapshot(&mut self) -> Result<(), DaemonError> {
         let Role::Leader(shipper) = &mut self.role else {
             // What it made meanwhile is dropped with it.
-            self.base_copies.making.take_if(|making| {
+            self.snapshots.making.take_if(|making| {
                 making.stop.store(true, Ordering::Release);
                 making.outcome().is_some()
             });
             self.forget_checkpoint();
             return Ok(());
         };
-        if let Some(making) = &self.base_copies.making {
+        if let Some(making) = &self.snapshots.making {
             // One of an earlier leadership's says nothing to this one.
             let given_up = making.stop.load(Ordering::Acquire);
             match making.outcome() {
                 None if given_up => return Ok(()),
                 None => {}
                 Some(outcome) => {
-                    self.base_copies.making = None;
+                    self.snapshots.making = None;
                     if !given_up {
-                        shipper.bases().made(outcome);
+                        shipper.snapshots().made(outcome);
                     }
                 }
             }
         }
-        let Some(floor) = shipper.bases().wanted() else {
+        let Some(floor) = shipper.snapshots().wanted() else {
             self.forget_checkpoint();
             return Ok(());
         };
         let floor = floor.max(Lsn(1));
         if self.store.durable_applied() < floor {
             let (committed, now) = (self.committed(), self.now());
-            if self.base_copies.commit_wait.is_none() {
+            if self.snapshots.commit_wait.is_none() {
                 let newest = self.store.durable_applied();
                 tracing::info!(%newest, %floor, "a snapshot waits for a newer checkpoint, which the kept log can follow");
             }
-            let wait = self.base_copies.commit_wait.get_or_insert(CommitWait { committed, moved: now });
+            let wait = self.snapshots.commit_wait.get_or_insert(CommitWait { committed, moved: now });
             let beyond = wait.is_over(committed, now);
             self.store.ask_for_checkpoint(floor, beyond);
             return Ok(());
         }
-        self.begin_base()
+        self.begin_snapshot()
     }
 
     /// No copy waits for a checkpoint any more: one that was to go beyond the commit LSN does not.
     fn forget_checkpoint(&mut self) {
-        if self.base_copies.commit_wait.take().is_some() {
+        if self.snapshots.commit_wait.take().is_some() {
             self.store.ask_for_checkpoint(Lsn::ZERO, false);
         }
     }
 
-    fn begin_base(&mut self) -> Result<(), DaemonError> {
+    fn begin_snapshot(&mut self) -> Result<(), DaemonError> {
         let Role::Leader(shipper) = &mut self.role else { return Ok(()) };
         let export = self.store.export()?;
-        let base = export.applied();
-        if !shipper.begin_base(base, &self.log) {
-            shipper.bases().fail(format!("the store is at {base}, where no frame of the log ends"));
+        let snapshot = export.applied();
+        if !shipper.begin_snapshot(snapshot, &self.log) {
+            shipper.snapshots().fail(format!("the store is at {snapshot}, where no frame of the log ends"));
             return Ok(());
         }
         let stop = Arc::new(AtomicBool::new(false));
@@ -189,9 +189,9 @@ impl Node {
         let work = Work {
             export,
             config: self.config.clone(),
-            crc: shipper.bases().making_crc(),
-            shelf: shipper.bases().shelf(),
-            pace: shipper.bases().pace(),
+            crc: shipper.snapshots().making_crc(),
+            shelf: shipper.snapshots().shelf(),
+            pace: shipper.snapshots().pace(),
             stop: Arc::clone(&stop),
         };
         let waker = self.waker.clone();
@@ -200,28 +200,28 @@ impl Node {
             let _ = outbox.send(work.run());
             waker.wake();
         };
-        match world::spawn_blocking("base-make", Box::new(make)) {
-            Ok(_) => self.base_copies.making = Some(Making { stop, outcome }),
-            Err(error) => shipper.bases().fail(format!("no thread: {error}")),
+        match world::spawn_blocking("snapshot-make", Box::new(make)) {
+            Ok(_) => self.snapshots.making = Some(Making { stop, outcome }),
+            Err(error) => shipper.snapshots().fail(format!("no thread: {error}")),
         }
         Ok(())
     }
 
     /// A replica's part: once a copy is there, it takes the place of log and store. Clients stay; what they read from then on is the
     /// leader's state, older or newer than the node's own was.
-    pub(super) fn take_base(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
+    pub(super) fn take_snapshot(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
         let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        if self.retired.is_some() || !follower.has_base(&self.log) || !self.end_scrub() {
+        if self.retired.is_some() || !follower.has_snapshot(&self.log) || !self.end_scrub() {
             return Ok(());
         }
         let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        follower.give_way_to_base(&self.log, &mut self.store, &self.history)?;
+        follower.give_way_to_snapshot(&self.log, &mut self.store, &self.history)?;
         self.lost_commits += follower.take_lost_commits();
         let (leader, promised) = (follower.leader().to_owned(), follower.promised());
-        self.base_copies.taken += 1;
-        (self.base_copies.taken_bytes, self.base_copies.kept_bytes) = follower.copied();
+        self.snapshots.taken += 1;
+        (self.snapshots.taken_bytes, self.snapshots.kept_bytes) = follower.copied();
         // From here on an error ends the node, and its next start finishes what was begun.
-        self.role = Role::Leaderless("a base copy takes the place of its log and store".to_owned());
+        self.role = Role::Leaderless("a snapshot takes the place of its log and store".to_owned());
         let lock = self.log.retire(ring)?;
         let Opened { meta, history, log, store, recovery, .. } =
             open_data(&self.config, lock, (None, &self.tls), ring, &self.waker)?;
@@ -232,35 +232,36 @@ impl Node {
         self.pending.clear();
         self.waterfall.abandon();
         // A held reply may be about commits of ours that the leader does not have, at LSNs that it has.
-        self.abandon("a base copy took the place of this node's state".to_owned());
+        self.abandon("a snapshot took the place of this node's state".to_owned());
         self.role = self.follow(leader, promised)?;
-        tracing::info!(applied = %self.store.applied(), "the base copy is in place");
+        tracing::info!(applied = %self.store.applied(), "the snapshot is in place");
         Ok(())
     }
 
     /// Shows copies that have begun, each on a thread of its own: a terminal may be slow.
-    pub(super) fn show_base_copies(&mut self) {
+    pub(super) fn show_snapshots(&mut self) {
         if world::is_simulated() {
             return;
         }
-        self.base_copies.shown.retain(|progress| !progress.is_over());
+        self.snapshots.shown.retain(|progress| !progress.is_over());
         let copies: Vec<(String, Arc<CopyProgress>)> = match &mut self.role {
             Role::Leader(shipper) => {
-                let label = |name| format!("base copy for {name}");
-                shipper.bases().copies().map(|(name, progress)| (label(name), Arc::clone(progress))).collect()
+                let label = |name| format!("snapshot for {name}");
+                shipper.snapshots().copies().map(|(name, progress)| (label(name), Arc::clone(progress))).collect()
             }
             Role::Replica(follower) => {
-                let label = || format!("base copy from {}", follower.leader());
-                follower.base_copy().map(|progress| (label(), Arc::clone(progress))).into_iter().collect()
+                let label = || format!("snapshot from {}", follower.leader());
+                follower.snapshot().map(|progress| (label(), Arc::clone(progress))).into_iter().collect()
             }
             Role::Leaderless(_) | Role::SteppedDown(_) => Vec::new(),
         };
         for (label, progress) in copies {
-            let known = self.base_copies.shown.iter().any(|shown| Arc::ptr_eq(shown, &progress));
+            let known = self.snapshots.shown.iter().any(|shown| Arc::ptr_eq(shown, &progress));
             if !known && !progress.is_over() {
-                self.base_copies.shown.push(Arc::clone(&progress));
+                self.snapshots.shown.push(Arc::clone(&progress));
                 // Without a thread it goes on unseen.
-                let _ = std::thread::Builder::new().name("base-show".to_owned()).spawn(move || show(&label, &progress));
+                let _ =
+                    std::thread::Builder::new().name("snapshot-show".to_owned()).spawn(move || show(&label, &progress));
             }
         }
     }
@@ -313,7 +314,7 @@ fn amounts(progress: &CopyProgress) -> String {
 
 /// What a replica says of itself meanwhile.
 pub(super) fn receiving(progress: &CopyProgress, leader: &str) -> String {
-    format!("receiving a base copy: {} from {leader}; reads see the state before it", amounts(progress))
+    format!("receiving a snapshot: {} from {leader}; reads see the state before it", amounts(progress))
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! good. What the state file says is durable before it says so; a piece that came after it is asked for again. No sockets.
 //!
 //! ```text
-//! DIR/base/incoming   walferry base copy 1
-//!                     cluster HEX / base LSN / crc HEX / segment_bytes N / bytes N / verified N
+//! DIR/snapshot/incoming   walferry snapshot 1
+//!                     cluster HEX / snapshot LSN / crc HEX / segment_bytes N / bytes N / verified N
 //!                     epoch N LSN         each, as in the leader's history
 //!                     pieces HEX HEX ...  CRC32C of each verified piece
 //!                     end HEX             CRC32C of all lines before
@@ -16,17 +16,17 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use walferry_cluster::base_copy::{BASE_BYTES_MAX, CopyPhase, CopyProgress, PIECE_BYTES, piece_bytes};
 use walferry_cluster::member::ClusterId;
 use walferry_cluster::message::Offer;
+use walferry_cluster::snapshot::{CopyPhase, CopyProgress, PIECE_BYTES, SNAPSHOT_BYTES_MAX, piece_bytes};
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::prepare::free_bytes;
 use walferry_engine::small_file::replace_file;
 
-use super::{BASE_DIR, BaseError, failed, remove, sync_dir};
+use super::{SNAPSHOT_DIR, SnapshotError, failed, remove, sync_dir};
 
-/// The copy's file in `DIR/base`.
+/// The copy's file in `DIR/snapshot`.
 pub const INCOMING_FILE: &str = "incoming.redb";
 /// What is known of it.
 pub const STATE_FILE: &str = "incoming";
@@ -38,7 +38,7 @@ const SAVE_BYTES_MIN: u64 = 4 << 20;
 const SPARE_BYTES: u64 = 64 << 20;
 /// A larger state file is not one.
 const STATE_BYTES_MAX: u64 = 64 << 20;
-const HEADING: &str = "walferry base copy 1";
+const HEADING: &str = "walferry snapshot 1";
 
 /// What a copy is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Facts {
     /// The cluster that it belongs to.
     pub cluster_id: ClusterId,
     /// It holds everything before this.
-    pub base: Lsn,
+    pub snapshot: Lsn,
     /// Of the frame that ends there.
     pub crc: u32,
     /// The cluster's segment size.
@@ -62,7 +62,7 @@ impl Facts {
     pub fn of(offer: &Offer) -> Option<Facts> {
         Some(Facts {
             cluster_id: offer.cluster_id,
-            base: offer.base,
+            snapshot: offer.snapshot,
             crc: offer.crc,
             segment_bytes: offer.segment_bytes,
             bytes: offer.bytes,
@@ -91,8 +91,8 @@ pub struct Incoming {
 
 impl Incoming {
     /// What an earlier attempt in this data directory left; `None` when there is nothing to go on with.
-    pub fn resume(data: &Path) -> Result<Option<Incoming>, BaseError> {
-        let dir = data.join(BASE_DIR);
+    pub fn resume(data: &Path) -> Result<Option<Incoming>, SnapshotError> {
+        let dir = data.join(SNAPSHOT_DIR);
         let Some((facts, crcs, verified)) = load(&dir.join(STATE_FILE))? else { return Ok(None) };
         let path = dir.join(INCOMING_FILE);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -108,20 +108,20 @@ impl Incoming {
     }
 
     /// Makes room for a copy of which nothing is there yet, and forgets any other.
-    pub fn begin(data: &Path, facts: Facts) -> Result<Incoming, BaseError> {
-        let dir = data.join(BASE_DIR);
+    pub fn begin(data: &Path, facts: Facts) -> Result<Incoming, SnapshotError> {
+        let dir = data.join(SNAPSHOT_DIR);
         let path = dir.join(INCOMING_FILE);
         remove(&dir.join(STATE_FILE))?;
         remove(&path)?;
         let free = free_bytes(&dir).map_err(failed("look at", &dir))?;
         let needed = facts.bytes + SPARE_BYTES;
         if free < needed {
-            return Err(BaseError::NoSpace { path: dir, needed, free });
+            return Err(SnapshotError::NoSpace { path: dir, needed, free });
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path);
         let file = file.map_err(failed("make", &path))?;
-        let length = i64::try_from(facts.bytes).expect("bounded by BASE_BYTES_MAX");
+        let length = i64::try_from(facts.bytes).expect("bounded by SNAPSHOT_BYTES_MAX");
         // SAFETY: a file of ours.
         if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } != 0 {
             match io::Error::last_os_error() {
@@ -161,7 +161,7 @@ impl Incoming {
     }
 
     /// Takes the next piece; false when it is not what its checksum says.
-    pub fn push(&mut self, piece: &[u8], crc: u32) -> Result<bool, BaseError> {
+    pub fn push(&mut self, piece: &[u8], crc: u32) -> Result<bool, SnapshotError> {
         assert_eq!(piece.len(), piece_bytes(self.verified, self.facts.bytes), "the next piece");
         if crc32c::crc32c(piece) != crc {
             return Ok(false);
@@ -177,7 +177,7 @@ impl Incoming {
     }
 
     /// Makes durable what has come, and then the word of it.
-    pub fn save(&mut self) -> Result<(), BaseError> {
+    pub fn save(&mut self) -> Result<(), SnapshotError> {
         let path = self.dir.join(INCOMING_FILE);
         self.file.sync_data().map_err(failed("flush", &path))?;
         let state = self.dir.join(STATE_FILE);
@@ -188,7 +188,7 @@ impl Incoming {
 
     /// Reads all of it back from the disk. True when it is whole and good; else it is cut to the first bad piece, and the rest is to
     /// be fetched again. `go_on` is asked between pieces.
-    pub fn verify(&mut self, progress: &CopyProgress, go_on: impl Fn() -> bool) -> Result<bool, BaseError> {
+    pub fn verify(&mut self, progress: &CopyProgress, go_on: impl Fn() -> bool) -> Result<bool, SnapshotError> {
         let path = self.dir.join(INCOMING_FILE);
         // What the page cache holds proves nothing of the disk.
         // SAFETY: advice on our own descriptor.
@@ -200,7 +200,7 @@ impl Incoming {
             let bytes = &mut piece[..piece_bytes(at, self.facts.bytes)];
             self.file.read_exact_at(bytes, at).map_err(failed("read", &path))?;
             if crc32c::crc32c(bytes) != *crc {
-                tracing::warn!(file = %path.display(), offset = at, "a piece of the base copy is damaged here: it is fetched again");
+                tracing::warn!(file = %path.display(), offset = at, "a piece of the snapshot is damaged here: it is fetched again");
                 (self.verified, self.saved) = (at, at);
                 self.crcs.truncate(index);
                 self.save()?;
@@ -215,24 +215,24 @@ impl Incoming {
     }
 
     /// The copy is whole and was read back: whatever opens the data directory next puts it in place.
-    pub fn declare_ready(data: &Path) -> Result<(), BaseError> {
-        let dir = data.join(BASE_DIR);
+    pub fn declare_ready(data: &Path) -> Result<(), SnapshotError> {
+        let dir = data.join(SNAPSHOT_DIR);
         let (state, ready) = (dir.join(STATE_FILE), dir.join(READY_FILE));
         let text = fs::read(&state).map_err(failed("read", &state))?;
         replace_file(&ready, &text).map_err(failed("write", &ready))
     }
 
     /// Forgets what has come.
-    pub fn discard(data: &Path) -> Result<(), BaseError> {
-        let dir = data.join(BASE_DIR);
+    pub fn discard(data: &Path) -> Result<(), SnapshotError> {
+        let dir = data.join(SNAPSHOT_DIR);
         remove(&dir.join(STATE_FILE))?;
         remove(&dir.join(INCOMING_FILE))
     }
 
     fn encode(&self) -> String {
-        let Facts { cluster_id, base, crc, segment_bytes, bytes, history } = &self.facts;
+        let Facts { cluster_id, snapshot, crc, segment_bytes, bytes, history } = &self.facts;
         let mut text = format!(
-            "{HEADING}\ncluster {:032x}\nbase {base}\ncrc {crc:08x}\nsegment_bytes {segment_bytes}\nbytes {bytes}\nverified {}\n",
+            "{HEADING}\ncluster {:032x}\nbase {snapshot}\ncrc {crc:08x}\nsegment_bytes {segment_bytes}\nbytes {bytes}\nverified {}\n",
             cluster_id.0, self.verified
         );
         for (epoch, start) in history.entries() {
@@ -250,7 +250,7 @@ impl Incoming {
 }
 
 /// What a state file or ready marker says; `None` when there is none that can be trusted.
-pub(super) fn load(path: &Path) -> Result<Option<(Facts, Vec<u32>, u64)>, BaseError> {
+pub(super) fn load(path: &Path) -> Result<Option<(Facts, Vec<u32>, u64)>, SnapshotError> {
     let read = || {
         if fs::metadata(path)?.len() > STATE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -276,7 +276,7 @@ fn decode(text: &str) -> Option<(Facts, Vec<u32>, u64)> {
     }
     let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(' ');
     let cluster_id = ClusterId(u128::from_str_radix(value("cluster")?, 16).ok()?);
-    let (base, crc) = (value("base")?.parse().ok()?, hex(value("crc")?)?);
+    let (snapshot, crc) = (value("snapshot")?.parse().ok()?, hex(value("crc")?)?);
     let (segment_bytes, bytes) = (value("segment_bytes")?.parse().ok()?, value("bytes")?.parse::<u64>().ok()?);
     let verified: u64 = value("verified")?.parse().ok()?;
     let (mut entries, mut crcs) = (Vec::new(), Vec::new());
@@ -291,13 +291,13 @@ fn decode(text: &str) -> Option<(Facts, Vec<u32>, u64)> {
     }
     let in_pieces = (crcs.len() as u64 * PIECE_BYTES as u64).min(bytes);
     let history = EpochHistory::from_entries(&entries)?;
-    let right = verified == in_pieces && (1..=BASE_BYTES_MAX).contains(&bytes);
-    right.then_some((Facts { cluster_id, base, crc, segment_bytes, bytes, history }, crcs, verified))
+    let right = verified == in_pieces && (1..=SNAPSHOT_BYTES_MAX).contains(&bytes);
+    right.then_some((Facts { cluster_id, snapshot, crc, segment_bytes, bytes, history }, crcs, verified))
 }
 
-/// Makes `DIR/base`.
-pub(super) fn make_dir(data: &Path) -> Result<PathBuf, BaseError> {
-    let dir = data.join(BASE_DIR);
+/// Makes `DIR/snapshot`.
+pub(super) fn make_dir(data: &Path) -> Result<PathBuf, SnapshotError> {
+    let dir = data.join(SNAPSHOT_DIR);
     match fs::create_dir(&dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(error)),
         _ => sync_dir(data)?,
@@ -315,7 +315,14 @@ mod tests {
 
     fn facts(bytes: u64) -> Facts {
         let history = EpochHistory::from_entries(&[(Epoch(1), Lsn::ZERO), (Epoch(3), Lsn(4096))]).expect("ascending");
-        Facts { cluster_id: ClusterId(7), base: Lsn(0x16_0000_3000), crc: 9, segment_bytes: 16 << 20, bytes, history }
+        Facts {
+            cluster_id: ClusterId(7),
+            snapshot: Lsn(0x16_0000_3000),
+            crc: 9,
+            segment_bytes: 16 << 20,
+            bytes,
+            history,
+        }
     }
 
     fn content(bytes: u64) -> Vec<u8> {
@@ -352,16 +359,16 @@ mod tests {
         assert_eq!(incoming.verified(), 4 * PIECE);
         let mut newer = facts(content.len() as u64);
         newer.history.push(Epoch(9), Lsn(1 << 50)).expect("a later epoch");
-        assert!(!incoming.goes_on_with(&Facts { base: Lsn(4096), ..newer.clone() }, 4 * PIECE));
+        assert!(!incoming.goes_on_with(&Facts { snapshot: Lsn(4096), ..newer.clone() }, 4 * PIECE));
         assert!(!incoming.goes_on_with(&newer, 5 * PIECE));
         assert!(incoming.goes_on_with(&newer, 4 * PIECE));
         take(&mut incoming, &content, u64::MAX);
         assert!(incoming.is_whole());
         assert!(incoming.verify(&CopyProgress::default(), || true).expect("read back"));
         Incoming::declare_ready(data.path()).expect("declared");
-        let (ready, crcs, verified) = load(&data.path().join("base/ready")).expect("read").expect("whole");
+        let (ready, crcs, verified) = load(&data.path().join("snapshot/ready")).expect("read").expect("whole");
         assert_eq!((ready, crcs.len(), verified), (newer, 12, content.len() as u64));
-        assert!(fs::read(data.path().join("base/incoming.redb")).expect("the file") == content);
+        assert!(fs::read(data.path().join("snapshot/incoming.redb")).expect("the file") == content);
     }
 
     #[test]
@@ -382,7 +389,7 @@ mod tests {
             let data = data();
             let mut incoming = Incoming::begin(data.path(), facts(content.len() as u64)).expect("begun");
             take(&mut incoming, &content, u64::MAX);
-            let file = OpenOptions::new().write(true).open(data.path().join("base/incoming.redb")).expect("there");
+            let file = OpenOptions::new().write(true).open(data.path().join("snapshot/incoming.redb")).expect("there");
             let at = bad * PIECE;
             file.write_all_at(&[content[at as usize] ^ 8], at).expect("a flipped bit");
             assert!(!incoming.verify(&CopyProgress::default(), || true).expect("read back"));
@@ -401,7 +408,7 @@ mod tests {
         let mut incoming = Incoming::begin(data.path(), facts(5 * PIECE)).expect("begun");
         take(&mut incoming, &content, u64::MAX);
         drop(incoming);
-        let path = data.path().join("base/incoming");
+        let path = data.path().join("snapshot/incoming");
         let whole = fs::read(&path).expect("the state");
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).expect("cut");
@@ -413,7 +420,7 @@ mod tests {
             fs::write(&path, &flipped).expect("flipped");
             assert!(Incoming::resume(data.path()).expect("no error").is_none(), "flipped at {at}");
         }
-        let text = Incoming::begin(data.path(), facts(BASE_BYTES_MAX)).err().expect("refused").to_string();
+        let text = Incoming::begin(data.path(), facts(SNAPSHOT_BYTES_MAX)).err().expect("refused").to_string();
         assert!(text.contains("free some space"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Puts a whole base copy in the place of a node's log and store. Called under the directory's lock before either is opened: by
+//! Puts a whole snapshot in the place of a node's log and store. Called under the directory's lock before either is opened: by
 //! a node that has just received the copy, and by every start, because the one before may have been cut short. The ready marker
 //! decides: without it nothing was changed, with it every step is done again until the marker is gone.
 //!
@@ -24,7 +24,7 @@ use walferry_engine::origin::Origin;
 use walferry_engine::segment::list_segments;
 
 use super::incoming::{Facts, INCOMING_FILE, READY_FILE, STATE_FILE, load};
-use super::{BASE_DIR, BaseError, failed, remove, sync_dir};
+use super::{SNAPSHOT_DIR, SnapshotError, failed, remove, sync_dir};
 use crate::store::{Position, STORE_DIR, STORE_FILE};
 
 /// One step; see the table.
@@ -44,8 +44,8 @@ const STEPS: [Step; 8] =
     [Step::Log, Step::Origin, Step::Epochs, Step::Mark, Step::Cluster, Step::Store, Step::State, Step::Marker];
 
 /// Finishes an install that is due in this data directory; what was put in place, if anything was.
-pub fn finish(data: &Path) -> Result<Option<Facts>, BaseError> {
-    let ready = data.join(BASE_DIR).join(READY_FILE);
+pub fn finish(data: &Path) -> Result<Option<Facts>, SnapshotError> {
+    let ready = data.join(SNAPSHOT_DIR).join(READY_FILE);
     let Some((facts, _, verified)) = load(&ready)? else {
         // One that cannot be trusted was never whole: it is renamed into its place.
         remove(&ready)?;
@@ -58,11 +58,11 @@ pub fn finish(data: &Path) -> Result<Option<Facts>, BaseError> {
     Ok(Some(facts))
 }
 
-fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), BaseError> {
-    let base = data.join(BASE_DIR);
+fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), SnapshotError> {
+    let snapshot = data.join(SNAPSHOT_DIR);
     match step {
         Step::Log => remove_segments(&data.join(LOG_DIR)),
-        Step::Origin => Ok(Origin { lsn: facts.base, crc: facts.crc }.save(data)?),
+        Step::Origin => Ok(Origin { lsn: facts.snapshot, crc: facts.crc }.save(data)?),
         Step::Epochs => Ok(facts.history.save(data)?),
         Step::Mark => {
             remove(&data.join(MARK_FILE))?;
@@ -72,21 +72,21 @@ fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), BaseError> {
             Some(meta) if meta.cluster_id == 0 => Ok(Meta { cluster_id: facts.cluster_id.0, ..meta }.save(data)?),
             _ => Ok(()),
         },
-        Step::Store => replace_store(&base, &data.join(STORE_DIR)),
+        Step::Store => replace_store(&snapshot, &data.join(STORE_DIR)),
         Step::State => {
-            remove(&base.join(STATE_FILE))?;
-            sync_dir(&base)
+            remove(&snapshot.join(STATE_FILE))?;
+            sync_dir(&snapshot)
         }
         Step::Marker => {
-            remove(&base.join(READY_FILE))?;
-            sync_dir(&base)
+            remove(&snapshot.join(READY_FILE))?;
+            sync_dir(&snapshot)
         }
     }
 }
 
 /// Keeps the store's file beside the frames that truncations cut off, because a part of what it holds is nowhere else. It is a
 /// second name of the same file, which the copy then replaces.
-pub fn keep_store(data: &Path, at: Position) -> Result<PathBuf, BaseError> {
+pub fn keep_store(data: &Path, at: Position) -> Result<PathBuf, SnapshotError> {
     let (dir, store) = (data.join(LOST_DIR), data.join(STORE_DIR).join(STORE_FILE));
     // Named by its last frame as well: another state of the same LSN may be there from an earlier time.
     let kept = dir.join(format!("store-{:016X}-{:08x}.redb", at.applied.0, at.crc));
@@ -98,7 +98,7 @@ pub fn keep_store(data: &Path, at: Position) -> Result<PathBuf, BaseError> {
     Ok(kept)
 }
 
-fn remove_segments(log: &Path) -> Result<(), BaseError> {
+fn remove_segments(log: &Path) -> Result<(), SnapshotError> {
     let segments = match list_segments(log) {
         Ok(segments) => segments,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -111,23 +111,23 @@ fn remove_segments(log: &Path) -> Result<(), BaseError> {
     sync_dir(log)
 }
 
-fn replace_store(base: &Path, store: &Path) -> Result<(), BaseError> {
-    let (from, to) = (base.join(INCOMING_FILE), store.join(STORE_FILE));
+fn replace_store(snapshot: &Path, store: &Path) -> Result<(), SnapshotError> {
+    let (from, to) = (snapshot.join(INCOMING_FILE), store.join(STORE_FILE));
     fs::create_dir_all(store).map_err(failed("make", store))?;
     match fs::rename(&from, &to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         outcome => outcome.map_err(failed("rename", &from))?,
     }
     sync_dir(store)?;
-    sync_dir(base)
+    sync_dir(snapshot)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use walferry_cluster::base_copy::PIECE_BYTES;
     use walferry_cluster::member::ClusterId;
+    use walferry_cluster::snapshot::PIECE_BYTES;
     use walferry_engine::epoch::EpochHistory;
     use walferry_engine::log::SyncMethod;
     use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
@@ -160,7 +160,7 @@ mod tests {
         let bytes = PIECE_BYTES as u64 + 5;
         let history = EpochHistory::from_entries(&[(Epoch(1), Lsn::ZERO), (Epoch(4), Lsn(8192))]).expect("two");
         let facts =
-            Facts { cluster_id: ClusterId(7), base: Lsn(1 << 33), crc: 5, segment_bytes: 16 << 20, bytes, history };
+            Facts { cluster_id: ClusterId(7), snapshot: Lsn(1 << 33), crc: 5, segment_bytes: 16 << 20, bytes, history };
         let mut incoming = Incoming::begin(data, facts).expect("begun");
         for piece in [vec![1; PIECE_BYTES], vec![2; 5]] {
             assert!(incoming.push(&piece, crc32c::crc32c(&piece)).expect("written"));
@@ -190,7 +190,7 @@ mod tests {
                 old_state(data.path(), cluster_id);
                 receive(data.path());
                 Incoming::declare_ready(data.path()).expect("declared");
-                assert_eq!(finish(data.path()).expect("done").expect("something to do").base, Lsn(1 << 33));
+                assert_eq!(finish(data.path()).expect("done").expect("something to do").snapshot, Lsn(1 << 33));
                 image(data.path())
             };
             let names: Vec<&str> = expected.keys().map(String::as_str).collect();
@@ -217,7 +217,7 @@ mod tests {
                     for number in (3..6).rev().take(segments_gone) {
                         remove(&data.path().join(LOG_DIR).join(SegmentNo(number).file_name())).expect("removed");
                     }
-                    let (facts, _, _) = load(&data.path().join("base/ready")).expect("read").expect("whole");
+                    let (facts, _, _) = load(&data.path().join("snapshot/ready")).expect("read").expect("whole");
                     STEPS[..done].iter().for_each(|step| run(*step, data.path(), &facts).expect("a step"));
                     let again = finish(data.path()).expect("the next start");
                     assert_eq!(again.is_some(), done < STEPS.len());
