@@ -100,7 +100,7 @@ pub enum FollowError {
     Store(#[from] StoreError),
     /// A snapshot cannot be put in place.
     #[error(transparent)]
-    Base(#[from] SnapshotError),
+    Snapshot(#[from] SnapshotError),
 }
 
 /// Why a connection ended. Another is tried.

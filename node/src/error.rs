@@ -104,7 +104,7 @@ pub enum DaemonError {
     Follow(#[from] walferry_applier::follower::FollowError),
     /// A received snapshot cannot be put in place.
     #[error(transparent)]
-    Snapshot(#[from] walferry_applier::base::SnapshotError),
+    Snapshot(#[from] walferry_applier::snapshot::SnapshotError),
     /// The leader's side of replication cannot start.
     #[error(transparent)]
     Shipper(#[from] walferry_shipper::shipper::ShipperError),

@@ -7,7 +7,7 @@
 //!          ├─ node ──┬── Log, Store, Pending     the log and what it says
 //!          │         ├── Shipper | Follower      the links of a leader | of a replica
 //!          │         ├── membership ── cluster   the node among the members | their thread: leases, failover, register
-//!          │         └── node::base              snapshots: made for others | put in place of log and store
+//!          │         └── node::snapshot           snapshots: made for others | put in place of log and store
 //!          ├─ repair                             before a start: what the disk lost, from other nodes
 //!          ├─ tls, peer_secret                   gates, where connections become plain sockets
 //!          ├─ metrics                            Prometheus, from a thread of its own

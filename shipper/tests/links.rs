@@ -258,7 +258,7 @@ fn fetch_refusal(leader: &mut Leader, name: &str) -> (RefuseCode, String) {
         name: name.parse().expect("a name"),
         floor: Lsn::ZERO,
         segment_bytes: SEGMENT_BYTES,
-        base: Lsn::ZERO,
+        snapshot: Lsn::ZERO,
         offset: 0,
         suspect: false,
     };
@@ -288,7 +288,7 @@ fn replica_without_a_slot_is_refused_before_its_copy() {
         assert_eq!(code, RefuseCode::Full, "{text}");
         assert!(text.contains("`walferry slot drop NAME`") && text.contains("256"), "{text}");
     }
-    assert_eq!(leader.shipper.bases().wanted(), None, "nothing is prepared for it");
+    assert_eq!(leader.shipper.snapshots().wanted(), None, "nothing is prepared for it");
     assert_eq!((leader.shipper.replicas().len(), leader.shipper.slots().len()), (SLOTS_MAX, SLOTS_MAX));
 
     let unknown = leader.shipper.drop_slot(&"other".parse().expect("a name")).expect_err("there is none");

@@ -229,7 +229,7 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
     }
     replica.kill();
     // Of what was verified before it was killed, a bit flips on the disk.
-    let incoming = root.path().join("b/base/incoming.redb");
+    let incoming = root.path().join("b/snapshot/incoming.redb");
     let file = OpenOptions::new().read(true).write(true).open(&incoming).expect("a part of a copy");
     let mut byte = [0];
     file.read_exact_at(&mut byte, 1 << 20).expect("a byte");

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use walferry_engine::waker::Waker;
-use walferry_shipper::base::serve::give_way;
+use walferry_shipper::snapshot::serve::give_way;
 
 use crate::session::Client;
 use crate::session::command::connection;
