@@ -315,7 +315,7 @@ impl Reactor {
                 self.wakes.handle_completion(completion, &mut self.ring);
                 self.take_secured(now);
                 if let Some(metrics) = &self.metrics {
-                    metrics.answer(|| self.node.snapshot());
+                    metrics.answer(|| self.node.metrics());
                 }
             }
             Owner::Log | Owner::Peer => self.node.handle_completion(completion, &mut self.ring)?,

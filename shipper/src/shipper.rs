@@ -453,7 +453,7 @@ impl Shipper {
         for number in numbers {
             let mut link = self.links.remove(&number).expect("just seen");
             let Phase::Fetch(fetch) = link.phase.clone() else { unreachable!("just seen") };
-            if let Err(refuse) = self.give_snapshots(&mut link, fetch, log, history, now) {
+            if let Err(refuse) = self.give_snapshot(&mut link, fetch, log, history, now) {
                 self.end(&mut link, &LinkError::Refused(refuse), ring, log, now);
                 link.receive(ring);
                 self.links.insert(number, link);
@@ -466,7 +466,7 @@ impl Shipper {
         }
     }
 
-    fn give_snapshots(
+    fn give_snapshot(
         &mut self,
         link: &mut Link,
         fetch: Fetch,

@@ -1,5 +1,5 @@
 //! The metrics endpoint: HTTP on a thread of its own, because a scraper may be slow and the ring thread may not wait for it.
-//! Asks the ring thread for a snapshot and renders it here. Decides nothing.
+//! Asks the ring thread for a view and renders it here. Decides nothing.
 
 pub mod text;
 pub mod waterfall;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use walferry_engine::waker::Waker;
 use walferry_engine::world;
 
-use crate::metrics::text::{Snapshot, render};
+use crate::metrics::text::{MetricsView, render};
 
 /// A request that is longer is refused.
 const REQUEST_BYTES_MAX: usize = 8 << 10;
@@ -25,7 +25,7 @@ const SNAPSHOT_MS_MAX: u64 = 1_000;
 /// Bytes that a refused scraper may still be sending; read, so that it sees the answer and not a reset.
 const REST_BYTES_MAX: usize = 1 << 20;
 
-type Ask = SyncSender<Snapshot>;
+type Ask = SyncSender<MetricsView>;
 
 /// The ring thread's end.
 #[derive(Debug)]
@@ -35,13 +35,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Listens on `address`; `waker` tells the ring thread that a snapshot is asked for.
+    /// Listens on `address`; `waker` tells the ring thread that a view is asked for.
     pub fn start(address: SocketAddr, waker: Waker) -> std::io::Result<Metrics> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         // One scrape at a time, so never more than one ask.
         let (asks_in, asks) = sync_channel::<Ask>(1);
-        let snapshot = move || {
+        let view = move || {
             let (answer_in, answer) = sync_channel(1);
             asks_in.try_send(answer_in).ok()?;
             waker.wake();
@@ -50,7 +50,7 @@ impl Metrics {
         let serve = move || {
             for stream in listener.incoming() {
                 // A scraper that left, or descriptors that ran out: the next scrape comes in seconds.
-                let served = stream.and_then(|stream| serve(stream, &snapshot));
+                let served = stream.and_then(|stream| serve(stream, &view));
                 if let Err(error) = served {
                     tracing::debug!(%error, "a scrape failed");
                 }
@@ -66,10 +66,10 @@ impl Metrics {
     }
 
     /// Answers whoever asks.
-    pub fn answer(&self, snapshot: impl Fn() -> Snapshot) {
+    pub fn answer(&self, view: impl Fn() -> MetricsView) {
         for ask in self.asks.try_iter() {
             // Whoever no longer waits needs no answer.
-            let _ = ask.try_send(snapshot());
+            let _ = ask.try_send(view());
         }
     }
 }
@@ -94,12 +94,12 @@ fn skip_rest(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 /// One request, one answer, and the connection ends.
-fn serve(mut stream: TcpStream, snapshot: impl Fn() -> Option<Snapshot>) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, view: impl Fn() -> Option<MetricsView>) -> std::io::Result<()> {
     stream.set_write_timeout(Some(Duration::from_millis(SCRAPE_MS_MAX)))?;
     let (status, body) = match read_request(&mut stream)? {
-        Request::Scrape { head } => match snapshot() {
+        Request::Scrape { head } => match view() {
             Some(_) if head => ("200 OK", String::new()),
-            Some(snapshot) => ("200 OK", render(&snapshot)),
+            Some(view) => ("200 OK", render(&view)),
             None => ("503 Service Unavailable", "the node is busy; ask again\n".to_owned()),
         },
         Request::Elsewhere => ("404 Not Found", "metrics are at /metrics\n".to_owned()),

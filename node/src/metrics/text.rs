@@ -1,4 +1,4 @@
-//! A snapshot of the node in Prometheus' text format. Base units are seconds and bytes, as Prometheus asks.
+//! A view of the node in Prometheus' text format. Base units are seconds and bytes, as Prometheus asks.
 
 use std::fmt::{self, Write};
 
@@ -14,7 +14,7 @@ const QUANTILES: [(&str, &str); 4] = [("0.5", "p50"), ("0.9", "p90"), ("0.99", "
 
 /// What the ring thread hands over.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct MetricsView {
     /// The node.
     pub facts: NodeFacts,
     /// A leader's replicas.
@@ -24,11 +24,11 @@ pub struct Snapshot {
 }
 
 /// The text of one scrape.
-pub fn render(snapshot: &Snapshot) -> String {
+pub fn render(view: &MetricsView) -> String {
     let mut page = Page::default();
-    page.node(&snapshot.facts);
-    page.replicas(&snapshot.replicas);
-    page.accounting(&snapshot.accounting);
+    page.node(&view.facts);
+    page.replicas(&view.replicas);
+    page.accounting(&view.accounting);
     page.text
 }
 
@@ -293,7 +293,7 @@ mod tests {
             },
             ..NodeFacts::default()
         };
-        let text = render(&Snapshot { facts, replicas: vec![row], accounting });
+        let text = render(&MetricsView { facts, replicas: vec![row], accounting });
         for line in [
             "walferry_node_info{name=\"a\\\"\\\\\",role=\"leader\",cluster_id=\"\"} 1",
             "walferry_staleness_seconds 1.5",

@@ -14,7 +14,7 @@ use walferry_shipper::status::ReplicaStatus;
 
 use crate::logging;
 use crate::membership::Membership;
-use crate::metrics::text::Snapshot;
+use crate::metrics::text::MetricsView;
 use crate::metrics::waterfall_report;
 use crate::node::{Node, Role};
 use crate::session::command::refusal_text;
@@ -174,9 +174,9 @@ fn replication_row(replica: ReplicaStatus) -> ReplicationRow {
 
 impl Node {
     /// What the metrics tell.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn metrics(&self) -> MetricsView {
         let ledger = self.log.ledger().snapshot();
-        Snapshot {
+        MetricsView {
             facts: NodeInfo::facts(self),
             replicas: self.replication(),
             accounting: waterfall_report::report(&self.config.name, &self.waterfall, &ledger, false),

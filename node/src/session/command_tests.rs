@@ -434,7 +434,7 @@ fn node_that_takes_no_writes_is_no_master() {
         let hello = client.ask(&mut host, "HELLO");
         assert!(hello.contains("$4\r\nrole\r\n$7\r\nreplica\r\n"), "{hello}");
         let facts = host.facts.clone();
-        let text = text::render(&text::Snapshot { facts, replicas: vec![], accounting: json!({}) });
+        let text = text::render(&text::MetricsView { facts, replicas: vec![], accounting: json!({}) });
         let info = format!("walferry_node_info{{name=\"\",role=\"{role}\",cluster_id=\"\"}} 1\n");
         assert!(text.contains(&info) && text.contains("walferry_leads 0\n"), "{text}");
         assert!(text.contains("walferry_lag_seconds 12\n") && !text.contains("walferry_lag_bytes"), "{text}");

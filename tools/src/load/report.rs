@@ -297,7 +297,7 @@ impl IntervalLog {
             .add_comment("[Histogram log format version 1.3]")
             .add_comment(comment)
             .with_start_time(start)
-            .with_snapshot_time(start)
+            .with_base_time(start)
             .with_max_value_divisor(LOG_MAX_DIVISOR)
             .begin_log_with(&mut log.file, &mut serializer)
             .map_err(|error| format!("--log {}: {error}", path.display()))?;

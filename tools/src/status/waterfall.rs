@@ -207,7 +207,7 @@ impl StageLog {
             .add_comment("[Histogram log format version 1.3]")
             .add_comment("walferry: stages of commits in microseconds, tagged level.stage")
             .with_start_time(now)
-            .with_snapshot_time(now)
+            .with_base_time(now)
             .with_max_value_divisor(LOG_MAX_DIVISOR)
             .begin_log_with(&mut file, &mut V2DeflateSerializer::new())
             .map_err(|error| failed(error.to_string()))?;
