@@ -232,7 +232,7 @@ impl Incoming {
     fn encode(&self) -> String {
         let Facts { cluster_id, snapshot, crc, segment_bytes, bytes, history } = &self.facts;
         let mut text = format!(
-            "{HEADING}\ncluster {:032x}\nbase {snapshot}\ncrc {crc:08x}\nsegment_bytes {segment_bytes}\nbytes {bytes}\nverified {}\n",
+            "{HEADING}\ncluster {:032x}\nsnapshot {snapshot}\ncrc {crc:08x}\nsegment_bytes {segment_bytes}\nbytes {bytes}\nverified {}\n",
             cluster_id.0, self.verified
         );
         for (epoch, start) in history.entries() {
