@@ -84,7 +84,7 @@ impl Acks {
         }
     }
 
-    /// The next answer to `trace`; it follows the Ack that told of the frame's applying. The ledger's numbers are zero.
+    /// The next answer to `trace`; it follows the Ack that told of the frame's applying. Its flush durations are zero.
     pub fn poll_traced(&mut self) -> Option<Traced> {
         self.traced.pop_front()
     }

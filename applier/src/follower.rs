@@ -845,8 +845,8 @@ impl Follower {
                 Message::Ack(ack).encode(&mut self.outgoing);
             }
             while let Some(traced) = self.acks.poll_traced() {
-                let ledger = log.ledger();
-                let (flushes, records) = (ledger.flushes(), ledger.records());
+                let flush = log.flush_accounting();
+                let (flushes, records) = (flush.flushes(), flush.records());
                 Message::Traced(Traced { flushes, records, ..traced }).encode(&mut self.outgoing);
             }
         }

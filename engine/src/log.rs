@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 use crate::buffer::{LogBuffer, PinId};
 use crate::commit::Commit;
 use crate::epoch::EpochHistory;
+use crate::flush_accounting::FlushAccounting;
 use crate::frame::{Frame, FrameHeader};
 use crate::held::HeldFile;
-use crate::ledger::Ledger;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
@@ -185,7 +185,7 @@ pub struct Log {
     queued_since: Option<Instant>,
     last_write: LastWrite,
     short_of_room: bool,
-    ledger: Ledger,
+    flush_accounting: FlushAccounting,
     mark: MarkFile,
     stopped: Option<String>,
     space_error: Option<NoSegment>,
@@ -376,8 +376,8 @@ impl Log {
     }
 
     /// What the disk did so far.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+    pub fn flush_accounting(&self) -> &FlushAccounting {
+        &self.flush_accounting
     }
 
     /// How long the last write took.

@@ -1,4 +1,4 @@
-//! Group commit without a disk: the engine's commit core, log buffer, frames and ledger between clients and a disk that exist
+//! Group commit without a disk: the engine's commit core, log buffer, frames and flush accounting between clients and a disk that exist
 //! only as numbers. What criterion times is our own work per commit; the simulated clock gives records per flush.
 //!
 //! The driver here does what the log does in one turn: takes what completed, appends what arrived, seals and submits while the
@@ -10,8 +10,8 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use walferry_engine::buffer::LogBuffer;
 use walferry_engine::commit::{Commit, WriteNo};
+use walferry_engine::flush_accounting::{DurableWrite, FlushAccounting};
 use walferry_engine::frame::FrameHeader;
-use walferry_engine::ledger::{DurableWrite, Ledger};
 use walferry_engine::limits::{
     FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_TARGET_BYTES, LOG_BUFFER_BYTES_DEFAULT, RECORD_LENGTH_BYTES,
 };
@@ -51,7 +51,7 @@ struct Flight {
 struct Simulation {
     commit: Commit,
     buffer: LogBuffer,
-    ledger: Ledger,
+    flush_accounting: FlushAccounting,
     crc: u32,
     /// Bytes of the open frame, its header's place included, and its records.
     open_bytes: usize,
@@ -71,7 +71,7 @@ impl Simulation {
         Simulation {
             commit: Commit::new(Lsn::ZERO, depth),
             buffer: LogBuffer::new(LOG_BUFFER_BYTES, Lsn::ZERO).expect("memory for the log buffer"),
-            ledger: Ledger::new(),
+            flush_accounting: FlushAccounting::new(),
             crc: 0,
             open_bytes: FRAME_HEADER_BYTES,
             open_records: 0,
@@ -103,7 +103,7 @@ impl Simulation {
     fn take_completions(&mut self) -> u64 {
         while let Some(at) = self.flights.iter().position(|flight| flight.done_ns <= self.now_ns) {
             let flight = self.flights.swap_remove(at);
-            self.ledger.record(&DurableWrite {
+            self.flush_accounting.record(&DurableWrite {
                 records: u64::from(flight.records),
                 bytes: flight.span_bytes as u64,
                 padding_bytes: (flight.span_bytes - flight.wire_bytes) as u64,
@@ -187,7 +187,7 @@ impl Simulation {
 fn report(clients: usize, depth: usize) {
     let mut simulation = Simulation::new(clients, depth);
     simulation.run(COMMITS);
-    let seen = simulation.ledger.snapshot();
+    let seen = simulation.flush_accounting.snapshot();
     assert!(seen.records >= COMMITS && seen.records <= COMMITS + clients as u64, "{} records", seen.records);
     assert!(clients > 1 || seen.records == seen.flushes, "one client waits for each of its commits");
     assert!(seen.bytes >= seen.flushes * FRAME_ALIGN_BYTES as u64);

@@ -216,7 +216,7 @@ impl Status {
         if let Some(trouble) = self.field("trouble").filter(|trouble| !trouble.is_empty()) {
             writeln!(out, "TROUBLE         {trouble}")?;
         }
-        if let Some(slow) = self.field("ledger_slow").filter(|slow| !slow.is_empty()) {
+        if let Some(slow) = self.field("flush_slow").filter(|slow| !slow.is_empty()) {
             writeln!(out, "SLOW DISK       {slow}")?;
         }
         let policy = self.field("sync_policy").filter(|policy| !policy.is_empty()).unwrap_or("none");
@@ -238,7 +238,7 @@ impl Status {
             };
             writeln!(out, "behind          {behind}; link {}", field("master_link_status"))?;
         }
-        self.write_ledger(out)?;
+        self.write_flush(out)?;
         if self.replicas.is_empty() {
             if role == "leader" {
                 writeln!(out, "\nno replica is known")?;
@@ -259,14 +259,14 @@ impl Status {
     }
 
     /// The sections about log, disk and wire as the node tells them, without the titles that their keys repeat.
-    fn write_ledger(&self, out: &mut String) -> std::fmt::Result {
+    fn write_flush(&self, out: &mut String) -> std::fmt::Result {
         const KNOWN: [&str; 5] = ["server", "clients", "stats", "replication", "keyspace"];
         for (title, lines) in &self.sections {
             let title = title.to_lowercase();
             if KNOWN.contains(&title.as_str()) || lines.is_empty() {
                 continue;
             }
-            let lines: Vec<_> = lines.iter().filter(|(key, _)| key != "ledger_slow").collect();
+            let lines: Vec<_> = lines.iter().filter(|(key, _)| key != "flush_slow").collect();
             let plain = |key: &str| key.strip_prefix(&format!("{title}_")).unwrap_or(key).replace('_', " ");
             let mut text = format!("{title:<16}");
             for (index, (key, value)) in lines.iter().enumerate() {
@@ -371,7 +371,7 @@ mod tests {
     fn status() -> Status {
         let info = "# Server\r\nname:a\r\nuptime_in_seconds:75\r\n\r\n# Replication\r\nrole:master\r\nepoch:3\r\n\
                     end_lsn:0/5000\r\ncommit_level:remote_flush\r\nsync_policy:ANY 1 (b, c)\r\ntrouble:\r\n\r\n\
-                    # Ledger\r\nledger_flushes:12\r\nledger_device_us_p50:230\r\n";
+                    # FlushAccounting\r\nflush_count:12\r\nflush_device_us_p50:230\r\n";
         let text = |t: &str| Reply::Text(t.into());
         let row = Reply::Array(vec![
             text("name"),
@@ -391,21 +391,18 @@ mod tests {
     }
 
     #[test]
-    fn the_table_tells_role_policy_ledger_and_replicas() {
+    fn the_table_tells_role_policy_flush_and_replicas() {
         let text = status().text("127.0.0.1:6400");
         assert!(text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"), "{text}");
         assert!(text.contains("commit level    remote_flush, sync policy ANY 1 (b, c)\n"));
-        assert!(text.contains("ledger          flushes 12, device us p50 230\n"), "{text}");
+        assert!(text.contains("flush           count 12, device us p50 230\n"), "{text}");
         assert!(!text.contains("TROUBLE") && !text.contains("SLOW DISK"));
         let mut slow = status();
-        let (_, ledger) = slow.sections.iter_mut().find(|(title, _)| title == "Ledger").expect("a section");
-        ledger.push(("ledger_slow".to_owned(), "the disk is slow: so much".to_owned()));
+        let (_, flush) = slow.sections.iter_mut().find(|(title, _)| title == "Flush").expect("a section");
+        flush.push(("flush_slow".to_owned(), "the disk is slow: so much".to_owned()));
         let told = slow.text("127.0.0.1:6400");
         assert!(told.contains("SLOW DISK       the disk is slow: so much\n"), "{told}");
-        assert!(
-            told.contains("ledger          flushes 12, device us p50 230\n"),
-            "its figures stay as they are: {told}"
-        );
+        assert!(told.contains("flush           count 12, device us p50 230\n"), "its figures stay as they are: {told}");
         let row = text.lines().last().unwrap();
         for cell in ["b", "streaming", "0/5000", "2.0 MiB", "1.5 ms", "quorum"] {
             assert!(row.contains(cell), "{cell} is missing in {row:?}");

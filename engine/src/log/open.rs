@@ -14,7 +14,7 @@ use super::{LastWrite, Log, LogConfig, LogError, OpenFrame, READY_SEGMENTS_MIN, 
 use crate::buffer::LogBuffer;
 use crate::commit::Commit;
 use crate::epoch::EpochHistory;
-use crate::ledger::Ledger;
+use crate::flush_accounting::FlushAccounting;
 use crate::limits::*;
 use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
@@ -177,7 +177,7 @@ impl Log {
             queued_since: None,
             last_write: LastWrite::default(),
             short_of_room: false,
-            ledger: Ledger::new(),
+            flush_accounting: FlushAccounting::new(),
             mark,
             stopped: None,
             space_error: None,

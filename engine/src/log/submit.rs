@@ -11,7 +11,7 @@ use io_uring::{opcode, squeue, types};
 use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogError, LogFailure, SyncMethod};
 use crate::commit::{Commit, WriteNo};
 use crate::durable::refuses_writes;
-use crate::ledger::DurableWrite;
+use crate::flush_accounting::DurableWrite;
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
@@ -271,7 +271,7 @@ impl Log {
         let flight = self.flights.slots[number.slot()];
         let device = flight.submitted.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         self.last_write = LastWrite { queue: flight.queue, device };
-        self.ledger.record(&DurableWrite {
+        self.flush_accounting.record(&DurableWrite {
             records: u64::from(flight.records),
             bytes: flight.end - flight.start,
             padding_bytes: flight.end - flight.start - flight.wire_bytes,

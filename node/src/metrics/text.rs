@@ -202,8 +202,8 @@ impl Page {
     }
 
     fn accounting(&mut self, accounting: &Value) {
-        let ledger = &accounting["ledger"];
-        let count = |key: &str| number(&ledger[key]);
+        let flush = &accounting["flush"];
+        let count = |key: &str| number(&flush[key]);
         self.single("flushes_total", "counter", "Durable writes of the log.", count("flushes"));
         self.single("records_total", "counter", "Records in them.", count("records"));
         self.single("flushed_bytes_total", "counter", "Bytes in them, padding included.", count("bytes"));
@@ -217,7 +217,7 @@ impl Page {
             ("flush_device_seconds", "device_us", "A durable write.", SECOND_US),
         ] {
             self.family(name, "summary", help);
-            self.summary(name, &[], &ledger[key], flushes, unit);
+            self.summary(name, &[], &flush[key], flushes, unit);
         }
         let levels = rows(&accounting["levels"]);
         if levels.is_empty() {
@@ -268,7 +268,7 @@ mod tests {
                 "level": "remote_apply", "commits": 12, "total": { "samples": 10, "us": us },
                 "stages": [{ "stage": "network_out", "branch": "remote", "samples": 10, "us": us }],
             }],
-            "ledger": { "flushes": 4, "records": 12, "saved_flushes": 8, "device_us": us },
+            "flush": { "flushes": 4, "records": 12, "saved_flushes": 8, "device_us": us },
         });
         let row = ReplicationRow {
             name: "b".to_owned(),

@@ -286,7 +286,7 @@ fn histogram(precision: u8) -> Histogram<u64> {
 
 /// A replica and what it said of its own log.
 #[derive(Clone, Debug)]
-pub struct ReplicaLedger {
+pub struct ReplicaAccounting {
     /// Its name.
     pub name: String,
     /// Its durable writes since it started.
@@ -300,7 +300,7 @@ pub struct ReplicaLedger {
 pub struct Waterfall {
     enabled: bool,
     levels: [LevelStages; LEVELS.len()],
-    replicas: Vec<ReplicaLedger>,
+    replicas: Vec<ReplicaAccounting>,
     /// Ascending by position; those that were answered wait for their replica's durations.
     samples: VecDeque<Sample>,
     /// One commit in so many is sampled; at least 1.
@@ -394,7 +394,7 @@ impl Waterfall {
         if self.replicas.len() == REPLICAS_MAX {
             return None;
         }
-        self.replicas.push(ReplicaLedger { name: name.to_owned(), flushes: 0, records: 0 });
+        self.replicas.push(ReplicaAccounting { name: name.to_owned(), flushes: 0, records: 0 });
         for sample in &mut self.samples {
             sample.replicas.push(ReplicaTimes::default());
         }
@@ -423,8 +423,8 @@ impl Waterfall {
     /// A replica told where its time went for the frame that ends at `traced.end`.
     pub fn traced(&mut self, name: &str, traced: Traced) {
         let Some(number) = self.replica(name) else { return };
-        let ledger = &mut self.replicas[number];
-        (ledger.flushes, ledger.records) = (traced.flushes, traced.records);
+        let accounting = &mut self.replicas[number];
+        (accounting.flushes, accounting.records) = (traced.flushes, traced.records);
         for sample in self.samples.iter_mut().take_while(|sample| sample.lsn <= traced.end) {
             // Frames are answered in order: the first answer at or behind a sample's end is its frame's.
             sample.replicas[number].traced.get_or_insert(traced);
@@ -571,7 +571,7 @@ impl Waterfall {
     }
 
     /// The replicas, by the numbers of `LevelStages::decided`.
-    pub fn replicas(&self) -> &[ReplicaLedger] {
+    pub fn replicas(&self) -> &[ReplicaAccounting] {
         &self.replicas
     }
 }

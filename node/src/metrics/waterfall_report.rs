@@ -1,17 +1,17 @@
-//! The accounting as JSON: what WATERFALL answers. Reads the waterfall and the ledger; decides nothing.
+//! The accounting as JSON: what WATERFALL answers. Reads the waterfall and the flush accounting; decides nothing.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use serde_json::{Value, json};
-use walferry_engine::ledger::{LedgerSnapshot, Percentiles};
+use walferry_engine::flush_accounting::{FlushSnapshot, Percentiles};
 
 use crate::metrics::waterfall::{LevelStages, Stage, Waterfall};
 
 /// Everything that is known of the commits of a leader named `node`. With `histograms` each distribution comes along whole:
 /// HdrHistogram's V2 format, deflated, in base64.
-pub fn report(node: &str, waterfall: &Waterfall, ledger: &LedgerSnapshot, histograms: bool) -> Value {
+pub fn report(node: &str, waterfall: &Waterfall, flush: &FlushSnapshot, histograms: bool) -> Value {
     let levels: Vec<Value> = waterfall
         .levels()
         .filter(|(_, stages)| stages.commits > 0)
@@ -24,7 +24,7 @@ pub fn report(node: &str, waterfall: &Waterfall, ledger: &LedgerSnapshot, histog
         "untraced": waterfall.untraced(),
         "commits": commits,
         "levels": levels,
-        "ledger": ledger_report(node, waterfall, ledger),
+        "flush": flush_report(node, waterfall, flush),
     })
 }
 
@@ -77,7 +77,7 @@ fn percentiles(of: &Percentiles) -> Value {
     json!({ "p50": of.p50, "p90": of.p90, "p99": of.p99, "p999": of.p999, "max": of.max, "mean": of.mean })
 }
 
-fn ledger_report(node: &str, waterfall: &Waterfall, ledger: &LedgerSnapshot) -> Value {
+fn flush_report(node: &str, waterfall: &Waterfall, flush: &FlushSnapshot) -> Value {
     let by_level: Vec<Value> = waterfall
         .levels()
         .filter(|(_, stages)| stages.commits > 0)
@@ -91,19 +91,19 @@ fn ledger_report(node: &str, waterfall: &Waterfall, ledger: &LedgerSnapshot) -> 
         })
         .collect();
     let row = |name: &str, flushes: u64, records: u64| json!({ "node": name, "flushes": flushes, "records": records, "saved_flushes": records.saturating_sub(flushes) });
-    let mut by_node = vec![row(node, ledger.flushes, ledger.records)];
+    let mut by_node = vec![row(node, flush.flushes, flush.records)];
     by_node.extend(waterfall.replicas().iter().map(|replica| row(&replica.name, replica.flushes, replica.records)));
     json!({
-        "flushes": ledger.flushes,
-        "records": ledger.records,
-        "bytes": ledger.bytes,
-        "padding_bytes": ledger.padding_bytes,
-        "records_per_flush": percentiles(&ledger.records_per_flush),
-        "bytes_per_flush": percentiles(&ledger.bytes_per_flush),
-        "queue_us": percentiles(&ledger.queue_us),
-        "device_us": percentiles(&ledger.device_us),
-        "device_us_per_commit": ledger.device_us_per_commit(),
-        "saved_flushes": ledger.saved_flushes(),
+        "flushes": flush.flushes,
+        "records": flush.records,
+        "bytes": flush.bytes,
+        "padding_bytes": flush.padding_bytes,
+        "records_per_flush": percentiles(&flush.records_per_flush),
+        "bytes_per_flush": percentiles(&flush.bytes_per_flush),
+        "queue_us": percentiles(&flush.queue_us),
+        "device_us": percentiles(&flush.device_us),
+        "device_us_per_commit": flush.device_us_per_commit(),
+        "saved_flushes": flush.saved_flushes(),
         "by_level": by_level,
         "by_node": by_node,
     })

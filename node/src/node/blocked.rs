@@ -54,7 +54,7 @@ impl Node {
     /// What there is to say of a disk that holds up commits; empty when it does not. No election comes of it: heartbeats do not
     /// wait for the disk.
     pub(super) fn disk_words(&self) -> String {
-        let (writes, p99) = self.log.ledger().recent_p99();
+        let (writes, p99) = self.log.flush_accounting().recent_p99();
         if p99 < DISK_SLOW {
             return String::new();
         }

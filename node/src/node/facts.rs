@@ -127,7 +127,7 @@ impl NodeInfo for Node {
 
     fn info_sections(&self) -> Vec<InfoSection> {
         vec![
-            ("Ledger", self.ledger_lines()),
+            ("Flush", self.flush_lines()),
             ("Waterfall", self.waterfall_lines()),
             ("Log", self.log_lines()),
             ("Shipping", self.shipping_lines()),
@@ -140,8 +140,8 @@ impl NodeInfo for Node {
     }
 
     fn waterfall(&self, histograms: bool) -> String {
-        let ledger = self.log.ledger().snapshot();
-        waterfall_report::report(&self.config.name, &self.waterfall, &ledger, histograms).to_string()
+        let flush = self.log.flush_accounting().snapshot();
+        waterfall_report::report(&self.config.name, &self.waterfall, &flush, histograms).to_string()
     }
 
     fn leader(&self) -> Option<String> {
@@ -175,11 +175,11 @@ fn replication_row(replica: ReplicaStatus) -> ReplicationRow {
 impl Node {
     /// What the metrics tell.
     pub fn metrics(&self) -> MetricsView {
-        let ledger = self.log.ledger().snapshot();
+        let flush = self.log.flush_accounting().snapshot();
         MetricsView {
             facts: NodeInfo::facts(self),
             replicas: self.replication(),
-            accounting: waterfall_report::report(&self.config.name, &self.waterfall, &ledger, false),
+            accounting: waterfall_report::report(&self.config.name, &self.waterfall, &flush, false),
         }
     }
 

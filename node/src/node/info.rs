@@ -11,28 +11,28 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 }
 
 impl Node {
-    pub(super) fn ledger_lines(&self) -> Vec<(String, String)> {
-        let ledger = self.log.ledger().snapshot();
+    pub(super) fn flush_lines(&self) -> Vec<(String, String)> {
+        let flush = self.log.flush_accounting().snapshot();
         let mut lines = vec![
-            line("ledger_flushes", ledger.flushes),
-            line("ledger_records", ledger.records),
-            line("ledger_bytes", ledger.bytes),
-            line("ledger_padding_bytes", ledger.padding_bytes),
-            line("ledger_padding_share", format_args!("{:.3}", ledger.padding_share())),
-            line("ledger_saved_flushes", ledger.saved_flushes()),
-            line("ledger_records_per_flush", format_args!("{:.2}", ledger.records_per_flush.mean)),
-            line("ledger_records_per_flush_p99", ledger.records_per_flush.p99),
-            line("ledger_bytes_per_flush_p50", ledger.bytes_per_flush.p50),
-            line("ledger_queue_us_p50", ledger.queue_us.p50),
-            line("ledger_queue_us_p99", ledger.queue_us.p99),
-            line("ledger_device_us_p50", ledger.device_us.p50),
-            line("ledger_device_us_p99", ledger.device_us.p99),
-            line("ledger_device_us_max", ledger.device_us.max),
-            line("ledger_device_us_per_commit", format_args!("{:.1}", ledger.device_us_per_commit())),
+            line("flush_count", flush.flushes),
+            line("flush_records", flush.records),
+            line("flush_bytes", flush.bytes),
+            line("flush_padding_bytes", flush.padding_bytes),
+            line("flush_padding_share", format_args!("{:.3}", flush.padding_share())),
+            line("flush_saved", flush.saved_flushes()),
+            line("flush_records_per_flush", format_args!("{:.2}", flush.records_per_flush.mean)),
+            line("flush_records_per_flush_p99", flush.records_per_flush.p99),
+            line("flush_bytes_per_flush_p50", flush.bytes_per_flush.p50),
+            line("flush_queue_us_p50", flush.queue_us.p50),
+            line("flush_queue_us_p99", flush.queue_us.p99),
+            line("flush_device_us_p50", flush.device_us.p50),
+            line("flush_device_us_p99", flush.device_us.p99),
+            line("flush_device_us_max", flush.device_us.max),
+            line("flush_device_us_per_commit", format_args!("{:.1}", flush.device_us_per_commit())),
         ];
         let slow = self.disk_words();
         if !slow.is_empty() {
-            lines.push(line("ledger_slow", slow));
+            lines.push(line("flush_slow", slow));
         }
         lines
     }

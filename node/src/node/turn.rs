@@ -160,7 +160,7 @@ impl Node {
             };
             self.waterfall.replied(&reached, world::now());
         }
-        self.waterfall.account(self.log.ledger().flushes(), self.clock.now);
+        self.waterfall.account(self.log.flush_accounting().flushes(), self.clock.now);
     }
 
     /// Moves what depends on acknowledgements: the commit LSN, checkpoints, retention.

@@ -329,7 +329,7 @@ pub trait NodeInfo {
     fn replication(&self) -> Vec<ReplicationRow>;
     /// What INFO and ROLE tell.
     fn facts(&self) -> NodeFacts;
-    /// Further sections of INFO (log, ledger, shipping), each by its title.
+    /// Further sections of INFO (log, flush, shipping), each by its title.
     fn info_sections(&self) -> Vec<InfoSection>;
     /// Every configuration key with its value, for CONFIG GET.
     fn config(&self) -> Vec<(String, String)>;

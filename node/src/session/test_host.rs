@@ -360,7 +360,7 @@ impl NodeInfo for TestHost {
     }
 
     fn info_sections(&self) -> Vec<InfoSection> {
-        vec![("Ledger", vec![("flushes".to_owned(), "3".to_owned())])]
+        vec![("Flush", vec![("flushes".to_owned(), "3".to_owned())])]
     }
 
     fn config(&self) -> Vec<(String, String)> {

@@ -113,7 +113,8 @@ impl SnapshotFile {
     }
 
     fn encode(&self) -> String {
-        let mut text = format!("{HEADING}\nsnapshot {}\ncrc {:08x}\nbytes {}\npieces", self.snapshot, self.crc, self.bytes);
+        let mut text =
+            format!("{HEADING}\nsnapshot {}\ncrc {:08x}\nbytes {}\npieces", self.snapshot, self.crc, self.bytes);
         for crc in &self.crcs {
             write!(text, " {crc:08x}").expect("writing to memory");
         }

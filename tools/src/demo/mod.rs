@@ -180,7 +180,7 @@ fn flushes(leader: &LocalNode) -> Result<Option<(u64, u64)>, Failure> {
     let mut client = Client::connect(&leader.url).map_err(Failure::failed)?;
     let info = client.call(&["INFO"]).map_err(Failure::failed)?.text().unwrap_or_default();
     let number = |key| info_field(&info, key).and_then(|value| value.parse().ok());
-    Ok(number("ledger_records").zip(number("ledger_flushes")))
+    Ok(number("flush_records").zip(number("flush_count")))
 }
 
 fn records_per_flush(before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> String {

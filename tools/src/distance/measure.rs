@@ -242,7 +242,7 @@ fn options(leader: &Url, clients: usize, payload_bytes: usize, threads: usize) -
 fn flushes(client: &mut Client) -> Result<(f64, f64), ClientError> {
     let info = client.call(&["INFO"])?.text().unwrap_or_default();
     let number = |key| info_field(&info, key).and_then(|value| value.parse().ok()).unwrap_or(0.0);
-    Ok((number("ledger_records"), number("ledger_flushes")))
+    Ok((number("flush_records"), number("flush_count")))
 }
 
 /// Does `work` while another connection looks how far the foremost replica is behind.

@@ -49,7 +49,7 @@ fn micros(us: f64) -> String {
     }
 }
 
-/// The waterfall of each level, and the ledger's shares.
+/// The waterfall of each level, and the shares of each flush.
 pub fn text(report: &Value) -> String {
     let mut out = String::new();
     // Writing into a String cannot fail.
@@ -69,7 +69,7 @@ fn write_text(report: &Value, out: &mut String) -> std::fmt::Result {
         write_level(level, number(&report["sampled_one_in"]), out)?;
         writeln!(out)?;
     }
-    write_ledger(&report["ledger"], out)
+    write_flush(&report["flush"], out)
 }
 
 /// The branch that ended later in most of a level's commits.
@@ -153,18 +153,18 @@ fn write_level(level: &Value, one_in: f64, out: &mut String) -> std::fmt::Result
     writeln!(out, "  * critical path: the {} branch ended later on average; the other runs beside it", critical(level))
 }
 
-fn write_ledger(ledger: &Value, out: &mut String) -> std::fmt::Result {
+fn write_flush(flush: &Value, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "flushes {}, records {} ({:.1} a flush), device {} a flush, {} a commit; wait for another's flush {}",
-        ledger["flushes"],
-        ledger["records"],
-        number(&ledger["records_per_flush"]["mean"]),
-        micros(number(&ledger["device_us"]["mean"])),
-        micros(number(&ledger["device_us_per_commit"])),
-        micros(number(&ledger["queue_us"]["mean"])),
+        flush["flushes"],
+        flush["records"],
+        number(&flush["records_per_flush"]["mean"]),
+        micros(number(&flush["device_us"]["mean"])),
+        micros(number(&flush["device_us_per_commit"])),
+        micros(number(&flush["queue_us"]["mean"])),
     )?;
-    for row in rows(&ledger["by_level"]) {
+    for row in rows(&flush["by_level"]) {
         writeln!(
             out,
             "  {:<15}{:>10} commits, {:>10.0} flushes, {:>10.0} saved",
@@ -174,7 +174,7 @@ fn write_ledger(ledger: &Value, out: &mut String) -> std::fmt::Result {
             number(&row["saved_flushes"]),
         )?;
     }
-    for row in rows(&ledger["by_node"]) {
+    for row in rows(&flush["by_node"]) {
         writeln!(
             out,
             "  node {:<10}{:>10} records, {:>10} flushes, {:>10} saved",
@@ -304,7 +304,7 @@ mod tests {
                 ],
                 "replicas": { "b": samples },
             }],
-            "ledger": { "flushes": 5, "records": 10, "records_per_flush": { "mean": 2.0 }, "by_level": [], "by_node": [] },
+            "flush": { "flushes": 5, "records": 10, "records_per_flush": { "mean": 2.0 }, "by_level": [], "by_node": [] },
         })
     }
 

@@ -1,4 +1,4 @@
-//! The fsync ledger: what each durable write carried and what it cost. The log's driver records, status and INFO read; nothing
+//! The flush accounting: what each durable write carried and what it cost. The log's driver records, status and INFO read; nothing
 //! decides by it.
 
 use std::collections::VecDeque;
@@ -32,7 +32,7 @@ pub struct DurableWrite {
 
 /// The sums and distributions of all durable writes since the start.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct FlushAccounting {
     flushes: u64,
     records: u64,
     bytes: u64,
@@ -62,9 +62,9 @@ pub struct Percentiles {
     pub mean: f64,
 }
 
-/// The ledger at one moment, as plain numbers.
+/// The flush_accounting at one moment, as plain numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LedgerSnapshot {
+pub struct FlushSnapshot {
     /// Durable writes.
     pub flushes: u64,
     /// Records in them.
@@ -83,7 +83,7 @@ pub struct LedgerSnapshot {
     pub device_us: Percentiles,
 }
 
-impl LedgerSnapshot {
+impl FlushSnapshot {
     /// Padding as a share of all bytes, 0 to 1.
     pub fn padding_share(&self) -> f64 {
         if self.bytes == 0 { 0.0 } else { self.padding_bytes as f64 / self.bytes as f64 }
@@ -112,16 +112,16 @@ fn percentiles(of: &Histogram<u64>) -> Percentiles {
 /// So many of the newest writes tell whether the disk is slow at the moment.
 pub const RECENT_WRITES: usize = 128;
 
-impl Default for Ledger {
-    fn default() -> Ledger {
-        Ledger::new()
+impl Default for FlushAccounting {
+    fn default() -> FlushAccounting {
+        FlushAccounting::new()
     }
 }
 
-impl Ledger {
-    /// An empty ledger.
-    pub fn new() -> Ledger {
-        Ledger {
+impl FlushAccounting {
+    /// An empty flush_accounting.
+    pub fn new() -> FlushAccounting {
+        FlushAccounting {
             flushes: 0,
             records: 0,
             bytes: 0,
@@ -169,8 +169,8 @@ impl Ledger {
     }
 
     /// Everything as plain numbers.
-    pub fn snapshot(&self) -> LedgerSnapshot {
-        LedgerSnapshot {
+    pub fn snapshot(&self) -> FlushSnapshot {
+        FlushSnapshot {
             flushes: self.flushes,
             records: self.records,
             bytes: self.bytes,
@@ -188,10 +188,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ledger_adds_up() {
-        let mut ledger = Ledger::new();
+    fn flush_accounting_adds_up() {
+        let mut flush_accounting = FlushAccounting::new();
         for records in [1, 3] {
-            ledger.record(&DurableWrite {
+            flush_accounting.record(&DurableWrite {
                 records,
                 bytes: 4096,
                 padding_bytes: 1024,
@@ -199,7 +199,7 @@ mod tests {
                 device_time: Duration::from_secs(1000),
             });
         }
-        let seen = ledger.snapshot();
+        let seen = flush_accounting.snapshot();
         assert_eq!((seen.flushes, seen.records, seen.bytes), (2, 4, 8192));
         assert_eq!(seen.saved_flushes(), 2);
         assert_eq!(seen.padding_share(), 0.25);
@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn a_disk_that_became_slow_is_seen_in_the_newest_writes() {
-        let mut ledger = Ledger::new();
-        assert_eq!(ledger.recent_p99(), (0, Duration::ZERO));
+        let mut flush_accounting = FlushAccounting::new();
+        assert_eq!(flush_accounting.recent_p99(), (0, Duration::ZERO));
         let mut write = |ms, count| {
             for _ in 0..count {
                 let device_time = Duration::from_millis(ms);
-                ledger.record(&DurableWrite {
+                flush_accounting.record(&DurableWrite {
                     records: 1,
                     bytes: 4096,
                     padding_bytes: 0,
@@ -222,7 +222,7 @@ mod tests {
                     device_time,
                 });
             }
-            ledger.recent_p99()
+            flush_accounting.recent_p99()
         };
         assert_eq!(write(1, 1000), (RECENT_WRITES, Duration::from_millis(1)));
         assert_eq!(write(300, 1).1, Duration::from_millis(1), "one of 128 is not the disk");
