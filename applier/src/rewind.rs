@@ -6,7 +6,7 @@
 //! | Settle | looks whether the store's file holds what is to be cut; not before a checkpoint that is being written has ended | nothing was changed |
 //! | Keep | copies the frames that are to be cut into `lost/`, durably, and counts them | the next welcome keeps them again, under the same name |
 //! | History | makes the leader's epoch history durable: the frames are of no epoch of this log any more | recovery ends the log at the cut |
-//! | Log | lowers the durable mark and forgets the frames | the same |
+//! | Log | lowers the durable watermark and forgets the frames | the same |
 //! | Store | goes back to the last checkpoint; the log is replayed from there | the next start begins with the checkpoint |
 
 use std::path::Path;

@@ -33,7 +33,6 @@ pub mod limits;
 pub mod lock;
 pub mod log;
 pub mod lsn;
-pub mod mark;
 pub mod mend;
 pub mod meta;
 pub mod mutants;
@@ -50,6 +49,7 @@ pub mod segment;
 pub mod small_file;
 pub mod told;
 pub mod waker;
+pub mod watermark;
 pub mod whole;
 pub mod world;
 

@@ -34,10 +34,10 @@ use crate::held::HeldFile;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
 use crate::lsn::{Epoch, Lsn, SegmentNo};
-use crate::mark::MarkFile;
 use crate::mutants;
 use crate::prepare::{Cause, NoSegment, Preparer};
 use crate::retain::Needs;
+use crate::watermark::MarkFile;
 use crate::world;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};

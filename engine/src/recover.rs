@@ -8,7 +8,7 @@
 //! | nothing, recycled, headless or stale | does not prove P flushed | no | torn: P was lost in a crash, its successor was not |
 //! | damaged or out of the chain | none, or does not prove P flushed | no | torn: P was being written in a crash |
 //! | anything | proves P flushed | any | rot: stop |
-//! | anything | any | yes, by the store or the durable mark | rot: stop |
+//! | anything | any | yes, by the store or the durable watermark | rot: stop |
 //! | what the disk cannot read | none, or does not prove P flushed | no | stop: nothing tells what it was |
 //!
 //! *Valid* is a right checksum at the right position, in the epoch that the history has for that position, and no older than the
@@ -30,11 +30,11 @@ use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, LOG_BUFFER_BYTES_MAX};
 use crate::lsn::{Epoch, Lsn};
-use crate::mark::{MARK_FILE, Marked};
 use crate::mutants;
 use crate::origin::Origin;
 use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
+use crate::watermark::{Marked, WATERMARK_FILE};
 
 /// Blocks behind a break that the disk may refuse to read; a disk that is beyond this has more than bad sectors, and each costs time.
 const UNREADABLE_MAX: usize = 256;
@@ -345,7 +345,7 @@ pub fn find_end(
         Verdict::Torn(_) | Verdict::End => Verdict::Rot {
             reason: reason_of(block),
             evidence: format!(
-                "it may be a torn tail, but the durable mark ({MARK_FILE} in the data directory) is damaged, so nothing \
+                "it may be a torn tail, but the durable watermark ({WATERMARK_FILE} in the data directory) is damaged, so nothing \
                  tells it from damage to what was acknowledged; remove that file to have it cut"
             ),
         },

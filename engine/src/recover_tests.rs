@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, SEGMENT_BYTES_MIN};
 use crate::lsn::SegmentNo;
-use crate::mark::Mark;
+use crate::watermark::Mark;
 
 struct Memory {
     bytes: Vec<u8>,

@@ -11,7 +11,7 @@ use common::*;
 use walferry_engine::limits::{FRAME_TARGET_BYTES, SEGMENT_BYTES_MIN};
 use walferry_engine::log::{AppendError, LogConfig, SyncMethod};
 use walferry_engine::lsn::{Lsn, SegmentNo};
-use walferry_engine::mark::MARK_FILE;
+use walferry_engine::watermark::WATERMARK_FILE;
 
 fn variants(dir: &Path) -> [(&'static str, LogConfig); 3] {
     [
@@ -156,13 +156,13 @@ fn a_torn_tail_is_cut_and_written_anew() {
     node.append(b"kept");
     node.flush();
     let kept = node.log.flushed();
-    let mark = std::fs::read(dir.path().join(MARK_FILE)).expect("the mark");
+    let mark = std::fs::read(dir.path().join(WATERMARK_FILE)).expect("the mark");
     node.append(&[1; 9000]);
     node.flush();
     let path = node.log.segment_path(SegmentNo(0));
     node.close();
     // The directory as a crash in the middle of the second write leaves it.
-    std::fs::write(dir.path().join(MARK_FILE), mark).expect("the mark of before");
+    std::fs::write(dir.path().join(WATERMARK_FILE), mark).expect("the mark of before");
     let mut bytes = std::fs::read(&path).expect("the segment");
     let second_block = kept.0 as usize + 4096;
     bytes[second_block..second_block + 4096].fill(0);

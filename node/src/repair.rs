@@ -25,7 +25,6 @@ use walferry_engine::epoch::{EPOCHS_FILE, EpochHistory};
 use walferry_engine::lock::DirLock;
 use walferry_engine::log::{LOG_DIR, Log, LogConfig, LogError, keep_lost};
 use walferry_engine::lsn::{Epoch, Lsn};
-use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::mend::set_aside;
 use walferry_engine::meta::{META_FILE, Meta};
 use walferry_engine::origin::{ORIGIN_FILE, Origin};
@@ -34,6 +33,7 @@ use walferry_engine::ring::Ring;
 use walferry_engine::segment::{DirBytes, LogBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
+use walferry_engine::watermark::{Mark, Marked};
 use walferry_engine::world;
 use walferry_shipper::frame_server::{FrameServer, LogSnapshot};
 use walferry_shipper::slots::SLOTS_FILE;
@@ -306,7 +306,7 @@ pub(super) fn settle_store(
 }
 
 /// When the segments that this node wrote are gone and those are left that were prepared for later: where the newest of those that
-/// are gone begins, as far as the durable mark tells.
+/// are gone begins, as far as the durable watermark tells.
 fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<Option<Lsn>, DaemonError> {
     let log_dir = config.data.join(LOG_DIR);
     if !log_dir.exists() {

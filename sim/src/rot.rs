@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use walferry_engine::EpochHistory;
 use walferry_engine::log::LOG_DIR;
 use walferry_engine::lsn::Lsn;
-use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::reader::LogReader;
+use walferry_engine::watermark::{Mark, Marked};
 use walferry_node::simulated::Member;
 
 use crate::cluster::SEGMENT_BYTES;

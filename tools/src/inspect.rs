@@ -10,12 +10,12 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::error::RecoverError;
 use walferry_engine::frame::{Frame, FrameHeader};
 use walferry_engine::lsn::Lsn;
-use walferry_engine::mark::Mark;
 use walferry_engine::meta::Meta;
 use walferry_engine::origin::Origin;
 use walferry_engine::reader::LogReader;
 use walferry_engine::recover::{Known, Recovery, recover};
 use walferry_engine::segment::{list_segments, run_start};
+use walferry_engine::watermark::Mark;
 
 use crate::failure::{Failure, say};
 use walferry_node::units::ByteSize;

@@ -11,8 +11,8 @@ use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Lsn;
-use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::meta::Meta;
+use walferry_engine::watermark::{Mark, Marked};
 
 use crate::client::{Client, ClientError, Url};
 use crate::failure::{Failure, say};

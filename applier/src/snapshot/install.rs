@@ -7,7 +7,7 @@
 //! | Log | removes the segments: the copy holds what they said, and what it does not was put aside | finds none |
 //! | Origin | says where the new log begins, and with which crc | writes the same |
 //! | Epochs | takes the leader's epoch history | writes the same |
-//! | Mark | removes the durable mark, which speaks of the old log | finds none |
+//! | Watermark | removes the durable watermark, which speaks of the old log | finds none |
 //! | Cluster | takes the leader's cluster, if the node had none | writes the same |
 //! | Store | renames the copy into the store's place | finds no copy: it is there |
 //! | State | removes what is left of the fetch | finds none |
@@ -18,10 +18,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use walferry_engine::log::{LOG_DIR, LOST_DIR};
-use walferry_engine::mark::MARK_FILE;
 use walferry_engine::meta::Meta;
 use walferry_engine::origin::Origin;
 use walferry_engine::segment::list_segments;
+use walferry_engine::watermark::WATERMARK_FILE;
 
 use super::incoming::{Facts, INCOMING_FILE, READY_FILE, STATE_FILE, load};
 use super::{SNAPSHOT_DIR, SnapshotError, failed, remove, sync_dir};
@@ -65,7 +65,7 @@ fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), SnapshotError> {
         Step::Origin => Ok(Origin { lsn: facts.snapshot, crc: facts.crc }.save(data)?),
         Step::Epochs => Ok(facts.history.save(data)?),
         Step::Mark => {
-            remove(&data.join(MARK_FILE))?;
+            remove(&data.join(WATERMARK_FILE))?;
             sync_dir(data)
         }
         Step::Cluster => match Meta::load(data)? {
@@ -145,7 +145,7 @@ mod tests {
         };
         meta.save(data).expect("meta");
         EpochHistory::from_entries(&[(Epoch(1), Lsn::ZERO)]).expect("one").save(data).expect("epochs");
-        fs::write(data.join(MARK_FILE), "an old mark").expect("mark");
+        fs::write(data.join(WATERMARK_FILE), "an old mark").expect("mark");
         for dir in [LOG_DIR, STORE_DIR] {
             fs::create_dir(data.join(dir)).expect("a directory");
         }

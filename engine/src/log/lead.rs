@@ -11,7 +11,7 @@ use crate::world;
 
 impl Log {
     /// Frames sealed from now on carry `epoch`; the caller has made the epoch history that says so durable.
-    /// A half received frame is forgotten. When the durable mark cannot be flushed the log stops.
+    /// A half received frame is forgotten. When the durable watermark cannot be flushed the log stops.
     pub fn lead(&mut self, epoch: Epoch) {
         assert!(self.leading.is_none_or(|leading| leading < epoch), "an epoch never goes back");
         self.seal_open();

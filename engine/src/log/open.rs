@@ -18,7 +18,6 @@ use crate::flush_accounting::FlushAccounting;
 use crate::limits::*;
 use crate::lock::DirLock;
 use crate::lsn::{Lsn, SegmentNo};
-use crate::mark::{Mark, MarkFile};
 use crate::mend::Mender;
 use crate::origin::Origin;
 use crate::prepare::{PrepareConfig, Preparer, make_dir, open_segment, remove_if_there, sync_dir};
@@ -26,6 +25,7 @@ use crate::recover::{Known, Recovery, recover};
 use crate::ring::Ring;
 use crate::segment::list_segments;
 use crate::waker::Waker;
+use crate::watermark::{Mark, MarkFile};
 use crate::world;
 
 /// The directory of the segments in the data directory.

@@ -9,10 +9,10 @@ use walferry_applier::snapshot::install;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, WRITE_DEPTH_MAX};
 use walferry_engine::lsn::{Epoch, Lsn};
-use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::meta::Meta;
 use walferry_engine::origin::Origin;
 use walferry_engine::small_file;
+use walferry_engine::watermark::{Mark, Marked};
 use walferry_shipper::slots::{SLOTS_MAX, Slots};
 
 /// A directory of this process, in memory where there is such a place.

@@ -8,10 +8,10 @@ use walferry_engine::error::RecoverError;
 use walferry_engine::frame::FrameHeader;
 use walferry_engine::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, SEGMENT_BYTES_MIN};
 use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
-use walferry_engine::mark::{Mark, Marked};
 use walferry_engine::origin::Origin;
 use walferry_engine::recover::{Known, find_end};
 use walferry_engine::segment::LogBytes;
+use walferry_engine::watermark::{Mark, Marked};
 
 use crate::Input;
 use crate::frame::valid;

@@ -1,4 +1,4 @@
-//! The durable mark: how far this node's own log was durable when it last looked, and in which epoch it led. `log.rs`
+//! The durable watermark: how far this node's own log was durable when it last looked, and in which epoch it led. `log.rs`
 //! writes it, recovery reads it. The frames cannot say this: the flushed LSN in a header is the leader's, so on a
 //! replica it proves nothing about the replica's disk, and no frame follows the last one to confirm it.
 //!
@@ -32,7 +32,7 @@ use crate::prepare::sync_dir;
 use crate::world;
 
 /// The mark's file in the data directory.
-pub const MARK_FILE: &str = "durable";
+pub const WATERMARK_FILE: &str = "durable";
 /// The mark is raised at most this often: its cost stays out of the way of commits.
 pub const RAISE_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -68,7 +68,7 @@ pub struct Mark {
 impl Mark {
     /// Reads the mark of a data directory.
     pub fn load(dir: &Path) -> Result<Marked, LogError> {
-        let newest = Mark::read(&dir.join(MARK_FILE))?;
+        let newest = Mark::read(&dir.join(WATERMARK_FILE))?;
         Ok(newest.map_or(Marked::Never, |newest| newest.map_or(Marked::Damaged, |(mark, _)| Marked::As(mark))))
     }
 
@@ -133,7 +133,7 @@ pub(crate) struct MarkFile {
 impl MarkFile {
     /// Opens or makes the file, and sets it to what recovery found and made durable.
     pub(crate) fn open(dir: &Path, durable: Lsn, epoch: Epoch) -> Result<MarkFile, LogError> {
-        let path = dir.join(MARK_FILE);
+        let path = dir.join(WATERMARK_FILE);
         let newest = Mark::read(&path)?.flatten();
         let (led, sequence) = newest.map_or((Epoch(0), 0), |(mark, sequence)| (mark.led, sequence));
         let mut options = OpenOptions::new();
@@ -238,7 +238,7 @@ mod tests {
         }
         assert_eq!(Mark::decode(&whole[..MARK_BYTES - 1]), None);
         // One place may be damaged, and the newer one counts; with both gone it is not as if there never was one.
-        let path = dir.path().join(MARK_FILE);
+        let path = dir.path().join(WATERMARK_FILE);
         let bytes = std::fs::read(&path).expect("bytes");
         for place in PLACES {
             let mut hurt = bytes.clone();
