@@ -7,7 +7,7 @@
 //!  bytes ───> log.rs ──verify──────────────┘            └─submit─> ring/ ──> segment files (log/*.wal)
 //!            (a replica)                        commit.rs   │                   ^ zeroed ahead, recycled: prepare.rs
 //!                                    written, flushed <─────┘                   │ which may go: retain.rs
-//!  store <── next_flushed ── flushed ──> flush_accounting.rs, mark.rs                     │
+//!  store <── next_flushed ── flushed ──> flush_accounting.rs, watermark.rs                     │
 //!                                                                               │
 //!  at a start:  lock.rs ─> recover.rs (end of the log, torn tail or rot) ─> segment.rs (plain reads)
 //!  damage:      repair.rs (what fits a gap) ─> mend.rs (kept aside, written over)

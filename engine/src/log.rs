@@ -37,7 +37,7 @@ use crate::lsn::{Epoch, Lsn, SegmentNo};
 use crate::mutants;
 use crate::prepare::{Cause, NoSegment, Preparer};
 use crate::retain::Needs;
-use crate::watermark::MarkFile;
+use crate::watermark::WatermarkFile;
 use crate::world;
 
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
@@ -186,7 +186,7 @@ pub struct Log {
     last_write: LastWrite,
     short_of_room: bool,
     flush_accounting: FlushAccounting,
-    mark: MarkFile,
+    mark: WatermarkFile,
     stopped: Option<String>,
     space_error: Option<NoSegment>,
     /// Since when a segment has been needed that cannot be prepared for a reason that passes.

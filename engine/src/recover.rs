@@ -34,7 +34,7 @@ use crate::mutants;
 use crate::origin::Origin;
 use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
-use crate::watermark::{Marked, WATERMARK_FILE};
+use crate::watermark::{KnownWatermark, WATERMARK_FILE};
 
 /// Blocks behind a break that the disk may refuse to read; a disk that is beyond this has more than bad sectors, and each costs time.
 const UNREADABLE_MAX: usize = 256;
@@ -45,7 +45,7 @@ pub struct Known {
     /// What the store already holds: a frame boundary that the log must reach, and from whose segment on it is read.
     pub applied: Lsn,
     /// What the node last said of its own disk.
-    pub mark: Marked,
+    pub mark: KnownWatermark,
     /// Where the log began, if not at 0.
     pub origin: Option<Origin>,
 }
@@ -60,16 +60,16 @@ impl From<Lsn> for Known {
 impl Known {
     fn durable(&self, history: &EpochHistory) -> Durable {
         let by_mark = match self.mark {
-            Marked::As(mark) => mark.bound(history),
-            Marked::Never | Marked::Damaged => Lsn::ZERO,
+            KnownWatermark::As(mark) => mark.bound(history),
+            KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
         };
-        if by_mark > self.applied { Durable::Mark(by_mark) } else { Durable::Store(self.applied) }
+        if by_mark > self.applied { Durable::Watermark(by_mark) } else { Durable::Store(self.applied) }
     }
 
     fn believes(&self, header: &FrameHeader) -> bool {
         match self.mark {
-            Marked::As(mark) => mark.led == header.epoch,
-            Marked::Never | Marked::Damaged => true,
+            KnownWatermark::As(mark) => mark.led == header.epoch,
+            KnownWatermark::Never | KnownWatermark::Damaged => true,
         }
     }
 }
@@ -78,20 +78,20 @@ impl Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Durable {
     Store(Lsn),
-    Mark(Lsn),
+    Watermark(Lsn),
 }
 
 impl Durable {
     fn lsn(self) -> Lsn {
         match self {
-            Durable::Store(lsn) | Durable::Mark(lsn) => lsn,
+            Durable::Store(lsn) | Durable::Watermark(lsn) => lsn,
         }
     }
 
     fn evidence(self) -> String {
         match self {
             Durable::Store(lsn) => format!("the store holds everything up to {lsn}"),
-            Durable::Mark(lsn) => format!("this node had made everything up to {lsn} durable"),
+            Durable::Watermark(lsn) => format!("this node had made everything up to {lsn} durable"),
         }
     }
 }
@@ -339,7 +339,7 @@ pub fn find_end(
     }
     let later = look_ahead(bytes, at, recovery.epoch, &known, history)?;
     let verdict = match judge(at, block, later, durable) {
-        verdict if known.mark != Marked::Damaged => verdict,
+        verdict if known.mark != KnownWatermark::Damaged => verdict,
         verdict @ Verdict::Rot { .. } => verdict,
         verdict @ Verdict::End if block != Block::Headless => verdict,
         Verdict::Torn(_) | Verdict::End => Verdict::Rot {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::limits::{FRAME_HEADER_BYTES, RECORD_LENGTH_BYTES, SEGMENT_BYTES_MIN};
 use crate::lsn::SegmentNo;
-use crate::watermark::Mark;
+use crate::watermark::Watermark;
 
 struct Memory {
     bytes: Vec<u8>,
@@ -135,7 +135,7 @@ fn case(block: Block, later: Later, durable: Durable) -> &'static str {
     match (block, later, durable) {
         (_, Flushed(_), _) => "rot: a later frame proves it",
         (_, _, Store(lsn)) if lsn > BROKEN => "rot: the store holds more",
-        (_, _, Mark(lsn)) if lsn > BROKEN => "rot: the mark says more",
+        (_, _, Watermark(lsn)) if lsn > BROKEN => "rot: the mark says more",
         (Nothing | Recycled | Headless | Stale, None, _) => "end",
         (Nothing | Recycled | Headless | Stale, NotFlushed(..), _) => "torn: lost, its successor is there",
         (Damaged(..), None, _) => "torn: half written",
@@ -148,7 +148,8 @@ fn every_combination_of_evidence_is_one_named_case() {
     let (damaged, chain) = (Block::Damaged(FrameError::Checksum, None), Block::Damaged(FrameError::Chain, None));
     let blocks = [Block::Nothing, Block::Recycled, Block::Headless, Block::Stale, damaged, chain];
     let laters = [Later::None, Later::NotFlushed(BEYOND, BEYOND.advance(4096)), Later::Flushed(BEYOND)];
-    let durables = [Durable::Store(BROKEN), Durable::Store(BEYOND), Durable::Mark(BROKEN), Durable::Mark(BEYOND)];
+    let durables =
+        [Durable::Store(BROKEN), Durable::Store(BEYOND), Durable::Watermark(BROKEN), Durable::Watermark(BEYOND)];
     let mut seen = std::collections::BTreeMap::new();
     for block in blocks {
         for later in laters {
@@ -261,7 +262,7 @@ fn what_the_disk_cannot_read_is_asked_of_others_or_stops_the_node_and_is_never_c
 
 /// What a node knows that follows another, up to `durable` by its own mark.
 fn follower(durable: Lsn) -> Known {
-    Known { mark: Marked::As(Mark { durable, epoch: Epoch(1), led: Epoch(0) }), ..Known::default() }
+    Known { mark: KnownWatermark::As(Watermark { durable, epoch: Epoch(1), led: Epoch(0) }), ..Known::default() }
 }
 
 #[test]
@@ -381,7 +382,7 @@ fn rest_of_an_older_frame_behind_the_end_was_not_cut() {
     let found = find_end(&mut memory, follower(log.end()), &history(&[(1, 0)])).unwrap();
     assert_eq!((found.end, found.cut), (log.end(), None));
     // It may as well be a frame whose magic rotted, when nothing is known of what was durable.
-    let unknown = Known { mark: Marked::Damaged, ..Known::default() };
+    let unknown = Known { mark: KnownWatermark::Damaged, ..Known::default() };
     let refused = find_end(&mut memory, unknown, &history(&[(1, 0)])).unwrap_err();
     assert!(refused.to_string().contains("remove that file"), "{refused}");
 }
@@ -406,7 +407,7 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
         memory.bytes[..log.starts[begun].0 as usize].fill(0);
         let origin = Some(Origin { lsn: log.starts[begun], crc: crc_before(begun) });
         for needed in log.starts[begun..].iter().copied().chain([log.end()]) {
-            let known = Known { applied: needed, origin, mark: Marked::Never };
+            let known = Known { applied: needed, origin, mark: KnownWatermark::Never };
             let found = find_end(&mut memory, known, &history(&[(1, 0)])).expect("a log");
             assert_eq!((found.end, found.crc, found.cut), (log.end(), log.crc, None), "from {begun}, needed {needed}");
             // Without the origin the same files are damage.
@@ -414,17 +415,17 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
             assert!(matches!(error, RecoverError::Rot { .. }), "{error}");
         }
         let wrong = Some(Origin { lsn: log.starts[begun], crc: crc_before(begun) ^ 1 });
-        let known = Known { applied: log.end(), origin: wrong, mark: Marked::Never };
+        let known = Known { applied: log.end(), origin: wrong, mark: KnownWatermark::Never };
         assert!(find_end(&mut memory, known, &history(&[(1, 0)])).is_err(), "another chain");
         // A store from before the origin cannot be brought to the log's end.
-        let known = Known { applied: log.starts[begun - 1], origin, mark: Marked::Never };
+        let known = Known { applied: log.starts[begun - 1], origin, mark: KnownWatermark::Never };
         assert!(find_end(&mut memory, known, &history(&[(1, 0)])).is_err(), "a store that is too old");
     }
     // Nothing was received yet: the log is empty and goes on from the origin.
     let origin = Origin { lsn: Lsn(3 * SEGMENT_BYTES_MIN + 8192), crc: 77 };
     for segments in [vec![], vec![SegmentNo(3)]] {
         let bytes = vec![0; 4 * SEGMENT_BYTES_MIN as usize];
-        let known = Known { applied: origin.lsn, origin: Some(origin), mark: Marked::Never };
+        let known = Known { applied: origin.lsn, origin: Some(origin), mark: KnownWatermark::Never };
         let found = find_end(&mut Memory { bytes, segments, bad: (0, 0) }, known, &history(&[(1, 0)])).expect("empty");
         assert_eq!((found.end, found.crc, found.cut), (origin.lsn, 77, None));
     }
@@ -539,7 +540,7 @@ fn a_frame_of_another_leadership_or_chain_is_not_taken() {
 #[test]
 fn with_a_damaged_mark_nothing_is_cut_unseen() {
     let log = in_flight();
-    let clean = Known { mark: Marked::Damaged, ..Known::default() };
+    let clean = Known { mark: KnownWatermark::Damaged, ..Known::default() };
     assert_eq!(find_end(&mut log.memory(), clean, &history(&[(1, 0)])).expect("whole").end, log.end());
     for start in &log.starts {
         for offset in [0, 40, 100] {

@@ -44,19 +44,19 @@ const PLACES: [u64; 2] = [0, 4096];
 
 /// What is known of the mark of a data directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Marked {
+pub enum KnownWatermark {
     /// There is no file: the log was never opened, or begins with a snapshot.
     #[default]
     Never,
     /// The file is damaged.
     Damaged,
     /// What it says.
-    As(Mark),
+    As(Watermark),
 }
 
 /// What the mark says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct Watermark {
     /// The log was durable up to here.
     pub durable: Lsn,
     /// The newest epoch in the node's history then.
@@ -65,25 +65,27 @@ pub struct Mark {
     pub led: Epoch,
 }
 
-impl Mark {
+impl Watermark {
     /// Reads the mark of a data directory.
-    pub fn load(dir: &Path) -> Result<Marked, LogError> {
-        let newest = Mark::read(&dir.join(WATERMARK_FILE))?;
-        Ok(newest.map_or(Marked::Never, |newest| newest.map_or(Marked::Damaged, |(mark, _)| Marked::As(mark))))
+    pub fn load(dir: &Path) -> Result<KnownWatermark, LogError> {
+        let newest = Watermark::read(&dir.join(WATERMARK_FILE))?;
+        Ok(newest.map_or(KnownWatermark::Never, |newest| {
+            newest.map_or(KnownWatermark::Damaged, |(mark, _)| KnownWatermark::As(mark))
+        }))
     }
 
     /// The newest mark in the file, if any is whole, and its sequence; `None` when there is no file.
-    fn read(path: &Path) -> Result<Option<Option<(Mark, u64)>>, LogError> {
+    fn read(path: &Path) -> Result<Option<Option<(Watermark, u64)>>, LogError> {
         match std::fs::read(path) {
-            Ok(bytes) => Ok(Some(Mark::newest(&bytes))),
+            Ok(bytes) => Ok(Some(Watermark::newest(&bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(LogError::Io { what: "read", path: path.to_owned(), source }),
         }
     }
 
     /// The newer of those in a file, and its sequence.
-    fn newest(file: &[u8]) -> Option<(Mark, u64)> {
-        let at = |place: u64| Mark::decode(file.get(place as usize..)?);
+    fn newest(file: &[u8]) -> Option<(Watermark, u64)> {
+        let at = |place: u64| Watermark::decode(file.get(place as usize..)?);
         PLACES.into_iter().filter_map(at).max_by_key(|(_, sequence)| *sequence)
     }
 
@@ -108,39 +110,39 @@ impl Mark {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<(Mark, u64)> {
+    fn decode(bytes: &[u8]) -> Option<(Watermark, u64)> {
         let bytes = bytes.get(..MARK_BYTES)?;
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
         let crc = u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes"));
         let whole = bytes[..4] == MAGIC && crc32c::crc32c(&bytes[CRC_FROM..]) == crc;
-        let mark = || Mark { durable: Lsn(u64_at(16)), epoch: Epoch(u64_at(24)), led: Epoch(u64_at(32)) };
+        let mark = || Watermark { durable: Lsn(u64_at(16)), epoch: Epoch(u64_at(24)), led: Epoch(u64_at(32)) };
         whole.then(|| (mark(), u64_at(8)))
     }
 }
 
 /// The mark's file, open while the log is.
 #[derive(Debug)]
-pub(crate) struct MarkFile {
+pub(crate) struct WatermarkFile {
     path: PathBuf,
     file: File,
-    mark: Mark,
+    mark: Watermark,
     sequence: u64,
     raised: Option<Instant>,
     /// Raising failed once: the mark stays where it is, which is a lower bound still.
     stuck: bool,
 }
 
-impl MarkFile {
+impl WatermarkFile {
     /// Opens or makes the file, and sets it to what recovery found and made durable.
-    pub(crate) fn open(dir: &Path, durable: Lsn, epoch: Epoch) -> Result<MarkFile, LogError> {
+    pub(crate) fn open(dir: &Path, durable: Lsn, epoch: Epoch) -> Result<WatermarkFile, LogError> {
         let path = dir.join(WATERMARK_FILE);
-        let newest = Mark::read(&path)?.flatten();
+        let newest = Watermark::read(&path)?.flatten();
         let (led, sequence) = newest.map_or((Epoch(0), 0), |(mark, sequence)| (mark.led, sequence));
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
         let file = file.map_err(|source| LogError::Io { what: "open", path: path.clone(), source })?;
         let mut opened =
-            MarkFile { path, file, mark: Mark { durable, epoch, led }, sequence, raised: None, stuck: false };
+            WatermarkFile { path, file, mark: Watermark { durable, epoch, led }, sequence, raised: None, stuck: false };
         opened.flush()?;
         sync_dir(dir).map_err(|source| LogError::Io { what: "flush", path: dir.to_owned(), source })?;
         Ok(opened)
@@ -216,27 +218,27 @@ mod tests {
     #[test]
     fn a_mark_is_read_back_and_a_damaged_one_is_not_believed() {
         let dir = tempfile::tempdir().expect("a directory");
-        let load = || Mark::load(dir.path()).expect("readable");
-        assert_eq!(load(), Marked::Never);
-        let mut file = MarkFile::open(dir.path(), Lsn(4096), Epoch(2)).expect("a mark");
+        let load = || Watermark::load(dir.path()).expect("readable");
+        assert_eq!(load(), KnownWatermark::Never);
+        let mut file = WatermarkFile::open(dir.path(), Lsn(4096), Epoch(2)).expect("a mark");
         file.lead(Epoch(3)).expect("written");
         let now = Instant::now();
         file.raise(Lsn(8192), Epoch(3), now);
-        let mark = Mark { durable: Lsn(8192), epoch: Epoch(3), led: Epoch(3) };
-        assert_eq!(load(), Marked::As(mark));
+        let mark = Watermark { durable: Lsn(8192), epoch: Epoch(3), led: Epoch(3) };
+        assert_eq!(load(), KnownWatermark::As(mark));
         file.raise(Lsn(12288), Epoch(3), now);
-        assert_eq!(load(), Marked::As(mark), "not so often");
+        assert_eq!(load(), KnownWatermark::As(mark), "not so often");
         file.raise(Lsn(12288), Epoch(3), now + RAISE_INTERVAL);
         file.lower(Lsn(8192), Epoch(4)).expect("written");
-        let mark = Mark { epoch: Epoch(4), ..mark };
-        assert_eq!(load(), Marked::As(mark));
+        let mark = Watermark { epoch: Epoch(4), ..mark };
+        assert_eq!(load(), KnownWatermark::As(mark));
         let whole = mark.encode(9);
         for bit in 0..MARK_BYTES * 8 {
             let mut bytes = whole;
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Mark::decode(&bytes), None, "bit {bit}");
+            assert_eq!(Watermark::decode(&bytes), None, "bit {bit}");
         }
-        assert_eq!(Mark::decode(&whole[..MARK_BYTES - 1]), None);
+        assert_eq!(Watermark::decode(&whole[..MARK_BYTES - 1]), None);
         // One place may be damaged, and the newer one counts; with both gone it is not as if there never was one.
         let path = dir.path().join(WATERMARK_FILE);
         let bytes = std::fs::read(&path).expect("bytes");
@@ -244,13 +246,13 @@ mod tests {
             let mut hurt = bytes.clone();
             hurt[place as usize + 17] ^= 4;
             std::fs::write(&path, hurt).expect("damaged");
-            assert_eq!(load(), Marked::As(mark));
+            assert_eq!(load(), KnownWatermark::As(mark));
         }
         std::fs::write(&path, &bytes[..MARK_BYTES]).expect("cut");
-        assert_eq!(load(), Marked::As(mark));
+        assert_eq!(load(), KnownWatermark::As(mark));
         for length in [0, MARK_BYTES - 1] {
             std::fs::write(&path, &bytes[..length]).expect("cut");
-            assert_eq!(load(), Marked::Damaged);
+            assert_eq!(load(), KnownWatermark::Damaged);
         }
     }
 
@@ -260,7 +262,7 @@ mod tests {
             let entries: Vec<_> = entries.iter().map(|&(epoch, lsn)| (Epoch(epoch), Lsn(lsn))).collect();
             EpochHistory::from_entries(&entries).expect("ascending")
         };
-        let mark = Mark { durable: Lsn(500), epoch: Epoch(2), led: Epoch(0) };
+        let mark = Watermark { durable: Lsn(500), epoch: Epoch(2), led: Epoch(0) };
         let cases: [(&[(u64, u64)], u64); 5] = [
             (&[(1, 0), (2, 100)], 500),
             (&[(1, 0), (2, 100), (3, 600)], 500),

@@ -33,7 +33,7 @@ use walferry_engine::ring::Ring;
 use walferry_engine::segment::{DirBytes, LogBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
-use walferry_engine::watermark::{Mark, Marked};
+use walferry_engine::watermark::{Marked, Watermark};
 use walferry_engine::world;
 use walferry_shipper::frame_server::{FrameServer, LogSnapshot};
 use walferry_shipper::slots::SLOTS_FILE;
@@ -313,7 +313,7 @@ fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<
         return Ok(None);
     }
     let origin = Origin::load(&config.data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
-    let durable = match Mark::load(&config.data)? {
+    let durable = match Watermark::load(&config.data)? {
         Marked::As(mark) => mark.bound(history),
         Marked::Never | Marked::Damaged => Lsn::ZERO,
     };
@@ -333,7 +333,7 @@ fn regain_log(
     applied: Lsn,
     count: &mut RepairCount,
 ) -> Result<bool, DaemonError> {
-    let known = Known { applied, mark: Mark::load(&config.data)?, origin: Origin::load(&config.data)? };
+    let known = Known { applied, mark: Watermark::load(&config.data)?, origin: Origin::load(&config.data)? };
     let look = || recover(&config.data.join(LOG_DIR), repairer.segment_bytes, known, &repairer.history);
     match repairer.repair_all(look, &mut teller()) {
         Ok((_, repaired)) => count.add(&repaired),
@@ -428,7 +428,7 @@ fn fetch_store(
     let mut tell = teller();
     let known = Known {
         applied: start,
-        mark: Mark::load(&config.data).map_err(|error| text(&error))?,
+        mark: Watermark::load(&config.data).map_err(|error| text(&error))?,
         origin: Origin::load(&config.data).map_err(|error| text(&error))?,
     };
     let log_dir = config.data.join(LOG_DIR);

@@ -371,7 +371,7 @@ mod tests {
     fn status() -> Status {
         let info = "# Server\r\nname:a\r\nuptime_in_seconds:75\r\n\r\n# Replication\r\nrole:master\r\nepoch:3\r\n\
                     end_lsn:0/5000\r\ncommit_level:remote_flush\r\nsync_policy:ANY 1 (b, c)\r\ntrouble:\r\n\r\n\
-                    # FlushAccounting\r\nflush_count:12\r\nflush_device_us_p50:230\r\n";
+                    # Flush\r\nflush_count:12\r\nflush_device_us_p50:230\r\n";
         let text = |t: &str| Reply::Text(t.into());
         let row = Reply::Array(vec![
             text("name"),

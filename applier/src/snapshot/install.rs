@@ -33,7 +33,7 @@ enum Step {
     Log,
     Origin,
     Epochs,
-    Mark,
+    Watermark,
     Cluster,
     Store,
     State,
@@ -41,7 +41,7 @@ enum Step {
 }
 
 const STEPS: [Step; 8] =
-    [Step::Log, Step::Origin, Step::Epochs, Step::Mark, Step::Cluster, Step::Store, Step::State, Step::Marker];
+    [Step::Log, Step::Origin, Step::Epochs, Step::Watermark, Step::Cluster, Step::Store, Step::State, Step::Marker];
 
 /// Finishes an install that is due in this data directory; what was put in place, if anything was.
 pub fn finish(data: &Path) -> Result<Option<Facts>, SnapshotError> {
@@ -64,7 +64,7 @@ fn run(step: Step, data: &Path, facts: &Facts) -> Result<(), SnapshotError> {
         Step::Log => remove_segments(&data.join(LOG_DIR)),
         Step::Origin => Ok(Origin { lsn: facts.snapshot, crc: facts.crc }.save(data)?),
         Step::Epochs => Ok(facts.history.save(data)?),
-        Step::Mark => {
+        Step::Watermark => {
             remove(&data.join(WATERMARK_FILE))?;
             sync_dir(data)
         }

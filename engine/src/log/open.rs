@@ -25,7 +25,7 @@ use crate::recover::{Known, Recovery, recover};
 use crate::ring::Ring;
 use crate::segment::list_segments;
 use crate::waker::Waker;
-use crate::watermark::{Mark, MarkFile};
+use crate::watermark::{Watermark, WatermarkFile};
 use crate::world;
 
 /// The directory of the segments in the data directory.
@@ -127,7 +127,7 @@ impl Log {
         // earlier process left behind as if they were clean.
         settle(&log_dir, &config, replay_from, Lsn::MAX, true)?;
         let origin = Origin::load(&config.dir)?;
-        let known = Known { applied: replay_from, mark: Mark::load(&config.dir)?, origin };
+        let known = Known { applied: replay_from, mark: Watermark::load(&config.dir)?, origin };
         let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
         for (from, to) in &recovery.stale_padding {
             tracing::info!(lsn = %from, "a crash tore the padding of a frame: zeros again");
@@ -151,7 +151,7 @@ impl Log {
         waker: Waker,
     ) -> Result<Log, LogError> {
         let (end, log_dir) = (recovery.end, on_disk.log_dir);
-        let mark = MarkFile::open(&config.dir, end, history.last_epoch())?;
+        let mark = WatermarkFile::open(&config.dir, end, history.last_epoch())?;
         let buffer =
             LogBuffer::new(config.log_buffer_bytes, end).map_err(io_error("map the log buffer of", &log_dir))?;
         let prepare =

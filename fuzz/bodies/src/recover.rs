@@ -11,7 +11,7 @@ use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
 use walferry_engine::origin::Origin;
 use walferry_engine::recover::{Known, find_end};
 use walferry_engine::segment::LogBytes;
-use walferry_engine::watermark::{Mark, Marked};
+use walferry_engine::watermark::{Marked, Watermark};
 
 use crate::Input;
 use crate::frame::valid;
@@ -54,7 +54,7 @@ pub fn run(data: &[u8]) {
     }
     let boundary = |choice: u64| ends[choice as usize % ends.len()];
     let applied = if how & 2 != 0 { boundary(input.number::<1>()).0 } else { Lsn::ZERO };
-    let mark = (how & 4 != 0).then(|| Mark {
+    let mark = (how & 4 != 0).then(|| Watermark {
         durable: boundary(input.number::<1>()).0,
         epoch: Epoch(input.number::<1>()),
         led: Epoch(input.number::<1>()),

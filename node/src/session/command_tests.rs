@@ -295,7 +295,7 @@ fn the_server() {
                  $5\r\n1.0.0\r\n$5\r\ngroup\r\n$6\r\nstring\r\n",
             ),
             ("COMMAND NOPE", "-ERR unknown subcommand 'NOPE'. COMMAND NOPE is not supported.\r\n"),
-            ("INFO flush", "$21\r\n# FlushAccounting\r\nflushes:3\r\n\r\n"),
+            ("INFO flush", "$20\r\n# Flush\r\nflushes:3\r\n\r\n"),
             ("SET a 1", "+OK\r\n"),
             ("INFO keyspace", "$44\r\n# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n\r\n"),
             ("INFO nope", "$0\r\n\r\n"),
@@ -460,7 +460,7 @@ fn resp3_has_its_own_shapes() {
             ("XRANGE s - + COUNT 0", "_\r\n"),
             ("XREAD STREAMS s 0", &format!("%1\r\n$1\r\ns\r\n{entries}")),
             ("CONFIG GET save", "%1\r\n$4\r\nsave\r\n$0\r\n\r\n"),
-            ("INFO flush", "=25\r\ntxt:# FlushAccounting\r\nflushes:3\r\n\r\n"),
+            ("INFO flush", "=24\r\ntxt:# Flush\r\nflushes:3\r\n\r\n"),
             (
                 "COMMAND INFO get",
                 "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n~2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n~0\r\n~0\r\n~0\r\n~0\r\n",
