@@ -178,7 +178,7 @@ pub enum Answer {
         /// The leader was not heard for the election timeout.
         silent: bool,
         /// From the controller: what a failover under way waits for; else empty.
-        standstill: String,
+        blocked_reason: String,
     },
     /// The member is fenced.
     Fenced {

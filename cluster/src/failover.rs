@@ -64,7 +64,7 @@ pub enum StepDown {
 
 /// A failover that is under way, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standstill {
+pub enum BlockedReason {
     /// No majority says that the leader is silent; so many do.
     PreVoting {
         /// Members that do not hear the leader.
@@ -83,20 +83,20 @@ pub enum Standstill {
     Unsafe(Awaited),
 }
 
-impl fmt::Display for Standstill {
+impl fmt::Display for BlockedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Standstill::PreVoting { silent, majority } => {
+            BlockedReason::PreVoting { silent, majority } => {
                 write!(
                     f,
                     "the leader is silent here; {silent} members do not hear it, {majority} are needed to replace it"
                 )
             }
-            Standstill::Majority { fenced, majority } => {
+            BlockedReason::Majority { fenced, majority } => {
                 let names: Vec<&str> = fenced.iter().map(MemberName::as_str).collect();
                 write!(f, "no leader: waiting for a majority of {majority} members; answering: {}", names.join(", "))
             }
-            Standstill::Unsafe(awaited) => {
+            BlockedReason::Unsafe(awaited) => {
                 write!(f, "no leader: a commit that was confirmed may be missing here; waiting for {awaited}")
             }
         }
@@ -225,18 +225,18 @@ impl Failover {
     }
 
     /// Why nobody leads yet, while that is so.
-    pub fn standstill(&self, state: &ClusterState) -> Option<Standstill> {
+    pub fn blocked_reason(&self, state: &ClusterState) -> Option<BlockedReason> {
         match &self.phase {
             Phase::Watching | Phase::Proposed { .. } => None,
             Phase::PreVoting { silent, .. } => {
-                Some(Standstill::PreVoting { silent: silent.len(), majority: state.majority() })
+                Some(BlockedReason::PreVoting { silent: silent.len(), majority: state.majority() })
             }
             Phase::Fencing { fenced, .. } if fenced.len() < state.majority() => {
                 let fenced = fenced.keys().cloned().collect();
-                Some(Standstill::Majority { fenced, majority: state.majority() })
+                Some(BlockedReason::Majority { fenced, majority: state.majority() })
             }
             Phase::Fencing { fenced, .. } => {
-                state.safe_to_lead(&fenced.keys().cloned().collect()).err().map(Standstill::Unsafe)
+                state.safe_to_lead(&fenced.keys().cloned().collect()).err().map(BlockedReason::Unsafe)
             }
         }
     }

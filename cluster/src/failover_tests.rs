@@ -72,10 +72,10 @@ fn a_leader_that_is_heard_by_a_majority_stays() {
     assert_eq!(scene.poll(), []);
     scene.now += INTERVAL;
     assert_eq!(scene.poll(), [Effect::PreVote], "asked again");
-    assert_eq!(scene.failover.standstill(&scene.state), Some(Standstill::PreVoting { silent: 1, majority: 2 }));
+    assert_eq!(scene.failover.blocked_reason(&scene.state), Some(BlockedReason::PreVoting { silent: 1, majority: 2 }));
     scene.grant_left = TIMEOUT;
     assert_eq!(scene.poll(), []);
-    assert_eq!(scene.failover.standstill(&scene.state), None);
+    assert_eq!(scene.failover.blocked_reason(&scene.state), None);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
     scene.silent();
     scene.fenced("b", 3, 900);
     assert_eq!(scene.proposal(), None, "one of three is no majority");
-    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
+    assert!(matches!(scene.failover.blocked_reason(&scene.state), Some(BlockedReason::Majority { .. })));
     scene.fenced("c", 3, 1000);
     assert_eq!(scene.proposal(), Some(("c".to_owned(), 4, "b".to_owned())));
     assert_eq!(scene.proposal(), None, "once");
@@ -111,7 +111,7 @@ fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
     scene.fenced("b", 3, 900);
     scene.fenced("c", 3, 100);
     assert_eq!(scene.proposal(), None);
-    let Some(Standstill::Unsafe(awaited)) = scene.failover.standstill(&scene.state) else { panic!("it waits") };
+    let Some(BlockedReason::Unsafe(awaited)) = scene.failover.blocked_reason(&scene.state) else { panic!("it waits") };
     assert_eq!(awaited.to_string(), "a, or 1 of c");
     scene.failover.allow_unclean(Epoch(3));
     assert_eq!(scene.proposal(), Some(("b".to_owned(), 4, "c".to_owned())));
@@ -219,7 +219,7 @@ fn a_failover_ends_with_the_register_and_with_control() {
     scene.state.epoch = Epoch(4);
     scene.grant_left = TIMEOUT;
     assert_eq!(scene.poll(), []);
-    assert_eq!(scene.failover.standstill(&scene.state), None);
+    assert_eq!(scene.failover.blocked_reason(&scene.state), None);
     scene.state.leader = None;
     scene.state.version += 1;
     assert_eq!(scene.poll(), [Effect::Fence(Epoch(5))], "nobody leads: no pre-vote is needed");
@@ -231,7 +231,7 @@ fn a_failover_ends_with_the_register_and_with_control() {
         now: scene.now,
     };
     assert_eq!(scene.failover.poll(&outlook), []);
-    assert_eq!(scene.failover.standstill(&scene.state), None, "another member controls");
+    assert_eq!(scene.failover.blocked_reason(&scene.state), None, "another member controls");
 }
 
 #[test]
@@ -246,9 +246,12 @@ fn fence_ends_with_its_incarnation() {
     (member.id, member.log_status) = (MemberId(33), LogStatus::Lost);
     scene.state.version += 1;
     assert_eq!(scene.proposal(), None);
-    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })));
+    assert!(matches!(scene.failover.blocked_reason(&scene.state), Some(BlockedReason::Majority { .. })));
     scene.failover.handle_fenced(&scene.state, &name("c"), old_incarnation);
-    assert!(matches!(scene.failover.standstill(&scene.state), Some(Standstill::Majority { .. })), "a late answer");
+    assert!(
+        matches!(scene.failover.blocked_reason(&scene.state), Some(BlockedReason::Majority { .. })),
+        "a late answer"
+    );
 }
 
 #[test]

@@ -96,8 +96,8 @@ impl Membership {
     }
 
     /// What keeps the cluster from having a leader; empty when nothing does.
-    pub(super) fn trouble(&self) -> String {
-        self.cluster.shared.trouble.lock().expect("nobody panics with it").clone()
+    pub(super) fn blocked_reason(&self) -> String {
+        self.cluster.shared.blocked_reason.lock().expect("nobody panics with it").clone()
     }
 
     /// Where clients of the present leader connect, if it has told; another may have led when one was told last.

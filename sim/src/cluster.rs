@@ -2,12 +2,12 @@
 //! whatever happens next is decided by the seed alone.
 
 mod held;
+mod injection;
 mod liveness;
 mod processes;
 mod register;
 mod sessions;
 mod states;
-mod troubles;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -301,7 +301,7 @@ pub struct Cluster {
     /// How the leader is cut off meanwhile.
     cut_off: Vec<(NodeNo, NodeNo)>,
     /// Who dies in the switchover that is under way.
-    ambush: Option<troubles::Ambush>,
+    ambush: Option<injection::Ambush>,
     /// Since when members that could have a leader have none.
     leaderless_us: Option<u64>,
     /// Up to where the log of each epoch was durable on somebody who led then or later.
@@ -567,7 +567,7 @@ impl Cluster {
             Event::LeaderBack => self.let_leader_through(),
             Event::Fall(node) => self.fall(node),
             Event::Ambush(node) => self.kill_for_long(node),
-            Event::Replica => self.trouble_a_replica(),
+            Event::Replica => self.disturb_a_replica(),
             Event::Start(node) => return self.start(node),
             Event::Resume(node, suspended_us) => self.resume(node, suspended_us),
             Event::Heal(cut) => {

@@ -36,9 +36,9 @@ fn latency_holds(seed: u64) -> Result<(), String> {
     let p99_us = |variation| run_one(seed, variation, &Wanted::from(&[][..]), false).map(|summary| summary.p99_us);
     let Some(calm) = p99_us(Variation::Calm)? else { return Ok(()) };
     for variation in [Variation::SlowReplica, Variation::DeadReplica] {
-        let Some(troubled) = p99_us(variation)? else { continue };
-        if troubled * 100 > calm * LATENCY_PERCENT_MAX {
-            return Err(format!("{variation:?}: p99 of remote_flush went from {calm} to {troubled} us"));
+        let Some(disturbed) = p99_us(variation)? else { continue };
+        if disturbed * 100 > calm * LATENCY_PERCENT_MAX {
+            return Err(format!("{variation:?}: p99 of remote_flush went from {calm} to {disturbed} us"));
         }
     }
     Ok(())

@@ -31,7 +31,7 @@ pub const DRIFT_PPM_MAX: i64 = 20_000;
 const MISREAD_BYTES: usize = 4096;
 const MISREAD_ONE_OF: u8 = 4;
 
-/// Small files that a node still writes before one brings trouble, at most.
+/// Small files that a node still writes before one fails, at most.
 const ARMED_SKIPS_MAX: u32 = 4;
 /// How the names of the epoch history and its copy begin.
 const HISTORY_FILE: &[u8] = b"epochs";
@@ -55,17 +55,17 @@ pub struct Clock {
 
 /// What happens at one of a node's next small files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FileFault {
     /// The power goes, just before the file is replaced or just after.
     Down,
     /// It cannot be written.
     Broken,
 }
 
-/// A trouble to come.
+/// A fault to come.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
-    trouble: Trouble,
+    fault: FileFault,
     /// When that is.
     at: Saving,
     /// So many files are left alone before.
@@ -246,14 +246,14 @@ impl SimWorld {
         self.crashed.set(None);
     }
 
-    /// One of the next small files of a node brings trouble.
-    pub fn arm(&self, node: NodeNo, trouble: Trouble, rng: &mut fastrand::Rng) {
+    /// One of the next small files of a node fails.
+    pub fn arm(&self, node: NodeNo, fault: FileFault, rng: &mut fastrand::Rng) {
         let at =
-            [Saving::Begins, Saving::Named, Saving::Done][rng.usize(0..if trouble == Trouble::Down { 3 } else { 2 })];
+            [Saving::Begins, Saving::Named, Saving::Done][rng.usize(0..if fault == FileFault::Down { 3 } else { 2 })];
         let history_only = rng.bool();
         // The history and its copy are two files.
         let skips = rng.u32(0..if history_only { 2 } else { ARMED_SKIPS_MAX });
-        self.armed.borrow_mut().insert(node, Armed { trouble, at, skips, history_only });
+        self.armed.borrow_mut().insert(node, Armed { fault, at, skips, history_only });
     }
 
     /// Whatever was to come does not.
@@ -272,7 +272,7 @@ impl SimWorld {
     }
 
     /// Whether anything is wrong with the node's disk, or about to be.
-    pub fn is_troubled(&self, node: NodeNo) -> bool {
+    pub fn has_pending_fault(&self, node: NodeNo) -> bool {
         let armed = self.armed.borrow().contains_key(&node) || self.failed.borrow().contains(&node);
         armed || self.is_misreading(node) || self.full.borrow().contains(&node)
     }
@@ -522,9 +522,9 @@ impl World for SimWorld {
             armed.skips -= 1;
             return Ok(());
         }
-        match armed.trouble {
-            Trouble::Down => self.crashed.set(Some(node)),
-            Trouble::Broken => drop(self.failed.borrow_mut().insert(node)),
+        match armed.fault {
+            FileFault::Down => self.crashed.set(Some(node)),
+            FileFault::Broken => drop(self.failed.borrow_mut().insert(node)),
         }
         all.remove(&node);
         Err(broken())

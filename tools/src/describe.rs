@@ -88,9 +88,13 @@ fn lines(told: &Value) -> Vec<String> {
     for member in told["members"].as_array().into_iter().flatten() {
         lines.push(member_line(member, text(&member["name"]) == leader));
     }
-    for (key, words) in [("trouble", "trouble    "), ("slow_disk", "disk       "), ("lost_commits", "lost       ")] {
+    for (key, words) in
+        [("blocked_reason", "blocked    "), ("slow_disk", "disk       "), ("lost_commits", "lost       ")]
+    {
         match &told[key] {
-            Value::String(trouble) if !trouble.is_empty() => lines.push(format!("{words}{trouble}")),
+            Value::String(blocked_reason) if !blocked_reason.is_empty() => {
+                lines.push(format!("{words}{blocked_reason}"))
+            }
             Value::Number(lost) if lost.as_u64() != Some(0) => {
                 lines.push(format!("{words}{lost} asynchronous commits, kept in the data directory's lost/"));
             }

@@ -26,7 +26,7 @@ Columns as in pg_stat_replication: sent, written, flushed and applied LSN of eac
 what the replica has not applied, zero on an idle log. sync: `sync` or `quorum` replicas are waited for, `potential`
 ones would step in, `async` ones never count.
 
-Exit codes: 0 the node answered; 1 it cannot be reached, or it reports trouble; 2 wrong usage.";
+Exit codes: 0 the node answered; 1 it cannot be reached, or it reports a blocked_reason; 2 wrong usage.";
 
 /// Between two looks of `--watch`.
 const WATCH_MS_DEFAULT: u64 = 1_000;
@@ -91,8 +91,10 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
         } else {
             say(status.text(client.address()).trim_end())?;
         }
-        return match status.field("trouble") {
-            Some(trouble) if !trouble.is_empty() => Err(Failure::failed(format_args!("the node reports: {trouble}"))),
+        return match status.field("blocked_reason") {
+            Some(blocked_reason) if !blocked_reason.is_empty() => {
+                Err(Failure::failed(format_args!("the node reports: {blocked_reason}")))
+            }
             _ => Ok(()),
         };
     };
@@ -213,8 +215,8 @@ impl Status {
         let name = self.field("name").unwrap_or(address);
         let (role, since) = (self.role(), human_seconds(field("uptime_in_seconds")));
         writeln!(out, "{name} at {address}: {role}, epoch {}, up {since}", field("epoch"))?;
-        if let Some(trouble) = self.field("trouble").filter(|trouble| !trouble.is_empty()) {
-            writeln!(out, "TROUBLE         {trouble}")?;
+        if let Some(blocked_reason) = self.field("blocked_reason").filter(|blocked_reason| !blocked_reason.is_empty()) {
+            writeln!(out, "BLOCKED          {blocked_reason}")?;
         }
         if let Some(slow) = self.field("flush_slow").filter(|slow| !slow.is_empty()) {
             writeln!(out, "SLOW DISK       {slow}")?;
@@ -370,7 +372,7 @@ mod tests {
 
     fn status() -> Status {
         let info = "# Server\r\nname:a\r\nuptime_in_seconds:75\r\n\r\n# Replication\r\nrole:master\r\nepoch:3\r\n\
-                    end_lsn:0/5000\r\ncommit_level:remote_flush\r\nsync_policy:ANY 1 (b, c)\r\ntrouble:\r\n\r\n\
+                    end_lsn:0/5000\r\ncommit_level:remote_flush\r\nsync_policy:ANY 1 (b, c)\r\nblocked_reason:\r\n\r\n\
                     # Flush\r\nflush_count:12\r\nflush_device_us_p50:230\r\n";
         let text = |t: &str| Reply::Text(t.into());
         let row = Reply::Array(vec![
@@ -396,7 +398,7 @@ mod tests {
         assert!(text.starts_with("a at 127.0.0.1:6400: leader, epoch 3, up 1 min\n"), "{text}");
         assert!(text.contains("commit level    remote_flush, sync policy ANY 1 (b, c)\n"));
         assert!(text.contains("flush           count 12, device us p50 230\n"), "{text}");
-        assert!(!text.contains("TROUBLE") && !text.contains("SLOW DISK"));
+        assert!(!text.contains("BLOCKED") && !text.contains("SLOW DISK"));
         let mut slow = status();
         let (_, flush) = slow.sections.iter_mut().find(|(title, _)| title == "Flush").expect("a section");
         flush.push(("flush_slow".to_owned(), "the disk is slow: so much".to_owned()));

@@ -123,8 +123,8 @@ fn two_data_members_and_a_witness_are_a_cluster() {
     cluster.kill("w");
     cluster.kill(leader);
     let left = if leader == "a" { "b" } else { "a" };
-    until("the standstill is told", || {
-        let told = cluster.describe(left)["trouble"].as_str().unwrap_or_default().to_owned();
+    until("the reason is reported", || {
+        let told = cluster.describe(left)["blocked_reason"].as_str().unwrap_or_default().to_owned();
         told.contains("silent") || told.contains("majority")
     });
     let refused = cluster.client(left).command(&["SET", "k", "v"]);
@@ -146,7 +146,7 @@ fn a_failover_that_may_lose_a_confirmed_commit_waits_until_it_is_allowed() {
     // Which of the two confirmed a commit the one that is left cannot know.
     let awaited = format!("waiting for {leader}, or 1 of {replica}");
     until("the one that is left says for whom it waits", || {
-        cluster.describe(left)["trouble"].as_str().is_some_and(|text| text.contains(&awaited))
+        cluster.describe(left)["blocked_reason"].as_str().is_some_and(|text| text.contains(&awaited))
     });
     let refused = cluster.client(left).command(&["SET", "k", "w"]);
     assert!(

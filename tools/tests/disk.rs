@@ -90,8 +90,8 @@ fn lone_node_on_a_full_small_disk_answers_nospace_and_goes_on() {
         }
         assert!(written > 100, "{written}");
         assert_eq!(client.command(&["DBSIZE"]), Reply::Integer(written));
-        let trouble = client.command(&["INFO"]).text().contains("space");
-        assert!(trouble, "INFO says why");
+        let blocked_reason = client.command(&["INFO"]).text().contains("space");
+        assert!(blocked_reason, "INFO says why");
         eprintln!("{written} values on {disk_bytes} bytes with {flags:?}");
         mounts::resize(root.path(), 2 * disk_bytes).expect("a larger disk");
         until("what is made room for is taken", || !refused(&client.command(&["SET", "after", "room was made"])));

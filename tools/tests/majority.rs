@@ -15,8 +15,8 @@ fn ok() -> Reply {
     Reply::Simple("OK".to_owned())
 }
 
-fn trouble(cluster: &Cluster, name: &str) -> String {
-    cluster.describe(name)["trouble"].as_str().unwrap_or_default().to_owned()
+fn blocked_reason(cluster: &Cluster, name: &str) -> String {
+    cluster.describe(name)["blocked_reason"].as_str().unwrap_or_default().to_owned()
 }
 
 /// A cluster of three in which all have what was confirmed; its leader, and the others.
@@ -96,7 +96,7 @@ fn leader_without_the_others_is_made_a_cluster_while_it_runs() {
     let refused = cluster.run(&["promote", "--force-new-cluster", "--url", &cluster.url(leader)]);
     assert!(refused.as_ref().is_err_and(|text| text.contains("walferry remove")), "a majority is well: {refused:?}");
     gone.iter().for_each(|name| cluster.kill(name));
-    until("its lease is over", || trouble(&cluster, leader).contains("--force-new-cluster"));
+    until("its lease is over", || blocked_reason(&cluster, leader).contains("--force-new-cluster"));
     // By the session's own time, by the node's, and at once after that.
     write_tells_the_way_out(&cluster, leader, "300");
     write_tells_the_way_out(&cluster, leader, "0");
@@ -111,7 +111,7 @@ fn replica_without_the_others_is_made_a_cluster_while_it_is_stopped() {
     let (mut cluster, leader, [survivor, other]) = three();
     cluster.kill(leader);
     cluster.kill(other);
-    until("it knows that a majority is gone", || trouble(&cluster, survivor).contains("--force-new-cluster"));
+    until("it knows that a majority is gone", || blocked_reason(&cluster, survivor).contains("--force-new-cluster"));
     write_tells_the_way_out(&cluster, survivor, "0");
     let data = cluster.nodes[survivor].data.display().to_string();
     let force = ["promote", "--force-new-cluster", "--data", &data];
@@ -135,7 +135,9 @@ fn survivor_is_not_fenced_by_those_that_were_only_paused() {
     for leader_first in [true, false] {
         let (mut cluster, leader, [survivor, other]) = three();
         [leader, other].iter().for_each(|name| cluster.signal(name, libc::SIGSTOP));
-        until("it knows that a majority is gone", || trouble(&cluster, survivor).contains("--force-new-cluster"));
+        until("it knows that a majority is gone", || {
+            blocked_reason(&cluster, survivor).contains("--force-new-cluster")
+        });
         cluster.run(&["promote", "--force-new-cluster", "--url", &cluster.url(survivor)]).expect("it is forced");
         let gone = if leader_first { [leader, other] } else { [other, leader] };
         goes_on_alone(&mut cluster, survivor, gone, |cluster| {

@@ -17,8 +17,8 @@ fn policy(cluster: &Cluster) -> String {
     cluster.describe(cluster.leader())["policy"].as_str().expect("a policy").to_owned()
 }
 
-fn trouble(cluster: &Cluster, name: &str) -> String {
-    cluster.describe(name)["trouble"].as_str().unwrap_or_default().to_owned()
+fn blocked_reason(cluster: &Cluster, name: &str) -> String {
+    cluster.describe(name)["blocked_reason"].as_str().unwrap_or_default().to_owned()
 }
 
 fn join(cluster: &Cluster, name: &str, at: &str) -> Result<String, String> {
@@ -37,7 +37,7 @@ fn members_come_and_go_under_load_and_nothing_confirmed_is_lost() {
     let load = Load::start(&cluster, "remote_flush");
     load.wait_for(100);
     for (name, rule) in [("d", "ANY 2 (*)"), ("e", "ANY 2 (*)")] {
-        until("it says how it is taken in", || trouble(&cluster, name).contains("`walferry join --name"));
+        until("it says how it is taken in", || blocked_reason(&cluster, name).contains("`walferry join --name"));
         let told = join(&cluster, name, "a").expect("it joins");
         for says in [format!("{name} is a member (version"), format!("{name} has caught up and counts")] {
             assert!(told.contains(&says), "{told}");
@@ -61,7 +61,7 @@ fn members_come_and_go_under_load_and_nothing_confirmed_is_lost() {
         let name = cluster.replica();
         let told = remove(&cluster, name, cluster.leader()).expect("it goes");
         assert!(told.contains(&format!("{name} is removed (version")) && told.contains(rule), "{told}");
-        until("it is told", || trouble(&cluster, name).contains("removed from the cluster at version"));
+        until("it is told", || blocked_reason(&cluster, name).contains("removed from the cluster at version"));
         cluster.kill(name);
         cluster.forget(name);
         load.wait_for(100);
@@ -84,14 +84,16 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
     let (id, epoch) = (member(&cluster, gone)["id"].clone(), cluster.describe(leader)["epoch"].clone());
     let at = *cluster.nodes.keys().find(|name| **name != leader && **name != gone).expect("three");
     remove(&cluster, gone, at).expect("it goes, and any member takes the command");
-    until("it is told", || trouble(&cluster, gone).contains("removed from the cluster at version"));
+    until("it is told", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
     assert!(cluster.log_of(gone).contains("removed from the cluster at version"), "its log says so");
     let refused = cluster.client(gone).command(&["SET", "k", "v"]);
     assert!(matches!(&refused, Reply::Error(text) if text.contains("walferry join")), "{refused:?}");
     // Neither it nor its next incarnation changes anything for the others.
     cluster.kill(gone);
     cluster.bring(gone);
-    until("it knows that it was removed", || trouble(&cluster, gone).contains("removed from the cluster at version"));
+    until("it knows that it was removed", || {
+        blocked_reason(&cluster, gone).contains("removed from the cluster at version")
+    });
     let load = Load::start_at(&cluster, &[leader, at], "remote_flush");
     load.wait_for(500);
     let (_, pause) = load.finish();
@@ -116,7 +118,7 @@ fn a_member_that_was_down_when_it_was_removed_is_told_when_it_comes_back() {
     remove(&cluster, gone, leader).expect("it goes");
     assert_eq!(policy(&cluster), "ANY 1 (*)");
     cluster.bring(gone);
-    until("it is told", || trouble(&cluster, gone).contains("removed from the cluster at version"));
+    until("it is told", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
     let load = Load::start_at(&cluster, &[leader], "remote_flush");
     load.wait_for(200);
     load.finish();
@@ -127,7 +129,7 @@ fn a_member_that_was_down_when_it_was_removed_is_told_when_it_comes_back() {
 fn a_joining_node_that_is_killed_goes_on_when_it_is_back() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     cluster.add("d");
-    until("the leader knows it", || trouble(&cluster, "d").contains("walferry join"));
+    until("the leader knows it", || blocked_reason(&cluster, "d").contains("walferry join"));
     let told = cluster.run(&["join", "--no-wait", "--name", "d", "--url", &cluster.url("a")]).expect("it joins");
     cluster.kill("d");
     assert!(told.contains("d is a member"), "{told}");
@@ -147,7 +149,7 @@ fn a_cluster_grows_from_one_node_to_two_with_a_witness() {
     let mut cluster = Cluster::start(&["a"], &[]);
     cluster.client("a").command(&["SET", "first", "1"]);
     cluster.add("b");
-    until("it waits", || trouble(&cluster, "b").contains("walferry join"));
+    until("it waits", || blocked_reason(&cluster, "b").contains("walferry join"));
     join(&cluster, "b", "a").expect("it joins");
     assert_eq!(policy(&cluster), "ANY 1 (*)");
     cluster.add("w");
@@ -178,10 +180,10 @@ fn member_on_another_port_is_removed_and_joins_anew() {
         cluster.move_peer(moved);
         cluster.bring(moved);
         let way = format!("`walferry remove --name {moved}` and `walferry join --name {moved}`");
-        until("it says that nobody reaches it", || trouble(&cluster, moved).contains(&way));
+        until("it says that nobody reaches it", || blocked_reason(&cluster, moved).contains(&way));
         let told = remove(&cluster, moved, leader).expect("it goes, whoever controlled");
         assert!(told.contains(&format!("{moved} is removed")), "{told}");
-        until("it is told", || trouble(&cluster, moved).contains("removed from the cluster at version"));
+        until("it is told", || blocked_reason(&cluster, moved).contains("removed from the cluster at version"));
         join(&cluster, moved, leader).expect("it joins, where it is now");
         until("it counts", || member(&cluster, moved)["log_status"] == "complete");
     }
@@ -237,7 +239,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 fn a_policy_of_the_operators_own_is_kept_and_contradicted_by_no_removal() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &["--sync", "ANY 1 (a, b, c)"]);
     cluster.add("d");
-    until("it waits", || trouble(&cluster, "d").contains("walferry join"));
+    until("it waits", || blocked_reason(&cluster, "d").contains("walferry join"));
     join(&cluster, "d", "b").expect("it joins");
     assert_eq!(policy(&cluster), "ANY 1 (a, b, c)");
     let leader = cluster.leader();

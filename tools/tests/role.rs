@@ -231,10 +231,10 @@ fn replica_of_a_restored_leader_keeps_what_was_committed() {
     let follow = leader.peer_listen.to_string();
     let replica = start("b", &["--follow", &follow]);
     until("it says why it does not follow", || {
-        let trouble = describe(&replica)["trouble"].as_str().unwrap_or_default().to_owned();
+        let blocked_reason = describe(&replica)["blocked_reason"].as_str().unwrap_or_default().to_owned();
         ["walferry promote", "--become replica", "restored from an older copy"]
             .iter()
-            .all(|word| trouble.contains(word))
+            .all(|word| blocked_reason.contains(word))
     });
     // The last frame is applied once a leader says that it has flushed it.
     assert_eq!(get(&replica, "k10"), value("confirmed"));

@@ -218,8 +218,8 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
     let replica = Node::start(root.path(), "b", &replica_flags);
     half_way(&replica);
     let described = describe(&replica);
-    let trouble = described["trouble"].as_str().expect("text");
-    assert!(trouble.contains("receiving a snapshot: ") && trouble.contains(" of "), "{described}");
+    let blocked_reason = described["blocked_reason"].as_str().expect("text");
+    assert!(blocked_reason.contains("receiving a snapshot: ") && blocked_reason.contains(" of "), "{described}");
     let states = describe(&leader)["members"].to_string();
     assert!(states.contains("snapshot "), "{states}");
     // What it had before is still readable; only of the last frame it cannot know that its leader had it durable.

@@ -203,8 +203,8 @@ fn second_member_with_a_name_is_told_of_the_first() {
     let second = Node::start(root.path(), replica, &flags);
     let there = cluster.peer_address(replica);
     until("the second says so", || {
-        let trouble = info(&mut second.client(), "trouble");
-        trouble.contains("give this node a name of its own") && trouble.contains(&there)
+        let blocked_reason = info(&mut second.client(), "blocked_reason");
+        blocked_reason.contains("give this node a name of its own") && blocked_reason.contains(&there)
     });
     assert_eq!(cluster.client(leader).command(&["SET", "k", "v"]), Reply::Simple("OK".to_owned()));
 }
@@ -221,10 +221,10 @@ fn second_node_with_a_name_is_told_of_the_first() {
     let second = Node::start(other_root.path(), "b", &["--follow", &follow]);
     let (mut client, told) = (second.client(), [first.listen.to_string(), second.listen.to_string()]);
     until("the second says why it is refused", || {
-        let trouble = info(&mut client, "trouble");
-        trouble.contains("two nodes are called b") && told.iter().all(|address| trouble.contains(address))
+        let blocked_reason = info(&mut client, "blocked_reason");
+        blocked_reason.contains("two nodes are called b") && told.iter().all(|address| blocked_reason.contains(address))
     });
-    assert_eq!(info(&mut first.client(), "trouble"), "", "the first goes on");
+    assert_eq!(info(&mut first.client(), "blocked_reason"), "", "the first goes on");
     // The same node comes in at once, whatever its old connection is: kill -9, and a start with the same addresses.
     let (listen, begun) = (first.listen.to_string(), Instant::now());
     first.kill_and_free();
@@ -263,8 +263,8 @@ fn replica_that_follows_a_client_port_is_told_at_once() {
     let replica = Node::start(root.path(), "b", &["--follow", &leader.listen.to_string()]);
     let (mut client, begun) = (replica.client(), Instant::now());
     until("it says what is wrong", || {
-        info(&mut client, "trouble").contains("port is for clients, and not for peers")
-            || info(&mut client, "trouble").contains("a port for clients, and not for peers")
+        info(&mut client, "blocked_reason").contains("port is for clients, and not for peers")
+            || info(&mut client, "blocked_reason").contains("a port for clients, and not for peers")
     });
     // Nothing was waited for: a peer that says nothing is given up after peer_timeout.
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());

@@ -350,7 +350,7 @@ fn peers_that_do_not_belong_together_say_so_on_both_sides() {
     let foreign = start(root.path(), "b", &peer_flags(&other.sign("b", &["127.0.0.1"]), &ca), &to_secured);
     until_logged(root.path(), "b", "it refuses this side's certificate: it does not know its CA");
     until_logged(root.path(), "a", "not signed by a CA that this side knows");
-    until("INFO tells it", || node_trouble(&foreign).contains("does not know its CA"));
+    until("INFO tells it", || info_of(&foreign).contains("does not know its CA"));
 
     // A certificate of the right CA, for another node.
     let _other = start(root.path(), "x", &peer_flags(&ca.sign("y", &["127.0.0.1"]), &ca), &to_secured);
@@ -379,7 +379,7 @@ fn certificate_names_the_nodes_that_may_show_it() {
     let _other = start(root.path(), "x", &flags(&ca.sign("y", &["127.0.0.1"])), &follow);
     until_logged(root.path(), "a", "y says that it is x: a node speaks under the name that it proved");
     let b = start(root.path(), "b", &flags(&ca.sign("b.example.org", &["127.0.0.1"])), &follow);
-    until("b, whose host is called b, follows", || node_trouble(&b).contains("master_link_status:up"));
+    until("b, whose host is called b, follows", || info_of(&b).contains("master_link_status:up"));
 }
 
 /// Neither is gone: nobody is told to go on without the other.
@@ -391,8 +391,10 @@ fn member_without_tls_among_those_with_it_is_told_so() {
     let both = "set peer_tls = true on both or on neither";
     let told = |cluster: &Cluster, name: &str, says: &str| {
         until(&format!("{name} tells {says}"), || {
-            let trouble = cluster.describe(name)["trouble"].to_string();
-            trouble.contains("is there, but") && trouble.contains(says) && !trouble.contains("gone for good")
+            let blocked_reason = cluster.describe(name)["blocked_reason"].to_string();
+            blocked_reason.contains("is there, but")
+                && blocked_reason.contains(says)
+                && !blocked_reason.contains("gone for good")
         });
         let refused = |line: &&str| line.contains("a member cannot be asked") && line.contains(says);
         let asked = || cluster.log_of(name).lines().filter(refused).count();
@@ -417,7 +419,7 @@ fn member_without_tls_among_those_with_it_is_told_so() {
     until("the other side logs it", || cluster.log_of(others[0]).contains("it does not speak TLS"));
 }
 
-fn node_trouble(node: &Node) -> String {
+fn info_of(node: &Node) -> String {
     node.client().command(&["INFO"]).text().to_owned()
 }
 

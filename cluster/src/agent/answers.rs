@@ -72,8 +72,8 @@ impl Agent {
             Ask::Greet(theirs) => self.answer_greeting(theirs, now),
             Ask::LeaseHeartbeat(heartbeat) => self.answer_heartbeat(heartbeat, now),
             Ask::PreVote(_) => {
-                let (silent, standstill) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
-                Answer::PreVote { silent, standstill }
+                let (silent, blocked_reason) = (self.hears_no_leader(now), self.contacts.blocked().to_owned());
+                Answer::PreVote { silent, blocked_reason }
             }
             Ask::Fence(epoch, _) => return self.answer_fence(asker, epoch, now),
             Ask::Change(change)

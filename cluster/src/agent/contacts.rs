@@ -303,10 +303,10 @@ impl Agent {
     }
 
     pub(super) fn take_look(&mut self, answer: Result<Answer, String>) {
-        if let Ok(Answer::PreVote { standstill, .. }) = answer
-            && !standstill.is_empty()
+        if let Ok(Answer::PreVote { blocked_reason, .. }) = answer
+            && !blocked_reason.is_empty()
         {
-            self.contacts.set_blocked(standstill);
+            self.contacts.set_blocked(blocked_reason);
         }
     }
 

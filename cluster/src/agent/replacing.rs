@@ -141,7 +141,7 @@ impl Agent {
         } else if let Some(text) = self.in_sync_text(now) {
             self.contacts.set_blocked(text);
         } else if controls {
-            let blocked = self.failover.standstill(&self.view.state).map(|reason| reason.to_string());
+            let blocked = self.failover.blocked_reason(&self.view.state).map(|reason| reason.to_string());
             self.contacts.set_blocked(blocked.unwrap_or_default());
         }
         if let Some(text) = self.contacts.tell_blocked(now) {

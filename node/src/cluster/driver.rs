@@ -49,7 +49,7 @@ impl NodeEnd {
     }
 
     fn block(&self, text: &str) {
-        text.clone_into(&mut self.shared.trouble.lock().expect("nobody panics with it"));
+        text.clone_into(&mut self.shared.blocked_reason.lock().expect("nobody panics with it"));
     }
 
     fn facts(&self) -> NodeFacts {

@@ -104,7 +104,7 @@ pub struct Shared {
     /// When the ring thread turned last, microseconds from `lease.origin`.
     turned_us: AtomicU64,
     /// Why nobody leads, or what the cluster thread waits for; empty when all is well.
-    pub trouble: Mutex<String>,
+    pub blocked_reason: Mutex<String>,
 }
 
 impl Shared {
@@ -172,7 +172,7 @@ impl Cluster {
             lease: LeaseUntil::new(),
             end: AtomicU64::new(0),
             turned_us: AtomicU64::new(0),
-            trouble: Mutex::new(String::new()),
+            blocked_reason: Mutex::new(String::new()),
         });
         let (order_sender, orders) = mpsc::channel();
         let (reports, report_inbox) = tokio::sync::mpsc::unbounded_channel();

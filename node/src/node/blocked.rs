@@ -10,28 +10,34 @@ const DISK_SLOW: Duration = Duration::from_millis(50);
 
 impl Node {
     /// What an operator has to know at once; empty when all is well.
-    pub(super) fn trouble(&self) -> String {
-        let mut troubles = Vec::new();
+    pub(super) fn blocked_reason(&self) -> String {
+        let mut reasons = Vec::new();
         match &self.role {
-            Role::SteppedDown(reason) => troubles.push(format!("stepped down: {reason}")),
+            Role::SteppedDown(reason) => reasons.push(format!("stepped down: {reason}")),
             Role::Replica(follower) => {
                 let status = follower.status(&self.log);
-                troubles.extend(
-                    self.membership.as_ref().map(|membership| membership.trouble()).filter(|text| !text.is_empty()),
+                reasons.extend(
+                    self.membership
+                        .as_ref()
+                        .map(|membership| membership.blocked_reason())
+                        .filter(|text| !text.is_empty()),
                 );
                 if let Some(copy) = &status.snapshot {
-                    troubles.push(receiving(copy, &status.leader));
+                    reasons.push(receiving(copy, &status.leader));
                 } else if !status.last_error.is_empty() {
-                    troubles.push(format!("not following {} (its peer address): {}", status.leader, status.last_error));
+                    reasons.push(format!("not following {} (its peer address): {}", status.leader, status.last_error));
                 }
             }
-            Role::Leaderless(reason) => troubles.push(self.why_leaderless(reason)),
+            Role::Leaderless(reason) => reasons.push(self.why_leaderless(reason)),
             Role::Leader(_) if !self.may_speak() => {
-                troubles.push(format!("no lease: {}", self.why_silent()));
+                reasons.push(format!("no lease: {}", self.why_silent()));
             }
             Role::Leader(_) => {
-                troubles.extend(
-                    self.membership.as_ref().map(|membership| membership.trouble()).filter(|text| !text.is_empty()),
+                reasons.extend(
+                    self.membership
+                        .as_ref()
+                        .map(|membership| membership.blocked_reason())
+                        .filter(|text| !text.is_empty()),
                 );
             }
         }
@@ -40,15 +46,15 @@ impl Node {
                 Some(level) => format!("DEGRADED to {level}"),
                 None => "remote commits wait".to_owned(),
             };
-            troubles.push(format!("the sync set is lost ({meanwhile}): {}", loss.text));
+            reasons.push(format!("the sync set is lost ({meanwhile}): {}", loss.text));
         }
-        troubles.extend(self.log.space_error().map(str::to_owned));
-        troubles.extend(self.store.lacks_space());
+        reasons.extend(self.log.space_error().map(str::to_owned));
+        reasons.extend(self.store.lacks_space());
         // A node that stepped down says so with the reason.
         if !matches!(self.role, Role::SteppedDown(_)) {
-            troubles.extend(self.log.stopped().map(str::to_owned));
+            reasons.extend(self.log.stopped().map(str::to_owned));
         }
-        troubles.join("; ")
+        reasons.join("; ")
     }
 
     /// What there is to say of a disk that holds up commits; empty when it does not. No election comes of it: heartbeats do not
@@ -64,7 +70,7 @@ impl Node {
     }
 
     pub(super) fn why_leaderless(&self, reason: &str) -> String {
-        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        let awaited = self.membership.as_ref().map(|membership| membership.blocked_reason()).unwrap_or_default();
         if awaited.is_empty() { reason.to_owned() } else { awaited }
     }
 }

@@ -132,7 +132,7 @@ impl CommitPath for Node {
 impl Node {
     /// A write came to a replica.
     fn not_here(&self) -> Refusal {
-        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        let awaited = self.membership.as_ref().map(|membership| membership.blocked_reason()).unwrap_or_default();
         if !awaited.is_empty() {
             return Refusal::NoLeader(awaited);
         }

@@ -97,7 +97,7 @@ impl Node {
 
     /// Why this leader may answer nothing, and what an operator can do about it.
     pub(super) fn why_silent(&self) -> String {
-        let awaited = self.membership.as_ref().map(|membership| membership.trouble()).unwrap_or_default();
+        let awaited = self.membership.as_ref().map(|membership| membership.blocked_reason()).unwrap_or_default();
         let epoch = self.history.last_epoch();
         let led = format!(
             "this node led in epoch {epoch}, and a majority of the members does not confirm that it still does"

@@ -43,7 +43,7 @@ impl Node {
             "lost_commits": self.lost_commits,
             "members": self.members(&rows),
             "snapshot": self.snapshot(),
-            "trouble": facts.trouble,
+            "blocked_reason": facts.blocked_reason,
             "slow_disk": self.disk_words(),
         })
     }

@@ -121,7 +121,7 @@ impl NodeInfo for Node {
             staleness: self.staleness_at(world::now()),
             commit_level: self.config.commit_level.to_string(),
             sync_policy: self.policy_text(),
-            trouble: self.trouble(),
+            blocked_reason: self.blocked_reason(),
         }
     }
 

@@ -202,14 +202,14 @@ impl Node {
 
     /// What the node is and what keeps it from its work, for the service manager: the same text as long as nothing changes.
     pub fn status_line(&self) -> String {
-        let (name, trouble) = (&self.config.name, self.trouble());
+        let (name, blocked_reason) = (&self.config.name, self.blocked_reason());
         let what = match &self.role {
             Role::Leader(_) => format!("leader {name} in epoch {}", self.history.last_epoch()),
             Role::Replica(follower) => format!("replica {name} of {}", follower.leader()),
             Role::Leaderless(_) => format!("{name} without a leader"),
             Role::SteppedDown(_) => name.clone(),
         };
-        if trouble.is_empty() { what } else { format!("{what}: {trouble}") }
+        if blocked_reason.is_empty() { what } else { format!("{what}: {blocked_reason}") }
     }
 
     pub(crate) fn now(&self) -> Instant {

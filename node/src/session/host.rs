@@ -219,7 +219,7 @@ pub struct NodeFacts {
     /// The node's sync policy; empty for none.
     pub sync_policy: String,
     /// Why the node is not what it should be (degraded, stopped, no space); empty when all is well.
-    pub trouble: String,
+    pub blocked_reason: String,
 }
 
 /// The leader as a node knows it that takes no writes.

@@ -63,6 +63,6 @@ impl Cluster {
         let stopped = known.process.as_ref().is_some_and(|process| process.member.stepped_down().is_some());
         let disk = &known.disk;
         let slow = disk.slowness > 1 || disk.stalled_until > self.now_us;
-        self.is_up(node) && !stopped && !slow && known.rotten.is_none() && !self.world.is_troubled(node)
+        self.is_up(node) && !stopped && !slow && known.rotten.is_none() && !self.world.has_pending_fault(node)
     }
 }

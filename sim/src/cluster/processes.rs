@@ -211,9 +211,9 @@ impl Cluster {
         if self.world.went_down() == Some(node) {
             return Ok(());
         }
-        let troubled = self.world.is_misreading(node) || self.nodes[node].rotten.is_some();
+        let disturbed = self.world.is_misreading(node) || self.nodes[node].rotten.is_some();
         let stopped = self.nodes[node].process.as_ref().is_some_and(|process| process.member.stepped_down().is_some());
-        if !(stopped || troubled && error.contains("damage") || self.world.take_failed(node)) {
+        if !(stopped || disturbed && error.contains("damage") || self.world.take_failed(node)) {
             return Err(Broken(format!("{} ended: {error}", name_of(node))));
         }
         self.kill(node);

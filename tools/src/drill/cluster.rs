@@ -191,7 +191,7 @@ fn what_they_say(told: &[Value]) -> String {
             told["epoch"],
             told["flushed"].as_str().unwrap_or("?"),
             in_sync.join(" "),
-            told["trouble"].as_str().unwrap_or_default()
+            told["blocked_reason"].as_str().unwrap_or_default()
         )
     };
     told.iter().map(say).collect::<Vec<_>>().join("; ")

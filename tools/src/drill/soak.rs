@@ -343,7 +343,7 @@ fn line(samples: &[Sample]) -> String {
 }
 
 /// A process's descriptors, and how many of them are clients' connections. The kernel tells both in one moment: INFO would count the
-/// clients a tenth of a second before, and after a standstill those that gave up meanwhile are as many as the others.
+/// clients a tenth of a second before, and after a pause those that gave up meanwhile are as many as the others.
 fn descriptors(proc: &Path) -> std::io::Result<(usize, usize)> {
     let sockets = || std::fs::read_to_string(proc.join("net/tcp")).map(|table| client_sockets(&table));
     let mut of_clients = sockets()?;

@@ -245,7 +245,7 @@ fn replication(host: &dyn Host, facts: &NodeFacts) -> Vec<(String, String)> {
     lines.extend([
         line("commit_level", &facts.commit_level),
         line("sync_policy", &facts.sync_policy),
-        line("trouble", &facts.trouble),
+        line("blocked_reason", &facts.blocked_reason),
     ]);
     lines
 }

@@ -8,7 +8,7 @@ use crate::control::{name_of, node_of};
 use crate::faults::Fault;
 use crate::kernel::Disk;
 use crate::network::peer_address;
-use crate::world::{NodeNo, Trouble};
+use crate::world::{FileFault, NodeNo};
 
 /// A member that promised its vote dies within this.
 const FENCED_US_MAX: u64 = 20_000;
@@ -74,8 +74,8 @@ impl Cluster {
             }
             Fault::KillHalfway | Fault::BrokenFile => {
                 let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
-                let trouble = if kind == Fault::KillHalfway { Trouble::Down } else { Trouble::Broken };
-                self.world.arm(leader.unwrap_or(node), trouble, &mut self.rng);
+                let fault = if kind == Fault::KillHalfway { FileFault::Down } else { FileFault::Broken };
+                self.world.arm(leader.unwrap_or(node), fault, &mut self.rng);
             }
             Fault::ThereAndBack => {
                 let leader = self.register.leader.as_ref().map_or(node, node_of);
@@ -364,7 +364,7 @@ impl Cluster {
     }
 
     /// One replica is slow or dead from now on.
-    pub(super) fn trouble_a_replica(&mut self) {
+    pub(super) fn disturb_a_replica(&mut self) {
         let leader = self.register.leader.as_ref().map(node_of);
         let replica = (0..self.nodes.len()).find(|node| Some(*node) != leader).expect("there are replicas");
         match self.variation {
