@@ -33,7 +33,7 @@ use walferry_engine::ring::Ring;
 use walferry_engine::segment::{DirBytes, LogBytes, list_segments, run_start};
 use walferry_engine::small_file;
 use walferry_engine::waker::Waker;
-use walferry_engine::watermark::{Marked, Watermark};
+use walferry_engine::watermark::{KnownWatermark, Watermark};
 use walferry_engine::world;
 use walferry_shipper::frame_server::{FrameServer, LogSnapshot};
 use walferry_shipper::slots::SLOTS_FILE;
@@ -314,8 +314,8 @@ fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<
     }
     let origin = Origin::load(&config.data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
     let durable = match Watermark::load(&config.data)? {
-        Marked::As(mark) => mark.bound(history),
-        Marked::Never | Marked::Damaged => Lsn::ZERO,
+        KnownWatermark::As(mark) => mark.bound(history),
+        KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
     };
     let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes)?;
     if durable <= origin || bytes.segments().is_empty() || !is_unwritten(&mut bytes, origin)? {
@@ -437,7 +437,7 @@ fn fetch_store(
     count.add(&repaired);
     // A stand-alone leader that follows another gives up what it led; see `Hello::gives_up`.
     let gives_up =
-        config.follow.is_some() && matches!(known.mark, Marked::As(mark) if mark.led == history.last_epoch());
+        config.follow.is_some() && matches!(known.mark, KnownWatermark::As(mark) if mark.led == history.last_epoch());
     let asked = gives_up || config.members.is_some() || config.becoming == Some(Becoming::Replica);
     let keeps = if asked { Lsn::ZERO } else { found.committed.min(found.end) };
     let mut floor = Lsn::ZERO;
