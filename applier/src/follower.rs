@@ -192,7 +192,7 @@ pub struct Follower {
     sending: bool,
     outgoing: Vec<u8>,
     sent: usize,
-    /// A frame in the staging memory for which the log had no room.
+    /// A frame in the staging memory for which the log had no space.
     waiting_frame: Option<(usize, bool)>,
     heard_at: Instant,
     /// When bytes came from the leader, as against when the wait for them began.
@@ -915,7 +915,7 @@ enum Progress {
         /// Straight into the log buffer.
         into_log: bool,
     },
-    /// The log has no room: its disk is behind.
+    /// The log has no space: its disk is behind.
     Wait,
 }
 

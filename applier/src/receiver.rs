@@ -125,13 +125,13 @@ impl Receiver {
             return Ok(Step::Raw);
         }
         let Some((message, length)) = decode(self.front())? else {
-            self.make_room(MESSAGE_BYTES_MAX);
+            self.reserve(MESSAGE_BYTES_MAX);
             return Ok(Step::More);
         };
         if let Message::Frame { wire_bytes, traced } = message {
             self.expect_welcomed("a frame")?;
             if self.front().len() < length + wire_bytes {
-                self.make_room(ENVELOPE_BYTES + wire_bytes);
+                self.reserve(ENVELOPE_BYTES + wire_bytes);
                 return Ok(Step::More);
             }
             self.consume(length);
@@ -175,7 +175,7 @@ impl Receiver {
     }
 
     /// Makes the staging memory fit a message of `bytes` from the front on. `decode` bounds them.
-    fn make_room(&mut self, bytes: usize) {
+    fn reserve(&mut self, bytes: usize) {
         if self.from > 0 && self.staging.len() - self.from < bytes {
             self.staging.copy_within(self.from..self.to, 0);
             (self.from, self.to) = (0, self.to - self.from);

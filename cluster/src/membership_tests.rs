@@ -177,7 +177,7 @@ impl World {
             match log_status {
                 None if alive => {
                     let changed =
-                        state.with_member(&this, id, &format!("h:{index}"), Kind::Data).expect("there is room");
+                        state.with_member(&this, id, &format!("h:{index}"), Kind::Data).expect("there is a place");
                     next.push(with(Some(changed.members[&this].log_status), 0));
                 }
                 Some(LogStatus::Joining) if alive => {

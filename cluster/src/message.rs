@@ -161,7 +161,7 @@ pub const EPOCHS_PER_MESSAGE_MAX: usize = 4096;
 pub const REFUSE_TEXT_BYTES_MAX: usize = 512;
 /// The longest address for clients.
 pub const ADDRESS_BYTES_MAX: usize = 255;
-/// Raw bytes in a chunk, at most. Between chunks there is room for a heartbeat.
+/// Raw bytes in a chunk, at most. Between chunks a heartbeat may be sent.
 pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// Raw bytes that follow one FetchedFrames, at most: the largest frame fits.
 pub const FETCHED_FRAMES_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  hot_start            sealed (log.rs)    tail
-//!  | frame | frame | frame | open frame ... |          room          | = hot_start + capacity
+//!  | frame | frame | frame | open frame ... |          free           | = hot_start + capacity
 //! ```
 
 use std::ffi::c_void;
@@ -144,25 +144,25 @@ impl LogBuffer {
     }
 
     /// Bytes free after `tail`.
-    pub fn room(&self, tail: Lsn) -> usize {
+    pub fn free(&self, tail: Lsn) -> usize {
         self.memory.bytes - (tail - self.hot_start) as usize
     }
 
-    /// Makes `wanted` bytes of room after `tail` by evicting the oldest frames, none that ends beyond `limit` or
+    /// Makes `wanted` bytes of free space after `tail` by evicting the oldest frames, none that ends beyond `limit` or
     /// beyond a pin. Evicts no more than needed; false when that is not enough.
-    pub fn make_room(&mut self, tail: Lsn, wanted: usize, limit: Lsn) -> bool {
-        if self.room(tail) >= wanted {
+    pub fn evict_for(&mut self, tail: Lsn, wanted: usize, limit: Lsn) -> bool {
+        if self.free(tail) >= wanted {
             return true;
         }
         let limit = self.evictable(limit);
-        while self.hot_start < limit && self.room(tail) < wanted {
+        while self.hot_start < limit && self.free(tail) < wanted {
             let end = self.frame_end(self.hot_start);
             if end > limit {
                 break;
             }
             self.hot_start = end;
         }
-        self.room(tail) >= wanted
+        self.free(tail) >= wanted
     }
 
     /// `limit`, or the lowest pin before it.
@@ -170,9 +170,9 @@ impl LogBuffer {
         self.pins.iter().flatten().fold(limit, |limit, pin| limit.min(*pin))
     }
 
-    /// Bytes that `make_room` could free after `tail` at most.
-    pub fn room_after_eviction(&self, tail: Lsn, limit: Lsn) -> usize {
-        self.room(tail) + self.evictable(limit).since(self.hot_start) as usize
+    /// Bytes that `evict_for` could free after `tail` at most.
+    pub fn free_after_eviction(&self, tail: Lsn, limit: Lsn) -> usize {
+        self.free(tail) + self.evictable(limit).since(self.hot_start) as usize
     }
 
     fn frame_end(&self, at: Lsn) -> Lsn {
@@ -264,22 +264,22 @@ mod tests {
         let start = Lsn(12 << 12);
         let mut buffer = LogBuffer::new(1, start).expect("memory");
         let mut ends = vec![start];
-        while buffer.room(*ends.last().unwrap()) >= 8192 {
+        while buffer.free(*ends.last().unwrap()) >= 8192 {
             let end = put(&mut buffer, *ends.last().unwrap(), 5000);
             ends.push(end);
         }
         let tail = *ends.last().unwrap();
-        assert_eq!(buffer.room(tail), 0);
-        assert!(!buffer.make_room(tail, 8192, start));
+        assert_eq!(buffer.free(tail), 0);
+        assert!(!buffer.evict_for(tail, 8192, start));
         let pin = buffer.pin(ends[1]);
-        assert!(buffer.make_room(tail, 8192, tail));
+        assert!(buffer.evict_for(tail, 8192, tail));
         assert_eq!(buffer.hot_start(), ends[1]);
-        assert!(!buffer.make_room(tail, 8193, tail));
+        assert!(!buffer.evict_for(tail, 8193, tail));
         assert_eq!(buffer.lowest_pin(tail), Some(pin));
         buffer.unpin(pin);
         assert_eq!(buffer.lowest_pin(tail), None);
-        assert!(!buffer.make_room(tail, 8192 * 3, ends[2]));
-        assert!(buffer.make_room(tail, 8192 * 3, tail));
+        assert!(!buffer.evict_for(tail, 8192 * 3, ends[2]));
+        assert!(buffer.evict_for(tail, 8192 * 3, tail));
         assert_eq!(buffer.hot_start(), ends[3]);
     }
 }

@@ -131,7 +131,7 @@ impl LogConfig {
 struct OpenFrame {
     /// Header and records so far; FRAME_HEADER_BYTES when there are none.
     bytes: usize,
-    /// How far it may grow; 0 until the first record has found its room. `records > 0 => bytes <= bytes_limit`.
+    /// How far it may grow; 0 until space was found for the first record. `records > 0 => bytes <= bytes_limit`.
     bytes_limit: usize,
     records: u32,
     /// When `poll` first saw a record in it.
@@ -184,7 +184,7 @@ pub struct Log {
     /// When the oldest bytes arrived that wait for their write.
     queued_since: Option<Instant>,
     last_write: LastWrite,
-    short_of_room: bool,
+    short_of_space: bool,
     flush_accounting: FlushAccounting,
     mark: WatermarkFile,
     stopped: Option<String>,
@@ -301,9 +301,9 @@ impl Log {
     /// The pin that keeps the log from taking more, if one does.
     pub fn pin_blocking(&self) -> Option<PinId> {
         let evictable = self.commit.applied();
-        // A leader asks before it appends (`has_room`), and appends nothing that would find out.
-        let full = || self.buffer.room_after_eviction(self.end(), evictable) < FRAME_TARGET_BYTES;
-        let short = self.short_of_room || self.leading.is_some() && full();
+        // A leader asks before it appends (`has_capacity`), and appends nothing that would find out.
+        let full = || self.buffer.free_after_eviction(self.end(), evictable) < FRAME_TARGET_BYTES;
+        let short = self.short_of_space || self.leading.is_some() && full();
         short.then(|| self.buffer.lowest_pin(evictable)).flatten()
     }
 
@@ -427,10 +427,10 @@ impl Log {
         Some(file)
     }
 
-    /// Makes room in the log buffer for `bytes` after `tail`, out of frames that are durable and applied.
-    fn make_room(&mut self, tail: Lsn, bytes: usize) -> bool {
-        let made = self.buffer.make_room(tail, bytes, self.commit.applied());
-        self.short_of_room = !made;
+    /// Frees space in the log buffer for `bytes` after `tail`, by evicting frames that are durable and applied.
+    fn evict_for(&mut self, tail: Lsn, bytes: usize) -> bool {
+        let made = self.buffer.evict_for(tail, bytes, self.commit.applied());
+        self.short_of_space = !made;
         made
     }
 

@@ -24,7 +24,7 @@ pub const DAMAGED_FILES_MAX: usize = 1024;
 const STEP_BYTES: usize = 1 << 20;
 
 /// The directory of damaged bytes, and how much it still takes.
-fn room(data: &Path) -> io::Result<(PathBuf, u64)> {
+fn free_space(data: &Path) -> io::Result<(PathBuf, u64)> {
     let dir = make_dir(data, DAMAGED_DIR)?;
     let (mut used, mut files) = (0, 0);
     for entry in fs::read_dir(&dir)? {
@@ -107,8 +107,8 @@ impl Mender {
 
     /// Puts aside what stands at `from..to` of one segment; the file, or `None` when the directory is full.
     pub fn keep(&self, from: Lsn, to: Lsn) -> io::Result<Option<PathBuf>> {
-        let (dir, room) = room(&self.data)?;
-        if to - from > room {
+        let (dir, free) = free_space(&self.data)?;
+        if to - from > free {
             return Ok(None);
         }
         let kept = dir.join(format!("log-{:016X}-{:016X}.bytes", from.0, to.0));
@@ -148,11 +148,11 @@ impl Mender {
     }
 }
 
-/// Puts a whole file that is of no use any more aside, or removes it where there is no room; where it is kept now.
+/// Puts a whole file that is of no use any more aside, or removes it where there is no space; returns where it is kept now.
 pub fn set_aside(data: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
-    let (dir, room) = room(data)?;
+    let (dir, free) = free_space(data)?;
     let name = path.file_name().unwrap_or_default();
-    if fs::metadata(path)?.len() > room {
+    if fs::metadata(path)?.len() > free {
         fs::remove_file(path)?;
         return Ok(None);
     }
@@ -206,7 +206,7 @@ mod tests {
         mender.restore_segment(SegmentNo(0)).expect("made");
         assert_eq!(fs::read(mender.path(SegmentNo(0))).expect("zeros"), vec![0; segment_bytes as usize]);
         let at = SegmentNo(1).start(segment_bytes).advance(4096);
-        let kept = mender.keep(at, at.advance(8192)).expect("kept").expect("room");
+        let kept = mender.keep(at, at.advance(8192)).expect("kept").expect("space");
         assert_eq!(fs::read(kept).expect("bytes"), vec![7; 8192]);
         mender.write(&[(at, &[9; 5000])]).expect("written");
         let bytes = fs::read(mender.path(SegmentNo(1))).expect("bytes");

@@ -119,8 +119,8 @@ impl DirBytes {
 
 impl LogBytes for DirBytes {
     fn read(&mut self, at: Lsn, bytes: usize) -> Result<&[u8], RecoverError> {
-        let room = (self.segment_bytes - at.offset(self.segment_bytes)) as usize;
-        let wanted = bytes.min(room);
+        let left = (self.segment_bytes - at.offset(self.segment_bytes)) as usize;
+        let wanted = bytes.min(left);
         let held = at >= self.chunk_at && at.since(self.chunk_at) as usize + wanted <= self.chunk.len();
         if !held {
             self.load(at, wanted).map_err(|source| {

@@ -270,10 +270,10 @@ fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
         assert_eq!(log.append(&record), Err(AppendError::Busy));
         log.pin_blocking() == Some(pin)
     });
-    assert!(!node.log.has_room());
+    assert!(!node.log.has_capacity());
     assert_eq!(node.log.hot_frame(Lsn::ZERO).expect("pinned").header().lsn, Lsn::ZERO);
     node.log.unpin(pin);
-    assert!(node.log.has_room());
+    assert!(node.log.has_capacity());
     node.append(&record);
     assert_eq!(node.log.pin_blocking(), None);
     assert!(node.log.hot_frame(Lsn::ZERO).is_none());
@@ -310,7 +310,7 @@ fn an_error_of_the_disk_stops_the_log_for_good() {
             node.turn().expect("a failure is told once");
         }
         assert_eq!(node.log.flushed(), flushed);
-        assert!(node.log.has_room(), "who waits for room is to learn why there will be none");
+        assert!(node.log.has_capacity(), "who waits for space is to learn why there will be none");
         let closed = node.log.shutdown(&mut node.ring).expect_err("not everything is durable");
         assert_eq!(closed.to_string(), text);
     }

@@ -63,7 +63,7 @@ fn a_replica_that_crashed_with_writes_out_of_order_cuts_its_tail() {
     // The replica had the first frame durable and caught up with three writes in flight, of which the crash lost one.
     let mut replica = Node::open(config(dir.path()));
     replica.log.follow(&history());
-    let space = replica.log.receive_space(at[1].0 as usize).expect("room");
+    let space = replica.log.receive_space(at[1].0 as usize).expect("written");
     space.copy_from_slice(&bytes[..at[1].0 as usize]);
     replica.log.receive_advance(at[1].0 as usize, Instant::now()).expect("the leader's frame");
     replica.run("the first frame is durable", |log| log.flushed() == at[1]);

@@ -15,7 +15,7 @@ pub const RELAYED_CLIENT_DESCRIPTORS: u64 = 3;
 
 /// Raises the limit so far that `clients_max` clients fit, each of which may take so many descriptors; gives how many fit, and says so
 /// when it is fewer. An error tells what is needed, when that is too few to serve.
-pub fn make_room(clients_max: usize, per_client: u64) -> Result<usize, String> {
+pub fn raise_limit(clients_max: usize, per_client: u64) -> Result<usize, String> {
     let needed = clients_max as u64 * per_client + OTHER_DESCRIPTORS;
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,

@@ -159,7 +159,7 @@ pub enum DaemonError {
     Role(#[from] crate::role::RoleError),
     /// The same as `source`, with what to do about it: the data directory's disk is full.
     #[error(
-        "{source}. {} has {free} bytes free: make room there and start the node again; its log has everything that was flushed",
+        "{source}. {} has {free} bytes free: free some space there and start the node again; its log has everything that was flushed",
         dir.display()
     )]
     FullDisk {

@@ -137,7 +137,7 @@ impl Reactor {
         };
         let per_client = if config.tls.listen.is_some() { descriptors::RELAYED_CLIENT_DESCRIPTORS } else { 1 };
         let limits = ClientLimits {
-            clients_max: descriptors::make_room(config.clients_max, per_client)
+            clients_max: descriptors::raise_limit(config.clients_max, per_client)
                 .map_err(DaemonError::DescriptorLimit)?,
             idle_timeout: config.client_idle_timeout,
             stalled_timeout: config.output_stalled_timeout,

@@ -243,7 +243,7 @@ fn log_start(data: &Path, segment_bytes: u64) -> Result<Lsn, DaemonError> {
     Ok(run_start(&segments).start(segment_bytes).max(origin))
 }
 
-/// Looks whether the store is whole, and makes room for a new one if it is not. True when a snapshot took the place of the whole
+/// Looks whether the store is whole, and moves it away for a new one if it is not. True when a snapshot took the place of the whole
 /// directory's state.
 pub(super) fn settle_store(
     config: &NodeConfig,

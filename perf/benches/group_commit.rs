@@ -129,8 +129,8 @@ impl Simulation {
             self.arrivals.pop_front();
             if self.open_records == 0 {
                 self.open_since_ns = self.now_ns;
-                let room = self.buffer.make_room(self.commit.sealed(), FRAME_TARGET_BYTES, self.commit.applied());
-                assert!(room, "fewer bytes wait than the buffer has");
+                let fits = self.buffer.evict_for(self.commit.sealed(), FRAME_TARGET_BYTES, self.commit.applied());
+                assert!(fits, "fewer bytes wait than the buffer has");
             }
             let at = self.commit.sealed().advance(self.open_bytes as u64);
             let bytes = self.buffer.bytes_mut(at, RECORD_LENGTH_BYTES + RECORD_BYTES);

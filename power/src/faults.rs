@@ -38,7 +38,7 @@ const SECTOR_BYTES: u64 = 512;
 const FILL: u64 = 1024;
 const FILL_BYTES: u64 = 128 << 10;
 /// What a full disk has left where the store is to go on: less than a segment.
-const ROOM_MIB: u32 = 8;
+const SPACE_MIB: u32 = 8;
 /// A full disk refuses something, or ends the node, within this time.
 const FULL_TIME_MAX: Duration = Duration::from_secs(240);
 
@@ -158,7 +158,7 @@ impl Way {
     fn fill_up(self, machine: &mut Machine, nodes: Nodes) -> Result<Vec<String>, Failure> {
         let last = match self {
             Way::FullToTheBlock => format!("dd if=/dev/zero of={MOUNT}/ballast bs=4096 2>/dev/null"),
-            _ => format!("n=0; while [ $n -lt {ROOM_MIB} ]; do rm {MOUNT}/ballast.$n; n=$((n+1)); done"),
+            _ => format!("n=0; while [ $n -lt {SPACE_MIB} ]; do rm {MOUNT}/ballast.$n; n=$((n+1)); done"),
         };
         machine.run(&format!(
             "n=0; while fallocate -l 1048576 {MOUNT}/ballast.$n 2>/dev/null; do n=$((n+1)); done; {last}; sync; power fill \
@@ -172,7 +172,7 @@ impl Way {
             let ended = !runs(machine, "a")?;
             let in_time = Instant::now() < deadline;
             let wrong = match (self, refused.is_some(), ended) {
-                (Way::Full, _, true) => vec!["the node ended, although there was room for its store".to_owned()],
+                (Way::Full, _, true) => vec!["the node ended, although there was space for its store".to_owned()],
                 (Way::FullToTheBlock, _, true) | (Way::Full, true, false) => Vec::new(),
                 _ if in_time => {
                     std::thread::sleep(POLL_INTERVAL * 10);

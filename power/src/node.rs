@@ -112,7 +112,7 @@ impl Nodes {
         Nodes { timeouts: ON_HOST, ..self }
     }
 
-    /// The same, but every new segment needs room of its own: nothing is recycled.
+    /// The same, but every new segment needs space of its own: nothing is recycled.
     pub fn keeping_all(self) -> Nodes {
         Nodes { keep: "100GiB", ..self }
     }

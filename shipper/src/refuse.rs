@@ -1,4 +1,4 @@
-//! Turning a peer away in one message. Used by the shipper when it has no room for another link, and by a node that
+//! Turning a peer away in one message. Used by the shipper when it has no place for another link, and by a node that
 //! does not lead, which has no shipper.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -547,7 +547,7 @@ impl Shipper {
         Err(Refuse { code: RefuseCode::Replaced, text })
     }
 
-    /// There is a slot for this replica, or room for one; a lost slot that nobody needs is dropped for it.
+    /// There is a slot for this replica, or a place for one; a lost slot that nobody needs is dropped for it.
     fn make_place(&mut self, name: &MemberName) -> Result<(), Refuse> {
         let is_fed = |name: &MemberName| {
             self.replicas.get(name).is_some_and(|replica| replica.link.is_some())

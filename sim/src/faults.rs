@@ -14,7 +14,7 @@ use crate::world::NodeNo;
 pub enum Fault {
     Kill,
     KillLeader,
-    /// The power of the whole room.
+    /// The power of all nodes.
     KillAll,
     /// SIGSTOP.
     Pause,

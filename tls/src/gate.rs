@@ -191,7 +191,7 @@ impl Worker {
     fn run(mut self) {
         loop {
             let now = Instant::now();
-            let accepts = now >= self.accept_from && self.has_room(now);
+            let accepts = now >= self.accept_from && self.has_capacity(now);
             let ready = self.wait(accepts, now);
             if ready[0] {
                 return;
@@ -213,7 +213,7 @@ impl Worker {
         }
     }
 
-    fn has_room(&self, now: Instant) -> bool {
+    fn has_capacity(&self, now: Instant) -> bool {
         self.handshakes.len() < HANDSHAKES_MAX
             || self.handshakes.front().is_some_and(|oldest| now >= oldest.since + HANDSHAKE_TIME_SURE)
     }
@@ -228,8 +228,8 @@ impl Worker {
         let deadlines = self.handshakes.iter().map(|pending| pending.stage.deadline());
         let mut next = deadlines.chain(self.partings.iter().map(|parting| parting.until)).min();
         if !accepts {
-            let room = self.handshakes.front().map(|oldest| oldest.since + HANDSHAKE_TIME_SURE);
-            let from = if now < self.accept_from { Some(self.accept_from) } else { room };
+            let place_from = self.handshakes.front().map(|oldest| oldest.since + HANDSHAKE_TIME_SURE);
+            let from = if now < self.accept_from { Some(self.accept_from) } else { place_from };
             next = next.into_iter().chain(from).min();
         }
         let timeout = next.map_or(PollTimeout::NONE, |at| {

@@ -85,7 +85,7 @@ impl Write for ClientStream {
         match self.send_on() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken > 0 => Ok(taken),
             Err(error) => Err(error),
-            // Its buffer was full; now there is room.
+            // Its buffer was full; now there is space.
             Ok(()) if taken == 0 && !bytes.is_empty() => Err(io::ErrorKind::Interrupted.into()),
             Ok(()) => Ok(taken),
         }

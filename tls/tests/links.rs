@@ -93,7 +93,7 @@ fn bytes_go_both_ways_at_once_and_ends_are_passed_on() {
     let ends = [(ours, 1, 2), (theirs, 2, 1)].map(|(stream, says, hears)| {
         let mut writing = stream.try_clone().expect("another descriptor");
         let writer = std::thread::spawn(move || {
-            writing.write_all(&pattern(says).collect::<Vec<u8>>()).expect("room in time");
+            writing.write_all(&pattern(says).collect::<Vec<u8>>()).expect("written in time");
             writing.shutdown(Shutdown::Write).expect("an end");
         });
         let reader = std::thread::spawn(move || {
@@ -110,7 +110,7 @@ fn bytes_go_both_ways_at_once_and_ends_are_passed_on() {
 fn what_was_said_last_arrives_although_the_socket_was_closed_at_once() {
     let pair = pair();
     let (mut ours, mut theirs) = connected(&pair);
-    ours.write_all(&[7; 100_000]).expect("room");
+    ours.write_all(&[7; 100_000]).expect("written");
     drop(ours);
     let mut got = Vec::new();
     theirs.read_to_end(&mut got).expect("all of it");
@@ -176,7 +176,7 @@ fn who_does_not_speak_tls_is_answered_in_plain_words() {
     let pair = pair();
     let mut plain = TcpStream::connect(pair.side.gate.address()).expect("a connection");
     plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    plain.write_all(b"*1\r\n$4\r\nPING\r\n").expect("room");
+    plain.write_all(b"*1\r\n$4\r\nPING\r\n").expect("written");
     let mut answer = Vec::new();
     plain.read_to_end(&mut answer).expect("an answer and an end");
     assert_eq!(answer, PLAIN_ANSWER);
@@ -185,7 +185,7 @@ fn who_does_not_speak_tls_is_answered_in_plain_words() {
     let address = listener.local_addr().expect("an address");
     let answering = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a connection");
-        stream.write_all(b"-ERR what is that\r\n").expect("room");
+        stream.write_all(b"-ERR what is that\r\n").expect("written");
         stream
     });
     let error = pair.tls.secure(TcpStream::connect(address).expect("a connection"), &address.to_string(), PATIENCE);
@@ -200,7 +200,7 @@ fn silent_connections_do_not_keep_others_out() {
     let silent: Vec<TcpStream> =
         (0..600).map(|_| TcpStream::connect(pair.side.gate.address()).expect("a connection")).collect();
     let (mut ours, mut theirs) = connected(&pair);
-    ours.write_all(b"x").expect("room");
+    ours.write_all(b"x").expect("written");
     theirs.read_exact(&mut [0]).expect("a byte");
     drop(silent);
 }

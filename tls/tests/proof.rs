@@ -65,8 +65,8 @@ fn carries(mut ours: TcpStream, accepted: Accepted) {
     for end in [&ours, &theirs] {
         end.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     }
-    ours.write_all(b"hello").expect("room");
-    theirs.write_all(b"welcome").expect("room");
+    ours.write_all(b"hello").expect("written");
+    theirs.write_all(b"welcome").expect("written");
     let (mut heard, mut answer) = ([0; 5], [0; 7]);
     theirs.read_exact(&mut heard).expect("a word");
     ours.read_exact(&mut answer).expect("an answer");
@@ -118,7 +118,7 @@ fn unidentified_peer_is_asked_for_proof_and_gets_nothing_else() {
     let (gate, accepted) = open(None, secret("a", &secret_file(dir.path(), "peer.secret")));
     for said in [b"*1\r\n$4\r\nPING\r\n".as_slice(), b"GET / HTTP/1.1\r\n\r\n", &[60, 0, 0, 0, 1, 0, 0, 0]] {
         let mut stream = unidentified(&gate);
-        stream.write_all(said).expect("room");
+        stream.write_all(said).expect("written");
         let mut told = Vec::new();
         stream.read_to_end(&mut told).expect("an end");
         assert_eq!(told, UNPROVED_ANSWER, "to {:?}", said.escape_ascii().to_string());

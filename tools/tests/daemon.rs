@@ -261,14 +261,17 @@ fn full_disk(mount: &std::path::Path) {
     std::fs::remove_file(&ballast).unwrap();
     common::until("writes are taken again", || client.command(&["SET", "after", "1"]) == ok());
     node.kill();
-    // A running node makes segments and gives up on them, and a start removes what the last one did not finish: neither may make room.
+    // A running node makes segments and gives up on them, and a start removes what the last one did not finish: neither may free space.
     let _ = std::fs::remove_file(mount.join("a/log").join(TEMPORARY_FILE));
     fill_up(&ballast);
     // What was freed is free only now, after the flush.
     let rest = mount.join("rest");
     fill_up(&rest);
     let said = refused_start(&mount.join("a"));
-    assert!(said.contains("No space left") && said.contains("make room there"), "it says why and what to do: {said}");
+    assert!(
+        said.contains("No space left") && said.contains("free some space there"),
+        "it says why and what to do: {said}"
+    );
     std::fs::remove_file(&ballast).and_then(|()| std::fs::remove_file(&rest)).unwrap();
     let node = Node::start(mount, "a", &["--keep-bytes-min", "0"]);
     for key in ["kept", "after"] {

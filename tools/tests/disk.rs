@@ -94,7 +94,7 @@ fn lone_node_on_a_full_small_disk_answers_nospace_and_goes_on() {
         assert!(blocked_reason, "INFO says why");
         eprintln!("{written} values on {disk_bytes} bytes with {flags:?}");
         mounts::resize(root.path(), 2 * disk_bytes).expect("a larger disk");
-        until("what is made room for is taken", || !refused(&client.command(&["SET", "after", "room was made"])));
+        until("what there is space for is taken", || !refused(&client.command(&["SET", "after", "space was freed"])));
         assert!(client.command(&["GET", "key:7"]).text() == value(7));
         assert_eq!(node.stop().0, Some(0), "{disk_bytes} {flags:?}");
         let node = Node::start(root.path(), "a", &["--buffered", flags[0], flags[1]]);

@@ -61,7 +61,7 @@ fn proved(address: SocketAddr, name: &str, file: &Path) -> TcpStream {
 }
 
 fn asked(stream: &mut TcpStream, ask: Ask) -> Answer {
-    stream.write_all(&encode(&Packet { number: 1, body: ask })).expect("room");
+    stream.write_all(&encode(&Packet { number: 1, body: ask })).expect("written");
     answer_on(stream)
 }
 
@@ -160,7 +160,7 @@ fn name_is_the_one_that_was_proved() {
     let mut stream = proved(leader.peer_listen, "x", &file);
     let mut bytes = Vec::new();
     Message::Hello(hello("b")).encode(&mut bytes);
-    stream.write_all(&bytes).expect("room");
+    stream.write_all(&bytes).expect("written");
     let mut told = Vec::new();
     stream.read_to_end(&mut told).expect("a refusal and an end");
     assert!(String::from_utf8_lossy(&told).contains("x says that it is b"), "{}", told.escape_ascii());
@@ -196,7 +196,7 @@ fn unidentified_peers_change_nothing_under_load() {
             // One who holds nothing is not heard.
             let mut stream = TcpStream::connect(address).expect("a connection");
             stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-            stream.write_all(&encode(&Packet { number: 1, body: ask.clone() })).expect("room");
+            stream.write_all(&encode(&Packet { number: 1, body: ask.clone() })).expect("written");
             let mut told = Vec::new();
             let _ = stream.read_to_end(&mut told);
             assert!(String::from_utf8_lossy(&told).contains("peers prove a secret"), "{}", told.escape_ascii());
@@ -352,7 +352,7 @@ fn part_of_the_register_beyond_its_bound_is_refused() {
         };
         let mut stream = proved(address, "x", &file);
         let id = greeting(asked(&mut stream, Ask::Greet(unidentified())));
-        stream.write_all(&huge_part(1, id.0)).expect("room");
+        stream.write_all(&huge_part(1, id.0)).expect("written");
         let answer = answer_on(&mut stream);
         assert!(matches!(&answer, Answer::Refused(text) if text.contains("at most")), "{answer:?}");
     }

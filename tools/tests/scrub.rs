@@ -52,7 +52,7 @@ fn flip(segment: &Path, at: u64) {
 
 fn metrics(address: SocketAddr) -> String {
     let mut socket = TcpStream::connect(address).expect("a connection");
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").expect("room");
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").expect("written");
     let mut page = String::new();
     socket.read_to_string(&mut page).expect("a page");
     page

@@ -211,7 +211,7 @@ fn a_mistaken_port_is_told_from_an_answer() {
     for said in ["*1\r\n$4\r\nPING\r\n", "PING\r\n", "GET / HTTP/1.1\r\n\r\n"] {
         let mut plain = TcpStream::connect(address).expect("a connection");
         plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        plain.write_all(said.as_bytes()).expect("room");
+        plain.write_all(said.as_bytes()).expect("written");
         let mut answer = String::new();
         plain.read_to_string(&mut answer).expect("an answer and an end");
         assert!(answer.starts_with("-ERR this port speaks TLS (tls_listen)"), "{answer}");
@@ -489,7 +489,7 @@ fn a_cluster_under_tls_survives_the_death_of_its_leader() {
     assert!(lost.is_empty(), "{} of {} are lost", lost.len(), acknowledged.len());
     let peer: SocketAddr = cluster.peer_address(second).parse().expect("an address");
     let mut plain = TcpStream::connect(peer).expect("a connection");
-    plain.write_all(&[0; 8]).expect("room");
+    plain.write_all(&[0; 8]).expect("written");
     let mut answer = Vec::new();
     plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     plain.read_to_end(&mut answer).expect("an answer and an end");

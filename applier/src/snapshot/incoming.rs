@@ -107,7 +107,7 @@ impl Incoming {
         Ok(Some(Incoming { dir, facts, file, crcs, verified, saved: verified }))
     }
 
-    /// Makes room for a copy of which nothing is there yet, and forgets any other.
+    /// Allocates space for a copy of which nothing is there yet, and forgets any other.
     pub fn begin(data: &Path, facts: Facts) -> Result<Incoming, SnapshotError> {
         let dir = data.join(SNAPSHOT_DIR);
         let path = dir.join(INCOMING_FILE);
@@ -126,9 +126,9 @@ impl Incoming {
         if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } != 0 {
             match io::Error::last_os_error() {
                 error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    file.set_len(facts.bytes).map_err(failed("make room in", &path))?;
+                    file.set_len(facts.bytes).map_err(failed("allocate space in", &path))?;
                 }
-                error => return Err(failed("make room in", &path)(error)),
+                error => return Err(failed("allocate space in", &path)(error)),
             }
         }
         let mut incoming = Incoming { dir, facts, file, crcs: Vec::new(), verified: 0, saved: 0 };

@@ -61,7 +61,7 @@ impl Export {
         self.position.applied
     }
 
-    /// About the size of the new file: that of the old one, which has room to spare.
+    /// About the size of the new file: that of the old one, which has unused space.
     pub fn source_bytes(&self) -> io::Result<u64> {
         Ok(std::fs::metadata(&self.source)?.len())
     }

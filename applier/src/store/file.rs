@@ -43,7 +43,7 @@ const VALUE_HEAD_BYTES: usize = 9;
 const KIND_STRING: u8 = 1;
 const KIND_STREAM: u8 = 2;
 const KIND_LONG_STRING: u8 = 3;
-/// A string that is longer than this stands in `values`: a page of the file has room for several that are not.
+/// A string that is longer than this stands in `values`: a page of the file holds several that are not.
 const SHORT_BYTES_MAX: usize = 1 << 10;
 
 /// Keys with their hashes.

@@ -294,7 +294,7 @@ impl Store {
     pub fn lacks_space(&self) -> Option<String> {
         let needed = self.put_off.filter(|_| self.active.bytes() >= self.config.checkpoint_bytes)?;
         Some(format!(
-            "the store's checkpoint needs {needed} bytes, and the disk of {} has {} free: make room there",
+            "the store's checkpoint needs {needed} bytes, and the disk of {} has {} free: free some space there",
             self.path().display(),
             self.free_bytes
         ))

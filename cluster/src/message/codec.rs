@@ -156,7 +156,7 @@ pub(super) fn envelope(kind: Kind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
 pub fn read_message(stream: &mut impl Read) -> Result<Message, ReadError> {
     let mut bytes = vec![0; ENVELOPE_BYTES];
     stream.read_exact(&mut bytes)?;
-    // Bounds the length before the body is made room for.
+    // Bounds the length before memory is allocated for the body.
     if let Some((message, _)) = decode(&bytes)? {
         return Ok(message);
     }

@@ -83,11 +83,11 @@ impl Log {
         }
         let sealed = self.sealed();
         let wanted = span.max(FRAME_TARGET_BYTES).min(rest);
-        if !self.make_room(sealed, wanted) && self.buffer.room(sealed) < span {
+        if !self.evict_for(sealed, wanted) && self.buffer.free(sealed) < span {
             return Err(AppendError::Busy);
         }
-        self.short_of_room = false;
-        self.open.bytes_limit = wanted.min(self.buffer.room(sealed));
+        self.short_of_space = false;
+        self.open.bytes_limit = wanted.min(self.buffer.free(sealed));
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Log {
     /// Ends the segment with a filler frame of `span` bytes.
     fn fill_segment(&mut self, span: usize) -> Result<(), AppendError> {
         let sealed = self.sealed();
-        if !self.make_room(sealed, span) {
+        if !self.evict_for(sealed, span) {
             return Err(AppendError::Busy);
         }
         let bytes = span - FRAME_HEADER_BYTES;
@@ -171,14 +171,14 @@ impl Log {
     }
 
     /// True when an append that was refused with `Busy` is worth trying again, be it to learn of another error.
-    pub fn has_room(&self) -> bool {
+    pub fn has_capacity(&self) -> bool {
         if self.stopped.is_some() {
             return true;
         }
         if self.segment_file(self.segment_of(self.sealed())).is_none() {
             return self.space_error.is_some() && !self.is_short_for_a_moment();
         }
-        self.buffer.room_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
+        self.buffer.free_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
     }
 }
 

@@ -176,7 +176,7 @@ impl Log {
             flights: Flights::new(),
             queued_since: None,
             last_write: LastWrite::default(),
-            short_of_room: false,
+            short_of_space: false,
             flush_accounting: FlushAccounting::new(),
             mark,
             stopped: None,

@@ -30,15 +30,15 @@ impl Log {
             return None;
         }
         let at = self.received;
-        self.make_room(at, wanted);
-        let bytes = self.buffer.room(at).min(wanted);
-        self.short_of_room = bytes == 0;
+        self.evict_for(at, wanted);
+        let bytes = self.buffer.free(at).min(wanted);
+        self.short_of_space = bytes == 0;
         (bytes > 0).then(|| self.buffer.bytes_mut(at, bytes))
     }
 
     /// `bytes` raw log bytes arrived in the space. Verifies every frame that is whole now; only those are written.
     pub fn receive_advance(&mut self, bytes: usize, now: Instant) -> Result<(), ReceiveError> {
-        assert!(bytes <= self.buffer.room(self.received));
+        assert!(bytes <= self.buffer.free(self.received));
         self.received = self.received.advance(bytes as u64);
         loop {
             let at = self.sealed();
@@ -72,7 +72,7 @@ impl Log {
         });
         let header = verified.map_err(|source| ReceiveError::Frame { lsn: at, source })?;
         self.check_place(&header)?;
-        if !self.make_room(at, header.span_bytes()) {
+        if !self.evict_for(at, header.span_bytes()) {
             return Ok(false);
         }
         self.buffer.bytes_mut(at, wire.len()).copy_from_slice(wire);
@@ -84,7 +84,7 @@ impl Log {
     /// The connection broke: a half received frame is forgotten.
     pub fn receive_reset(&mut self) {
         self.received = self.sealed();
-        self.short_of_room = false;
+        self.short_of_space = false;
     }
 
     fn chained(&self, frame: Frame<'_>) -> Result<FrameHeader, FrameError> {

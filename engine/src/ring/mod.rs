@@ -153,7 +153,7 @@ pub struct Ring {
     /// Where entries go instead of the kernel.
     #[cfg(feature = "simulation")]
     simulated: Option<simulated::Queues>,
-    /// Completions taken out early to make room in the kernel's queue; handed out before newer ones.
+    /// Completions taken out early to free places in the kernel's queue; handed out before newer ones.
     reaped: VecDeque<Completion>,
     one_thread: PhantomData<*const ()>,
 }
@@ -257,7 +257,7 @@ impl Ring {
         let Err(error) = result else { return Ok(()) };
         match error.raw_os_error() {
             Some(libc::ETIME | libc::EINTR) => Ok(()),
-            // The completion queue overflowed, or the kernel has no memory for a request: completions make room.
+            // The completion queue overflowed, or the kernel has no memory for a request: completions free some.
             Some(libc::EBUSY | libc::EAGAIN) => {
                 self.reap();
                 Ok(())

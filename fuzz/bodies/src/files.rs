@@ -12,7 +12,7 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_engine::meta::Meta;
 use walferry_engine::origin::Origin;
 use walferry_engine::small_file;
-use walferry_engine::watermark::{Marked, Watermark};
+use walferry_engine::watermark::{KnownWatermark, Watermark};
 use walferry_shipper::slots::{SLOTS_MAX, Slots};
 
 /// A directory of this process, in memory where there is such a place.
@@ -61,7 +61,7 @@ pub fn run(data: &[u8]) {
             }
         }
         2 => {
-            if let Ok(Marked::As(mark)) = with_file("durable", bytes, Watermark::load) {
+            if let Ok(KnownWatermark::As(mark)) = with_file("durable", bytes, Watermark::load) {
                 assert!(mark.bound(&EpochHistory::default()) <= mark.durable);
             }
         }

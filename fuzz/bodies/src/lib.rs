@@ -66,7 +66,7 @@ pub fn fuzz(name: &str, input: &[u8]) {
 /// Every target.
 pub const TARGETS: &[Target] = &[
     Target { name: "resp", run: resp::run, bytes_max: |input| 64 * input + (64 << 10) },
-    // A replica makes room for the frame that its leader announces.
+    // A replica reserves space for the frame that its leader announces.
     Target {
         name: "peer_message",
         run: peer_message::run,

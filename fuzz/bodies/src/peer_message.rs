@@ -79,7 +79,7 @@ fn to_replica(piece: u8, bytes: &[u8]) {
     let mut pieces = bytes.chunks(1 + usize::from(piece));
     let give = |receiver: &mut Receiver, piece: &[u8]| {
         let space = receiver.space();
-        assert!(space.len() >= piece.len(), "there is room while more is asked for");
+        assert!(space.len() >= piece.len(), "there is space while more is asked for");
         space[..piece.len()].copy_from_slice(piece);
         receiver.advance(piece.len());
     };

@@ -11,7 +11,7 @@ use walferry_engine::lsn::{Epoch, Lsn, SegmentNo};
 use walferry_engine::origin::Origin;
 use walferry_engine::recover::{Known, find_end};
 use walferry_engine::segment::LogBytes;
-use walferry_engine::watermark::{Marked, Watermark};
+use walferry_engine::watermark::{KnownWatermark, Watermark};
 
 use crate::Input;
 use crate::frame::valid;
@@ -63,7 +63,7 @@ pub fn run(data: &[u8]) {
         let (lsn, crc) = boundary(input.number::<1>());
         Origin { lsn, crc }
     });
-    let known = Known { applied, mark: mark.map_or(Marked::Never, Marked::As), origin };
+    let known = Known { applied, mark: mark.map_or(KnownWatermark::Never, KnownWatermark::As), origin };
     let mut memory = Memory { bytes, segments: vec![SegmentNo(0)] };
     // `Err` is a node that stops and says why: never wrong, if sometimes a nuisance.
     let Ok(found) = find_end(&mut memory, known, &history) else { return };

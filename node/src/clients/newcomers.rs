@@ -1,5 +1,5 @@
 //! Connections that have not said who they are, in the order of their arrival. They take no place from anybody else: together they
-//! have a share of the places, and where all places are taken the oldest of them makes room for a new connection. A core: `clients`
+//! have a share of the places, and where all places are taken the oldest of them gives way to a new connection. A core: `clients`
 //! tells it who came, and asks whom to send away.
 
 use std::collections::VecDeque;

@@ -360,7 +360,7 @@ struct Open {
 }
 
 /// Closes the connection that has asked nothing for the longest time, if that is long enough: members ask all the time.
-fn make_room(open: &mut Vec<Open>, now: Instant) {
+fn close_idle(open: &mut Vec<Open>, now: Instant) {
     let heard = |one: &Open| *one.heard.lock().expect("nobody panics with it");
     let oldest = (0..open.len()).min_by_key(|one| heard(&open[*one]));
     if let Some(oldest) = oldest.filter(|one| now.saturating_duration_since(heard(&open[*one])) >= IDLE_TIME_SURE) {
@@ -379,7 +379,7 @@ pub(super) async fn serve(door: Arc<Door>, answering: Arc<impl Answering>) {
         while connections.try_join_next().is_some() {}
         open.retain(|one| !one.task.is_finished());
         if open.len() >= CONNECTIONS_MAX {
-            make_room(&mut open, world::now());
+            close_idle(&mut open, world::now());
         }
         match accepted {
             Ok((_, Caller { address, .. })) if open.len() >= CONNECTIONS_MAX => {
@@ -464,9 +464,9 @@ async fn serve_one(
     let (outbox, inbox) = mpsc::channel(WAITING_MAX);
     let writer = tokio::spawn(write_all(writing, inbox));
     // Whoever asks and takes no answers is read no further.
-    let room = Arc::new(Semaphore::new(WAITING_MAX));
+    let permits = Arc::new(Semaphore::new(WAITING_MAX));
     let outcome = loop {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes it");
         match read_packet::<Ask>(&mut reading, IDLE_TIME_MAX).await {
             Ok(Packet { number, body }) => {
                 *heard.lock().expect("nobody panics with it") = world::now();

@@ -30,7 +30,7 @@ impl CommitPath for Node {
 
     fn commit(&mut self, record: &[u8], level: CommitLevel) -> Result<Lsn, Refusal> {
         self.writable(level)?;
-        if !self.has_room() {
+        if !self.has_capacity() {
             return Err(Refusal::Busy);
         }
         if let Some(text) = self.store.lacks_space() {

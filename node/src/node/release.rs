@@ -46,8 +46,8 @@ impl Node {
             Role::Replica(_) | Role::Leaderless(_) | Role::SteppedDown(_) => 0,
         };
         let news = News {
-            // Who waits for room is refused when it comes again.
-            room: self.has_room() || self.refuses_for_silence(),
+            // Who waits for log space is refused when it comes again.
+            log_space: self.has_capacity() || self.refuses_for_silence(),
             applied: (applied != self.seen.applied).then_some(applied),
             acknowledged: acknowledgements != self.seen.acknowledged || applied != self.seen.applied,
             fresh: self.heard.fresh != self.seen.fresh || (self.leads() && self.may_speak()),
@@ -140,13 +140,13 @@ impl Node {
     }
 
     /// True when commands can be executed and their records appended.
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_capacity(&self) -> bool {
         // Without a lease nothing may be acknowledged, at `off` neither: what cannot be answered is not executed.
         let draining = self.membership.as_ref().is_some_and(Membership::is_draining);
         // Who waits is refused when it comes again.
         let has_memory =
             self.store.lacks_space().is_some() || !self.store.overloaded() && self.pending.bytes() < PENDING_BYTES_MAX;
-        !draining && self.may_speak() && has_memory && self.log.has_room() && self.has_replayed()
+        !draining && self.may_speak() && has_memory && self.log.has_capacity() && self.has_replayed()
     }
 
     /// What readers of committed state may be told.

@@ -220,7 +220,7 @@ impl Node {
         let Role::Leader(shipper) = &self.role else { return };
         let start = self.history.last_start();
         if shipper.waits() && start > Lsn::ZERO && self.log.end() == start {
-            // Without room for it now, the next turn tries again; a log that has stopped is noticed at the end of this one.
+            // Without log space for it now, the next turn tries again; a log that has stopped is noticed at the end of this one.
             let _ = self.log.append(&[]);
         }
     }

@@ -39,7 +39,7 @@ pub struct SessionId(pub u64);
 /// Why the node does not take a commit. Nothing of it is in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The log's buffer is full for the moment: park (`Wait::Room`) and try the command again.
+    /// The log's buffer is full for the moment: park (`Wait::LogSpace`) and try the command again.
     Busy,
     /// This node is a replica; the address for clients of the leader, when known.
     ReadOnly {
@@ -71,7 +71,7 @@ pub const COUNT_TIME_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// The log can take records again.
-    Room,
+    LogSpace,
     /// `Host::applied` has reached this LSN.
     Applied(Lsn),
     /// `Host::applied` has reached this LSN, or the node's role or epoch changed: what was seen may be lost.

@@ -339,7 +339,7 @@ pub struct Session {
     parked: Option<Parked>,
     /// The command in front waits for a state that is good enough, until then.
     reads_until: Option<Instant>,
-    /// The command in front waits for room in the log; a leader that may not answer says so then.
+    /// The command in front waits for space in the log; a leader that may not answer says so then.
     writes_until: Option<Instant>,
     closing: bool,
     /// Why the client has to be disconnected at once, without its replies.
@@ -647,8 +647,8 @@ impl Session {
                     self.push(Hold::Nothing, host);
                     return Step::Done;
                 }
-                self.parked = Some(Parked::for_room(until.filter(|_| !over)));
-                host.park(self.client.id, Wait::Room);
+                self.parked = Some(Parked::for_log_space(until.filter(|_| !over)));
+                host.park(self.client.id, Wait::LogSpace);
                 Step::Again
             }
             Err(refusal) => {

@@ -1,4 +1,4 @@
-//! A session that waits for something: room in the log, a state new enough to be read, replicas, an LSN, or entries of streams. Used by `session`, which asks
+//! A session that waits for something: space in the log, a state new enough to be read, replicas, an LSN, or entries of streams. Used by `session`, which asks
 //! again with `poll` whenever the node says that something may have changed.
 
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub struct Parked {
 
 #[derive(Debug)]
 enum What {
-    Room,
+    LogSpace,
     Readable(Wait),
     Applied(Lsn),
     Replicas { commit: Position, wanted: usize },
@@ -55,8 +55,8 @@ impl Parked {
     }
 
     /// Until the log takes records again, or `deadline`: then the command is executed again.
-    pub fn for_room(deadline: Option<Instant>) -> Parked {
-        Parked::new(What::Room, deadline)
+    pub fn for_log_space(deadline: Option<Instant>) -> Parked {
+        Parked::new(What::LogSpace, deadline)
     }
 
     /// Until the state is good enough for a read with this floor, or `deadline`: then the command is executed again.
@@ -126,7 +126,7 @@ impl Parked {
     /// What the node is asked to watch.
     pub fn wait(&self) -> Wait {
         match &self.what {
-            What::Room => Wait::Room,
+            What::LogSpace => Wait::LogSpace,
             What::Readable(wait) => wait.clone(),
             What::Applied(lsn) => Wait::Applied(*lsn),
             What::Replicas { .. } | What::Durable { .. } => Wait::Acknowledged,
@@ -155,7 +155,7 @@ impl Parked {
             return if answered { Ok(Some(Hold::Nothing)) } else { Err(self) };
         }
         match &self.what {
-            What::Room | What::Readable(_) => return Ok(None),
+            What::LogSpace | What::Readable(_) => return Ok(None),
             What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
             What::Applied(lsn) if over => {
                 let applied = host.applied();

@@ -24,7 +24,7 @@ pub struct Parking {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct News {
     /// The log takes records again.
-    pub room: bool,
+    pub log_space: bool,
     /// What the store holds now, when that moved.
     pub applied: Option<Lsn>,
     /// A replica acknowledged something, or the flushed LSN moved.
@@ -79,7 +79,7 @@ impl Parking {
     pub fn wake(&mut self, news: News, ready: &mut Vec<SessionId>) {
         self.waits.retain(|&session, wait| {
             let concerned = match wait {
-                Wait::Room => news.turned || news.room,
+                Wait::LogSpace => news.turned || news.log_space,
                 Wait::Applied(lsn) => news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Floor(lsn) => news.turned || news.applied.is_some_and(|applied| applied >= *lsn),
                 Wait::Fresh => news.turned || news.fresh || news.applied.is_some(),
@@ -122,13 +122,13 @@ mod tests {
     #[test]
     fn only_whom_the_news_concerns_is_woken() {
         let mut parking = Parking::default();
-        parking.park(SessionId(1), Wait::Room);
+        parking.park(SessionId(1), Wait::LogSpace);
         parking.park(SessionId(2), Wait::Applied(Lsn(10)));
         parking.park(SessionId(3), Wait::Acknowledged);
         let mut ready = Vec::new();
         parking.wake(News { applied: Some(Lsn(9)), ..News::default() }, &mut ready);
         assert_eq!(ready, []);
-        parking.wake(News { applied: Some(Lsn(10)), room: true, ..News::default() }, &mut ready);
+        parking.wake(News { applied: Some(Lsn(10)), log_space: true, ..News::default() }, &mut ready);
         ready.sort();
         assert_eq!(ready, [SessionId(1), SessionId(2)]);
         parking.unpark(SessionId(3));

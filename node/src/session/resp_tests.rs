@@ -100,7 +100,7 @@ fn what_is_not_the_protocol_is_told_in_redis_servers_words() {
 }
 
 #[test]
-fn a_client_that_has_not_authenticated_gets_little_room() {
+fn a_client_that_has_not_authenticated_gets_little_memory() {
     let strict = || {
         let mut parser = Parser::default();
         parser.unauthenticated = true;

@@ -163,7 +163,7 @@ fn commit_level_and_timeout_are_the_sessions_own() {
 fn leader_without_a_majority_answers_after_the_commit_timeout() {
     let (mut host, mut client) = pair();
     client.ask(&mut host, "COMMITTIMEOUT 100");
-    // One is in the log when the lease ends, the next finds no room for what cannot be answered.
+    // One is in the log when the lease ends, the next finds no space for what cannot be answered.
     client.send(&mut host, b"SET a 1\r\n");
     host.silent = Some("waiting for b, c".to_owned());
     host.refusal = Some(Refusal::Busy);
@@ -322,7 +322,7 @@ fn a_busy_log_parks_the_session_and_loses_nothing() {
     let (mut host, mut client) = pair();
     host.refusal = Some(Refusal::Busy);
     assert_eq!(client.send(&mut host, b"PING\r\nSET a 1\r\nGET a\r\nSET "), "+PONG\r\n");
-    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::Room));
+    assert_eq!(host.parked.get(&SessionId(1)), Some(&Wait::LogSpace));
     assert_eq!(client.send(&mut host, b"b 2\r\n"), "");
     assert_eq!(client.resume(&mut host), "", "still busy");
     host.refusal = None;

@@ -124,7 +124,7 @@ mod tests {
         let _answers = flood(&mut queue, 2 * JOBS_MAX, "10.0.0.1");
         assert_eq!(queue.len(), JOBS_MAX);
         let (good, answer) = job(99_999, "10.0.0.2");
-        let left_out = queue.push(good).expect("one of the flood makes room");
+        let left_out = queue.push(good).expect("one of the flood gives way");
         assert_eq!((left_out.session, queue.len()), (SessionId(JOBS_MAX as u64 - 1), JOBS_MAX));
         assert_eq!(queue.pop().map(|job| job.session), Some(SessionId(0)));
         assert_eq!(queue.pop().map(|job| job.session), Some(SessionId(99_999)));
@@ -151,7 +151,7 @@ mod tests {
         let mut queue = LoginQueue::default();
         drop(flood(&mut queue, JOBS_MAX, "10.0.0.1"));
         let kept = flood(&mut queue, 1, "10.0.0.1");
-        assert_eq!(queue.len(), 1, "they make room for the next one");
+        assert_eq!(queue.len(), 1, "they give way to the next one");
         assert!(queue.pop().is_some() && queue.pop().is_none());
         assert!(kept[0].get().is_none());
         drop(flood(&mut queue, 3, "10.0.0.1"));

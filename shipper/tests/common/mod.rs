@@ -145,8 +145,8 @@ impl Leader {
             let mut record = vec![self.records as u8; size];
             record[..8].copy_from_slice(&self.records.to_le_bytes());
             let started = Instant::now();
-            // As a node does: nothing is tried while the log says that it has no room.
-            while !self.log.has_room() || {
+            // As a node does: nothing is tried while the log says that it has no space.
+            while !self.log.has_capacity() || {
                 let appended = self.log.append(&record);
                 assert!(matches!(appended, Ok(_) | Err(AppendError::Busy)), "{appended:?}");
                 appended.is_err()

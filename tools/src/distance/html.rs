@@ -117,7 +117,7 @@ fn figure(out: &mut String, caption: &str, svg: &str) -> std::fmt::Result {
 }
 
 fn percentiles(profile: &ProfileResult) -> String {
-    // The axis is the share that is slower, so that the tail has room: 50 % is 2, 99 % is 100.
+    // The axis is the share that is slower, so that the tail is spread out: 50 % is 2, 99 % is 100.
     let place = |percentile: f64| 100.0 / (100.0 - percentile);
     let line = |(colour, level)| {
         let point = profile.point(level, profile.fewest_clients())?;

@@ -77,8 +77,8 @@ impl<T> DelayLine<T> {
         }
         let waiting = self.sending_time(self.way.buffer_bytes);
         // Without a rate nothing waits before the bottleneck, and neither does what was held back until `open_from`.
-        let room_from = self.idle_from.checked_sub(waiting).filter(|_| self.way.rate.is_some())?;
-        (room_from > now).then_some(room_from)
+        let place_from = self.idle_from.checked_sub(waiting).filter(|_| self.way.rate.is_some())?;
+        (place_from > now).then_some(place_from)
     }
 
     /// Lets an item of `bytes` enter.
@@ -89,7 +89,7 @@ impl<T> DelayLine<T> {
         self.push(now, content, bytes)
     }
 
-    /// Lets an item enter whether there is room or not: the end of a stream has no size and has to arrive.
+    /// Lets an item enter whether the queue is full or not: the end of a stream has no size and has to arrive.
     pub fn push(&mut self, now: Instant, content: T, bytes: u64) -> Fate {
         self.idle_from = self.idle_from.max(now) + self.sending_time(bytes);
         let mut due = self.idle_from + self.way.delay;
@@ -184,9 +184,9 @@ mod tests {
         let fates: Vec<Fate> = (0..5).map(|number| line.offer(now, number, 1500)).collect();
         assert_eq!(fates[..3], [Fate::Queued; 3]);
         assert_eq!(fates[3..], [Fate::Overflowed; 2]);
-        let room = line.full_until(now).unwrap();
-        assert_eq!(room, now + 12 * MS);
-        assert_eq!(line.offer(room, 9, 1500), Fate::Queued);
+        let from = line.full_until(now).unwrap();
+        assert_eq!(from, now + 12 * MS);
+        assert_eq!(line.offer(from, 9, 1500), Fate::Queued);
     }
 
     #[test]

@@ -232,7 +232,7 @@ impl Worker {
                 if !flow.read_all && !cut {
                     match flow.line.full_until(now) {
                         None => events |= PollFlags::POLLIN,
-                        Some(room_at) => sooner(room_at),
+                        Some(free_at) => sooner(free_at),
                     }
                 }
                 if !flow.blocked && !cut {
@@ -294,7 +294,7 @@ impl Worker {
         Some(Connection { ends: [near, far], flows })
     }
 
-    /// Reads what has come in one direction, as far as there is room for it.
+    /// Reads what has come in one direction, as far as there is space for it.
     fn receive(&mut self, index: usize, direction: Direction) {
         let connection = &mut self.connections[index];
         // Being polled for writing only, it is due again in `deliver`.

@@ -266,14 +266,14 @@ impl Connection {
                 }
                 self.inbox.resize(self.filled * 2, 0);
             }
-            let room = self.inbox.len() - self.filled;
+            let free = self.inbox.len() - self.filled;
             match socket.read(&mut self.inbox[self.filled..]) {
                 Ok(0) => return Err(std::io::Error::other("the node closed the connection")),
                 Ok(bytes) => {
                     self.filled += bytes;
                     self.take_answers(Instant::now(), stats)?;
                     // A short read emptied the socket; the next event comes with the next bytes.
-                    if bytes < room && matches!(self.socket, Some(Socket::Plain(_))) {
+                    if bytes < free && matches!(self.socket, Some(Socket::Plain(_))) {
                         return Ok(());
                     }
                 }

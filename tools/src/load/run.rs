@@ -250,7 +250,7 @@ pub fn execute(options: &Options) -> Result<Summary, Failure> {
     }
     drop(events_in);
     let collected = collect(options, &workload, &events, starts, connecting);
-    // After a failure the receiver goes first, so that no thread waits for room in the channel.
+    // After a failure the receiver goes first, so that no thread waits for a place in the channel.
     drop(events);
     for thread in threads {
         thread.join().map_err(|_| Failure::failed("a load thread panicked"))?;
