@@ -15,7 +15,7 @@ use walferry_engine::origin::Origin;
 use walferry_engine::reader::LogReader;
 use walferry_engine::recover::{Known, Recovery, recover};
 use walferry_engine::segment::{list_segments, run_start};
-use walferry_engine::watermark::Mark;
+use walferry_engine::watermark::Watermark;
 
 use crate::failure::{Failure, say};
 use walferry_node::units::ByteSize;
@@ -130,7 +130,7 @@ impl Log {
     /// What is known of it beside its frames. Beside a running node the mark is to be read before they are: the log may grow
     /// meanwhile, but never falls behind it.
     fn known(&self, data: &Path) -> Result<Known, Failure> {
-        let mark = Mark::load(data).map_err(Failure::failed)?;
+        let mark = Watermark::load(data).map_err(Failure::failed)?;
         Ok(Known { applied: self.start, mark, origin: self.origin })
     }
 

@@ -12,7 +12,7 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lock::DirLock;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::meta::Meta;
-use walferry_engine::watermark::{Mark, Marked};
+use walferry_engine::watermark::{KnownWatermark, Watermark};
 
 use crate::client::{Client, ClientError, Url};
 use crate::failure::{Failure, say};
@@ -105,9 +105,9 @@ fn force_stopped(data: &Path) -> Result<String, Failure> {
         return Err(refused(&format_args!("{name} is the only member of its cluster: start it")));
     }
     let history = EpochHistory::load(data).map_err(|error| refused(&error))?;
-    let flushed = match Mark::load(data).map_err(|error| refused(&error))? {
-        Marked::As(mark) => mark.bound(&history),
-        Marked::Never | Marked::Damaged => Lsn::ZERO,
+    let flushed = match Watermark::load(data).map_err(|error| refused(&error))? {
+        KnownWatermark::As(mark) => mark.bound(&history),
+        KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
     };
     let mut forced = state.forced(&name);
     let text = state.forced_text(&name, &forced);
