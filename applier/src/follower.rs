@@ -500,7 +500,7 @@ impl Follower {
             self.lost_commits += lost.records;
             if from > fork {
                 // A checkpoint that ends later would change the file that is kept, and what it is called after.
-                store.settle()?;
+                store.finish_checkpoint()?;
                 let kept = crate::snapshot::install::keep_store(&self.config.dir, store.durable_position())?;
                 tracing::warn!(
                     file = %kept.display(),

@@ -58,7 +58,7 @@ fn applying_waits_for_a_slow_checkpoint() {
     // The disk works again.
     while node.apply_some() != Applied::All {
         node.store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it goes beyond the commit LSN");
-        node.store.settle().expect("a checkpoint");
+        node.store.finish_checkpoint().expect("a checkpoint");
         assert!(node.store.overlay_bytes() <= bound());
     }
     assert!(node.store.get(&(keys - 1).to_be_bytes()).expect("read").is_some(), "all of it is there");
@@ -73,7 +73,7 @@ fn replay_of_a_long_log_stays_within_its_bound() {
         assert!(node.try_put(key, &VALUE));
         node.apply();
         node.store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("moved along");
-        node.store.settle().expect("a checkpoint");
+        node.store.finish_checkpoint().expect("a checkpoint");
     }
     drop(node);
     // As after its damage: the store is made anew from the log.
@@ -89,7 +89,7 @@ fn replay_of_a_long_log_stays_within_its_bound() {
         match applied {
             Applied::More => {}
             Applied::All => break,
-            Applied::Waits => node.store.settle().expect("a checkpoint"),
+            Applied::Waits => node.store.finish_checkpoint().expect("a checkpoint"),
         }
         turns += 1;
     }

@@ -3,7 +3,7 @@
 //!
 //! | step | what | a crash after it |
 //! |---|---|---|
-//! | Settle | looks whether the store's file holds what is to be cut; not before a checkpoint that is being written has ended | nothing was changed |
+//! | Checkpoint | looks whether the store's file holds what is to be cut; not before a checkpoint that is being written has ended | nothing was changed |
 //! | Keep | copies the frames that are to be cut into `lost/`, durably, and counts them | the next welcome keeps them again, under the same name |
 //! | History | makes the leader's epoch history durable: the frames are of no epoch of this log any more | recovery ends the log at the cut |
 //! | Log | lowers the durable watermark and forgets the frames | the same |
@@ -22,16 +22,16 @@ use crate::store::Store;
 /// One step; see the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    Settle,
+    Checkpoint,
     Keep,
     History,
     Log,
     Store,
 }
 
-const STEPS: [Step; 5] = [Step::Settle, Step::Keep, Step::History, Step::Log, Step::Store];
+const STEPS: [Step; 5] = [Step::Checkpoint, Step::Keep, Step::History, Step::Log, Step::Store];
 /// The deliberate bug: a crash after the history leaves frames that nobody keeps.
-const FORGETFUL_STEPS: [Step; 5] = [Step::Settle, Step::History, Step::Keep, Step::Log, Step::Store];
+const FORGETFUL_STEPS: [Step; 5] = [Step::Checkpoint, Step::History, Step::Keep, Step::Log, Step::Store];
 
 /// What is rewound, and to where.
 pub(crate) struct Rewind<'a> {
@@ -71,8 +71,8 @@ impl Rewind<'_> {
     fn steps(&mut self, steps: &[Step]) -> Result<Outcome, FollowError> {
         for step in steps {
             match step {
-                Step::Settle => {
-                    if let Some(obstacle) = self.settle()? {
+                Step::Checkpoint => {
+                    if let Some(obstacle) = self.wait_for_checkpoint()? {
                         return Ok(obstacle);
                     }
                 }
@@ -94,9 +94,9 @@ impl Rewind<'_> {
 
     /// What keeps the log from being cut: the store's file holds what the leader's log does not, which is more, or the same LSN
     /// of another epoch; or it may in a moment.
-    fn settle(&mut self) -> Result<Option<Outcome>, FollowError> {
+    fn wait_for_checkpoint(&mut self) -> Result<Option<Outcome>, FollowError> {
         let cuts_applied = self.start < self.store.applied();
-        if cuts_applied && self.store.is_writing()? && !mutants::is_on("settle-after-the-check") {
+        if cuts_applied && self.store.is_writing()? && !mutants::is_on("check-before-the-checkpoint") {
             return Ok(Some(Outcome::Writing));
         }
         let stored = self.store.durable_position();

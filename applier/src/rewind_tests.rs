@@ -129,7 +129,7 @@ fn store_of_another_epoch_below_the_fork_is_beyond_it() {
     let end = replica.log.sealed();
     replica.store.ask_for_checkpoint(end, true);
     replica.store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("handed to its thread");
-    replica.store.settle().expect("written");
+    replica.store.finish_checkpoint().expect("written");
     // As long as the leader's, whose frames before that LSN are of another epoch.
     let leads = history(&[(2, Lsn::ZERO)]);
     let mut lost_commits = 0;

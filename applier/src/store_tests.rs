@@ -189,10 +189,10 @@ fn check_range(view: &dyn View, key: &[u8], entries: &[(StreamId, Vec<u8>)], ran
 /// Waits for a checkpoint of everything.
 fn checkpoint(store: &mut Store) {
     store.poll_checkpoint(Lsn::MAX, Instant::now()).unwrap();
-    store.settle().unwrap();
+    store.finish_checkpoint().unwrap();
     store.freeze();
     store.poll_checkpoint(Lsn::MAX, Instant::now()).unwrap();
-    store.settle().unwrap();
+    store.finish_checkpoint().unwrap();
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_checkpoint_waits_for_the_commit_lsn_unless_memory_runs_out() {
     }
     assert!(store.overloaded());
     store.poll_checkpoint(Lsn::ZERO, Instant::now()).unwrap();
-    store.settle().unwrap();
+    store.finish_checkpoint().unwrap();
     assert!(store.durable_applied() > Lsn::ZERO, "memory is bounded even without confirmations");
 }
 
@@ -313,7 +313,7 @@ fn checkpoint_without_space_is_put_off_and_more_changes_refused() {
     assert!(store.overloaded(), "whoever applies waits as well");
     store.set_free(store.space_wanted());
     store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("begun");
-    store.settle().expect("a checkpoint");
+    store.finish_checkpoint().expect("a checkpoint");
     assert_eq!((store.durable_applied(), store.lacks_space(), store.space_wanted()), (log.end, None, 0));
     // What is appended to is written anew.
     log.seal(&[append("\0\0\0\0\0\0\0\0", b"x")]);
@@ -368,10 +368,10 @@ fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
 /// A checkpoint that is due is not written before its log is committed.
 fn assert_waits_for_the_commit_lsn(store: &mut Store, end: Lsn) {
     store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it waits");
-    store.settle().expect("nothing is written");
+    store.finish_checkpoint().expect("nothing is written");
     assert_eq!(store.durable_applied(), Lsn::ZERO);
     store.poll_checkpoint(end, Instant::now()).expect("it is written");
-    store.settle().expect("a checkpoint");
+    store.finish_checkpoint().expect("a checkpoint");
     assert_eq!(store.durable_applied(), end);
 }
 
@@ -416,14 +416,14 @@ fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
         let dir = temporary();
         let (mut store, log) = open_with_one_record(dir.path());
         store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("nothing to do");
-        store.settle().expect("nothing to do");
+        store.finish_checkpoint().expect("nothing to do");
         assert_eq!(store.durable_applied(), Lsn::ZERO, "it is far too small for one");
         store.ask_for_checkpoint(log.end, beyond);
         store.poll_checkpoint(Lsn::ZERO, Instant::now()).expect("it is written, or waits");
-        store.settle().expect("it is written, or waits");
+        store.finish_checkpoint().expect("it is written, or waits");
         assert_eq!(store.durable_applied() == log.end, beyond);
         store.poll_checkpoint(log.end, Instant::now()).expect("it is written");
-        store.settle().expect("it is written");
+        store.finish_checkpoint().expect("it is written");
         assert_eq!(store.durable_applied(), log.end);
     }
 }
@@ -452,7 +452,7 @@ fn checkpoint_comes_after_its_interval_though_little_changed() {
     store.poll_checkpoint(Lsn::MAX, begun + interval - Duration::from_millis(1)).expect("nothing to do yet");
     assert!(store.frozen.is_none());
     store.poll_checkpoint(Lsn::MAX, begun + interval).expect("it is written");
-    store.settle().expect("a checkpoint");
+    store.finish_checkpoint().expect("a checkpoint");
     assert_eq!((store.durable_applied(), store.checkpoints()), (log.end, 1));
     store.poll_checkpoint(Lsn::MAX, begun + interval * 9).expect("nothing to do");
     assert!(store.frozen.is_none() && store.next_timeout(begun).is_none(), "nothing changed since");
@@ -479,7 +479,7 @@ fn a_checkpoint_that_a_read_only_filesystem_took_does_not_count() {
     store.ask_for_checkpoint(log.end, false);
     let refused = store
         .poll_checkpoint(log.end, Instant::now())
-        .and_then(|()| store.settle())
+        .and_then(|()| store.finish_checkpoint())
         .expect_err("nothing is durable there");
     assert!(refused.to_string().contains("Read-only file system"), "{refused}");
     assert_eq!(store.durable_applied(), Lsn::ZERO, "the log before it is kept");
@@ -566,7 +566,7 @@ fn in_file(dir: &Path, values: &[(&str, &[u8])]) -> (Store, TestLog) {
     log.replay(&mut store);
     store.ask_for_checkpoint(log.end, true);
     store.poll_checkpoint(log.end, Instant::now()).expect("begun");
-    store.settle().expect("a checkpoint");
+    store.finish_checkpoint().expect("a checkpoint");
     assert_eq!((store.durable_applied(), store.overlay_bytes()), (log.end, 0));
     (store, log)
 }
@@ -608,7 +608,7 @@ fn append_costs_what_is_appended_and_not_the_value() {
     };
     check(&store);
     store.poll_checkpoint(log.end, Instant::now()).expect("begun");
-    store.settle().expect("a checkpoint");
+    store.finish_checkpoint().expect("a checkpoint");
     check(&store);
     store.close(log.end).expect("a checkpoint");
     check(&open(dir.path()));

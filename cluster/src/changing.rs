@@ -17,7 +17,7 @@ const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the register may take to move here as well, once a controller has answered.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
 /// A proposal whose fate is not known is followed by one that only counts the version up, again and again after this.
-const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+const END_PAUSE: Duration = Duration::from_millis(500);
 /// From a proposal that was not answered to the next.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -118,7 +118,7 @@ pub enum Next {
     /// What became of the change, once: the version in which it was seen. Its end may take longer.
     Told(Result<u64, ChangeError>),
     /// The register's quorum rule suffices again from this version on. The last word.
-    Settle(u64),
+    End(u64),
     /// The last word on a change whose quorum rule stayed the same.
     Over,
 }
@@ -136,7 +136,7 @@ enum Step {
     },
     Failed(ChangeError),
     /// The outcome was told; what is left to find out is looked for then.
-    Settling {
+    Ending {
         at: Instant,
     },
 }
@@ -195,7 +195,7 @@ impl Changing {
     pub fn timeout(&self) -> Option<Instant> {
         match &self.step {
             Step::Looking { at } => Some(*at),
-            Step::Settling { at } => self.open.map(|_| *at),
+            Step::Ending { at } => self.open.map(|_| *at),
             Step::Begun | Step::Ready | Step::Failed(_) => Some(self.until),
             Step::Proving | Step::Proposed => None,
         }
@@ -203,7 +203,7 @@ impl Changing {
 
     /// Why it is not known what became of a proposal, once its outcome was told; `None` when it is known.
     pub fn unknown(&self) -> Option<&str> {
-        let told = matches!(self.step, Step::Settling { .. }) && self.open.is_some();
+        let told = matches!(self.step, Step::Ending { .. }) && self.open.is_some();
         told.then_some(self.reason.as_str())
     }
 
@@ -218,14 +218,14 @@ impl Changing {
             }
             Step::Proving | Step::Proposed => return Next::Wait(None),
             Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Settling { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Settling { .. } if self.open.is_some() => {
+            Step::Ending { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
+            Step::Ending { .. } if self.open.is_some() => {
                 // Whichever of the two is taken, no other can be then.
-                self.step = Step::Settling { at: now + SETTLE_PAUSE };
+                self.step = Step::Ending { at: now + END_PAUSE };
                 return Next::Propose(Change { state: state.next() });
             }
-            Step::Settling { .. } if self.is_joint() => return Next::Settle(state.version),
-            Step::Settling { .. } => return Next::Over,
+            Step::Ending { .. } if self.is_joint() => return Next::End(state.version),
+            Step::Ending { .. } => return Next::Over,
             Step::Failed(error) => Err(error.clone()),
             Step::Ready | Step::Looking { .. } => self.propose(state, now),
         };
@@ -234,7 +234,7 @@ impl Changing {
             (self.step, self.open) = (Step::Proposed, Some(state.version));
             return Next::Propose(Change { state: next });
         }
-        self.step = Step::Settling { at: now + SETTLE_PAUSE };
+        self.step = Step::Ending { at: now + END_PAUSE };
         Next::Told(outcome.map(|_| state.version))
     }
 

@@ -77,7 +77,7 @@ fn both_terms_count_until_the_register_has_moved() {
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = next;
     assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
-    assert_eq!(scene.poll(), Next::Settle(scene.state.version));
+    assert_eq!(scene.poll(), Next::End(scene.state.version));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_is_not_proved_is_not_proposed() {
     assert!(matches!(scene.poll(), Next::Prove(_)));
     scene.changing.handle_proved(Err("d is behind".to_owned()), scene.now);
     assert_eq!(scene.error(), ChangeError::Unproved("d is behind".to_owned()));
-    assert_eq!(scene.poll(), Next::Settle(scene.state.version), "nothing was proposed");
+    assert_eq!(scene.poll(), Next::End(scene.state.version), "nothing was proposed");
 }
 
 #[test]
@@ -102,11 +102,11 @@ fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
     scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
     scene.now += RETRY_PAUSE;
     assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
-    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + SETTLE_PAUSE)), "it may still be taken");
+    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + END_PAUSE)), "it may still be taken");
     assert_eq!(scene.changing.unknown(), Some("no answer"));
     scene.state = first;
     assert_eq!(scene.changing.unknown(), Some("no answer"), "it has not looked");
-    assert_eq!(scene.poll(), Next::Settle(scene.state.version), "and was");
+    assert_eq!(scene.poll(), Next::End(scene.state.version), "and was");
 }
 
 /// The leader does not wait for a register that nothing else moves.
@@ -120,8 +120,8 @@ fn unknown_fate_is_found_out_by_a_change_of_nothing() {
     assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
     // Nobody controls the register for a while, and late answers change nothing.
     for _ in 0..3 {
-        assert_eq!(scene.poll(), Next::Wait(Some(scene.now + SETTLE_PAUSE)));
-        scene.now += SETTLE_PAUSE;
+        assert_eq!(scene.poll(), Next::Wait(Some(scene.now + END_PAUSE)));
+        scene.now += END_PAUSE;
         assert_eq!(scene.proposal(), scene.state.next());
         scene.changing.handle_answer(Err("nobody controls".to_owned()), scene.now);
         assert_eq!(scene.changing.unknown(), Some("nobody controls"));
@@ -148,7 +148,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.without_member(&name("c"), &[name("a"), name("b")].into()).expect("it may");
     assert_eq!(scene.error(), ChangeError::Overtaken);
-    assert_eq!(scene.poll(), Next::Settle(scene.state.version));
+    assert_eq!(scene.poll(), Next::End(scene.state.version));
     // Another epoch: the proof was another leader's.
     let mut scene = Scene::new(whole());
     scene.prove();

@@ -26,13 +26,13 @@ pub struct InSync {
     confirmed: Option<BTreeSet<MemberName>>,
     /// Members that left while the register may still come to hold them: a proposal with them is under way, or its fate is not
     /// known.
-    unsettled: BTreeSet<MemberName>,
+    unrecorded: BTreeSet<MemberName>,
 }
 
 impl InSync {
     /// An empty set; a replica leaves when it lags for longer than `lag_time_max`.
     pub fn new(lag_time_max: Duration) -> InSync {
-        InSync { lag_time_max, members: BTreeSet::new(), confirmed: None, unsettled: BTreeSet::new() }
+        InSync { lag_time_max, members: BTreeSet::new(), confirmed: None, unrecorded: BTreeSet::new() }
     }
 
     /// A leader starts: the replica was known to the one before, which may have counted it in. It stays a member until
@@ -48,13 +48,13 @@ impl InSync {
         if member && lag > self.lag_time_max {
             self.members.remove(name);
             if self.confirmed.is_some() {
-                self.unsettled.insert(name.clone());
+                self.unrecorded.insert(name.clone());
             }
             return Some(Change::Left);
         }
         if !member && may_join && lag <= self.lag_time_max {
             self.members.insert(name.clone());
-            self.unsettled.remove(name);
+            self.unrecorded.remove(name);
             return Some(Change::Joined);
         }
         None
@@ -63,7 +63,7 @@ impl InSync {
     /// The replica is no longer known.
     pub fn forget(&mut self, name: &MemberName) {
         self.members.remove(name);
-        self.unsettled.remove(name);
+        self.unrecorded.remove(name);
     }
 
     /// The register has these members. Until it follows what was observed here, a replica counts as a member when either says
@@ -73,14 +73,14 @@ impl InSync {
     }
 
     /// The register follows what was observed, and every proposal with other members has met its fate.
-    pub fn settle(&mut self) {
-        self.unsettled.clear();
+    pub fn record(&mut self) {
+        self.unrecorded.clear();
     }
 
     /// True for replicas that commits under `ALL` wait for: every set that the register holds, or may come to hold.
     pub fn contains(&self, name: &MemberName) -> bool {
         let confirmed = self.confirmed.as_ref().filter(|_| !mutants::is_on("shrink-at-once"));
-        let held = confirmed.is_some_and(|confirmed| confirmed.contains(name) || self.unsettled.contains(name));
+        let held = confirmed.is_some_and(|confirmed| confirmed.contains(name) || self.unrecorded.contains(name));
         self.members.contains(name) || held
     }
 

@@ -446,7 +446,7 @@ fn next_frame(
     }
 }
 
-/// What the frames behind a break say of it. One that proves it flushed settles the matter; else the first counts.
+/// What the frames behind a break say of it. One that proves it flushed decides; else the first counts.
 fn look_ahead(
     bytes: &mut impl LogBytes,
     broken: Lsn,

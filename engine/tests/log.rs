@@ -249,12 +249,12 @@ fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
         let mut appended = 0;
         loop {
             // With every write done and the next segment there, only the buffer can be what is short.
-            let settled = node.log.idle() && next_segment.exists() && node.log.hot_frame(Lsn::ZERO).is_some();
+            let quiet = node.log.idle() && next_segment.exists() && node.log.hot_frame(Lsn::ZERO).is_some();
             match node.log.append(&record) {
                 Ok(_) => appended += 1,
                 Err(error) => assert_eq!(error, AppendError::Busy),
             }
-            if settled && node.log.idle() {
+            if quiet && node.log.idle() {
                 return appended;
             }
             node.turn().expect("the disk works");

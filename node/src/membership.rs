@@ -41,7 +41,7 @@ struct Joint {
     /// Under which number the proof is reported; taken once it was.
     open: Option<u64>,
     /// The register's quorum rule suffices from this version on.
-    settled_at: Option<u64>,
+    ends_at: Option<u64>,
 }
 
 /// What a node keeps as a member of its cluster.
@@ -269,10 +269,10 @@ impl Node {
             Order::LeaderAddress(epoch, address) => self.member().leader_address = (epoch, address),
             Order::State(state) => self.take_state(*state)?,
             Order::Joint(id, quorum_rule) => self.begin_joint(id, quorum_rule),
-            Order::InSyncSettled(number) => self.settle_in_sync(number),
-            Order::Settled(version) => {
+            Order::InSyncRecorded(number) => self.record_in_sync(number),
+            Order::JointEnds(version) => {
                 if let Some(joint) = &mut self.member().joint {
-                    joint.settled_at = Some(version);
+                    joint.ends_at = Some(version);
                 }
             }
             Order::Drain(id, to) => {
@@ -346,7 +346,7 @@ impl Node {
             return self.report(Report::Proved(id, Err("it does not lead".to_owned())));
         };
         shipper.begin_joint(quorum_rule);
-        membership.joint = Some(Joint { until, open: Some(id), settled_at: None });
+        membership.joint = Some(Joint { until, open: Some(id), ends_at: None });
     }
 
     /// Reports the outcome of the proof that is under way, if it was not yet, and forgets it.
@@ -366,7 +366,7 @@ impl Node {
             membership.cluster.report(ThreadReport::Agent(Report::Proved(id, Ok(()))));
         }
         let given_up = joint.open.is_some() && now >= joint.until;
-        if given_up || joint.settled_at.is_some_and(|version| version <= membership.state.version) {
+        if given_up || joint.ends_at.is_some_and(|version| version <= membership.state.version) {
             let missing = shipper.sync_shortage().unwrap_or_else(|| "the replicas that stay are behind".to_owned());
             shipper.end_joint();
             self.end_joint(Err(format!(
@@ -412,13 +412,13 @@ impl Node {
     }
 
     /// The register has the in-sync set of a report, and no proposal can change it any more.
-    fn settle_in_sync(&mut self, number: u64) {
+    fn record_in_sync(&mut self, number: u64) {
         let (Role::Leader(shipper), Some(membership)) = (&mut self.role, &self.membership) else { return };
         let (epoch, newest, reported) = &membership.in_sync;
-        // What was observed since is another report, which will be settled by itself.
+        // What was observed since is another report, which will be recorded by itself.
         let current = *epoch == self.history.last_epoch() && *newest == number;
         if current && *reported == shipper.observed_in_sync() {
-            shipper.settle_in_sync();
+            shipper.record_in_sync();
         }
     }
 

@@ -245,7 +245,7 @@ fn log_start(data: &Path, segment_bytes: u64) -> Result<Lsn, DaemonError> {
 
 /// Looks whether the store is whole, and moves it away for a new one if it is not. True when a snapshot took the place of the whole
 /// directory's state.
-pub(super) fn settle_store(
+pub(super) fn recover_store(
     config: &NodeConfig,
     meta: &Meta,
     history: &EpochHistory,

@@ -95,7 +95,7 @@ impl Growing {
     }
 
     /// A read of this key as it was at some time.
-    pub fn look_settled(&mut self, key: &str, saw: Vec<String>) {
+    pub fn look_committed(&mut self, key: &str, saw: Vec<String>) {
         let saw = BTreeMap::from([(key.to_owned(), saw)]);
         self.looks.push(Look { asked: Asked { asked_us: 0, answered_us: None }, saw });
     }

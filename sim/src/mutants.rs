@@ -249,7 +249,7 @@ pub const ALL: &[Mutant] = &[
         few_in_sync,
     ),
     tuned(
-        "settle-after-the-check",
+        "check-before-the-checkpoint",
         "a rewind does not wait for the checkpoint that may hold what is cut",
         &[Fault::ThereAndBack],
         beyond_commits,

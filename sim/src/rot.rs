@@ -10,7 +10,7 @@ use walferry_engine::EpochHistory;
 use walferry_engine::log::LOG_DIR;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::reader::LogReader;
-use walferry_engine::watermark::{Mark, Marked};
+use walferry_engine::watermark::{KnownWatermark, Watermark};
 use walferry_node::simulated::Member;
 
 use crate::cluster::SEGMENT_BYTES;
@@ -30,9 +30,9 @@ pub struct Rot {
 
 /// Up to where a node that is down will know that its log was durable.
 pub fn known_durable(dir: &Path) -> Lsn {
-    match Mark::load(dir) {
-        Ok(Marked::As(mark)) => mark.durable,
-        Ok(Marked::Never | Marked::Damaged) | Err(_) => Lsn::ZERO,
+    match Watermark::load(dir) {
+        Ok(KnownWatermark::As(mark)) => mark.durable,
+        Ok(KnownWatermark::Never | KnownWatermark::Damaged) | Err(_) => Lsn::ZERO,
     }
 }
 
@@ -40,8 +40,8 @@ impl Rot {
     /// Flips a bit of one frame in the log of the node in `dir`, which is down; its log went from `start` to `end`. `None` where
     /// there is no frame to choose.
     pub fn begin(dir: &Path, (start, end): (Lsn, Lsn), history: EpochHistory, rng: &mut fastrand::Rng) -> Option<Rot> {
-        let end = match Mark::load(dir) {
-            Ok(Marked::As(mark)) => end.min(mark.bound(&history)),
+        let end = match Watermark::load(dir) {
+            Ok(KnownWatermark::As(mark)) => end.min(mark.bound(&history)),
             _ => return None,
         };
         let segment = Lsn(rng.u64(start.0..end.0.max(start.0 + 1))).segment(SEGMENT_BYTES);

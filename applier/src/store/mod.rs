@@ -432,7 +432,7 @@ impl Store {
 
     /// Forgets everything that is not in the file; the caller replays the log from `applied` on.
     pub fn rollback(&mut self) -> Result<(), StoreError> {
-        self.settle()?;
+        self.finish_checkpoint()?;
         (self.frozen, self.put_off) = (None, None);
         self.changed_since = None;
         self.active.clear();
@@ -459,7 +459,7 @@ impl Store {
     }
 
     /// Waits for the checkpoint that is being written, if one is. Whoever decides by what the file holds waits for it before.
-    pub fn settle(&mut self) -> Result<(), StoreError> {
+    pub fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
         if self.writes_checkpoint()
             && let Ok(outcome) = self.task.as_ref().expect("there until dropped").receive(&self.results)
         {
@@ -470,13 +470,13 @@ impl Store {
 
     /// Ends the store with a checkpoint, unless that would go beyond `committed`; then the log is replayed at the next start.
     pub fn close(mut self, committed: Lsn) -> Result<(), StoreError> {
-        self.settle()?;
+        self.finish_checkpoint()?;
         if self.frozen.is_none() && self.active.keys() > 0 {
             self.freeze();
         }
         // Where that has no space the log is replayed as well.
         self.poll_checkpoint(committed, world::now())?;
-        self.settle()
+        self.finish_checkpoint()
     }
 }
 

@@ -359,7 +359,7 @@ impl Net {
             }
             Order::Drain(id, _) => Report::Drained(id, Ok(())),
             Order::Joint(id, _) => Report::Proved(id, Ok(())),
-            Order::Settled(_) | Order::InSyncSettled(_) | Order::State(_) | Order::LeaderAddress(..) => return,
+            Order::JointEnds(_) | Order::InSyncRecorded(_) | Order::State(_) | Order::LeaderAddress(..) => return,
         };
         self.with(member, |agent, now| agent.handle_report(report, now));
     }
@@ -436,8 +436,8 @@ impl Net {
         let epoch = self.state.epoch;
         let led = self.run_until(20, |net| net.state.epoch > epoch && net.leader().is_some());
         assert!(led, "{history}: nobody leads after a restart of {members:?}; voters {:?}", self.voters);
-        let settled_voters = self.run_until(20, |net| net.voting(&net.voters) == net.voters.len());
-        assert!(settled_voters, "{history}: a vote was thrown away: {:?}", self.voters);
+        let voters_agree = self.run_until(20, |net| net.voting(&net.voters) == net.voters.len());
+        assert!(voters_agree, "{history}: a vote was thrown away: {:?}", self.voters);
     }
 }
 
@@ -735,7 +735,7 @@ fn leader_that_nobody_reaches_is_replaced_and_says_why() {
 
 /// No change is under way for ever: what became of it is found out once somebody answers.
 #[test]
-fn removal_without_an_answer_is_settled_and_others_follow() {
+fn removal_without_an_answer_is_resolved() {
     let mut net = Net::new("a b c", "d");
     let leader = net.leader().expect("a leader").to_string();
     let others = ["a", "b", "c"].into_iter().filter(|member| *member != leader).collect::<Vec<_>>();

@@ -52,7 +52,7 @@ pub(super) struct Leading {
     /// version, the proposal may be taken.
     in_sync_open: Option<(u64, bool)>,
     /// The report of which the node was told that the register has it.
-    in_sync_settled: Option<(Epoch, u64)>,
+    in_sync_recorded: Option<(Epoch, u64)>,
     /// After a change of the in-sync set that failed.
     in_sync_at: Instant,
     /// Since when no change of it was answered, and why.
@@ -67,7 +67,7 @@ impl Leading {
             wanted_in_sync: None,
             in_sync_changing: false,
             in_sync_open: None,
-            in_sync_settled: None,
+            in_sync_recorded: None,
             in_sync_at: now,
             in_sync_failing: None,
         }
@@ -233,7 +233,7 @@ impl Agent {
             (Some(next), _) => next,
             // Whether the last proposal is taken is not known. A register that stays as it is and counts one version more ends that.
             (None, Some(_)) => self.view.state.next(),
-            (None, None) => return self.settle_in_sync(report),
+            (None, None) => return self.record_in_sync(report),
         };
         self.leading.in_sync_changing = true;
         self.leading.in_sync_open = Some((version, false));
@@ -242,10 +242,10 @@ impl Agent {
     }
 
     /// The node is told once that the register has what it reported. A change of the members may bring a member in as well.
-    fn settle_in_sync(&mut self, report: (Epoch, u64)) {
-        if self.leading.in_sync_settled != Some(report) && self.changes_rest() {
-            self.leading.in_sync_settled = Some(report);
-            self.order(Order::InSyncSettled(report.1));
+    fn record_in_sync(&mut self, report: (Epoch, u64)) {
+        if self.leading.in_sync_recorded != Some(report) && self.changes_rest() {
+            self.leading.in_sync_recorded = Some(report);
+            self.order(Order::InSyncRecorded(report.1));
         }
     }
 

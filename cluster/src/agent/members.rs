@@ -380,8 +380,8 @@ impl Agent {
                     self.ask_controller(ask, CHANGE_TIME_MAX, Purpose::Members, now);
                 }
                 Next::Told(outcome) => self.changed(outcome, now),
-                Next::Settle(version) => {
-                    self.order(Order::Settled(version));
+                Next::End(version) => {
+                    self.order(Order::JointEnds(version));
                     self.end_changing();
                 }
                 Next::Over => self.end_changing(),

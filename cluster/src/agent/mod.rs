@@ -158,9 +158,9 @@ pub enum Order {
     /// why it is not; then they are no longer needed.
     Joint(u64, QuorumRule),
     /// From this version of the register on its own quorum rule suffices again.
-    Settled(u64),
+    JointEnds(u64),
     /// The register has the in-sync set of the report with this number, and nothing that was proposed before can change it.
-    InSyncSettled(u64),
+    InSyncRecorded(u64),
     /// The register moved.
     State(Box<ClusterState>),
     /// Where clients of the leader of this epoch connect.

@@ -125,7 +125,7 @@ impl Log {
         check_sizes(&log_dir, &config)?;
         // Before recovery looks: what it reads must come from the disk, not from pages that a failed flush of an
         // earlier process left behind as if they were clean.
-        settle(&log_dir, &config, replay_from, Lsn::MAX, true)?;
+        flush_segments(&log_dir, &config, replay_from, Lsn::MAX, true)?;
         let origin = Origin::load(&config.dir)?;
         let known = Known { applied: replay_from, mark: Watermark::load(&config.dir)?, origin };
         let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
@@ -134,7 +134,7 @@ impl Log {
             mender.clear(*from, *to).map_err(io_error("clear padding in", &log_dir))?;
         }
         // What was read back is not thereby durable.
-        settle(&log_dir, &config, replay_from, recovery.end, false)?;
+        flush_segments(&log_dir, &config, replay_from, recovery.end, false)?;
         let on_disk = OnDisk::find(&log_dir, &config, recovery.end)?;
         let mut log = Log::assemble(config, lock, on_disk, &recovery, history, ring, waker)?;
         log.origin = origin.map_or(Lsn::ZERO, |origin| origin.lsn);
@@ -219,7 +219,7 @@ fn check_sizes(log_dir: &Path, config: &LogConfig) -> Result<(), LogError> {
 }
 
 /// Flushes the segments that hold `from..=until`, and the directory. With `forget` the page cache lets them go.
-fn settle(log_dir: &Path, config: &LogConfig, from: Lsn, until: Lsn, forget: bool) -> Result<(), LogError> {
+fn flush_segments(log_dir: &Path, config: &LogConfig, from: Lsn, until: Lsn, forget: bool) -> Result<(), LogError> {
     let numbers = list_segments(log_dir).map_err(io_error("list", log_dir))?;
     // Recovery looks at the frame before as well: its crc is part of the chain.
     let before = Lsn(from.0.saturating_sub(1));

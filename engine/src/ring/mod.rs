@@ -231,7 +231,7 @@ impl Ring {
             return Ok(());
         }
         let result = self.uring.submit();
-        self.settle(result)
+        self.take_result(result)
     }
 
     /// Hands every queued entry to the kernel and waits for at least one completion, at most `timeout`.
@@ -250,10 +250,10 @@ impl Ring {
                 self.uring.submitter().submit_with_args(1, &args)
             }
         };
-        self.settle(result)
+        self.take_result(result)
     }
 
-    fn settle(&mut self, result: io::Result<usize>) -> io::Result<()> {
+    fn take_result(&mut self, result: io::Result<usize>) -> io::Result<()> {
         let Err(error) = result else { return Ok(()) };
         match error.raw_os_error() {
             Some(libc::ETIME | libc::EINTR) => Ok(()),

@@ -45,7 +45,7 @@ impl Node {
                 (Applied::Waits, Some(text)) => {
                     return Err(DaemonError::ReplayLacksSpace(text));
                 }
-                (Applied::Waits, None) => self.store.settle()?,
+                (Applied::Waits, None) => self.store.finish_checkpoint()?,
             }
         }
     }

@@ -113,8 +113,8 @@ impl CommitPath for Node {
         self.queue.hold(session, level, lsn);
     }
 
-    fn hold_settled(&mut self, session: SessionId, lsn: Lsn) {
-        self.queue.hold_settled(session, lsn);
+    fn hold_committed(&mut self, session: SessionId, lsn: Lsn) {
+        self.queue.hold_committed(session, lsn);
     }
 
     fn park(&mut self, session: SessionId, wait: Wait) {

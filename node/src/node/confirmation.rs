@@ -9,7 +9,7 @@ use crate::config::OnSyncLoss;
 use crate::node::{Node, Role};
 
 /// A new leader's sync set is not called lost before this.
-const SETTLE_TIME: Duration = Duration::from_secs(1);
+const SYNC_SET_GRACE_TIME: Duration = Duration::from_secs(1);
 /// A leader that no majority of the members confirms answers its writes after so long, unless `commit_timeout` says otherwise.
 const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -34,9 +34,10 @@ impl Node {
     pub(super) fn watch_sync_set(&mut self) {
         let Role::Leader(shipper) = &self.role else { return };
         // The replicas of a leader that was just chosen are on their way to it.
-        let settling = self.membership.is_some() && self.clock.now.duration_since(self.leadership.since) < SETTLE_TIME;
+        let is_new =
+            self.membership.is_some() && self.clock.now.duration_since(self.leadership.since) < SYNC_SET_GRACE_TIME;
         match (shipper.sync_shortage(), &self.leadership.sync_loss) {
-            (Some(_), None) if settling => {}
+            (Some(_), None) if is_new => {}
             (Some(text), None) => {
                 let degraded = match self.config.on_sync_loss {
                     OnSyncLoss::Degrade(level) => Some(level),

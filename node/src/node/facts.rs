@@ -66,8 +66,8 @@ impl DataView for Node {
         self.store.applied()
     }
 
-    fn settled(&self) -> Lsn {
-        self.settled_at()
+    fn committed_here(&self) -> Lsn {
+        self.committed_and_applied()
     }
 
     fn history(&self) -> &EpochHistory {

@@ -160,13 +160,13 @@ pub(super) fn open_repaired(
     ring: &mut Ring,
     waker: &Waker,
 ) -> Result<Opened, DaemonError> {
-    let settle = || -> Result<(Meta, EpochHistory), DaemonError> {
+    let load = || -> Result<(Meta, EpochHistory), DaemonError> {
         Ok((crate::data_dir::open_or_init(config)?, EpochHistory::load(&config.data)?))
     };
-    let (mut meta, mut history) = settle()?;
-    if repair::settle_store(config, &meta, &history, tls, &mut repaired, waker)? {
+    let (mut meta, mut history) = load()?;
+    if repair::recover_store(config, &meta, &history, tls, &mut repaired, waker)? {
         // A snapshot in the place of a damaged store brings its leader's epochs.
-        (meta, history) = settle()?;
+        (meta, history) = load()?;
     }
     let log_config = LogConfig {
         dir: config.data.clone(),

@@ -34,7 +34,7 @@ impl Node {
     pub(crate) fn release(&mut self, ready: &mut Vec<SessionId>) {
         let mut queue = std::mem::take(&mut self.queue);
         queue.release(|level| self.released_at(level), ready);
-        queue.release_settled(|| self.settled_at(), ready);
+        queue.release_committed(|| self.committed_and_applied(), ready);
         self.queue = queue;
         self.wake_readers(ready);
         if self.parking.is_empty() {
@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// What readers of committed state may be told.
-    pub(super) fn settled_at(&self) -> Lsn {
+    pub(super) fn committed_and_applied(&self) -> Lsn {
         if self.may_speak() { self.committed().min(self.store.applied()) } else { Lsn::ZERO }
     }
 

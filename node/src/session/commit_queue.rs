@@ -45,7 +45,7 @@ impl CommitQueue {
     }
 
     /// `session` holds a reply until what readers of committed state may be told has reached `lsn`.
-    pub fn hold_settled(&mut self, session: SessionId, lsn: Lsn) {
+    pub fn hold_committed(&mut self, session: SessionId, lsn: Lsn) {
         wait(&mut self.readers, session, lsn);
     }
 
@@ -54,10 +54,10 @@ impl CommitQueue {
         self.readers.is_empty() && self.waiting.iter().all(VecDeque::is_empty)
     }
 
-    /// As `release`, for readers of committed state. `settled` is only called when somebody waits.
-    pub fn release_settled(&mut self, settled: impl Fn() -> Lsn, ready: &mut Vec<SessionId>) {
+    /// As `release`, for readers of committed state. `committed` is only called when somebody waits.
+    pub fn release_committed(&mut self, committed: impl Fn() -> Lsn, ready: &mut Vec<SessionId>) {
         if !self.readers.is_empty() {
-            leave(&mut self.readers, settled(), ready);
+            leave(&mut self.readers, committed(), ready);
         }
     }
 
@@ -91,11 +91,11 @@ mod tests {
         assert_eq!(ready, [SessionId(1)]);
         queue.release(|_| Lsn(40), &mut ready);
         assert_eq!(ready, [SessionId(1), SessionId(1), SessionId(2)]);
-        queue.hold_settled(SessionId(3), Lsn(50));
+        queue.hold_committed(SessionId(3), Lsn(50));
         queue.release(|_| Lsn(60), &mut ready);
-        queue.release_settled(|| Lsn(49), &mut ready);
+        queue.release_committed(|| Lsn(49), &mut ready);
         assert_eq!(ready.len(), 3);
-        queue.release_settled(|| Lsn(50), &mut ready);
+        queue.release_committed(|| Lsn(50), &mut ready);
         assert_eq!(ready[3..], [SessionId(3)]);
     }
 }

@@ -274,7 +274,7 @@ pub trait DataView {
     fn applied(&self) -> Lsn;
     /// Readers may be told up to this LSN what survives a failover: confirmed by the sync policy, and applied here. Zero for a
     /// leader that may not speak.
-    fn settled(&self) -> Lsn;
+    fn committed_here(&self) -> Lsn;
     /// The epochs of this node's log.
     fn history(&self) -> &EpochHistory;
     /// The cluster; 0 until the node has met one.
@@ -315,8 +315,8 @@ pub trait CommitPath {
     fn unconfirmed_by(&self, lsn: Lsn, level: CommitLevel) -> String;
     /// Call `Session::release` when `released(level) >= lsn`.
     fn hold(&mut self, session: SessionId, level: CommitLevel, lsn: Lsn);
-    /// Call `Session::release` when `settled() >= lsn`.
-    fn hold_settled(&mut self, session: SessionId, lsn: Lsn);
+    /// Call `Session::release` when `committed_here() >= lsn`.
+    fn hold_committed(&mut self, session: SessionId, lsn: Lsn);
     /// Call `Session::resume` when this may have come.
     fn park(&mut self, session: SessionId, wait: Wait);
     /// The session no longer waits (its deadline passed, or what it waited for was there).

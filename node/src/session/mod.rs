@@ -43,7 +43,7 @@ use self::command::transaction::{self, Transaction, Watched};
 use self::command::view::View;
 use self::command::{Outcome, Run, Spec, Writer};
 use self::host::{Host, Refusal, SessionId, Wait};
-use self::outbox::{Acknowledged, Hold, Outbox, Settling};
+use self::outbox::{Acknowledged, CommittedReads, Hold, Outbox};
 use self::parked::Parked;
 use self::reading::{Facts, Guarantee, Missing, Mode, Position, Strong, Verdict};
 use self::resp::{
@@ -250,10 +250,10 @@ impl Client {
             false => (View::durable(host), host.applied()),
         };
         let position = Position::at(at, host.history());
-        let settled = !matches!(self.mode, Mode::Committed | Mode::Strong) || host.settled() >= at;
-        if !settled {
+        let committed = !matches!(self.mode, Mode::Committed | Mode::Strong) || host.committed_here() >= at;
+        if !committed {
             self.seen = self.seen.max(position);
-            return (view, Hold::Settled(position));
+            return (view, Hold::Committed(position));
         }
         self.see(position);
         (view, if pending { Hold::Seen(at) } else { Hold::Nothing })
@@ -266,11 +266,11 @@ impl Client {
     }
 
     /// What was read of a state that was not committed yet was told, or was not.
-    fn settle(&mut self, settling: Settling) {
-        if settling.untold {
+    fn note_committed(&mut self, reads: CommittedReads) {
+        if reads.untold {
             self.seen = self.firm;
         }
-        if let Some(position) = settling.told {
+        if let Some(position) = reads.told {
             self.see(position);
         }
     }
@@ -564,11 +564,11 @@ impl Session {
 
     fn push(&mut self, hold: Hold, host: &mut dyn Host) {
         let timeout = match hold {
-            Hold::Settled(_) => Some(self.client.read_timeout),
+            Hold::Committed(_) => Some(self.client.read_timeout),
             _ => self.client.commit_timeout,
         };
         self.outbox.push(hold, timeout, self.client.id, host);
-        self.client.settle(self.outbox.take_settling());
+        self.client.note_committed(self.outbox.take_committed_reads());
     }
 
     fn refuse_large(&mut self, host: &mut dyn Host) {
@@ -802,7 +802,7 @@ impl Session {
 
     fn release_held(&mut self, host: &mut dyn Host) {
         self.outbox.release(self.client.id, host);
-        self.client.settle(self.outbox.take_settling());
+        self.client.note_committed(self.outbox.take_committed_reads());
     }
 
     /// What the session waits for may have come, or its deadline has passed, or its output drained.
@@ -850,7 +850,7 @@ impl Session {
     /// The node no longer answers commits (it stepped down, or its log stopped): held replies become `-UNCERTAIN` and leave.
     pub fn abandon(&mut self, reason: &str) {
         self.outbox.abandon(reason);
-        self.client.settle(self.outbox.take_settling());
+        self.client.note_committed(self.outbox.take_committed_reads());
     }
 
     /// When `resume` must be called at the latest.

@@ -34,7 +34,7 @@ pub enum Hold {
     /// It tells of changes that are not durable yet: until `Local` has reached this LSN.
     Seen(Lsn),
     /// It tells what has to survive a failover: until that is committed.
-    Settled(Position),
+    Committed(Position),
     /// It confirms this commit: until the level has reached it.
     Commit(CommitLevel, Lsn),
 }
@@ -77,12 +77,12 @@ pub struct Outbox {
     /// What was acknowledged last.
     pub acknowledged: Option<Acknowledged>,
     /// What became of reads of committed state since the session asked.
-    settling: Settling,
+    committed_reads: CommittedReads,
 }
 
 /// What became of reads that were held until they are committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settling {
+pub struct CommittedReads {
     /// The newest that was told.
     pub told: Option<Position>,
     /// Some were not told: what they would have shown was not seen.
@@ -90,10 +90,10 @@ pub struct Settling {
 }
 
 impl Hold {
-    /// For commit levels; what is to be settled has a queue of its own.
+    /// For commit levels; what has to be committed has a queue of its own.
     fn target(self) -> Option<(CommitLevel, Lsn)> {
         match self {
-            Hold::Nothing | Hold::Settled(_) => None,
+            Hold::Nothing | Hold::Committed(_) => None,
             Hold::Seen(lsn) => Some((CommitLevel::Local, lsn)),
             Hold::Commit(level, lsn) => Some((level, lsn)),
         }
@@ -105,7 +105,7 @@ fn abandoned(hold: Hold, reason: &str) -> String {
     match hold {
         Hold::Nothing => String::new(),
         Hold::Seen(lsn) => format!("UNCERTAIN what was read is durable only at {lsn}: {reason}"),
-        Hold::Settled(Position { lsn, .. }) => {
+        Hold::Committed(Position { lsn, .. }) => {
             format!("UNCOMMITTED what was read is not committed up to {lsn}: {reason}")
         }
         Hold::Commit(_, lsn) => format!("UNCERTAIN the commit at {lsn} is not confirmed: {reason}"),
@@ -118,7 +118,7 @@ impl Outbox {
         self.reply.finish();
         let bytes = self.reply.written();
         match hold.target() {
-            None if matches!(hold, Hold::Settled(_)) => {}
+            None if matches!(hold, Hold::Committed(_)) => {}
             None if self.parts.is_empty() => {
                 self.ready += bytes;
                 return;
@@ -138,11 +138,11 @@ impl Outbox {
         let at = host.now();
         let deadline = match hold {
             Hold::Commit(CommitLevel::Off, _) | Hold::Nothing => None,
-            Hold::Commit(..) | Hold::Seen(_) | Hold::Settled(_) => timeout.map(|timeout| at + timeout),
+            Hold::Commit(..) | Hold::Seen(_) | Hold::Committed(_) => timeout.map(|timeout| at + timeout),
         };
         self.parts.push_back(Part { bytes, hold, at, deadline, overdue: false });
-        if let Hold::Settled(position) = hold {
-            host.hold_settled(id, position.lsn);
+        if let Hold::Committed(position) = hold {
+            host.hold_committed(id, position.lsn);
             if timeout == Some(Duration::ZERO) {
                 // It is not waited for at all.
                 self.release(id, host);
@@ -172,15 +172,15 @@ impl Outbox {
     pub fn release(&mut self, id: SessionId, host: &mut dyn Host) {
         let mut known: Option<(CommitLevel, Lsn)> = None;
         while let Some(part) = self.parts.front().copied() {
-            if let Hold::Settled(position) = part.hold {
-                let settled = host.settled();
-                if settled >= position.lsn {
-                    self.settling.told = self.settling.told.max(Some(position));
+            if let Hold::Committed(position) = part.hold {
+                let committed = host.committed_here();
+                if committed >= position.lsn {
+                    self.committed_reads.told = self.committed_reads.told.max(Some(position));
                 } else if part.deadline.is_some_and(|deadline| host.now() >= deadline) {
-                    self.settling.untold = true;
+                    self.committed_reads.untold = true;
                     let lsn = position.lsn;
                     self.replace(format_args!(
-                        "UNCOMMITTED what was read reaches up to {lsn}, and is committed up to {settled} only; a failover may \
+                        "UNCOMMITTED what was read reaches up to {lsn}, and is committed up to {committed} only; a failover may \
                          take it back"
                     ));
                 } else {
@@ -272,7 +272,7 @@ impl Outbox {
     pub fn abandon(&mut self, reason: &str) {
         while let Some(part) = self.parts.front() {
             let hold = part.hold;
-            self.settling.untold |= matches!(hold, Hold::Settled(_));
+            self.committed_reads.untold |= matches!(hold, Hold::Committed(_));
             if hold != Hold::Nothing {
                 self.replace(abandoned(hold, reason));
             }
@@ -282,8 +282,8 @@ impl Outbox {
     }
 
     /// What became of reads that were held until they are committed, told once.
-    pub fn take_settling(&mut self) -> Settling {
-        std::mem::take(&mut self.settling)
+    pub fn take_committed_reads(&mut self) -> CommittedReads {
+        std::mem::take(&mut self.committed_reads)
     }
 
     /// When the front reply becomes `-UNCERTAIN` or `-UNCOMMITTED`.

@@ -310,7 +310,7 @@ fn a_committed_read_is_held_until_no_failover_takes_it_back() {
     writer.ask(&mut host, "SET a 2");
     let second = host.applied();
     assert_eq!(client.send(&mut host, b"GET a\r\nSESSION\r\n"), "");
-    assert_eq!(host.settled_holds, [second]);
+    assert_eq!(host.committed_holds, [second]);
     host.committed = Some(second);
     client.session.release(&mut host);
     assert_eq!(client.output(), format!("$1\r\n2\r\n${}\r\nw1.9f31c2aa.7.{second}\r\n", 14 + second.to_string().len()));
@@ -345,7 +345,7 @@ fn a_strong_read_sees_every_commit_that_was_answered() {
     writer.send(&mut host, b"SET a 2\r\n");
     assert_eq!(client.send(&mut host, b"GET a\r\n"), "", "not durable, not committed: not told yet");
     let seen = host.last_commit();
-    assert_eq!(host.settled_holds, [seen]);
+    assert_eq!(host.committed_holds, [seen]);
     host.flush();
     client.session.release(&mut host);
     assert_eq!(client.output(), "", "not committed");

@@ -53,7 +53,7 @@ pub struct TestHost {
     /// Every hold that sessions asked for.
     pub holds: Vec<(CommitLevel, Lsn)>,
     /// Every hold of a reader of committed state.
-    pub settled_holds: Vec<Lsn>,
+    pub committed_holds: Vec<Lsn>,
     /// What sessions wait for.
     pub parked: BTreeMap<SessionId, Wait>,
     /// Set on a replica.
@@ -112,7 +112,7 @@ impl TestHost {
             degraded: None,
             refusal: None,
             holds: Vec::new(),
-            settled_holds: Vec::new(),
+            committed_holds: Vec::new(),
             parked: BTreeMap::new(),
             facts: NodeFacts::default(),
             rows: Vec::new(),
@@ -165,7 +165,7 @@ impl TestHost {
         self.store.ask_for_checkpoint(self.flushed, true);
         while self.store.durable_applied() < self.flushed {
             self.store.poll_checkpoint(Lsn::MAX, Instant::now()).expect("a checkpoint");
-            self.store.settle().expect("a checkpoint");
+            self.store.finish_checkpoint().expect("a checkpoint");
         }
     }
 
@@ -240,7 +240,7 @@ impl DataView for TestHost {
         self.flushed
     }
 
-    fn settled(&self) -> Lsn {
+    fn committed_here(&self) -> Lsn {
         self.committed.unwrap_or(Lsn::MAX).min(self.flushed)
     }
 
@@ -337,8 +337,8 @@ impl CommitPath for TestHost {
         self.holds.push((level, lsn));
     }
 
-    fn hold_settled(&mut self, _: SessionId, lsn: Lsn) {
-        self.settled_holds.push(lsn);
+    fn hold_committed(&mut self, _: SessionId, lsn: Lsn) {
+        self.committed_holds.push(lsn);
     }
 
     fn park(&mut self, session: SessionId, wait: Wait) {

@@ -102,7 +102,7 @@ impl Image {
     }
 
     /// Makes a write part of the base.
-    fn settle(&mut self, write: &Write) {
+    fn make_durable(&mut self, write: &Write) {
         let at = write.offset as usize;
         write.content.copy(0, &mut self.base[at..at + write.content.len()]);
     }
@@ -202,7 +202,7 @@ impl Cuts {
         image.reset();
         let flushed = Trace { flushes: self.flushes.clone(), ..Trace::default() }.flushed(at);
         while self.ahead.front().is_some_and(|write| write.answered.is_some_and(|answered| answered < flushed)) {
-            image.settle(&self.ahead.pop_front().expect("there is one"));
+            image.make_durable(&self.ahead.pop_front().expect("there is one"));
         }
         let here = self.ahead.iter().chain(&self.unanswered).filter(|write| write.arrived <= at).cloned();
         let rest = Trace { writes: here.collect(), flushes: self.flushes.clone(), bytes: 0 };

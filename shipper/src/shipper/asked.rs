@@ -103,8 +103,8 @@ impl Shipper {
     }
 
     /// The register has what was observed, and no proposal can bring back a replica that left meanwhile.
-    pub fn settle_in_sync(&mut self) {
-        self.in_sync.settle();
+    pub fn record_in_sync(&mut self) {
+        self.in_sync.record();
         self.moved = true;
     }
 

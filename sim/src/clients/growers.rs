@@ -39,7 +39,7 @@ pub(super) enum Step {
         keys: Vec<String>,
     },
     /// A read of what is committed, of what was there lately.
-    Settled {
+    Committed {
         key: String,
     },
     LookBack {
@@ -84,7 +84,7 @@ impl Client {
             }
             (Kind::Settled, _) => {
                 let key = self.key('g');
-                (Step::Settled { key: key.clone() }, vec![get(&key)])
+                (Step::Committed { key: key.clone() }, vec![get(&key)])
             }
             (Kind::Watcher, 0 | 1) | (Kind::Grower, 0..3) => {
                 let sort = if self.kind == Kind::Watcher { 'w' } else { 'g' };
@@ -157,7 +157,7 @@ impl Client {
                 let saw: BTreeMap<_, _> = keys.into_iter().zip(values.iter().map(seen)).collect();
                 told.growing.look(saw, asked_us, now_us);
             }
-            (Step::Settled { key }, value) if is_value(value) => told.growing.look_settled(&key, seen(value)),
+            (Step::Committed { key }, value) if is_value(value) => told.growing.look_committed(&key, seen(value)),
             (Step::LookBack { key, as_of_us }, value) if is_value(value) => {
                 told.growing.look_back(&key, seen(value), as_of_us);
             }
@@ -166,7 +166,7 @@ impl Client {
                 self.watched = Some((key, upon));
                 self.rest_us = Some(self.rng.u64(0..self.tempo.watch_us));
             }
-            (Step::Watch { .. } | Step::Look { .. } | Step::Settled { .. } | Step::LookBack { .. }, _) => {}
+            (Step::Watch { .. } | Step::Look { .. } | Step::Committed { .. } | Step::LookBack { .. }, _) => {}
         }
         let failed = replies.iter().find_map(Value::error);
         match failed {

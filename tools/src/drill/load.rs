@@ -144,7 +144,7 @@ impl Load {
             losses.push((*level, keys, bound));
         }
         let mut client = cluster.leader_client()?;
-        settle(&mut client)?;
+        commit_last(&mut client)?;
         let loss = |(level, keys, bound): (CommitLevel, Vec<String>, usize)| {
             let lost = missing(&mut client, &keys)?;
             Ok(Loss { level, acknowledged: keys.len(), lost, bound })
@@ -169,9 +169,9 @@ impl Load {
 
 /// Waits until everything that the leader has acknowledged can be read there: what it answered at `off` becomes visible
 /// when it is durable, and a later commit at `local` is after that.
-pub fn settle(client: &mut Client) -> Result<(), Failure> {
+pub fn commit_last(client: &mut Client) -> Result<(), Failure> {
     client.call(&["COMMITLEVEL", CommitLevel::Local.name()]).map_err(Failure::failed)?;
-    client.call(&["SET", "drill:settled", "1"]).map_err(Failure::failed).map(drop)
+    client.call(&["SET", "drill:last", "1"]).map_err(Failure::failed).map(drop)
 }
 
 /// Those of the keys that are not there.

@@ -7,7 +7,7 @@ use walferry_cluster::level::CommitLevel;
 
 use super::cluster::{Cluster, Split};
 use super::fault::Fault;
-use super::load::{Loss, Losses, missing, settle};
+use super::load::{Loss, Losses, commit_last, missing};
 use super::outage::quantile;
 use super::sessions::Reads;
 use super::soak::Soak;
@@ -192,7 +192,7 @@ impl Report {
         cluster: &Cluster,
     ) -> Result<(), Failure> {
         let mut client = cluster.leader_client()?;
-        settle(&mut client)?;
+        commit_last(&mut client)?;
         for (level, keys) in keys {
             self.total.push((level, keys.len(), missing(&mut client, &keys)?.len()));
         }

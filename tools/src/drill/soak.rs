@@ -1,5 +1,5 @@
 //! What must not grow in a long drill: each node's memory and file descriptors, and segments that nothing needs. Takes a sample
-//! of every process before each fault; judges them at the end. A process that was started again counts anew, once it has settled.
+//! of every process before each fault; judges them at the end. A process that was started again counts anew, after the warm-up.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -132,7 +132,7 @@ impl Soak {
         self.verified = own.names().iter().map(verify).collect();
     }
 
-    /// What settled processes had after the warm-up, in order; of one node or of all.
+    /// What processes had after the warm-up, in order; of one node or of all.
     fn judged(&self, name: Option<&str>, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
         let warm = self.warm();
         let settled = |sample: &&Sample| sample.at >= warm && sample.age >= SETTLED_AGE;
