@@ -35,7 +35,7 @@ pub enum Kind {
     /// Reads what others append at `READ AT MOST`, on any node.
     Recent,
     /// The same at `READ COMMITTED`.
-    Settled,
+    Committed,
 }
 
 /// What a reply to a commit at a remote level says.
@@ -199,7 +199,7 @@ impl Client {
     fn level(&self) -> CommitLevel {
         match self.kind {
             Kind::Writer(level) | Kind::Reader(level) => level,
-            Kind::Register | Kind::Grower | Kind::Recent | Kind::Settled => CommitLevel::RemoteFlush,
+            Kind::Register | Kind::Grower | Kind::Recent | Kind::Committed => CommitLevel::RemoteFlush,
             Kind::Watcher => CommitLevel::Local,
         }
     }
@@ -238,7 +238,7 @@ impl Client {
                     (Doing::RegisterRead { call }, command(&["GET", &key]))
                 }
             }
-            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Settled => {
+            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Committed => {
                 return Wants::Send(self.begin_to_grow(now_us, told));
             }
             Kind::Reader(_) if self.reads => {
@@ -273,8 +273,8 @@ impl Client {
                 self.setup.push(command(&["SESSION", self.token.as_deref().unwrap_or_default()]));
                 command(&["COMMITLEVEL", self.level().name()])
             }
-            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Settled => {
-                if matches!(self.kind, Kind::Recent | Kind::Settled) {
+            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Committed => {
+                if matches!(self.kind, Kind::Recent | Kind::Committed) {
                     self.node = self.rng.usize(0..self.nodes);
                 }
                 self.grower_setup()

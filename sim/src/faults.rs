@@ -207,7 +207,7 @@ impl Plan {
         let mut clients = vec![Kind::Writer(CommitLevel::RemoteApply), Kind::Writer(CommitLevel::RemoteFlush)];
         clients.extend([Kind::Writer(CommitLevel::Local), Kind::Writer(CommitLevel::Off)]);
         clients.extend([Kind::Register, Kind::Register, Kind::Grower, Kind::Grower, Kind::Watcher]);
-        clients.extend([Kind::Recent, Kind::Settled, Kind::Writer(CommitLevel::RemoteWrite)]);
+        clients.extend([Kind::Recent, Kind::Committed, Kind::Writer(CommitLevel::RemoteWrite)]);
         clients.extend([Kind::Reader(CommitLevel::Local), Kind::Reader(CommitLevel::RemoteFlush)]);
         let policy = policies[rng.usize(0..policies.len())];
         let mut plan = Plan {

@@ -109,7 +109,7 @@ pub(crate) fn for_clients(pair: &Pair, clients: Option<&NamedFile>) -> Result<Se
         None => builder.with_no_client_auth(),
     };
     let config = builder.with_single_cert(pair.certificate.certificates()?, pair.key.key()?);
-    Ok(settled(config.map_err(|error| pair.misfit(unusable(&error)))?))
+    Ok(with_session_rules(config.map_err(|error| pair.misfit(unusable(&error)))?))
 }
 
 /// Both sides of a link between peers.
@@ -121,7 +121,7 @@ pub(crate) fn for_peers(pair: &Pair, ca: &NamedFile) -> Result<(ServerConfig, Cl
         .with_client_cert_verifier(client_verifier(ca)?)
         .with_single_cert(chain.clone(), key.clone_key())
         .map_err(|error| pair.misfit(unusable(&error)))?;
-    let mut server = settled(server);
+    let mut server = with_session_rules(server);
     server.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -154,7 +154,7 @@ pub fn client_config(ca: &NamedFile, own: Option<(NamedFile, NamedFile)>) -> Res
 }
 
 /// No tickets and no sessions: after the handshake nothing but data and its end is on the wire, which a kernel can read alone.
-fn settled(mut config: ServerConfig) -> ServerConfig {
+fn with_session_rules(mut config: ServerConfig) -> ServerConfig {
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.enable_secret_extraction = true;

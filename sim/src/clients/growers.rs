@@ -82,7 +82,7 @@ impl Client {
                 let as_of_us = now_us.saturating_sub(AGE_MAX_MS * 1000 + AGE_SLACK_US);
                 (Step::LookBack { key: key.clone(), as_of_us }, vec![get(&key)])
             }
-            (Kind::Settled, _) => {
+            (Kind::Committed, _) => {
                 let key = self.key('g');
                 (Step::Committed { key: key.clone() }, vec![get(&key)])
             }
@@ -170,10 +170,10 @@ impl Client {
         }
         let failed = replies.iter().find_map(Value::error);
         match failed {
-            Some(text) if is_elsewhere(text) || matches!(self.kind, Kind::Recent | Kind::Settled) => Outcome::Leave,
+            Some(text) if is_elsewhere(text) || matches!(self.kind, Kind::Recent | Kind::Committed) => Outcome::Leave,
             Some(_) => Outcome::Pause,
             // Readers of any node go from one to the next.
-            None if matches!(self.kind, Kind::Recent | Kind::Settled) && self.rng.u8(0..4) == 0 => Outcome::Leave,
+            None if matches!(self.kind, Kind::Recent | Kind::Committed) && self.rng.u8(0..4) == 0 => Outcome::Leave,
             None => Outcome::Next,
         }
     }
@@ -185,7 +185,7 @@ impl Client {
                 self.setup.push(command(&["READ", "TIMEOUT", "200"]));
                 command(&["READ", "AT", "MOST", &format!("{AGE_MAX_MS}ms")])
             }
-            Kind::Settled => command(&["READ", "COMMITTED"]),
+            Kind::Committed => command(&["READ", "COMMITTED"]),
             Kind::Watcher => command(&["COMMITLEVEL", self.level().name()]),
             _ => {
                 self.setup.push(command(&["READ", "STRONG"]));

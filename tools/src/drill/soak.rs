@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::inspect;
 
 /// A process's caches fill in its first time: until then it says nothing about leaks.
-const SETTLED_AGE: Duration = Duration::from_secs(90);
+const WARM_AGE: Duration = Duration::from_secs(90);
 /// The first so many samples in a hundred say nothing either: buffers go round once, the store's cache fills.
 const WARM_UP_PERCENT: usize = 20;
 /// Samples that can be judged: a third each at the beginning and at the end.
@@ -135,9 +135,9 @@ impl Soak {
     /// What processes had after the warm-up, in order; of one node or of all.
     fn judged(&self, name: Option<&str>, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
         let warm = self.warm();
-        let settled = |sample: &&Sample| sample.at >= warm && sample.age >= SETTLED_AGE;
+        let is_warm = |sample: &&Sample| sample.at >= warm && sample.age >= WARM_AGE;
         let wanted = |sample: &&Sample| name.is_none_or(|name| sample.name == name);
-        self.samples.iter().filter(settled).filter(wanted).map(of).collect()
+        self.samples.iter().filter(is_warm).filter(wanted).map(of).collect()
     }
 
     /// The same of each process by itself, with its name: one that grows is not to hide behind others that were started again.
@@ -150,8 +150,8 @@ impl Soak {
         for name in names {
             let of_node: Vec<&Sample> = self.samples.iter().filter(|sample| sample.name == name).collect();
             for process in of_node.chunk_by(|one, next| one.age <= next.age) {
-                let settled = process.iter().filter(|sample| sample.at >= warm && sample.age >= SETTLED_AGE);
-                processes.push((name, settled.copied().collect()));
+                let is_warm = process.iter().filter(|sample| sample.at >= warm && sample.age >= WARM_AGE);
+                processes.push((name, is_warm.copied().collect()));
             }
         }
         processes
@@ -163,8 +163,8 @@ impl Soak {
         // The samples of one moment are taken one after another, the nodes in the same order each time.
         let first = self.samples.first().map(|sample| sample.name.clone());
         let moments = self.samples.chunk_by(|_, next| Some(&next.name) != first.as_ref());
-        let settled = moments.filter(|moment| moment[0].at >= warm);
-        settled.map(|moment| moment.iter().map(|sample| sample.clients as f64).sum()).collect()
+        let is_warm = moments.filter(|moment| moment[0].at >= warm);
+        is_warm.map(|moment| moment.iter().map(|sample| sample.clients as f64).sum()).collect()
     }
 
     /// When the warm-up ends.
@@ -179,7 +179,7 @@ impl Soak {
         let mut judge = |what: &str, values: Vec<f64>, bound: &str, max: &dyn Fn(f64) -> f64| match thirds(&values)
             .filter(|_| values.len() >= SAMPLES_MIN)
         {
-            None => said.push(format!("{what}: too few samples of settled processes to judge")),
+            None => said.push(format!("{what}: too few samples of warm processes to judge")),
             Some([first, middle, last]) => {
                 let flat = last <= max(first);
                 let word = if flat { "flat" } else { "GROWS" };
@@ -230,7 +230,7 @@ impl Soak {
         (said, (!wrong.is_empty()).then(|| wrong.join("; ")))
     }
 
-    /// Of each node, what its settled processes had at the start, in the middle and at the end: medians of the thirds.
+    /// Of each node, what its warm processes had at the start, in the middle and at the end: medians of the thirds.
     pub fn summary(&self) -> Table {
         let mut table = Table::new(&["node", "what", "start", "middle", "end", "most", "samples"]);
         let mut names: Vec<&str> = self.samples.iter().map(|sample| sample.name.as_str()).collect();

@@ -196,7 +196,7 @@ impl Loop {
                 // A timer of an earlier state; the present state has its own.
                 _ => continue,
             }
-            self.settle(index);
+            self.finish_batch(index);
         }
     }
 
@@ -219,12 +219,12 @@ impl Loop {
                 self.stats.lag.record(now.saturating_duration_since(scheduled));
             }
             connection.begin(scheduled, now, &mut self.stats);
-            self.settle(index);
+            self.finish_batch(index);
         }
     }
 
     /// Notes what a connection waits for, after anything happened to it.
-    fn settle(&mut self, index: usize) {
+    fn finish_batch(&mut self, index: usize) {
         let connection = &self.plan.connections[index];
         match connection.state() {
             State::Idle if connection.left != Some(0) => self.idle.push_back(index),
@@ -253,7 +253,7 @@ impl Loop {
             let before = connection.state();
             connection.ready(&self.plan.greeting, &mut self.stats);
             if connection.state() != before {
-                self.settle(index);
+                self.finish_batch(index);
             }
             if begin {
                 self.begin_due(Instant::now());
