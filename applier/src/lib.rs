@@ -6,13 +6,13 @@
 //! a leader's own commands ──> pending (not durable yet, over the store)
 //! ```
 pub mod ack;
-pub mod follower;
 pub mod freshness;
 pub mod pending;
 pub mod receiver;
 pub mod record;
 pub mod repair;
 pub mod replay;
+pub mod replica;
 mod rewind;
 pub mod snapshot;
 pub mod store;

@@ -6,17 +6,17 @@ use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::Epoch;
 
 use super::*;
-use crate::test_replica::{Replica, STORE_CONFIG};
+use crate::test_replica::{STORE_CONFIG, TestReplica};
 use crate::view::View;
 
 static VALUE: [u8; 500_000] = [7; 500_000];
 /// What the tests' frames take in the log, about.
 const FRAME_BYTES: u64 = 512 << 10;
 
-fn leader(dir: &std::path::Path) -> Replica {
+fn leader(dir: &std::path::Path) -> TestReplica {
     let history = EpochHistory::from_entries(&[(Epoch(1), Lsn::ZERO)]).expect("one epoch");
     history.save(dir).expect("saved");
-    let mut replica = Replica::open(dir);
+    let mut replica = TestReplica::open(dir);
     replica.log.lead(Epoch(1));
     replica
 }
@@ -78,7 +78,7 @@ fn replay_of_a_long_log_stays_within_its_bound() {
     drop(node);
     // As after its damage: the store is made anew from the log.
     std::fs::remove_dir_all(dir.path().join(crate::store::STORE_DIR)).expect("removed");
-    let mut node = Replica::open(dir.path());
+    let mut node = TestReplica::open(dir.path());
     let mut turns = 0;
     loop {
         let before = node.store.applied();

@@ -1,5 +1,5 @@
 //! How a replica's log, store and epoch history come to be a beginning of its new leader's: what the leader's log does not hold
-//! is cut off. Called by `follower` with a welcome; knows nothing of links. No step destroys what an earlier one has not kept.
+//! is cut off. Called by `replica` with a welcome; knows nothing of links. No step destroys what an earlier one has not kept.
 //!
 //! | step | what | a crash after it |
 //! |---|---|---|
@@ -16,7 +16,7 @@ use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 
-use crate::follower::FollowError;
+use crate::replica::ReplicaError;
 use crate::store::Store;
 
 /// One step; see the table.
@@ -63,12 +63,12 @@ pub(crate) enum Outcome {
 
 impl Rewind<'_> {
     /// All steps.
-    pub(crate) fn run(mut self) -> Result<Outcome, FollowError> {
+    pub(crate) fn run(mut self) -> Result<Outcome, ReplicaError> {
         let forgetful = mutants::is_on("forget-before-keeping");
         self.steps(if forgetful { &FORGETFUL_STEPS } else { &STEPS })
     }
 
-    fn steps(&mut self, steps: &[Step]) -> Result<Outcome, FollowError> {
+    fn steps(&mut self, steps: &[Step]) -> Result<Outcome, ReplicaError> {
         for step in steps {
             match step {
                 Step::Checkpoint => {
@@ -94,7 +94,7 @@ impl Rewind<'_> {
 
     /// What keeps the log from being cut: the store's file holds what the leader's log does not, which is more, or the same LSN
     /// of another epoch; or it may in a moment.
-    fn wait_for_checkpoint(&mut self) -> Result<Option<Outcome>, FollowError> {
+    fn wait_for_checkpoint(&mut self) -> Result<Option<Outcome>, ReplicaError> {
         let cuts_applied = self.start < self.store.applied();
         if cuts_applied && self.store.is_writing()? && !mutants::is_on("check-before-the-checkpoint") {
             return Ok(Some(Outcome::Writing));
@@ -104,7 +104,7 @@ impl Rewind<'_> {
         Ok((self.start < stored.applied || !fits).then_some(Outcome::Beyond(stored.applied)))
     }
 
-    fn keep(&mut self) -> Result<(), FollowError> {
+    fn keep(&mut self) -> Result<(), ReplicaError> {
         if self.cuts() {
             let epoch = self.history.epoch_of_end(self.log.sealed());
             let lost = self.log.put_aside(self.start, epoch)?;
@@ -114,9 +114,9 @@ impl Rewind<'_> {
         Ok(())
     }
 
-    fn take_history(&mut self) -> Result<(), FollowError> {
+    fn take_history(&mut self) -> Result<(), ReplicaError> {
         if self.leads != self.history {
-            self.leads.save(self.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
+            self.leads.save(self.dir).map_err(|error| ReplicaError::Persist(error.to_string()))?;
             self.history.clone_from(self.leads);
         }
         Ok(())

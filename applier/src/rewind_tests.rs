@@ -7,14 +7,14 @@ use walferry_engine::log::LOST_DIR;
 use walferry_engine::lsn::Epoch;
 
 use super::*;
-use crate::test_replica::{PATIENCE, Replica};
+use crate::test_replica::{PATIENCE, TestReplica};
 use crate::view::View;
 
 /// Commits before the fork, and behind it.
 const KEPT: u64 = 5;
 const CUT: u64 = 7;
 
-impl Replica {
+impl TestReplica {
     fn rewind(&mut self, dir: &Path, leads: &EpochHistory, steps: &[Step]) -> (Outcome, u64) {
         let mut lost_commits = 0;
         let start = leads.fork_with(&self.history, self.log.flushed());
@@ -43,9 +43,9 @@ fn history(entries: &[(u64, Lsn)]) -> EpochHistory {
 }
 
 /// A former leader that has flushed and applied what no later leader has, and the history of the one that it is to follow.
-fn former_leader(dir: &Path) -> (Replica, EpochHistory, Vec<u8>) {
+fn former_leader(dir: &Path) -> (TestReplica, EpochHistory, Vec<u8>) {
     history(&[(1, Lsn::ZERO)]).save(dir).expect("saved");
-    let mut replica = Replica::open(dir);
+    let mut replica = TestReplica::open(dir);
     replica.log.lead(Epoch(1));
     (0..KEPT).for_each(|key| replica.put(key));
     let fork = replica.log.sealed();
@@ -71,7 +71,7 @@ fn died_after(steps: &[Step], done: usize) -> (Vec<Vec<u8>>, u64, Vec<u8>) {
     let (mut replica, leads, cut) = former_leader(dir.path());
     let (_, first) = replica.rewind(dir.path(), &leads, &steps[..done]);
     drop(replica);
-    let mut replica = Replica::open(dir.path());
+    let mut replica = TestReplica::open(dir.path());
     replica.apply();
     let (outcome, second) = replica.rewind(dir.path(), &leads, steps);
     assert_eq!(outcome, Outcome::Done);

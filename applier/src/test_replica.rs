@@ -26,7 +26,7 @@ pub const STORE_CONFIG: StoreConfig = StoreConfig {
 };
 
 /// One node.
-pub struct Replica {
+pub struct TestReplica {
     pub log: Log,
     pub store: Store,
     pub history: EpochHistory,
@@ -35,8 +35,8 @@ pub struct Replica {
     _waker: Waker,
 }
 
-impl Replica {
-    pub fn open(dir: &Path) -> Replica {
+impl TestReplica {
+    pub fn open(dir: &Path) -> TestReplica {
         let mut ring = Ring::new(256).expect("io_uring");
         let (waker, source) = WakeSource::new().expect("eventfd");
         source.arm(&mut ring);
@@ -54,7 +54,7 @@ impl Replica {
         };
         let opened = Log::open(config, store.applied(), &history, &mut ring, waker.clone());
         let (log, _) = opened.expect("the log opens");
-        Replica { log, store, history, ring, source, _waker: waker }
+        TestReplica { log, store, history, ring, source, _waker: waker }
     }
 
     /// Commits `key`, alone in its frame.

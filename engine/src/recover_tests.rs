@@ -249,19 +249,19 @@ fn what_the_disk_cannot_read_is_asked_of_others_or_stops_the_node_and_is_never_c
                 "{rot}"
             );
             assert_eq!(rot.gap().map(|gap| gap.from), Some(start));
-            let known = follower(Lsn::ZERO);
+            let known = replica(Lsn::ZERO);
             let refused =
                 find_end(&mut Memory { bad, ..writer.memory() }, known, &history).expect_err("nothing is cut");
             assert!(refused.is_bad_sector() && refused.gap().is_none(), "{refused}");
         }
     }
     let bad = (0, writer.memory().bytes.len() as u64);
-    let dead = find_end(&mut Memory { bad, ..writer.memory() }, follower(Lsn::ZERO), &history);
+    let dead = find_end(&mut Memory { bad, ..writer.memory() }, replica(Lsn::ZERO), &history);
     assert!(dead.is_err_and(|error| error.is_bad_sector()));
 }
 
 /// What a node knows that follows another, up to `durable` by its own mark.
-fn follower(durable: Lsn) -> Known {
+fn replica(durable: Lsn) -> Known {
     Known { mark: KnownWatermark::As(Watermark { durable, epoch: Epoch(1), led: Epoch(0) }), ..Known::default() }
 }
 
@@ -277,7 +277,7 @@ fn on_a_replica_the_mark_decides_and_not_what_its_leader_had_flushed() {
                     true => memory.bytes[at.0 as usize..][..FRAME_ALIGN_BYTES].fill(0),
                     false => memory.bytes[at.0 as usize + 100] ^= 1,
                 }
-                match find_end(&mut memory, follower(durable), &history(&[(1, 0)])) {
+                match find_end(&mut memory, replica(durable), &history(&[(1, 0)])) {
                     Ok(found) => {
                         assert!(durable <= at, "cut at {at} what was durable up to {durable}");
                         assert_eq!(found.end, at);
@@ -293,10 +293,10 @@ fn on_a_replica_the_mark_decides_and_not_what_its_leader_had_flushed() {
 fn a_mark_from_before_a_truncation_asks_for_no_more_than_was_kept() {
     let log = in_flight();
     let fork = log.starts[1];
-    let known = follower(log.end());
+    let known = replica(log.end());
     let found = find_end(&mut log.memory(), known, &history(&[(1, 0), (2, fork.0)])).unwrap();
     assert_eq!(found.end, fork);
-    let ahead = follower(log.end().advance(4096));
+    let ahead = replica(log.end().advance(4096));
     let error = find_end(&mut log.memory(), ahead, &history(&[(1, 0)])).unwrap_err().to_string();
     assert!(error.contains("durable"), "{error}");
 }
@@ -379,7 +379,7 @@ fn rest_of_an_older_frame_behind_the_end_was_not_cut() {
     let mut memory = log.memory();
     let end = log.bytes.len();
     memory.bytes[end..end + 8192].fill(b'v');
-    let found = find_end(&mut memory, follower(log.end()), &history(&[(1, 0)])).unwrap();
+    let found = find_end(&mut memory, replica(log.end()), &history(&[(1, 0)])).unwrap();
     assert_eq!((found.end, found.cut), (log.end(), None));
     // It may as well be a frame whose magic rotted, when nothing is known of what was durable.
     let unknown = Known { mark: KnownWatermark::Damaged, ..Known::default() };
@@ -491,7 +491,7 @@ fn ten() -> Writer {
 fn any_run_of_damaged_frames_is_given_back_by_a_whole_log_and_by_nothing_else() {
     use crate::repair::Patch;
     let (log, history) = (ten(), history(&[(1, 0)]));
-    let known = follower(log.end());
+    let known = replica(log.end());
     let ends: Vec<Lsn> = log.starts[1..].iter().copied().chain([log.end()]).collect();
     for first in 0..log.starts.len() {
         for (last, end) in ends.iter().enumerate().skip(first) {

@@ -5,7 +5,7 @@
 //! reactor ─┬─ clients ── session ── command      bytes of clients in, replies out
 //!          │                  └──── reading      how new a state a reader must see: the rules
 //!          ├─ node ──┬── Log, Store, Pending     the log and what it says
-//!          │         ├── Shipper | Follower      the links of a leader | of a replica
+//!          │         ├── Shipper | Replica      the links of a leader | of a replica
 //!          │         ├── membership ── cluster   the node among the members | their thread: leases, failover, register
 //!          │         └── node::snapshot           snapshots: made for others | put in place of log and store
 //!          ├─ repair                             before a start: what the disk lost, from other nodes

@@ -1,5 +1,5 @@
 //! Fetching a snapshot, on a thread of its own: asks the leader, takes piece after piece into `incoming`, reads the whole back,
-//! and reports. Started by `follower`, which decides when; plain blocking reads with a timeout, since the leader always has
+//! and reports. Started by `replica`, which decides when; plain blocking reads with a timeout, since the leader always has
 //! something to say. Changes nothing outside `DIR/snapshot`.
 
 use std::io::{self, Read, Write};
@@ -23,7 +23,7 @@ use walferry_tls::PeerLinks;
 
 use super::SnapshotError;
 use super::incoming::{Facts, Incoming, make_dir};
-use crate::follower::connect_to;
+use crate::replica::connect_to;
 
 /// What is fetched, and for whom.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! The replica's side of a snapshot: what a node does whose place in its leader's log is gone. Used by `follower`, which begins
+//! The replica's side of a snapshot: what a node does whose place in its leader's log is gone. Used by `replica`, which begins
 //! it, and by the node, which puts the copy in place of log and store.
 //!
 //! ```text

@@ -922,8 +922,8 @@ fn members_are_bounded() {
 fn unidentified_peer_with_the_secret_changes_nothing() {
     let mut net = Net::new("a b c", "");
     let leader = net.leader().expect("a leader");
-    let follower = net.sites.keys().find(|member| **member != leader).cloned().expect("a follower");
-    let (state, promised) = (net.state.clone(), net.site(&follower).kept.promised);
+    let replica = net.sites.keys().find(|member| **member != leader).cloned().expect("a replica");
+    let (state, promised) = (net.state.clone(), net.site(&replica).kept.promised);
     let id = |net: &Net, member: &MemberName| net.site(member).kept.id;
     let far = state.epoch.skip(7);
     let mut taken = state.clone();
@@ -933,8 +933,8 @@ fn unidentified_peer_with_the_secret_changes_nothing() {
     let change = Change { state: taken };
     let heartbeat = LeaseHeartbeat {
         epoch: far,
-        leader: follower.clone(),
-        id: id(&net, &follower),
+        leader: replica.clone(),
+        id: id(&net, &replica),
         client_address: "x:6379".to_owned(),
         end: Lsn::ZERO,
     };
@@ -946,16 +946,16 @@ fn unidentified_peer_with_the_secret_changes_nothing() {
         Ask::LeaseHeartbeat(heartbeat),
         Ask::PreVote(of_leader),
         Ask::AllowUnclean,
-        Ask::Remove(follower.clone()),
+        Ask::Remove(replica.clone()),
         Ask::Join(name("x"), Some("x:6401".to_owned())),
-        Ask::Drain(state.epoch, follower.clone()),
+        Ask::Drain(state.epoch, replica.clone()),
     ] {
-        for asked in [&leader, &follower] {
+        for asked in [&leader, &replica] {
             net.with(asked, |agent, now| agent.handle_ask(0, Some(&Proved::of(["x"])), ask.clone(), now));
             net.step();
         }
     }
     net.run(TIMEOUT * 4);
     assert_eq!((net.leader(), &net.state), (Some(leader), &state), "nothing moved");
-    assert_eq!(net.site(&follower).kept.promised, promised, "nothing was promised");
+    assert_eq!(net.site(&replica).kept.promised, promised, "nothing was promised");
 }

@@ -54,7 +54,7 @@ impl Node {
     pub(crate) fn apply(&mut self) -> Result<Applied, DaemonError> {
         let limit = match &self.role {
             Role::Leader(_) => Lsn::MAX,
-            Role::Replica(follower) => follower.apply_limit(),
+            Role::Replica(replica) => replica.apply_limit(),
             Role::SteppedDown(_) if mutants::is_on("no-apply-limit") => Lsn::MAX,
             Role::Leaderless(_) | Role::SteppedDown(_) => self.heard.flushed,
         };

@@ -14,8 +14,8 @@ impl Node {
         let mut reasons = Vec::new();
         match &self.role {
             Role::SteppedDown(reason) => reasons.push(format!("stepped down: {reason}")),
-            Role::Replica(follower) => {
-                let status = follower.status(&self.log);
+            Role::Replica(replica) => {
+                let status = replica.status(&self.log);
                 reasons.extend(
                     self.membership
                         .as_ref()

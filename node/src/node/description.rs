@@ -50,8 +50,8 @@ impl Node {
 
     /// How far the snapshot is that this node receives.
     fn snapshot(&self) -> Option<Value> {
-        let Role::Replica(follower) = &self.role else { return None };
-        let progress = follower.snapshot()?;
+        let Role::Replica(replica) = &self.role else { return None };
+        let progress = replica.snapshot()?;
         let (done, total) = progress.bytes();
         let phase = match progress.phase() {
             CopyPhase::Preparing => "preparing",

@@ -57,8 +57,8 @@ impl Node {
         if let Role::Leader(shipper) = &mut self.role {
             shipper.close_all(ring, &mut self.log, self.clock.now);
         }
-        if let Role::Replica(follower) = &mut self.role {
-            follower.close();
+        if let Role::Replica(replica) = &mut self.role {
+            replica.close();
         }
         if let Some(membership) = self.membership.take() {
             membership.close();

@@ -197,9 +197,9 @@ impl Node {
         if let Role::Leader(_) = &self.role {
             return self.may_speak().then(|| self.public_address());
         }
-        let Role::Replica(follower) = &self.role else { return None };
+        let Role::Replica(replica) = &self.role else { return None };
         let heard = self.membership.as_ref().and_then(Membership::leader_address);
-        let told = heard.unwrap_or_else(|| follower.client_address());
+        let told = heard.unwrap_or_else(|| replica.client_address());
         (!told.is_empty()).then(|| told.to_owned())
     }
 
@@ -229,8 +229,8 @@ impl Node {
             lag: silence,
             ..Following::default()
         };
-        let Role::Replica(follower) = &self.role else { return Some(following) };
-        let status = follower.status(&self.log);
+        let Role::Replica(replica) = &self.role else { return Some(following) };
+        let status = replica.status(&self.log);
         (following.connected, following.streaming) = (status.connected, status.streaming);
         let lag_bytes = status.leader_end.since(self.store.applied());
         let waiting = if lag_bytes == 0 { 0 } else { self.wall_us().saturating_sub(self.store.applied_at_us()) };

@@ -32,14 +32,14 @@ impl Node {
     /// An operation on a link ended.
     pub(super) fn handle_peer(&mut self, completion: &Completion, ring: &mut Ring) -> Result<(), DaemonError> {
         let now = self.clock.now;
-        if let Some(follower) = &mut self.retired {
-            follower.handle_late_completion(completion);
+        if let Some(replica) = &mut self.retired {
+            replica.handle_late_completion(completion);
         }
         self.forget_retired();
         match &mut self.role {
             Role::Leader(shipper) => shipper.handle_completion(completion, ring, &mut self.log, now),
-            Role::Replica(follower) => {
-                follower.handle_completion(completion, ring, &mut self.log, &mut self.store, &mut self.history, now)?
+            Role::Replica(replica) => {
+                replica.handle_completion(completion, ring, &mut self.log, &mut self.store, &mut self.history, now)?
             }
             Role::Leaderless(_) | Role::SteppedDown(_) => {}
         }
@@ -48,7 +48,7 @@ impl Node {
 
     /// Drops the link of an earlier role once nothing of it is in flight; what it received only in part is nobody's.
     pub(crate) fn forget_retired(&mut self) {
-        if self.retired.take_if(|follower| follower.is_quiet()).is_some() && self.log.leading().is_none() {
+        if self.retired.take_if(|replica| replica.is_quiet()).is_some() && self.log.leading().is_none() {
             self.log.receive_reset();
         }
     }

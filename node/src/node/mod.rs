@@ -29,8 +29,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use walferry_applier::follower::Follower;
 use walferry_applier::pending::Pending;
+use walferry_applier::replica::Replica;
 use walferry_applier::store::Store;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::held::HeldFiles;
@@ -69,7 +69,7 @@ pub(crate) enum Role {
     /// It takes writes and ships them.
     Leader(Box<Shipper>),
     /// It follows a leader.
-    Replica(Box<Follower>),
+    Replica(Box<Replica>),
     /// A member of a cluster that has no leader for it at the moment; why. It answers reads.
     Leaderless(String),
     /// It took writes until its log failed or a newer leader appeared; it answers reads and says why.
@@ -138,7 +138,7 @@ pub struct Node {
     pub(crate) history: EpochHistory,
     pub(crate) role: Role,
     /// The link of a replica that was promoted, until nothing of it is in flight.
-    pub(crate) retired: Option<Box<Follower>>,
+    pub(crate) retired: Option<Box<Replica>>,
     /// Its membership in a cluster, if it is a member of one.
     pub(crate) membership: Option<Membership>,
     /// What the log's last leader had made durable, and what was committed, as last heard; for the next link.
@@ -192,8 +192,8 @@ impl Node {
             (Role::Replica(_), Some(leader)) => {
                 format!("replica {} of {leader} at {}", self.config.name, self.log.end())
             }
-            (Role::Replica(follower), None) => {
-                format!("replica {} of {} at {}", self.config.name, follower.leader(), self.log.end())
+            (Role::Replica(replica), None) => {
+                format!("replica {} of {} at {}", self.config.name, replica.leader(), self.log.end())
             }
             (Role::Leaderless(reason), _) => format!("{} without a leader: {reason}", self.config.name),
             (Role::SteppedDown(reason), _) => format!("{} stepped down: {reason}", self.config.name),
@@ -205,7 +205,7 @@ impl Node {
         let (name, blocked_reason) = (&self.config.name, self.blocked_reason());
         let what = match &self.role {
             Role::Leader(_) => format!("leader {name} in epoch {}", self.history.last_epoch()),
-            Role::Replica(follower) => format!("replica {name} of {}", follower.leader()),
+            Role::Replica(replica) => format!("replica {name} of {}", replica.leader()),
             Role::Leaderless(_) => format!("{name} without a leader"),
             Role::SteppedDown(_) => name.clone(),
         };
@@ -227,7 +227,7 @@ impl Node {
     /// The cluster that the node belongs to; 0 until it has met one.
     pub(crate) fn known_cluster_id(&self) -> u128 {
         match &self.role {
-            Role::Replica(follower) => follower.cluster_id(),
+            Role::Replica(replica) => replica.cluster_id(),
             _ => self.meta.cluster_id,
         }
     }

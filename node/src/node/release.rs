@@ -171,7 +171,7 @@ impl Node {
     pub(crate) fn committed(&self) -> Lsn {
         match &self.role {
             Role::Leader(shipper) => shipper.committed(self.log.flushed()),
-            Role::Replica(follower) => follower.committed(),
+            Role::Replica(replica) => replica.committed(),
             Role::Leaderless(_) => self.heard.committed,
             Role::SteppedDown(_) => Lsn::ZERO,
         }

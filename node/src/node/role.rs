@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use walferry_applier::follower::{Follower, FollowerConfig};
+use walferry_applier::replica::{Replica, ReplicaConfig};
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
 use walferry_cluster::register::MemberId;
 use walferry_engine::epoch::EpochHistory;
@@ -101,7 +101,7 @@ impl Node {
         if let Err(error) = walferry_shipper::snapshot::file::clear(&self.config.data, true) {
             tracing::warn!("cannot remove the snapshot of an earlier leadership: {error}");
         }
-        let config = FollowerConfig {
+        let config = ReplicaConfig {
             dir: self.config.data.clone(),
             leader,
             client_address: self.public_address(),
@@ -115,8 +115,8 @@ impl Node {
             links: self.tls.links(),
         };
         let (waker, now, heard) = (self.waker.clone(), self.clock.now, self.heard);
-        let follower = Follower::new(config, heard.flushed, heard.committed, heard.fresh, waker, now);
-        Ok(Role::Replica(Box::new(follower)))
+        let replica = Replica::new(config, heard.flushed, heard.committed, heard.fresh, waker, now);
+        Ok(Role::Replica(Box::new(replica)))
     }
 
     /// Makes this replica a leader in a new epoch.
@@ -124,8 +124,8 @@ impl Node {
         if self.membership.is_some() {
             return Err("the members of a cluster choose their leader: SWITCHOVER TO this node asks them to".to_owned());
         }
-        let follower = match &mut self.role {
-            Role::Replica(follower) => follower,
+        let replica = match &mut self.role {
+            Role::Replica(replica) => replica,
             Role::Leaderless(reason) => return Err(reason.clone()),
             Role::Leader(_) => return Err("this node leads already".to_owned()),
             Role::SteppedDown(reason) => return Err(format!("this node has stepped down: {reason}")),
@@ -133,21 +133,21 @@ impl Node {
         if let Some(reason) = self.log.stopped() {
             return Err(reason.to_owned());
         }
-        if follower.cluster_id() == 0 {
+        if replica.cluster_id() == 0 {
             return Err(
                 "this node has never met a leader: it has no data to lead with; to begin a cluster with it, start it \
                  without --follow and with --become leader"
                     .to_owned(),
             );
         }
-        if !follower.close() {
+        if !replica.close() {
             return Err("the replica is receiving a part of its leader's log this moment; try again".to_owned());
         }
-        self.meta.cluster_id = follower.cluster_id();
+        self.meta.cluster_id = replica.cluster_id();
         // What was received only in part is nobody's; what is whole is the new leader's log.
         self.log.receive_reset();
         let epoch = self.history.last_epoch().next_alone(world::random());
-        let promoted = role::Role::Leader { promoted_from: Some(follower.leader().to_owned()) };
+        let promoted = role::Role::Leader { promoted_from: Some(replica.leader().to_owned()) };
         // Its flags are a replica's still: a start with them is refused from now on.
         let begun = promoted.save(&self.config.data).map_err(DaemonError::from);
         let begun = begun.and_then(|()| begin_epoch(&mut self.history, &self.log, &self.config, epoch));
@@ -161,8 +161,8 @@ impl Node {
                 return Err(text);
             }
         };
-        if let Role::Replica(follower) = std::mem::replace(&mut self.role, leader) {
-            self.retired = Some(follower);
+        if let Role::Replica(replica) = std::mem::replace(&mut self.role, leader) {
+            self.retired = Some(replica);
         }
         match self.log.stopped() {
             Some(reason) => Err(format!("the promotion failed, and this node ends: start it again: {reason}")),
@@ -191,9 +191,9 @@ impl Node {
                 let committed = shipper.committed(self.log.flushed());
                 self.heard = Heard { flushed: self.store.applied(), committed, fresh: None, at: self.heard.at };
             }
-            Role::Replica(mut follower) => {
-                follower.close();
-                self.retired = Some(follower);
+            Role::Replica(mut replica) => {
+                replica.close();
+                self.retired = Some(replica);
             }
             Role::Leaderless(_) | Role::SteppedDown(_) => return,
         }

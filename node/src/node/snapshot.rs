@@ -210,16 +210,16 @@ impl Node {
     /// A replica's part: once a copy is there, it takes the place of log and store. Clients stay; what they read from then on is the
     /// leader's state, older or newer than the node's own was.
     pub(super) fn take_snapshot(&mut self, ring: &mut Ring) -> Result<(), DaemonError> {
-        let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        if self.retired.is_some() || !follower.has_snapshot(&self.log) || !self.end_scrub() {
+        let Role::Replica(replica) = &mut self.role else { return Ok(()) };
+        if self.retired.is_some() || !replica.has_snapshot(&self.log) || !self.end_scrub() {
             return Ok(());
         }
-        let Role::Replica(follower) = &mut self.role else { return Ok(()) };
-        follower.give_way_to_snapshot(&self.log, &mut self.store, &self.history)?;
-        self.lost_commits += follower.take_lost_commits();
-        let (leader, promised) = (follower.leader().to_owned(), follower.promised());
+        let Role::Replica(replica) = &mut self.role else { return Ok(()) };
+        replica.give_way_to_snapshot(&self.log, &mut self.store, &self.history)?;
+        self.lost_commits += replica.take_lost_commits();
+        let (leader, promised) = (replica.leader().to_owned(), replica.promised());
         self.snapshots.taken += 1;
-        (self.snapshots.taken_bytes, self.snapshots.kept_bytes) = follower.copied();
+        (self.snapshots.taken_bytes, self.snapshots.kept_bytes) = replica.copied();
         // From here on an error ends the node, and its next start finishes what was begun.
         self.role = Role::Leaderless("a snapshot takes the place of its log and store".to_owned());
         let lock = self.log.retire(ring)?;
@@ -249,9 +249,9 @@ impl Node {
                 let label = |name| format!("snapshot for {name}");
                 shipper.snapshots().copies().map(|(name, progress)| (label(name), Arc::clone(progress))).collect()
             }
-            Role::Replica(follower) => {
-                let label = || format!("snapshot from {}", follower.leader());
-                follower.snapshot().map(|progress| (label(), Arc::clone(progress))).into_iter().collect()
+            Role::Replica(replica) => {
+                let label = || format!("snapshot from {}", replica.leader());
+                replica.snapshot().map(|progress| (label(), Arc::clone(progress))).into_iter().collect()
             }
             Role::Leaderless(_) | Role::SteppedDown(_) => Vec::new(),
         };

@@ -59,7 +59,7 @@ impl Node {
         }
         let link = match &self.role {
             Role::Leader(shipper) => shipper.next_timeout(now),
-            Role::Replica(follower) => follower.next_timeout(now),
+            Role::Replica(replica) => replica.next_timeout(now),
             Role::Leaderless(_) | Role::SteppedDown(_) => None,
         };
         let member = self.membership.as_ref().and_then(|membership| membership.next_timeout(now));
@@ -112,12 +112,12 @@ impl Node {
             self.waterfall.reached(Step::Flushed, self.log.flushed(), self.clock.now);
             self.waterfall.reached(Step::Applied, self.store.applied(), world::now());
         }
-        if let Role::Replica(follower) = &mut self.role {
+        if let Role::Replica(replica) = &mut self.role {
             let now = self.clock.now;
-            follower.poll(ring, &mut self.log, &mut self.store, &mut self.history, now)?;
-            let (fresh, at) = (follower.fresh_as_of(), follower.heard_at().or(self.heard.at));
-            self.heard = Heard { flushed: follower.leader_flushed(), committed: follower.committed(), fresh, at };
-            self.lost_commits += follower.take_lost_commits();
+            replica.poll(ring, &mut self.log, &mut self.store, &mut self.history, now)?;
+            let (fresh, at) = (replica.fresh_as_of(), replica.heard_at().or(self.heard.at));
+            self.heard = Heard { flushed: replica.leader_flushed(), committed: replica.committed(), fresh, at };
+            self.lost_commits += replica.take_lost_commits();
             // What the link received is written with this turn.
             self.log.poll(ring, now);
             self.take_snapshot(ring)?;

@@ -60,7 +60,7 @@ const SOCKET_RECEIVE_BYTES: usize = 4 << 20;
 
 /// How a replica follows.
 #[derive(Clone, Debug)]
-pub struct FollowerConfig {
+pub struct ReplicaConfig {
     /// The data directory.
     pub dir: PathBuf,
     /// The leader's peer address, `HOST:PORT`.
@@ -88,7 +88,7 @@ pub struct FollowerConfig {
 
 /// Why following failed for good. The node ends.
 #[derive(Debug, thiserror::Error)]
-pub enum FollowError {
+pub enum ReplicaError {
     /// History or identity cannot be made durable.
     #[error("cannot follow: {0}")]
     Persist(String),
@@ -177,8 +177,8 @@ pub struct FollowerStatus {
 }
 
 /// The link of a replica to its leader.
-pub struct Follower {
-    config: FollowerConfig,
+pub struct Replica {
+    config: ReplicaConfig,
     phase: Phase,
     socket: Option<TcpStream>,
     /// Where the leader is, at the network's end of the socket.
@@ -219,18 +219,18 @@ fn token(op: u64) -> u64 {
     Token::new(Owner::Peer, op).into()
 }
 
-impl Follower {
+impl Replica {
     /// A link that connects at the first `poll`. `leader_flushed` and `committed` are what the recovered log says of its leader;
     /// the store is as fresh as the leader's was at `fresh`.
     pub fn new(
-        config: FollowerConfig,
+        config: ReplicaConfig,
         leader_flushed: Lsn,
         committed: Lsn,
         fresh: Option<Instant>,
         waker: Waker,
         now: Instant,
-    ) -> Follower {
-        Follower {
+    ) -> Replica {
+        Replica {
             config,
             phase: Phase::Resting(now),
             socket: None,
@@ -386,7 +386,7 @@ impl Follower {
         store: &mut Store,
         history: &mut EpochHistory,
         now: Instant,
-    ) -> Result<(), FollowError> {
+    ) -> Result<(), ReplicaError> {
         match &self.phase {
             Phase::Resting(until) if now < *until => {}
             Phase::Resting(_) | Phase::Flushing => {
@@ -445,7 +445,7 @@ impl Follower {
         store: &mut Store,
         history: &mut EpochHistory,
         now: Instant,
-    ) -> Result<(), FollowError> {
+    ) -> Result<(), ReplicaError> {
         let outcome = completion.outcome();
         if completion.token.id() == OP_SEND {
             self.sending = false;
@@ -489,7 +489,7 @@ impl Follower {
         log: &Log,
         store: &mut Store,
         history: &EpochHistory,
-    ) -> Result<(), FollowError> {
+    ) -> Result<(), ReplicaError> {
         let Phase::Fetched(facts) = &self.phase else { unreachable!("`has_snapshot` was asked first") };
         let end = log.sealed();
         let fork = facts.history.fork_with(history, end);
@@ -604,7 +604,7 @@ impl Follower {
         store: &mut Store,
         history: &mut EpochHistory,
         now: Instant,
-    ) -> Result<(), FollowError> {
+    ) -> Result<(), ReplicaError> {
         while matches!(self.phase, Phase::Greeting | Phase::Streaming) && self.receiving.is_none() {
             match self.one_step(log, store, history, now) {
                 Ok(Progress::Again) => {}
@@ -797,7 +797,7 @@ impl Follower {
     fn adopt(&mut self, welcome: &Welcome) -> Result<(), StepError> {
         if self.config.meta.cluster_id == 0 {
             self.config.meta.cluster_id = welcome.cluster_id.0;
-            self.config.meta.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
+            self.config.meta.save(&self.config.dir).map_err(|error| ReplicaError::Persist(error.to_string()))?;
             tracing::info!(cluster = %welcome.cluster_id, "joined the leader's cluster");
         }
         if self.config.meta.cluster_id != welcome.cluster_id.0 {
@@ -808,7 +808,7 @@ impl Follower {
         if self.config.member == MemberId(0) {
             // For its promotion. The members of a cluster have it in their register.
             let told = Handover { leader: welcome.name.clone(), policy: welcome.policy.clone() };
-            told.save(&self.config.dir).map_err(|error| FollowError::Persist(error.to_string()))?;
+            told.save(&self.config.dir).map_err(|error| ReplicaError::Persist(error.to_string()))?;
         }
         Ok(())
     }
@@ -921,7 +921,7 @@ enum Progress {
 
 enum StepError {
     Link(LinkError),
-    Follow(FollowError),
+    Follow(ReplicaError),
 }
 
 impl From<LinkError> for StepError {
@@ -930,8 +930,8 @@ impl From<LinkError> for StepError {
     }
 }
 
-impl From<FollowError> for StepError {
-    fn from(error: FollowError) -> StepError {
+impl From<ReplicaError> for StepError {
+    fn from(error: ReplicaError) -> StepError {
         StepError::Follow(error)
     }
 }
