@@ -157,7 +157,7 @@ enum Phase {
 
 /// What a replica knows of its link.
 #[derive(Clone, Debug)]
-pub struct FollowerStatus {
+pub struct ReplicaLinkStatus {
     /// The leader's peer address, as configured.
     pub leader: String,
     /// The link is up and accepted.
@@ -324,9 +324,9 @@ impl Replica {
     }
 
     /// What the link is doing.
-    pub fn status(&self, log: &Log) -> FollowerStatus {
+    pub fn status(&self, log: &Log) -> ReplicaLinkStatus {
         let connected = matches!(self.phase, Phase::Streaming);
-        FollowerStatus {
+        ReplicaLinkStatus {
             leader: self.config.leader.clone(),
             connected,
             streaming: connected && log.sealed() >= self.leader_end,
