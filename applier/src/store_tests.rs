@@ -497,7 +497,9 @@ fn checkpoint_remembers_the_frame_that_it_ends_with() {
     store.close(log.end).expect("a checkpoint");
     let (lsn, bytes) = log.frames.last().expect("a frame");
     let header = *Frame::read(bytes, *lsn).expect("a sealed frame").header();
-    let Ok(Condition::Whole(position)) = examine(dir.path(), 1 << 20) else { panic!("a checkpoint was just written") };
+    let Ok(Condition::Verified(position)) = examine(dir.path(), 1 << 20) else {
+        panic!("a checkpoint was just written")
+    };
     assert_eq!((position.applied, position.epoch, position.crc), (header.end(), header.epoch, header.crc));
 }
 
@@ -507,7 +509,7 @@ fn store_that_is_open_or_not_readable_is_not_taken_for_damaged() {
     let held = StoreFile::open(dir.path(), 1 << 20).expect("a store");
     assert!(matches!(examine(dir.path(), 1 << 20), Err(reason) if reason.contains("another process")));
     drop(held);
-    assert!(matches!(examine(dir.path(), 1 << 20), Ok(Condition::Whole(_))));
+    assert!(matches!(examine(dir.path(), 1 << 20), Ok(Condition::Verified(_))));
     let file = dir.path().join(STORE_FILE);
     let kept = dir.path().join("kept");
     std::fs::rename(&file, &kept).expect("moved");

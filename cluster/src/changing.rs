@@ -36,7 +36,7 @@ pub enum MemberChange {
         kind: Kind,
     },
     /// It has joined and caught up, and counts from now on.
-    Whole {
+    CaughtUp {
         /// Its name.
         name: MemberName,
         /// The incarnation that has caught up.
@@ -60,8 +60,8 @@ impl MemberChange {
     fn apply(&self, state: &ClusterState) -> Result<ClusterState, ChangeError> {
         Ok(match self {
             MemberChange::Join { name, id, peer, kind } => state.with_member(name, *id, peer, *kind)?,
-            MemberChange::Whole { name, id } => {
-                state.with_whole(name, *id).ok_or(ChangeError::NotJoining(name.clone()))?
+            MemberChange::CaughtUp { name, id } => {
+                state.with_caught_up(name, *id).ok_or(ChangeError::NotJoining(name.clone()))?
             }
             MemberChange::Leave { name } => state.with_leaving(name)?,
             MemberChange::Remove { name, in_reach } => state.without_member(name, in_reach)?,
@@ -71,7 +71,7 @@ impl MemberChange {
     fn is_done(&self, state: &ClusterState) -> bool {
         match self {
             MemberChange::Join { name, id, .. } => state.knows(name, *id),
-            MemberChange::Whole { name, id } => state.knows(name, *id) && state.with_whole(name, *id).is_none(),
+            MemberChange::CaughtUp { name, id } => state.knows(name, *id) && state.with_caught_up(name, *id).is_none(),
             MemberChange::Leave { name } => state.leaving.contains(name) || !state.members.contains_key(name),
             MemberChange::Remove { name, .. } => !state.members.contains_key(name),
         }

@@ -47,8 +47,8 @@ impl Scene {
     }
 }
 
-fn whole() -> MemberChange {
-    MemberChange::Whole { name: name("d"), id: MemberId(4) }
+fn caught_up() -> MemberChange {
+    MemberChange::CaughtUp { name: name("d"), id: MemberId(4) }
 }
 
 fn join() -> MemberChange {
@@ -69,7 +69,7 @@ fn a_change_of_the_same_terms_needs_no_proof() {
 
 #[test]
 fn both_terms_count_until_the_register_has_moved() {
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     let quorum_rule = scene.prove();
     let next = scene.proposal();
     assert_eq!(next.quorum_rule(), quorum_rule);
@@ -82,7 +82,7 @@ fn both_terms_count_until_the_register_has_moved() {
 
 #[test]
 fn what_is_not_proved_is_not_proposed() {
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     assert!(matches!(scene.poll(), Next::Prove(_)));
     scene.changing.handle_proved(Err("d is behind".to_owned()), scene.now);
     assert_eq!(scene.error(), ChangeError::Unproved("d is behind".to_owned()));
@@ -91,7 +91,7 @@ fn what_is_not_proved_is_not_proposed() {
 
 #[test]
 fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     scene.prove();
     let first = scene.proposal();
     scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
@@ -134,7 +134,7 @@ fn unknown_fate_is_found_out_by_a_change_of_nothing() {
 #[test]
 fn changes_that_come_first_are_followed_or_end_it() {
     // The in-sync set: the same quorum rule, so it goes on from there.
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     scene.prove();
     scene.proposal();
     scene.changing.handle_answer(Ok(()), scene.now);
@@ -150,13 +150,13 @@ fn changes_that_come_first_are_followed_or_end_it() {
     assert_eq!(scene.error(), ChangeError::Overtaken);
     assert_eq!(scene.poll(), Next::End(scene.state.version));
     // Another epoch: the proof was another leader's.
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     scene.prove();
     scene.state.version += 1;
     scene.state.epoch = Epoch(4);
     assert_eq!(scene.error(), ChangeError::LeaderChanged);
     // The member itself came back as another incarnation, or nothing but others' changes comes through.
-    let mut scene = Scene::new(whole());
+    let mut scene = Scene::new(caught_up());
     scene.prove();
     scene.state = scene.state.with_new_life(&name("d"), MemberId(44));
     assert_eq!(scene.error(), ChangeError::NotJoining(name("d")));

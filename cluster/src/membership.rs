@@ -168,7 +168,7 @@ impl ClusterState {
     }
 
     /// The state in which this incarnation of a member that joined has caught up and counts.
-    pub fn with_whole(&self, name: &MemberName, id: MemberId) -> Option<ClusterState> {
+    pub fn with_caught_up(&self, name: &MemberName, id: MemberId) -> Option<ClusterState> {
         let mut next = self.next();
         let joining = |member: &&mut Member| member.id == id && member.log_status == LogStatus::Joining;
         next.members.get_mut(name).filter(joining)?.log_status = LogStatus::Complete;
@@ -177,7 +177,7 @@ impl ClusterState {
     }
 
     /// The state in which those of `wanted` that are members are in sync, and thereby have all that they ever confirmed; `None` when
-    /// it is this one. One that joined is left out: it counts by a change of its own ([`ClusterState::with_whole`]).
+    /// it is this one. One that joined is left out: it counts by a change of its own ([`ClusterState::with_caught_up`]).
     pub fn with_in_sync(&self, wanted: &BTreeMap<MemberName, MemberId>) -> Option<ClusterState> {
         let mut next = self.next();
         let counts = |(name, id): &(&MemberName, &MemberId)| {

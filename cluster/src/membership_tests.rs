@@ -11,11 +11,11 @@ fn a_member_comes_in_two_steps_and_a_witness_in_one() {
     assert_eq!(joining.version, state.version + 1);
     assert_eq!(joining.quorum_rule(), state.quorum_rule(), "what it confirms does not count yet");
     assert_eq!((state.majority(), joining.majority()), (2, 3), "its vote does");
-    assert_eq!(joining.with_whole(&name("d"), MemberId(8)), None, "another incarnation");
-    let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it joins");
+    assert_eq!(joining.with_caught_up(&name("d"), MemberId(8)), None, "another incarnation");
+    let whole = joining.with_caught_up(&name("d"), MemberId(9)).expect("it joins");
     assert_eq!(whole.quorum_rule().policy.to_string(), "ANY 2 (*)");
     assert!(whole.quorum_rule().counts(&name("d")) && whole.in_sync.contains(&name("d")));
-    assert_eq!(whole.with_whole(&name("d"), MemberId(9)), None, "once");
+    assert_eq!(whole.with_caught_up(&name("d"), MemberId(9)), None, "once");
     let witness = state.with_member(&name("w"), MemberId(9), "h:9", Kind::Witness).expect("it may");
     assert_eq!(witness.members[&name("w")].log_status, LogStatus::Complete);
     assert_eq!(witness.quorum_rule(), state.quorum_rule());
@@ -62,7 +62,7 @@ fn removal_waits_until_one_that_joins_counts() {
     let state = led("a b c", "ANY 2 (*)").with_member(&name("d"), MemberId(9), "h:1", Kind::Data).expect("taken in");
     let refused = state.without_member(&name("b"), &names("a b c d")).expect_err("d confirms nothing yet").to_string();
     assert!(refused.contains("there would be 1 of those that it names when a leads"), "{refused}");
-    let state = state.with_whole(&name("d"), MemberId(9)).expect("it has caught up");
+    let state = state.with_caught_up(&name("d"), MemberId(9)).expect("it has caught up");
     state.without_member(&name("b"), &names("a b c d")).expect("c and d are left");
 }
 
@@ -79,7 +79,7 @@ fn removal_waits_until_another_one_has_ended() {
 #[test]
 fn min_in_sync_is_not_met_by_one_that_joins() {
     let joining = led("a b c w?", "").with_member(&name("d"), MemberId(9), "h:1", Kind::Data).expect("taken in");
-    let whole = joining.with_whole(&name("d"), MemberId(9)).expect("it has caught up");
+    let whole = joining.with_caught_up(&name("d"), MemberId(9)).expect("it has caught up");
     // who is in the register, min_in_sync, who goes, how many would be left when that is too few
     let table = [
         (&joining, 2, "b", Some(1)),
@@ -181,7 +181,7 @@ impl World {
                     next.push(with(Some(changed.members[&this].log_status), 0));
                 }
                 Some(LogStatus::Joining) if alive => {
-                    let changed = state.with_whole(&this, id).expect("it joins");
+                    let changed = state.with_caught_up(&this, id).expect("it joins");
                     // It is in sync: it has what the leader has.
                     let has = |world: World| World { holders: world.holders.map(|all| all | 1 << index), ..world };
                     next.extend(proved(&changed, Some(LogStatus::Complete)).into_iter().map(has));

@@ -20,6 +20,7 @@
 //! `told` keeps logs from saying the same again and again; `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `panics` says what becomes of
 //! a panic; `limits` has every bound.
 
+pub mod atomic_create;
 pub mod buffer;
 pub mod commit;
 pub mod durable;
@@ -50,7 +51,6 @@ pub mod small_file;
 pub mod told;
 pub mod waker;
 pub mod watermark;
-pub mod whole;
 pub mod world;
 
 pub use epoch::EpochHistory;

@@ -342,7 +342,7 @@ fn a_tail_lost_at_any_sector_ends_at_a_frame() {
 }
 
 #[test]
-fn a_lost_frame_under_a_whole_one_is_a_torn_tail() {
+fn lost_frame_under_a_valid_one_is_a_torn_tail() {
     let log = in_flight();
     let mut memory = log.memory();
     memory.bytes[log.starts[2].0 as usize..log.starts[3].0 as usize].fill(0);
@@ -488,7 +488,7 @@ fn ten() -> Writer {
 }
 
 #[test]
-fn any_run_of_damaged_frames_is_given_back_by_a_whole_log_and_by_nothing_else() {
+fn damaged_frames_are_given_back_by_a_complete_log_only() {
     use crate::repair::Patch;
     let (log, history) = (ten(), history(&[(1, 0)]));
     let known = replica(log.end());

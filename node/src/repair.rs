@@ -268,18 +268,18 @@ pub(super) fn recover_store(
         tracing::info!(bytes, "the store was read whole, in {took:.1?}");
     }
     let foreign = match &condition {
-        Condition::Whole(position) => foreign_to_log(config, meta, history, position)?,
+        Condition::Verified(position) => foreign_to_log(config, meta, history, position)?,
         Condition::Absent | Condition::Damaged(_) => None,
     };
     let condition = match condition {
-        Condition::Whole(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
+        Condition::Verified(Position { applied, .. }) if applied >= start && foreign.is_none() => return Ok(false),
         Condition::Absent if start == Lsn::ZERO => return Ok(false),
         condition => condition,
     };
     if let Some(newest) = lost_log(config, meta, history)? {
         // Segments that were only prepared are no log that begins at `start`: the store is judged by the log that was lost.
         start = newest;
-        if let (Condition::Whole(Position { applied, .. }), None) = (&condition, &foreign)
+        if let (Condition::Verified(Position { applied, .. }), None) = (&condition, &foreign)
             && (*applied >= start || regain_log(config, &repairer(config, meta, history, tls)?, *applied, count)?)
         {
             return Ok(false);
@@ -287,7 +287,7 @@ pub(super) fn recover_store(
     }
     let reason = match condition {
         Condition::Absent => format!("it is missing, and the log begins at {start} only"),
-        Condition::Whole(Position { applied, .. }) => {
+        Condition::Verified(Position { applied, .. }) => {
             foreign.unwrap_or_else(|| format!("it is of {applied}, and the log begins at {start} only"))
         }
         Condition::Damaged(reason) => reason,

@@ -543,7 +543,7 @@ impl Cluster {
             Event::Controller => {
                 self.choose_controller();
                 self.somebody_leads()?;
-                return self.members_are_made_whole();
+                return self.members_catch_up();
             }
             Event::Promised { node, incarnation, id, epoch } => self.promised(node, incarnation, id, epoch),
             Event::Propose { node, incarnation, id, proposal } => return self.propose(node, incarnation, id, proposal),
@@ -666,7 +666,7 @@ impl Cluster {
         let Some(leader) = self.leader() else { return false };
         if self.nodes.iter().any(|node| node.control().is_none())
             || !(0..self.nodes.len()).all(|node| self.is_healed(node))
-            || !self.all_are_whole()
+            || !self.all_are_complete()
         {
             return false;
         }

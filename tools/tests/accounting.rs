@@ -27,7 +27,7 @@ fn value(page: &str, series: &str) -> f64 {
 }
 
 #[test]
-fn the_stages_of_a_commit_add_up_to_its_whole() {
+fn stages_of_a_commit_add_up_to_its_total() {
     let root = directory();
     let flags = ["--sync", "FIRST 1 (b)", "--metrics-listen", "127.0.0.1:0"];
     let leader = Node::start(root.path(), "a", &flags);

@@ -327,7 +327,7 @@ impl Fetcher {
     fn take_pieces(&self, socket: &mut LeaderSocket, incoming: &mut Incoming) -> Result<(), FetchError> {
         let total = incoming.facts().bytes;
         let mut bytes = vec![0; PIECE_BYTES];
-        while !incoming.is_whole() {
+        while !incoming.is_complete() {
             let at = incoming.verified();
             self.progress.set(CopyPhase::Copying, at, total);
             let piece = match self.next_message(socket)? {

@@ -147,7 +147,7 @@ impl Incoming {
     }
 
     /// True when nothing is missing.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.verified == self.facts.bytes
     }
 
@@ -170,7 +170,7 @@ impl Incoming {
         self.file.write_all_at(piece, self.verified).map_err(failed("write", &path))?;
         self.verified += piece.len() as u64;
         self.crcs.push(crc);
-        if self.verified - self.saved >= SAVE_BYTES_MIN.max(self.facts.bytes / 100) || self.is_whole() {
+        if self.verified - self.saved >= SAVE_BYTES_MIN.max(self.facts.bytes / 100) || self.is_complete() {
             self.save()?;
         }
         Ok(true)
@@ -211,7 +211,7 @@ impl Incoming {
                 return Ok(false);
             }
         }
-        Ok(self.is_whole())
+        Ok(self.is_complete())
     }
 
     /// The copy is whole and was read back: whatever opens the data directory next puts it in place.
@@ -363,7 +363,7 @@ mod tests {
         assert!(!incoming.goes_on_with(&newer, 5 * PIECE));
         assert!(incoming.goes_on_with(&newer, 4 * PIECE));
         take(&mut incoming, &content, u64::MAX);
-        assert!(incoming.is_whole());
+        assert!(incoming.is_complete());
         assert!(incoming.verify(&CopyProgress::default(), || true).expect("read back"));
         Incoming::declare_ready(data.path()).expect("declared");
         let (ready, crcs, verified) = load(&data.path().join("snapshot/ready")).expect("read").expect("whole");

@@ -16,7 +16,7 @@ pub enum Condition {
     /// There is none yet.
     Absent,
     /// Every page of it is what was written; it holds the log up to here.
-    Whole(Position),
+    Verified(Position),
     /// It is not to be read; why.
     Damaged(String),
 }
@@ -31,7 +31,7 @@ pub fn examine(dir: &Path, cache_bytes: usize) -> Result<Condition, String> {
     // The database reports what it finds; where it trips over a damaged page instead, that is a finding as well.
     let looked = panics::caught(|| look(&path, cache_bytes));
     Ok(match looked {
-        Ok(Ok(Some(applied))) => Condition::Whole(applied),
+        Ok(Ok(Some(applied))) => Condition::Verified(applied),
         Ok(Ok(None)) => Condition::Damaged("a page is not what its checksum says".to_owned()),
         Ok(Err(redb::Error::DatabaseAlreadyOpen)) => return Err("another process has it open".to_owned()),
         Ok(Err(redb::Error::Io(error))) if !tells_of_content(&error) => return Err(error.to_string()),

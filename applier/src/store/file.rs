@@ -17,9 +17,9 @@ use bytes::Bytes;
 use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
+use walferry_engine::atomic_create::create_atomically;
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::{Epoch, Lsn};
-use walferry_engine::whole::make_whole;
 
 use super::StoreError;
 use super::overlay::{Overlay, Slot, State};
@@ -148,7 +148,8 @@ impl StoreFile {
         let path = dir.join(STORE_FILE);
         let at = StoreError::at(&path);
         // The library writes a new file in several steps, and refuses one whose power went in between.
-        make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from)).map_err(&at)?;
+        create_atomically(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from))
+            .map_err(&at)?;
         let database = open_database(&path, cache_bytes).map_err(&at)?;
         StoreFile::make_tables(&database).map_err(at)?;
         let snapshot = Snapshot::take(&database).map_err(StoreError::at(&path))?;

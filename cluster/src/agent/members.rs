@@ -35,7 +35,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 enum Wanted {
     Join { name: MemberName, peer: Option<String> },
     Remove { name: MemberName },
-    Whole { name: MemberName, id: MemberId },
+    CaughtUp { name: MemberName, id: MemberId },
 }
 
 impl Wanted {
@@ -43,7 +43,7 @@ impl Wanted {
         match self {
             Wanted::Join { name, .. } => format!("{name} is being taken in"),
             Wanted::Remove { name } => format!("{name} is being removed"),
-            Wanted::Whole { name, .. } => format!("{name} has caught up and is about to count"),
+            Wanted::CaughtUp { name, .. } => format!("{name} has caught up and is about to count"),
         }
     }
 }
@@ -144,7 +144,7 @@ impl Agent {
     /// A member that joined keeps up, as this incarnation: from now on its confirmations count.
     pub(super) fn let_count(&mut self, name: MemberName, id: MemberId, now: Instant) {
         if self.changes_rest() && now >= self.changes.own_at {
-            self.want(None, Wanted::Whole { name, id }, now);
+            self.want(None, Wanted::CaughtUp { name, id }, now);
         }
     }
 
@@ -267,8 +267,8 @@ impl Agent {
                 let until = now + self.election_timeout * 2;
                 Ok((Step::Reaching { name, awaited, answering: BTreeSet::new(), until }, None))
             }
-            Wanted::Whole { name, id } => {
-                let change = MemberChange::Whole { name: name.clone(), id };
+            Wanted::CaughtUp { name, id } => {
+                let change = MemberChange::CaughtUp { name: name.clone(), id };
                 let changing = Changing::begin(change, state, now).map_err(|error| error.to_string())?;
                 Ok((Step::Changing { then: Then::Counts { name } }, Some(changing)))
             }

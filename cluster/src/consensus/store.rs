@@ -18,9 +18,9 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use walferry_engine::atomic_create::create_atomically;
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Epoch;
-use walferry_engine::whole::make_whole;
 
 use super::guard::{FileId, Writes, Written, examine};
 use super::{RegisterError, Types, register_path};
@@ -140,7 +140,7 @@ impl RegisterStore {
             return Err(damaged(format!("nothing is left of it, and {number} writes to it were durable")));
         }
         // A file whose power went while the library made it would be refused at every later start.
-        let made = make_whole(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from));
+        let made = create_atomically(&path, |partial| Database::create(partial).map(drop).map_err(redb::Error::from));
         made.map_err(|error| failed(error.to_string()))?;
         let database = Database::create(&path).map_err(|error| failed(error.to_string()))?;
         let written = count(&database).map_err(|error| failed(error.to_string()))?;

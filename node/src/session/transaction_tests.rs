@@ -67,7 +67,7 @@ fn a_transaction_is_one_record_and_sees_itself() {
 }
 
 #[test]
-fn transactions_are_refused_as_a_whole() {
+fn transaction_with_an_error_is_refused() {
     let (mut host, mut client) = pair();
     let aborted = "-EXECABORT Transaction discarded because of previous errors.\r\n";
     for (line, reply) in [

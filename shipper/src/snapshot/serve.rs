@@ -285,8 +285,8 @@ impl Server {
     fn send_copy(&self, copy: &SnapshotFile) -> Result<(), End> {
         let fetch = &self.job.fetch;
         let goes_on = fetch.snapshot == copy.snapshot && fetch.offset <= copy.bytes && !fetch.suspect;
-        let whole_pieces = fetch.offset == copy.bytes || fetch.offset.is_multiple_of(PIECE_BYTES as u64);
-        let mut at = if goes_on && whole_pieces { fetch.offset } else { 0 };
+        let ends_at_a_piece = fetch.offset == copy.bytes || fetch.offset.is_multiple_of(PIECE_BYTES as u64);
+        let mut at = if goes_on && ends_at_a_piece { fetch.offset } else { 0 };
         let offer =
             Offer { snapshot: copy.snapshot, crc: copy.crc, bytes: copy.bytes, offset: at, ..self.job.offer.clone() };
         self.progress.keep(at);

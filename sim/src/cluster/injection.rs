@@ -307,7 +307,7 @@ impl Cluster {
         let all_are_there = self.members().count() == self.register.members.len();
         let majority = self.register.members.len() > self.register.majority();
         let led = self.register.leader.is_some();
-        let well = self.all_are_whole() && self.disks_are_well();
+        let well = self.all_are_complete() && self.disks_are_well();
         // A member that came back has no vote about the register at first.
         let votes = |other: &NodeNo| *other != node && self.engine.voters.contains(&self.incarnation(*other));
         let voting = (0..self.nodes.len()).filter(votes).count();

@@ -30,9 +30,9 @@ impl Cluster {
     }
 
     /// Once faults are over, members that joined or lost their disk soon have everything. Looked at again and again.
-    pub(super) fn members_are_made_whole(&self) -> Checked {
+    pub(super) fn members_catch_up(&self) -> Checked {
         let long = self.now_us > self.plan.faults_us + WHOLE_US_MAX;
-        if !self.calm || !long || self.all_are_whole() {
+        if !self.calm || !long || self.all_are_complete() {
             return Ok(());
         }
         let state = self.state_text();

@@ -114,7 +114,7 @@ impl Cluster {
         self.kill(node);
         let (Some(start), Some(end), Some(history)) = (start, end, history) else { return };
         // One node at a time: what two have lost nobody may have.
-        if self.disks_are_well() && self.all_are_whole() {
+        if self.disks_are_well() && self.all_are_complete() {
             self.nodes[node].was_damaged = true;
             self.nodes[node].rotten = Rot::begin(&self.nodes[node].dir, (start, end), history, &mut self.rng);
         }

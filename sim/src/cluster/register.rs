@@ -189,7 +189,7 @@ impl Cluster {
     }
 
     /// No member misses anything that it confirmed, none is still catching up with its first log, and none is leaving.
-    pub(super) fn all_are_whole(&self) -> bool {
+    pub(super) fn all_are_complete(&self) -> bool {
         let whole = self.register.members.values().all(|member| member.log_status == LogStatus::Complete);
         whole && self.register.leaving.is_empty()
     }

@@ -120,7 +120,7 @@ impl Cluster {
     }
 
     /// Waits until somebody leads and every other member keeps up.
-    pub fn wait_until_whole(&self, time_max: Duration) -> Result<(), String> {
+    pub fn wait_until_complete(&self, time_max: Duration) -> Result<(), String> {
         let deadline = Instant::now() + time_max;
         loop {
             let told = self.told();

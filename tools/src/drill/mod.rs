@@ -236,7 +236,7 @@ pub fn run(args: &DrillArgs) -> Result<(), Failure> {
         }
         None => plan::in_order(&faults, args.rounds),
     };
-    cluster.wait_until_whole(RECOVERY_TIME_MAX).map_err(Failure::Failed)?;
+    cluster.wait_until_complete(RECOVERY_TIME_MAX).map_err(Failure::Failed)?;
     let mut etcd = if args.beside_etcd { Some(etcd::Cluster::start(&args.dir)?) } else { None };
     let (election_timeout, heartbeat_interval) = args.timeouts();
     let own = args.hosts.is_empty();
@@ -404,7 +404,7 @@ impl Drill {
             self.load
                 .wait_for_writes(Instant::now(), RECOVERY_TIME_MAX)
                 .map_err(|text| cluster.explain(fault, text))?;
-            cluster.wait_until_whole(RECOVERY_TIME_MAX).map_err(|text| cluster.explain(fault, text))?;
+            cluster.wait_until_complete(RECOVERY_TIME_MAX).map_err(|text| cluster.explain(fault, text))?;
         }
         let new_leader = if step.hurries { leader.clone() } else { cluster.leader()? };
         let p99 = |from, to| self.load.latency(CommitLevel::RemoteFlush, 0.99, from, to);

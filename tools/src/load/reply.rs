@@ -102,7 +102,7 @@ impl Scan {
 mod tests {
     use super::*;
 
-    fn whole(bytes: &[u8]) -> (usize, Kind) {
+    fn parse_all(bytes: &[u8]) -> (usize, Kind) {
         Scan::default().scan(bytes).unwrap().expect("the answer is whole")
     }
 

@@ -369,16 +369,16 @@ impl<'a> Merge<'a> {
                 self.open.insert(index, stats);
             }
         }
-        self.close_whole()
+        self.close_interval()
     }
 
     fn finish(&mut self, thread: usize) -> Result<(), Failure> {
         self.next[thread] = u64::MAX;
-        self.close_whole()
+        self.close_interval()
     }
 
     /// Closes the intervals that no thread owes anything to; the last one is left to `end`.
-    fn close_whole(&mut self) -> Result<(), Failure> {
+    fn close_interval(&mut self) -> Result<(), Failure> {
         let whole = self.next.iter().copied().min().unwrap_or(0);
         while self.closed < whole && self.open.len() > 1 {
             let Some((index, stats)) = self.open.pop_first() else {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_agree_only_when_every_transaction_is_whole() {
+    fn sums_agree_only_without_half_a_transaction() {
         let tpcb = Sums { accounts: 7, tellers: 5, branches: 5, history: 7, history_of_tellers: 5, entries: 2 };
         assert!(tpcb.agree(), "5 by tpcb-like and 2 by simple-update");
         assert!(Sums::default().agree());

@@ -16,7 +16,7 @@ pub fn partial_path(path: &Path) -> PathBuf {
 }
 
 /// Makes `path` by `make`, which is given another name, unless it is there. What an earlier attempt left is thrown away.
-pub fn make_whole<E: From<io::Error>>(path: &Path, make: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
+pub fn create_atomically<E: From<io::Error>>(path: &Path, make: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
     if path.exists() {
         return Ok(());
     }
@@ -39,19 +39,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_its_name_only_when_it_is_whole() {
+    fn file_has_its_name_only_when_complete() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         fs::write(partial_path(&path), "half of").unwrap();
-        let stopped = make_whole(&path, |partial| {
+        let stopped = create_atomically(&path, |partial| {
             assert!(!partial.exists(), "what was left is gone");
             fs::write(partial, "half")?;
             Err(io::Error::other("the power went"))
         });
         assert!(stopped.is_err() && !path.exists());
-        make_whole(&path, |partial| fs::write(partial, "whole")).unwrap();
+        create_atomically(&path, |partial| fs::write(partial, "whole")).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
         assert!(!partial_path(&path).exists());
-        make_whole(&path, |_| Err(io::Error::other("it is there"))).unwrap();
+        create_atomically(&path, |_| Err(io::Error::other("it is there"))).unwrap();
     }
 }
