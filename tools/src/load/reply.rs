@@ -120,17 +120,17 @@ mod tests {
             ",1.5\r\n",
         ] {
             let followed = format!("{answer}+NEXT\r\n");
-            assert_eq!(whole(followed.as_bytes()), (answer.len(), Kind::Value), "{answer:?}");
+            assert_eq!(parse_all(followed.as_bytes()), (answer.len(), Kind::Value), "{answer:?}");
         }
         for nil in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
-            assert_eq!(whole(nil.as_bytes()), (nil.len(), Kind::Nil));
+            assert_eq!(parse_all(nil.as_bytes()), (nil.len(), Kind::Nil));
         }
     }
 
     #[test]
     fn an_error_inside_of_an_array_is_seen() {
         let answer = b"*3\r\n:1\r\n-ERR no\r\n:2\r\n";
-        let (length, kind) = whole(answer);
+        let (length, kind) = parse_all(answer);
         assert_eq!(length, answer.len());
         let Kind::Error { from, to } = kind else { panic!("{kind:?}") };
         assert_eq!(&answer[from..to], b"ERR no");
