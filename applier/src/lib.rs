@@ -6,6 +6,8 @@
 //! a leader's own commands ──> pending (not durable yet, over the store)
 //! ```
 pub mod ack;
+mod connect;
+pub mod error;
 pub mod freshness;
 pub mod pending;
 pub mod receiver;

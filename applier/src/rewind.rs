@@ -16,7 +16,7 @@ use walferry_engine::log::Log;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 
-use crate::replica::ReplicaError;
+use crate::error::ReplicaError;
 use crate::store::Store;
 
 /// One step; see the table.

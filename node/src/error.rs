@@ -101,7 +101,7 @@ pub enum DaemonError {
     ReplayLacksSpace(String),
     /// The link of a replica met an error that its node does not survive.
     #[error(transparent)]
-    Follow(#[from] walferry_applier::replica::ReplicaError),
+    Follow(#[from] walferry_applier::error::ReplicaError),
     /// A received snapshot cannot be put in place.
     #[error(transparent)]
     Snapshot(#[from] walferry_applier::snapshot::SnapshotError),

@@ -238,7 +238,9 @@ fn file_size_limit_ends_a_node_with_file_and_limit() {
     assert!(told.is_some_and(|line| line.contains(&LIMIT_BYTES.to_string())), "{log}");
     // Nothing that was acknowledged is missing where the limit is gone.
     let node = Node::start(root.path(), "a", &[]);
-    assert_eq!(node.client().command(&["DBSIZE"]), Reply::Integer(written));
+    let Reply::Integer(found) = node.client().command(&["DBSIZE"]) else { panic!("a number") };
+    // The command that met the limit was not answered, and its record may be in the log.
+    assert!((written..=written + 1).contains(&found), "{found} of {written}");
 }
 
 /// It counts no blocks, used or free.

@@ -24,7 +24,7 @@ use walferry_engine::segment::DirBytes;
 use walferry_engine::world;
 use walferry_tls::PeerLinks;
 
-use crate::replica::connect_to;
+use crate::connect::connect_to;
 use plan::{Answer, Next, Plan, Source};
 
 /// How long a question may take to be answered.

@@ -23,7 +23,7 @@ use walferry_tls::PeerLinks;
 
 use super::SnapshotError;
 use super::incoming::{Facts, Incoming, make_dir};
-use crate::replica::connect_to;
+use crate::connect::connect_to;
 
 /// What is fetched, and for whom.
 #[derive(Clone, Debug)]
