@@ -1,8 +1,13 @@
 //! Round trips, every prefix, garbage.
 
-use super::codec::{Kind, envelope};
+use super::codec::envelope;
+use super::kind::Kind;
+use walferry_engine::lsn::{Epoch, Lsn};
+
+use super::types::*;
 use super::*;
 use crate::error::MessageError;
+use crate::member::{ClusterId, MemberName};
 use crate::snapshot::{PIECE_BYTES, SNAPSHOT_BYTES_MAX};
 use walferry_engine::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 
