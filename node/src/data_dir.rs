@@ -3,134 +3,21 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::RngExt;
 use walferry_engine::file_size;
 use walferry_engine::log::{SyncMethod, direct_io_refusal};
-use walferry_engine::meta::{META_FILE, Meta};
+use walferry_engine::meta::Meta;
 use walferry_engine::probe::{self, ProbeConfig, ProbeReport};
 
 use crate::config::NodeConfig;
-use crate::error::DaemonError;
+use crate::error::{DaemonError, DataDirError};
 use crate::own_files;
 use crate::units::ByteSize;
 
 /// What an init that was cut short may have left behind, and what filesystems put into their root.
 const LEFTOVERS: [&str; 5] = ["lock", "probe.tmp", "direct.tmp", "meta.partial", "lost+found"];
-
-/// Why a data directory is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum DataDirError {
-    /// The limit of the process for the size of files is too small.
-    #[error(
-        "--data {}: no file of this process may be larger than {limit} bytes, and {what} has {bytes}: raise RLIMIT_FSIZE \
-         (ulimit -f, LimitFSIZE= in the unit)",
-        dir.display()
-    )]
-    FileSizeLimit {
-        /// The directory.
-        dir: PathBuf,
-        /// The limit.
-        limit: u64,
-        /// The file that needs more.
-        what: &'static str,
-        /// The size of that file.
-        bytes: u64,
-    },
-    /// The directory was initialised for a node with another name.
-    #[error(
-        "--data {} belongs to the node {owner:?}, not to {name:?}: start it with --name {owner}, or name another directory",
-        dir.display()
-    )]
-    OtherNode {
-        /// The directory.
-        dir: PathBuf,
-        /// The name in the directory.
-        owner: String,
-        /// The configured name.
-        name: String,
-    },
-    /// The segment size is chosen at the initialisation only.
-    #[error(
-        "--data {} has segments of {here} since its init, and segment_bytes = {given}: the size cannot be changed; leave \
-         segment_bytes out or set it to {here}, or begin with an empty directory",
-        dir.display()
-    )]
-    SegmentBytes {
-        /// The directory.
-        dir: PathBuf,
-        /// The size in the directory.
-        here: ByteSize,
-        /// The configured size.
-        given: ByteSize,
-    },
-    /// A directory above it is missing: perhaps a volume is not mounted.
-    #[error(
-        "--data {}: there is no {}: mount the volume that belongs there, or make the directory; only the last directory of the \
-         path is made by itself",
-        dir.display(),
-        missing.display()
-    )]
-    ParentMissing {
-        /// The directory.
-        dir: PathBuf,
-        /// The topmost directory that is missing.
-        missing: PathBuf,
-    },
-    /// The directory is open to others, and its mode cannot be changed.
-    #[error(
-        "--data {}: others than the node's user and group can look into it or write there, and its mode cannot be changed \
-         ({source}): chmod {mode:o} it, or name a directory that this user owns",
-        dir.display()
-    )]
-    Open {
-        /// The directory.
-        dir: PathBuf,
-        /// The mode that it should have.
-        mode: u32,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The directory cannot be created or read.
-    #[error("--data {}: cannot {what}: {source}", dir.display())]
-    Io {
-        /// The directory.
-        dir: PathBuf,
-        /// What was attempted.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The directory holds files that are not walferry's.
-    #[error(
-        "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
-        dir.display()
-    )]
-    Foreign {
-        /// The directory.
-        dir: PathBuf,
-        /// One of those files.
-        found: String,
-    },
-    /// The filesystem refuses O_DIRECT writes.
-    #[error(
-        "--data {}: its filesystem takes no O_DIRECT writes ({reason}): name a directory on a disk, or give --buffered",
-        dir.display()
-    )]
-    NoDirectIo {
-        /// The directory.
-        dir: PathBuf,
-        /// What the filesystem said.
-        reason: String,
-    },
-    /// No method of making writes durable works in the directory.
-    #[error("--data {}: no sync method works there", dir.display())]
-    NoSyncMethod {
-        /// The directory.
-        dir: PathBuf,
-    },
-}
 
 /// What the data directory says of itself; created first if there is none.
 pub fn open_or_init(config: &NodeConfig) -> Result<Meta, DaemonError> {

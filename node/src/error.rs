@@ -4,9 +4,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use walferry_engine::lsn::Lsn;
+use walferry_engine::meta::META_FILE;
 use walferry_engine::prepare::free_bytes;
 
 use crate::config::ConfigError;
+use crate::units::ByteSize;
 use crate::users;
 
 /// Why a node does not start, or why it ended.
@@ -64,7 +67,7 @@ pub enum DaemonError {
     Lock(#[from] walferry_engine::lock::LockError),
     /// The data directory does not fit the configuration, or cannot be created.
     #[error(transparent)]
-    DataDir(#[from] crate::data_dir::DataDirError),
+    DataDir(#[from] DataDirError),
     /// The description of the data directory cannot be read or written.
     #[error(transparent)]
     Meta(#[from] walferry_engine::meta::MetaError),
@@ -92,7 +95,7 @@ pub enum DaemonError {
     Repair(#[from] walferry_applier::repair::RepairError),
     /// The store of the data directory is damaged or foreign, and cannot be replaced.
     #[error(transparent)]
-    StoreFile(#[from] crate::repair::StoreFileError),
+    StoreFile(#[from] StoreFileError),
     /// Records of the log cannot be applied.
     #[error(transparent)]
     Replay(#[from] walferry_applier::replay::ReplayError),
@@ -207,4 +210,148 @@ impl DaemonError {
     pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
         move |source| DaemonError::File { what, path: path.to_owned(), source }
     }
+}
+
+/// Why a data directory is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The limit of the process for the size of files is too small.
+    #[error(
+        "--data {}: no file of this process may be larger than {limit} bytes, and {what} has {bytes}: raise RLIMIT_FSIZE \
+         (ulimit -f, LimitFSIZE= in the unit)",
+        dir.display()
+    )]
+    FileSizeLimit {
+        /// The directory.
+        dir: PathBuf,
+        /// The limit.
+        limit: u64,
+        /// The file that needs more.
+        what: &'static str,
+        /// The size of that file.
+        bytes: u64,
+    },
+    /// The directory was initialised for a node with another name.
+    #[error(
+        "--data {} belongs to the node {owner:?}, not to {name:?}: start it with --name {owner}, or name another directory",
+        dir.display()
+    )]
+    OtherNode {
+        /// The directory.
+        dir: PathBuf,
+        /// The name in the directory.
+        owner: String,
+        /// The configured name.
+        name: String,
+    },
+    /// The segment size is chosen at the initialisation only.
+    #[error(
+        "--data {} has segments of {here} since its init, and segment_bytes = {given}: the size cannot be changed; leave \
+         segment_bytes out or set it to {here}, or begin with an empty directory",
+        dir.display()
+    )]
+    SegmentBytes {
+        /// The directory.
+        dir: PathBuf,
+        /// The size in the directory.
+        here: ByteSize,
+        /// The configured size.
+        given: ByteSize,
+    },
+    /// A directory above it is missing: perhaps a volume is not mounted.
+    #[error(
+        "--data {}: there is no {}: mount the volume that belongs there, or make the directory; only the last directory of the \
+         path is made by itself",
+        dir.display(),
+        missing.display()
+    )]
+    ParentMissing {
+        /// The directory.
+        dir: PathBuf,
+        /// The topmost directory that is missing.
+        missing: PathBuf,
+    },
+    /// The directory is open to others, and its mode cannot be changed.
+    #[error(
+        "--data {}: others than the node's user and group can look into it or write there, and its mode cannot be changed \
+         ({source}): chmod {mode:o} it, or name a directory that this user owns",
+        dir.display()
+    )]
+    Open {
+        /// The directory.
+        dir: PathBuf,
+        /// The mode that it should have.
+        mode: u32,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The directory cannot be created or read.
+    #[error("--data {}: cannot {what}: {source}", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The directory holds files that are not walferry's.
+    #[error(
+        "--data {}: has no `{META_FILE}` file but holds {found:?}: not a walferry data directory; name an empty or a new one",
+        dir.display()
+    )]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// One of those files.
+        found: String,
+    },
+    /// The filesystem refuses O_DIRECT writes.
+    #[error(
+        "--data {}: its filesystem takes no O_DIRECT writes ({reason}): name a directory on a disk, or give --buffered",
+        dir.display()
+    )]
+    NoDirectIo {
+        /// The directory.
+        dir: PathBuf,
+        /// What the filesystem said.
+        reason: String,
+    },
+    /// No method of making writes durable works in the directory.
+    #[error("--data {}: no sync method works there", dir.display())]
+    NoSyncMethod {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// Why the store of a data directory cannot be used and cannot be replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFileError {
+    /// The file cannot be read; it is not known to be damaged.
+    #[error(
+        "the store's file {path} cannot be looked at: {reason}. Nothing was changed; `fuser {path}` tells who has it",
+        path = path.display()
+    )]
+    Unreadable {
+        /// The store's file.
+        path: PathBuf,
+        /// What the system or the store said.
+        reason: String,
+    },
+    /// The file is damaged, the log no longer has its beginning, and no other node gave a snapshot.
+    #[error(
+        "the store's file {} is damaged ({reason}), and the log begins at {start}, which is too late to make it anew: {fetch}",
+        path.display()
+    )]
+    Damaged {
+        /// The store's file.
+        path: PathBuf,
+        /// What is damaged.
+        reason: String,
+        /// Where the log begins.
+        start: Lsn,
+        /// Why no snapshot was fetched.
+        fetch: String,
+    },
 }

@@ -86,9 +86,9 @@ impl Reactor {
         let peer_address = peer_listener.address().map_err(DaemonError::Descriptors)?;
         // Before the data directory is made: files that are of no use are named first.
         let tls = Tls::open(&config.tls)?;
-        node::check(&config)?;
+        node::open::check(&config)?;
         SecretSettings::of(&config).check(peer_listen)?;
-        let lock = node::prepare(&config)?;
+        let lock = node::open::prepare(&config)?;
         let tls = tls.with_secret(SecretSettings::of(&config).open()?);
         let tls_entrance = match &config.tls.listen {
             None => None,

@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -40,7 +40,7 @@ use walferry_shipper::slots::SLOTS_FILE;
 use walferry_tls::{Accepted, Gate};
 
 use crate::config::NodeConfig;
-use crate::error::DaemonError;
+use crate::error::{DaemonError, StoreFileError};
 use crate::notify::Notifier;
 use crate::role::{Becoming, ROLE_FILE};
 use crate::tls::{Tls, caller};
@@ -365,37 +365,6 @@ pub(super) fn foreign_to_log(
         Lineage::Same | Lineage::Unknown => None,
         Lineage::Other(what) => Some(format!("it is not of this log: {what}")),
     })
-}
-
-/// Why the store of a data directory cannot be used and cannot be replaced.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreFileError {
-    /// The file cannot be read; it is not known to be damaged.
-    #[error(
-        "the store's file {path} cannot be looked at: {reason}. Nothing was changed; `fuser {path}` tells who has it",
-        path = path.display()
-    )]
-    Unreadable {
-        /// The store's file.
-        path: PathBuf,
-        /// What the system or the store said.
-        reason: String,
-    },
-    /// The file is damaged, the log no longer has its beginning, and no other node gave a snapshot.
-    #[error(
-        "the store's file {} is damaged ({reason}), and the log begins at {start}, which is too late to make it anew: {fetch}",
-        path.display()
-    )]
-    Damaged {
-        /// The store's file.
-        path: PathBuf,
-        /// What is damaged.
-        reason: String,
-        /// Where the log begins.
-        start: Lsn,
-        /// Why no snapshot was fetched.
-        fetch: String,
-    },
 }
 
 fn put_store_aside(config: &NodeConfig, path: &Path) -> Result<(), DaemonError> {

@@ -95,10 +95,10 @@ impl Member {
             read_wait_timeout: config.read_wait_timeout,
         };
         let take_role = |node: &mut Node| {
-            node.sit_down(cluster, id, promised);
+            node.become_member(cluster, id, promised);
             Ok(())
         };
-        let lock = node::prepare(&config)?;
+        let lock = node::open::prepare(&config)?;
         let tls = Tls::open(&config.tls)?;
         let node = Node::open((config, lock), client_address, (None, tls), take_role, users, &mut ring, waker)?;
         let (sessions, ready, completions) = (BTreeMap::new(), Vec::new(), Vec::new());

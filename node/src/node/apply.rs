@@ -1,6 +1,6 @@
 //! From the log into the store: the replay of a start, what became durable in a turn, and the counting of the store's keys.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walferry_applier::replay::{self, Applied};
 use walferry_applier::store::{KeyCount, StoreError};
@@ -19,15 +19,6 @@ pub(crate) const COUNT_LOOKUPS_PER_TURN_MAX: usize = 512;
 const COUNT_LOOKUPS_AT_ONCE: usize = 32;
 /// After so long the next turn goes on.
 const COUNT_TURN_TIME_MAX: Duration = Duration::from_millis(2);
-
-/// The counting of the store's keys, which goes on over several turns.
-#[derive(Default)]
-pub(super) struct KeyCounting {
-    /// Keys are being counted, until then at the longest.
-    pub(super) until: Option<Instant>,
-    /// The counting ended in this turn.
-    pub(super) is_done: bool,
-}
 
 impl Node {
     /// Applies everything that is certain, with checkpoints in between: memory does not depend on the length of the log, and a

@@ -3,31 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use walferry_cluster::level::CommitLevel;
-
 use crate::config::OnSyncLoss;
+use crate::node::state::{Silence, SyncLoss};
 use crate::node::{Node, Role};
 
 /// A new leader's sync set is not called lost before this.
 const SYNC_SET_GRACE_TIME: Duration = Duration::from_secs(1);
 /// A leader that no majority of the members confirms answers its writes after so long, unless `commit_timeout` says otherwise.
 const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// The sync policy has too few replicas to ask.
-pub(super) struct SyncLoss {
-    /// What is missing.
-    pub(super) text: String,
-    /// The level that stands in for remote ones, when the node degrades.
-    pub(super) degraded: Option<CommitLevel>,
-}
-
-/// A leader may answer nothing while no majority of the members confirms that it leads.
-pub(super) struct Silence {
-    /// Since when nothing was answered for it.
-    pub(super) since: Instant,
-    /// It has lasted too long: what was held was answered, and writes are refused until it ends.
-    pub(super) answered: bool,
-}
 
 impl Node {
     /// Notices when the sync set is lost or back, and says so loudly.

@@ -1,6 +1,6 @@
 //! What the node asks of its disk: how much space is left for log and checkpoints, and whether its files are still in the directory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walferry_applier::store::SPACE_CHECKPOINT_BYTES_MIN;
 use walferry_cluster::consensus::REGISTER_FILE;
@@ -15,13 +15,6 @@ use crate::node::Node;
 const SPACE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// With less than so many times what the next checkpoint needs, space is scarce.
 const SPACE_SCARCE_SHARE: u64 = 4;
-
-/// When the disk was looked at last, and what was seen.
-pub(super) struct SpaceWatch {
-    pub(super) looked_at: Instant,
-    /// The disk is looked at with every turn.
-    pub(super) is_scarce: bool,
-}
 
 impl Node {
     /// Tells the store what space it has.

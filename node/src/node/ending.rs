@@ -1,24 +1,15 @@
 //! How a node ends: because its log or its files failed, or because it was asked to. A leader that fails asks to be replaced first.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use walferry_engine::lsn::Epoch;
 use walferry_engine::ring::Ring;
 
 use crate::error::DaemonError;
+use crate::node::state::Ending;
 use crate::node::{Node, Role};
 
 /// A leader that has to end waits so many election timeouts for the next one: it may be the member that controls the register.
 const REPLACED_TIMEOUTS_MAX: u32 = 4;
-
-/// The process ends. A member whose log has stopped can promise nothing: as long as it is up, it keeps others from choosing a leader.
-pub(super) struct Ending {
-    pub(super) reason: String,
-    /// The newest epoch of this log.
-    pub(super) epoch: Epoch,
-    /// It waits no longer than this for another leader.
-    pub(super) until: Instant,
-}
 
 impl Node {
     /// Looked at each turn, whatever stopped the log: what its disk has is found out by the next start only. A leader first asks the

@@ -14,12 +14,15 @@ mod ending;
 mod facts;
 mod info;
 mod links;
-mod open;
+mod members;
+pub(crate) mod open;
+mod policy;
 mod release;
 mod role;
 mod scrub;
 mod scrub_schedule;
 mod snapshot;
+mod state;
 pub mod turn;
 #[cfg(test)]
 mod turn_tests;
@@ -41,12 +44,12 @@ use walferry_engine::waker::Waker;
 use walferry_shipper::frame_server::FrameServer;
 use walferry_shipper::shipper::Shipper;
 
+use self::state::{Ending, KeyCounting, Leadership, Scrubbing, Seen, SnapshotTransfers, SpaceWatch};
 use crate::clients::limits::ClientCounts;
 use crate::clients::list::Asked;
 use crate::config::NodeConfig;
 use crate::membership::Membership;
 use crate::metrics::waterfall::Waterfall;
-use crate::node::snapshot::SnapshotTransfers;
 use crate::repair::RepairCount;
 use crate::session::commit_queue::CommitQueue;
 use crate::session::parking::Parking;
@@ -54,15 +57,6 @@ use crate::tls::Tls;
 use crate::users::Users;
 use crate::users::login::Checker;
 use crate::watchdog::Watchdog;
-
-use self::apply::KeyCounting;
-use self::disk::SpaceWatch;
-use self::ending::Ending;
-pub use self::open::{check, prepare};
-use self::release::Seen;
-use self::role::Leadership;
-pub(crate) use self::role::begin_epoch;
-use self::scrub_schedule::Scrubbing;
 
 /// What the node is for its cluster.
 pub(crate) enum Role {

@@ -4,26 +4,16 @@
 use std::time::{Duration, Instant};
 
 use walferry_cluster::level::CommitLevel;
-use walferry_engine::lsn::{Epoch, Lsn};
+use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 use walferry_shipper::shipper::Shipper;
 
 use crate::config::OnSyncLoss;
 use crate::membership::Membership;
-use crate::node::open::no_policy;
+use crate::node::policy::no_policy;
 use crate::node::{Node, Role};
 use crate::session::host::SessionId;
 use crate::session::parking::News;
-
-/// What sessions were last woken for, to see what moved since.
-#[derive(Default)]
-pub(super) struct Seen {
-    applied: Lsn,
-    acknowledged: u64,
-    epoch: Epoch,
-    leads: bool,
-    fresh: Option<Instant>,
-}
 
 /// No more changes are taken while those that are not durable yet need so much memory. A frame holds no others, so what a replica needs
 /// to apply one is bounded by this and by one transaction (`APPENDED_TO_BYTES_MAX`).

@@ -1,8 +1,6 @@
 //! How a node takes a role and leaves it: leads, follows, is promoted, steps down. An epoch is persisted before its first frame exists.
 //! Called by `open`, `turn` and `membership`.
 
-use std::time::Instant;
-
 use walferry_applier::replica::{Replica, ReplicaConfig};
 use walferry_cluster::member::{ClusterId, MemberName, reachable_member};
 use walferry_cluster::register::MemberId;
@@ -17,28 +15,10 @@ use walferry_shipper::shipper::{Shipper, ShipperConfig};
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
 use crate::membership::Membership;
-use crate::node::confirmation::{Silence, SyncLoss};
-use crate::node::open::own_policy;
+use crate::node::policy::own_policy;
 use crate::node::{Heard, Node, Role};
 use crate::role;
 use crate::session::commit_queue::CommitQueue;
-
-/// When this node's leadership began, and with which log.
-pub(super) struct Leadership {
-    pub(super) since: Instant,
-    /// Commands execute once the store holds the log up to here: its end at that time.
-    pub(super) from: Lsn,
-    /// The sync set is lost, since when, and what `on_sync_loss` makes of remote levels.
-    pub(super) sync_loss: Option<SyncLoss>,
-    /// This node leads and holds no lease.
-    pub(super) silence: Option<Silence>,
-}
-
-impl Leadership {
-    pub(super) fn new(since: Instant) -> Leadership {
-        Leadership { since, from: Lsn::ZERO, sync_loss: None, silence: None }
-    }
-}
 
 impl Node {
     /// The first role of a node that is no member of a cluster: what its configuration says.

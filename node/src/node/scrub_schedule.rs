@@ -1,10 +1,9 @@
 //! When old log is read again (`scrub` reads it), and what becomes of the outcome.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walferry_engine::lsn::Lsn;
 use walferry_engine::meta::Meta;
-use walferry_engine::told::Told;
 
 use crate::error::DaemonError;
 use crate::node::scrub::{Scrub, Unreadable};
@@ -13,25 +12,6 @@ use crate::repair::{self};
 
 /// Old log is not read again sooner than this after the last time.
 const SCRUB_PAUSE: Duration = Duration::from_secs(5);
-
-/// The walks over old log.
-pub(super) struct Scrubbing {
-    /// The one on its way.
-    pub(super) walk: Option<Scrub>,
-    /// When the last one began.
-    began_at: Instant,
-    told: Told,
-    /// What the shipper had counted of broken catch-ups when it was looked at last.
-    catchups_broken: u64,
-    /// Old log before this is damaged and no node gave it back; else 0.
-    pub(super) readable_from: Lsn,
-}
-
-impl Scrubbing {
-    pub(super) fn new(now: Instant) -> Scrubbing {
-        Scrubbing { walk: None, began_at: now, told: Told::default(), catchups_broken: 0, readable_from: Lsn::ZERO }
-    }
-}
 
 impl Node {
     /// Reads the part of the log that recovery did not look at.

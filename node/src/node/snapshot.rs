@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use walferry_shipper::snapshot::serve::{Shelf, give_way, keep_pace};
 use crate::config::NodeConfig;
 use crate::error::DaemonError;
 use crate::node::open::{Opened, open_data};
+use crate::node::state::{CommitWait, Making};
 use crate::node::{Heard, Node, Role};
 
 /// A checkpoint for a snapshot waits for the commit LSN until that has not moved for so long: it may be the replica of the copy that
@@ -34,26 +35,6 @@ const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a line is logged where there is no terminal.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the node knows of snapshots.
-#[derive(Default)]
-pub(crate) struct SnapshotTransfers {
-    /// A checkpoint for a copy was asked for and waits.
-    commit_wait: Option<CommitWait>,
-    making: Option<Making>,
-    /// Copies that are being shown.
-    shown: Vec<Arc<CopyProgress>>,
-    /// Copies that this node has put in place since it started, bytes that travelled for the last one, and bytes that were kept.
-    pub(crate) taken: u64,
-    pub(super) taken_bytes: u64,
-    pub(super) kept_bytes: u64,
-}
-
-/// How long the commit LSN has stood still while a checkpoint waits for it.
-struct CommitWait {
-    committed: Lsn,
-    moved: Instant,
-}
-
 impl CommitWait {
     /// True once the checkpoint has to go beyond the commit LSN. While that moves, it reaches the checkpoint sooner or later.
     fn is_over(&mut self, committed: Lsn, now: Instant) -> bool {
@@ -62,12 +43,6 @@ impl CommitWait {
         }
         now.saturating_duration_since(self.moved) > COMMIT_WAIT_MAX
     }
-}
-
-/// A thread that makes a copy; dropped, it ends. One that was told to end is waited for: the next writes to the same file.
-struct Making {
-    stop: Arc<AtomicBool>,
-    outcome: Receiver<Result<SnapshotFile, String>>,
 }
 
 impl Making {
