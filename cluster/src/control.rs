@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use walferry_engine::lsn::{Epoch, Lsn};
 
-use crate::consensus::{Rpc, RpcReply};
+use crate::consensus::types::{Rpc, RpcReply};
 use crate::failover::StepDown;
 use crate::member::{ClusterId, MemberName};
 use crate::message::ENVELOPE_BYTES;

@@ -1,10 +1,18 @@
 //! Whole clusters of agents, with messages that arrive at once, nodes that obey at once, and an engine that holds the register as
 //! openraft does: a change takes a majority of the voters, which are incarnations. Time jumps to whatever is due next.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use walferry_engine::lsn::{Epoch, Lsn};
+
 use super::*;
 use crate::control::LeaseHeartbeat;
+use crate::control::{Answer, Ask};
 use crate::member::Proved;
-use crate::register::{MEMBERS_MAX, Outcome};
+use crate::member::{ClusterId, MemberName};
+use crate::register::MEMBERS_MAX;
+use crate::register::{Change, ClusterState, Kind, MemberId, Outcome};
 use crate::testing::name;
 
 const TIMEOUT: Duration = Duration::from_millis(400);

@@ -5,7 +5,8 @@ use std::time::Instant;
 use walferry_engine::lsn::Epoch;
 
 use super::voters::ADMIT_TIME_MAX;
-use super::{Agent, Asker, Order, Over, ProposalFor, Purpose, Report};
+use crate::agent::Agent;
+use crate::agent::types::{Asker, Order, Over, ProposalFor, Purpose, Report};
 use crate::consensus::name_of;
 use crate::control::{Answer, Ask, Greeting, LeaseHeartbeat, UnidentifiedPeer};
 use crate::failover::StepDown;

@@ -1,16 +1,16 @@
 //! What operators ask of this member: it brings joins and removals to the leader, and walks through switchovers and unclean
 //! promotions step by step.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use walferry_engine::lsn::{Epoch, Lsn};
-
-use super::{Agent, Asker, Command, Output, Purpose, refusal};
 use crate::control::{Answer, Ask};
 use crate::failover::StepDown;
 use crate::member::MemberName;
-use crate::register::{ClusterState, Kind, MemberId};
+use crate::register::Kind;
+
+use crate::agent::Agent;
+use crate::agent::state::commands::{Running, Step, handover_to};
+use crate::agent::types::{Command, Output, Purpose, refusal};
 
 /// How long an operator's command to the leader may take: longer than all its parts.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
@@ -18,66 +18,6 @@ const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 const SWITCHOVER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Commands under way at most; a further one is refused.
 const COMMANDS_MAX: usize = 64;
-
-#[derive(Debug)]
-enum Step {
-    /// The leader does it.
-    AtLeader,
-    /// The leader takes no writes until the other has everything.
-    Draining { to: MemberName, begun: Instant },
-    /// The controller is asked to replace the leader.
-    SteppingDown { to: MemberName, begun: Instant },
-    /// The register has to move.
-    Moving { to: MemberName, begun: Instant, until: Instant },
-    /// The controller is told that losses are accepted.
-    Allowing { known: Lsn },
-    /// The register has to move.
-    MovingUnclean { known: Lsn, until: Instant },
-}
-
-#[derive(Debug)]
-struct Running {
-    /// In which it was given.
-    epoch: Epoch,
-    step: Step,
-}
-
-/// Commands under way.
-#[derive(Debug, Default)]
-pub(super) struct Commands {
-    running: BTreeMap<u64, Running>,
-    /// Drains of this leader, and who asked.
-    drains: BTreeMap<u64, Asker>,
-}
-
-impl Commands {
-    pub(super) fn timeout(&self) -> Option<Instant> {
-        let until = |running: &Running| match &running.step {
-            Step::Moving { until, .. } | Step::MovingUnclean { until, .. } => Some(*until),
-            _ => None,
-        };
-        self.running.values().filter_map(until).min()
-    }
-
-    pub(super) fn drains(&self) -> usize {
-        self.drains.len()
-    }
-
-    pub(super) fn begin_drain(&mut self, id: u64, asker: Asker) {
-        self.drains.insert(id, asker);
-    }
-
-    pub(super) fn end_drain(&mut self, id: u64) -> Option<Asker> {
-        self.drains.remove(&id)
-    }
-}
-
-/// Who takes over when nobody is named: not the member that controls the register, if there is another, so that a later death of
-/// the leader takes nobody along who has to replace it.
-fn handover_to(state: &ClusterState, controller: Option<MemberId>) -> Option<MemberName> {
-    let controls = |name: &&MemberName| state.members.get(*name).map(|member| member.id) == controller;
-    state.in_sync.iter().min_by_key(controls).cloned()
-}
 
 impl Agent {
     /// An operator's command; its outcome comes out as [`Output::Reply`] with this number.
@@ -241,7 +181,8 @@ impl Agent {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::agent::state::commands::handover_to;
+    use crate::register::MemberId;
     use crate::testing::{formed, name, names};
 
     #[test]

@@ -7,76 +7,18 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
-use super::{Agent, CHANGE_TIME_MAX, Order, Output, Purpose, member_role, refusal};
 use crate::control::{Answer, Ask, LeaseHeartbeat};
 use crate::failover::StepDown;
 use crate::lease::Lease;
 use crate::member::MemberName;
 use crate::register::{Change, LogStatus, MemberId, MemberRole};
 
+use crate::agent::state::leading::Wanted;
+use crate::agent::types::{CHANGE_TIME_MAX, Order, Output, Purpose, refusal};
+use crate::agent::{Agent, member_role};
+
 /// A leader that cannot change the in-sync set for longer says so.
 const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(1);
-
-/// What the node was told last.
-#[derive(Debug)]
-pub(super) struct Role {
-    told: Option<MemberRole>,
-    told_version: u64,
-    /// Epochs up to this began in an earlier process of this incarnation, which may have led in them.
-    epochs_before: Epoch,
-}
-
-impl Role {
-    pub(super) fn new(epochs_before: Epoch) -> Role {
-        Role { told: None, told_version: 0, epochs_before }
-    }
-}
-
-/// The in-sync set that the leader's node reported.
-#[derive(Debug)]
-struct Wanted {
-    epoch: Epoch,
-    number: u64,
-    members: BTreeMap<MemberName, MemberId>,
-}
-
-/// A leader's state.
-#[derive(Debug)]
-pub(super) struct Leading {
-    /// The lease of the epoch in which this member leads.
-    lease: Option<(Epoch, Lease)>,
-    heartbeat_at: Instant,
-    wanted_in_sync: Option<Wanted>,
-    in_sync_changing: bool,
-    /// A proposal of the in-sync set followed on this version; true once it was answered. Until the register is past the
-    /// version, the proposal may be taken.
-    in_sync_open: Option<(u64, bool)>,
-    /// The report of which the node was told that the register has it.
-    in_sync_recorded: Option<(Epoch, u64)>,
-    /// After a change of the in-sync set that failed.
-    in_sync_at: Instant,
-    /// Since when no change of it was answered, and why.
-    in_sync_failing: Option<(Instant, String)>,
-}
-
-impl Leading {
-    pub(super) fn new(now: Instant) -> Leading {
-        Leading {
-            lease: None,
-            heartbeat_at: now,
-            wanted_in_sync: None,
-            in_sync_changing: false,
-            in_sync_open: None,
-            in_sync_recorded: None,
-            in_sync_at: now,
-            in_sync_failing: None,
-        }
-    }
-
-    pub(super) fn heartbeat_at(&self) -> Option<Instant> {
-        self.lease.as_ref().map(|_| self.heartbeat_at)
-    }
-}
 
 impl Agent {
     /// Tells the node what it is, when that has changed.

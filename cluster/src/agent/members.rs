@@ -5,15 +5,18 @@
 //! A removal takes two changes: first the member is marked as leaving, and stops voting about the register; then the members
 //! go on without it. A leader that finds a member leaving, and nobody at it, goes on with its removal.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::voters::ADMIT_TIME_MAX;
-use super::{Agent, Asker, CHANGE_TIME_MAX, Order, Purpose, refusal};
 use crate::changing::{ChangeError, Changing, MemberChange, Next};
 use crate::control::{Answer, Ask, Greeting};
 use crate::member::MemberName;
 use crate::register::{ClusterState, Kind, MemberId};
+
+use crate::agent::Agent;
+use crate::agent::state::members::{Step, Then, Turn, Wanted};
+use crate::agent::types::{Asker, CHANGE_TIME_MAX, Order, Purpose, refusal};
+use crate::agent::voters::ADMIT_TIME_MAX;
 
 /// How long a change waits for the one before it.
 const TURN_TIME_MAX: Duration = Duration::from_secs(5);
@@ -29,106 +32,6 @@ const VOTERS_TIME_MAX: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// A change that this member began by itself and that failed is tried again after this.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-enum Wanted {
-    Join { name: MemberName, peer: Option<String> },
-    Remove { name: MemberName },
-    CaughtUp { name: MemberName, id: MemberId },
-}
-
-impl Wanted {
-    fn text(&self) -> String {
-        match self {
-            Wanted::Join { name, .. } => format!("{name} is being taken in"),
-            Wanted::Remove { name } => format!("{name} is being removed"),
-            Wanted::CaughtUp { name, .. } => format!("{name} has caught up and is about to count"),
-        }
-    }
-}
-
-/// Where the change under way stands.
-#[derive(Debug)]
-enum Step {
-    /// The node that is to join is asked who it is, and the next time then.
-    Greeting { name: MemberName, peer: String, asked: bool, at: Instant, until: Instant },
-    /// The controller is asked to let the node have the register.
-    Admitting { theirs: Greeting, peer: String },
-    /// Members are asked whether they answer.
-    Reaching { name: MemberName, awaited: BTreeSet<MemberName>, answering: BTreeSet<MemberName>, until: Instant },
-    /// The register changes.
-    Changing { then: Then },
-    /// The register has the member as leaving: its vote ends first.
-    Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
-    /// The outcome is told once the voters have followed, and a majority of the members of now lets this one lead.
-    ChangingVoters { told: String, until: Instant },
-    /// The outcome was told.
-    Told,
-}
-
-/// What follows on a change of the register.
-#[derive(Clone, Debug)]
-enum Then {
-    Joined { theirs: Greeting, peer: String },
-    Left { name: MemberName, in_reach: BTreeSet<MemberName> },
-    Removed { name: MemberName },
-    Counts { name: MemberName },
-}
-
-/// The one change that is under way, up to its last word: the end of one must not be taken for the end of the next.
-#[derive(Debug)]
-struct Turn {
-    asker: Option<Asker>,
-    text: String,
-    step: Step,
-    /// The change on its way into the register, until its last word.
-    changing: Option<Changing>,
-    /// The number under which the node proves the quorum rule.
-    proof: u64,
-}
-
-impl Turn {
-    /// What another change is told that cannot begin.
-    fn under_way(&self) -> String {
-        match self.changing.as_ref().and_then(Changing::unknown) {
-            None => format!("{}; try again when it is over", self.text),
-            Some(reason) => format!(
-                "{}, and it is not known whether the register took it ({reason}). This ends by itself once a member that controls the \
-                 register answers; if it does not, `walferry switchover` to another leader ends it as well",
-                self.text
-            ),
-        }
-    }
-}
-
-/// Changes of the members under this leader.
-#[derive(Debug)]
-pub(super) struct MemberChanges {
-    turn: Option<Turn>,
-    waiting: VecDeque<(Option<Asker>, Wanted, Instant)>,
-    /// When this member may begin a change by itself.
-    own_at: Instant,
-}
-
-impl MemberChanges {
-    pub(super) fn new(now: Instant) -> MemberChanges {
-        MemberChanges { turn: None, waiting: VecDeque::new(), own_at: now }
-    }
-
-    pub(super) fn timeout(&self) -> Option<Instant> {
-        let step = self.turn.as_ref().and_then(|turn| match &turn.step {
-            Step::Greeting { asked: false, at, .. } => Some(*at),
-            Step::Reaching { until, .. } | Step::Leaving { until, .. } | Step::ChangingVoters { until, .. } => {
-                Some(*until)
-            }
-            _ => None,
-        });
-        let changing = self.turn.as_ref().and_then(|turn| turn.changing.as_ref()?.timeout());
-        let waiting = self.waiting.iter().map(|(.., until)| *until);
-        step.into_iter().chain(changing).chain(waiting).min()
-    }
-}
 
 impl Agent {
     /// An operator wants a node taken in.

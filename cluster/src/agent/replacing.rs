@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::Epoch;
 use walferry_engine::mutants;
 
-use super::{Agent, Asker, LogEnd, Order, Output, ProposalFor, Purpose};
+use crate::agent::Agent;
+use crate::agent::types::{Asker, LogEnd, Order, Output, ProposalFor, Purpose};
 use crate::control::{Answer, Ask};
 use crate::failover::{Effect, Fenced, Outlook};
 use crate::member::MemberName;

@@ -2,12 +2,13 @@
 //! are members that stay; a member that leaves stops voting before it is removed, so that no majority ever rests on a vote that
 //! was thrown away.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{Agent, Asker, Output, RegisterView, VoterStep};
 use crate::control::Answer;
 use crate::register::MemberId;
+
+use crate::agent::Agent;
+use crate::agent::types::{Asker, Output, VoterStep};
 
 /// How long a node may take to get the register before it is a member.
 pub(super) const ADMIT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -17,43 +18,6 @@ const ADMITTED_TIME_MAX: Duration = Duration::from_secs(60);
 const ADMITTED_MAX: usize = 8;
 /// A step that failed is tried again after this.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-
-/// The voters' state.
-#[derive(Debug)]
-pub(super) struct Voters {
-    /// Incarnations that are told the register although they are no members yet, where, and since when.
-    admitted: BTreeMap<MemberId, (String, Instant)>,
-    /// Who wants to hear that an incarnation is told, and until when.
-    asked: Vec<(Asker, MemberId, Instant)>,
-    /// The step under way.
-    step: Option<VoterStep>,
-    retry_at: Instant,
-}
-
-impl Voters {
-    pub(super) fn new(now: Instant) -> Voters {
-        Voters { admitted: BTreeMap::new(), asked: Vec::new(), step: None, retry_at: now }
-    }
-}
-
-impl RegisterView {
-    /// The step that the engine has to take next so that these are told the register, and these of them vote.
-    fn next_step(&self, told: &BTreeMap<MemberId, String>, voters: &BTreeSet<MemberId>) -> Option<VoterStep> {
-        if let Some((id, peer)) = told.iter().find(|(id, _)| !self.told.contains(*id)) {
-            return Some(VoterStep::Admit(*id, peer.clone()));
-        }
-        if self.voters != *voters || self.joint {
-            return Some(VoterStep::Voters(voters.clone()));
-        }
-        let others: BTreeSet<MemberId> = self.told.iter().filter(|id| !told.contains_key(id)).copied().collect();
-        (!others.is_empty()).then_some(VoterStep::Forget(others))
-    }
-
-    /// True when the members are told the register and those that are to vote do.
-    pub(super) fn voters_are_current(&self) -> bool {
-        self.next_step(&self.state.told(), &self.state.voters(&self.voters)).is_none()
-    }
-}
 
 impl Agent {
     /// To the controller: a node that is about to join gets the register.

@@ -5,122 +5,25 @@
 mod guard;
 mod network;
 mod store;
+pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Cursor};
-use std::path::Path;
+use std::io::{self};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::agent::RegisterView;
-use crate::member::{Impersonation, MemberName, Proved};
+use crate::agent::types::RegisterView;
+use crate::member::{MemberName, Proved};
 use crate::register::{Change, ClusterState, MemberId, Outcome};
 
 pub use network::Carrier;
 pub use store::{Identity, RegisterStore};
-
-openraft::declare_raft_types!(
-    /// The types with which openraft holds the register.
-    pub Types:
-        D = Change,
-        R = Outcome,
-        NodeId = u64,
-        Node = BasicNode,
-);
-
-/// A message of openraft.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rpc {
-    /// Changes, or a heartbeat.
-    Append(openraft::raft::AppendEntriesRequest<Types>),
-    /// May I control?
-    Vote(openraft::raft::VoteRequest<u64>),
-    /// A piece of the whole state.
-    Snapshot(openraft::raft::InstallSnapshotRequest<Types>),
-}
-
-/// The answer to one.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RpcReply {
-    /// To `Append`.
-    Append(Result<openraft::raft::AppendEntriesResponse<u64>, RaftError<u64>>),
-    /// To `Vote`.
-    Vote(Result<openraft::raft::VoteResponse<u64>, RaftError<u64>>),
-    /// To `Snapshot`.
-    Snapshot(
-        Result<openraft::raft::InstallSnapshotResponse<u64>, RaftError<u64, openraft::error::InstallSnapshotError>>,
-    ),
-}
-
-/// Why the register cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RegisterError {
-    /// Its database does not open or is damaged.
-    #[error("the register's file {path}: {text}")]
-    Store {
-        /// The file.
-        path: String,
-        /// What is wrong.
-        text: String,
-    },
-    /// Its database is damaged, and with it what this member promised.
-    #[error(
-        "{path} is damaged: {text}. What this member promised and voted cannot be known any more, so it takes no part. Remove this \
-         file and cluster.writes beside it and start the node again: it then joins anew, as a member that lost its disk, and its \
-         confirmations count once it has caught up"
-    )]
-    Damaged {
-        /// The file.
-        path: String,
-        /// What is wrong.
-        text: String,
-    },
-    /// The directory is a copy, and nobody who is configured could tell what became of its member since.
-    #[error(
-        "{dir} is a copy of a member's directory: what that member promised and confirmed after the copy was made is not in it. If it \
-         is the newest there is, start it with --become member. If other members are alive, name all of them with --members, and it \
-         joins anew"
-    )]
-    Copied {
-        /// The data directory.
-        dir: String,
-    },
-    /// The engine stopped, or refuses.
-    #[error("the register: {0}")]
-    Engine(String),
-    /// Another member controls, or nobody does.
-    #[error("this member does not control the register")]
-    NotController(Option<MemberId>),
-    /// An incarnation that is no longer a member wants to control.
-    #[error("{id} was removed with version {version} of the register")]
-    Removed {
-        /// Which.
-        id: MemberId,
-        /// Since when.
-        version: u64,
-    },
-    /// A member speaks for another.
-    #[error(transparent)]
-    Impersonation(#[from] Impersonation),
-    /// A part of the register's state beyond its bound.
-    #[error("the register's state is at most {REGISTER_BYTES_MAX} bytes, a message has {bytes} for offset {offset}")]
-    Large {
-        /// Where it is to go.
-        offset: u64,
-        /// How much it is.
-        bytes: usize,
-    },
-    /// No majority took the change in time. It may be taken yet.
-    #[error("no majority of the voters took the change within {0:?}")]
-    Timeout(Duration),
-}
+use types::REGISTER_BYTES_MAX;
+pub use types::{REGISTER_FILE, REGISTER_FILES, RegisterError, Rpc, RpcReply, Types, register_path};
 
 fn engine(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> RegisterError {
     RegisterError::Engine(error.to_string())
@@ -128,8 +31,6 @@ fn engine(error: RaftError<u64, ClientWriteError<u64, BasicNode>>) -> RegisterEr
 
 /// After so many changes the log of changes is folded into the state.
 const CHANGES_PER_SNAPSHOT: u64 = 64;
-/// The register's state is text of a few members: no larger one is taken.
-const REGISTER_BYTES_MAX: u64 = 1 << 20;
 
 /// A term, and the index of the last change in the log when it began here.
 type Since = (u64, Option<u64>);
@@ -310,17 +211,6 @@ impl Register {
     pub async fn close(&self) -> io::Result<()> {
         self.raft.shutdown().await.map_err(io::Error::other)
     }
-}
-
-/// What a member's identity, vote and promises stand in, in its data directory: the register's database, and the number of its
-/// writes.
-pub const REGISTER_FILES: [&str; 2] = [REGISTER_FILE, guard::WRITES_FILE];
-/// The one of them that holds the promises; open as long as the member takes part.
-pub const REGISTER_FILE: &str = "cluster.redb";
-
-/// The file of the register in a data directory.
-pub fn register_path(dir: &Path) -> std::path::PathBuf {
-    dir.join(REGISTER_FILES[0])
 }
 
 /// The name of the member with this id, as the register has it.

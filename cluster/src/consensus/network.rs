@@ -19,7 +19,7 @@ use openraft::raft::{
 };
 use openraft::{LogId, Vote};
 
-use super::{Rpc, RpcReply, Types};
+use super::types::{Rpc, RpcReply, Types};
 use crate::register::MemberId;
 
 /// A member that was not reached is tried again after this.

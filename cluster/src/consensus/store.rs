@@ -23,7 +23,7 @@ use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Epoch;
 
 use super::guard::{FileId, Writes, Written, examine};
-use super::{RegisterError, Types, register_path};
+use super::types::{RegisterError, Types, register_path};
 use crate::member::MemberName;
 use crate::register::{ClusterState, MemberId, Outcome};
 
