@@ -5,7 +5,7 @@ use bytes::Bytes;
 use walferry_engine::lsn::Lsn;
 
 use crate::record::StreamId;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// What a key can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

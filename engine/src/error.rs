@@ -5,11 +5,6 @@ use std::path::PathBuf;
 
 use crate::frame::FrameError;
 use crate::lsn::Lsn;
-use crate::repair::Gap;
-
-pub use crate::epoch::EpochError;
-pub use crate::log::{AppendError, LogError, LogFailure, ReceiveError};
-pub use crate::meta::MetaError;
 
 /// Why the end of the log cannot be found, or a frame not be read.
 #[derive(Debug, thiserror::Error)]
@@ -96,4 +91,15 @@ impl RecoverError {
             }
         }
     }
+}
+
+/// A part of the log that is not here, or not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// It begins here, where a frame begins.
+    pub from: Lsn,
+    /// The crc of the frame that ends there; `None` when that cannot be read.
+    pub previous_crc: Option<u32>,
+    /// The log must reach this, unless a whole frame of its own goes on before; `from < needed`.
+    pub needed: Lsn,
 }

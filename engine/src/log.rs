@@ -12,7 +12,9 @@
 //! The parts: `open` (recovery at the start), `lead` (append and seal), `receive` (a replica's side, truncation), `lost` (what a truncation
 //! cuts off), `submit` (writes and their completions), `error`.
 
-mod error;
+pub mod config;
+pub mod error;
+mod flights;
 mod lead;
 mod lost;
 mod open;
@@ -22,7 +24,7 @@ mod submit;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+
 use std::time::{Duration, Instant};
 
 use crate::buffer::{LogBuffer, PinId};
@@ -40,10 +42,11 @@ use crate::retain::Needs;
 use crate::watermark::WatermarkFile;
 use crate::world;
 
+pub use config::{LOG_DIR, LogConfig, SyncMethod};
 pub use error::{AppendError, LogError, LogFailure, ReceiveError};
+use flights::Flights;
 pub use lost::{LOST_DIR, Lost, keep_lost, lost_range, make_lost_dir};
-pub use open::{LOG_DIR, direct_io_refusal};
-use submit::Flights;
+pub use open::direct_io_refusal;
 
 /// Segments that are kept ready beyond the current one at first.
 const READY_SEGMENTS_MIN: u64 = 2;
@@ -56,68 +59,6 @@ const READY_BYTES_MAX: u64 = 1 << 30;
 const SHORT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The index of the log buffer among the ring's fixed buffers.
 pub const LOG_BUFFER_INDEX: u16 = 0;
-
-/// How a write is made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SyncMethod {
-    /// The write itself carries `RWF_DSYNC`.
-    Dsync,
-    /// The write is followed by a linked `fdatasync`.
-    Fdatasync,
-}
-
-impl SyncMethod {
-    /// The name in config and output.
-    pub fn name(self) -> &'static str {
-        match self {
-            SyncMethod::Dsync => "dsync",
-            SyncMethod::Fdatasync => "fdatasync",
-        }
-    }
-}
-
-impl std::fmt::Display for SyncMethod {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// Not the name of a sync method.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a sync method: expected dsync or fdatasync")]
-pub struct SyncMethodSyntax(String);
-
-impl FromStr for SyncMethod {
-    type Err = SyncMethodSyntax;
-    fn from_str(text: &str) -> Result<SyncMethod, SyncMethodSyntax> {
-        match text {
-            "dsync" => Ok(SyncMethod::Dsync),
-            "fdatasync" => Ok(SyncMethod::Fdatasync),
-            _ => Err(SyncMethodSyntax(text.to_owned())),
-        }
-    }
-}
-
-/// What a log is opened with.
-#[derive(Clone, Debug)]
-pub struct LogConfig {
-    /// The data directory; the segments are in its `log/`.
-    pub dir: PathBuf,
-    /// The size of a segment; the same on every node of a cluster.
-    pub segment_bytes: u64,
-    /// The most writes in flight.
-    pub write_depth: usize,
-    /// How a write is made durable.
-    pub sync_method: SyncMethod,
-    /// No O_DIRECT, and always `fdatasync`.
-    pub buffered: bool,
-    /// How long the first record of a frame may wait for company; zero seals as soon as the disk is free.
-    pub commit_delay: Duration,
-    /// The size of the log buffer.
-    pub log_buffer_bytes: usize,
-    /// Log that is kept behind the flushed end in any case, for replicas without a slot.
-    pub keep_bytes_min: u64,
-}
 
 impl LogConfig {
     /// The largest frame that fits a segment of this size, which is what bounds a record on every node.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::durable;
 use crate::limits::{FRAME_ALIGN_BYTES, SEGMENT_BYTES_MIN};
-use crate::log::LOG_DIR;
+use crate::log::config::LOG_DIR;
 use crate::lsn::{Lsn, SegmentNo};
 use crate::prepare::{make_dir, sync_dir};
 use crate::segment::list_segments;

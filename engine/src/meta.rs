@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::limits::{FRAME_ALIGN_BYTES, SEGMENT_BYTES_MAX, WRITE_DEPTH_MAX, segment_bytes_min};
-use crate::log::SyncMethod;
+use crate::log::config::SyncMethod;
 use crate::small_file::{self, Found};
 
 /// The file in the data directory.

@@ -10,7 +10,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::log::LogError;
+use crate::log::error::LogError;
 use crate::lsn::Lsn;
 use crate::small_file::{self, Found};
 

@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use crate::error::Gap;
 use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::Lsn;
-use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
 
 /// Reads frame after frame.

@@ -26,13 +26,13 @@
 use std::path::Path;
 
 use crate::epoch::EpochHistory;
+use crate::error::Gap;
 use crate::error::RecoverError;
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, LOG_BUFFER_BYTES_MAX};
 use crate::lsn::{Epoch, Lsn};
 use crate::mutants;
 use crate::origin::Origin;
-use crate::repair::Gap;
 use crate::segment::{DirBytes, LogBytes};
 use crate::watermark::{KnownWatermark, WATERMARK_FILE};
 

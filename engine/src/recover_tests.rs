@@ -526,7 +526,7 @@ fn a_frame_of_another_leadership_or_chain_is_not_taken() {
     use crate::repair::{Patch, Unfit};
     let log = ten();
     let at = log.starts[4];
-    let gap = |previous_crc| crate::repair::Gap { from: at, previous_crc, needed: log.end() };
+    let gap = |previous_crc| crate::error::Gap { from: at, previous_crc, needed: log.end() };
     let other = history(&[(1, 0), (2, at.0)]);
     let outcome = Patch::new(gap(None), &other, SEGMENT_BYTES_MIN).take(&log.bytes[at.0 as usize..]);
     assert!(matches!(outcome, Err(Unfit::Epoch { .. })), "{outcome:?}");

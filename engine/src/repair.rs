@@ -12,21 +12,10 @@
 //! | the frame after the gap goes on from the last one | the chain; or the gap reaches what this node knows to have been durable |
 
 use crate::epoch::EpochHistory;
-use crate::error::RecoverError;
+use crate::error::{Gap, RecoverError};
 use crate::frame::{Frame, FrameError, FrameHeader};
 use crate::lsn::{Epoch, Lsn};
 use crate::segment::LogBytes;
-
-/// A part of the log that is not here, or not whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// It begins here, where a frame begins.
-    pub from: Lsn,
-    /// The crc of the frame that ends there; `None` when that cannot be read.
-    pub previous_crc: Option<u32>,
-    /// The log must reach this, unless a whole frame of its own goes on before; `from < needed`.
-    pub needed: Lsn,
-}
 
 /// Why a frame from elsewhere is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::durable;
 use crate::epoch::EpochHistory;
 use crate::held::HeldFile;
-use crate::log::LogError;
+use crate::log::error::LogError;
 use crate::lsn::{Epoch, Lsn};
 use crate::prepare::sync_dir;
 use crate::world;

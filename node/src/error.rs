@@ -26,7 +26,7 @@ pub enum DaemonError {
     Ring(std::io::Error),
     /// The log does not open, or its close failed.
     #[error(transparent)]
-    Log(#[from] walferry_engine::error::LogError),
+    Log(#[from] walferry_engine::log::LogError),
     /// The store does not open or failed.
     #[error(transparent)]
     Store(#[from] walferry_applier::store::StoreError),

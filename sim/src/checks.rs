@@ -14,8 +14,8 @@ use walferry_engine::lsn::{Epoch, Lsn};
 use walferry_node::simulated::Member;
 
 use crate::clients::Acknowledged;
-use crate::cluster::Broken;
 use crate::growing::{END, Growing, tokens};
+use crate::limits::Broken;
 use crate::lost::{keeps_a_store, lost_frames};
 use crate::world::NodeNo;
 

@@ -31,6 +31,7 @@ use crate::control::{Control, Kept, Proposal, Setting, name_of};
 use crate::events::Events;
 use crate::faults::{Plan, Wanted};
 use crate::kernel::{Disk, DiskOpNo, Kernel};
+use crate::limits::{Broken, SEGMENT_BYTES};
 use crate::model::Model;
 use crate::network::{Network, peer_address};
 use crate::rot::Rot;
@@ -58,7 +59,6 @@ const CHANGE_TIME_US: u64 = 1_000_000;
 /// A crash that waits for a write looks so often, and so soon again.
 const CRASH_LOOKS: u32 = 200;
 const CRASH_LOOK_US_MAX: u64 = 400;
-pub const SEGMENT_BYTES: u64 = 128 << 10;
 /// A node that ended or did not start is started again after so long.
 const RESTART_US: u64 = 200_000;
 /// A look through old log takes no longer.
@@ -253,10 +253,6 @@ pub struct Summary {
     pub modelled: bool,
     pub simulated_us: u64,
 }
-
-/// A broken property.
-#[derive(Debug)]
-pub struct Broken(pub String);
 
 type Checked<T = ()> = Result<T, Broken>;
 

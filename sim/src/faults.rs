@@ -5,8 +5,8 @@ use walferry_cluster::level::CommitLevel;
 
 use crate::clients::{Answers, Kind, Tempo};
 use crate::kernel::Disk;
+use crate::limits::LATENCY_SEEDS;
 use crate::network::Delays;
-use crate::runner::LATENCY_SEEDS;
 use crate::world::NodeNo;
 
 /// What may go wrong.

@@ -23,6 +23,7 @@ mod faults;
 mod growing;
 mod history;
 mod kernel;
+mod limits;
 mod lost;
 mod model;
 mod mutants;

@@ -10,7 +10,7 @@ use walferry_applier::view::{Value, View};
 use walferry_engine::lsn::Lsn;
 use walferry_engine::reader::LogReader;
 
-use crate::cluster::SEGMENT_BYTES;
+use crate::limits::SEGMENT_BYTES;
 
 /// Keys that one step of a scan reads.
 const SCANNED_AT_ONCE: usize = 1024;

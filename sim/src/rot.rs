@@ -13,7 +13,7 @@ use walferry_engine::reader::LogReader;
 use walferry_engine::watermark::{KnownWatermark, Watermark};
 use walferry_node::simulated::Member;
 
-use crate::cluster::SEGMENT_BYTES;
+use crate::limits::SEGMENT_BYTES;
 
 /// A frame with a bit that flipped.
 pub struct Rot {

@@ -11,10 +11,9 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::cluster::{Cluster, Summary, Variation};
 use crate::faults::Wanted;
+use crate::limits::LATENCY_SEEDS;
 use crate::trace::Trace;
 
-/// One seed of so many is also about latency.
-pub const LATENCY_SEEDS: u64 = 32;
 /// The slowest commits with one slow or dead replica, in percent of those with none: they wait for all of the others, of which one
 /// more often is the late one. Up to 125 was seen.
 const LATENCY_PERCENT_MAX: u64 = 150;

@@ -21,7 +21,7 @@ use walferry_engine::atomic_create::create_atomically;
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::{Epoch, Lsn};
 
-use super::StoreError;
+use super::error::StoreError;
 use super::overlay::{Overlay, Slot, State};
 use crate::record::StreamId;
 use crate::view::{About, StreamMeta, Value};

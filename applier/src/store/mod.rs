@@ -10,6 +10,7 @@
 //! checkpoint holds is cut, the store is made anew from a snapshot.
 
 pub mod check;
+pub mod error;
 pub mod export;
 mod file;
 pub mod overlay;
@@ -18,20 +19,20 @@ mod simulated;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use walferry_engine::file_size::Named;
 use walferry_engine::frame::Frame;
 use walferry_engine::lsn::Lsn;
 use walferry_engine::mutants;
 use walferry_engine::told::Rarely;
 use walferry_engine::world::{self, Inbox, Pace, Task};
 
-use crate::record::{Effect, RecordError, StreamId, effects};
+use crate::record::{Effect, StreamId, effects};
 use crate::view::{About, Value, View};
+pub use error::StoreError;
 pub use file::{Position, STORE_FILE};
 use file::{StoreFile, write_checkpoint};
 use overlay::{Count, Overlay, Slot, State, hash_of};
@@ -69,58 +70,9 @@ pub struct StoreConfig {
     pub cache_bytes: usize,
 }
 
-/// Why the store cannot go on. Fatal for the node: its log has everything.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database file failed.
-    #[error("the store's file {}: {}", path.display(), database_error(source))]
-    Database {
-        /// The file.
-        path: PathBuf,
-        /// What the database said.
-        source: Box<redb::Error>,
-    },
-    /// A row is not what a checkpoint writes.
-    #[error("the store's file {} is damaged; remove it, and the node rebuilds it from its log if that is whole", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The directory cannot be made, or the thread not be started.
-    #[error("cannot set up the store in {}: {}", path.display(), Named(source))]
-    Setup {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A record in the log is not one that this build understands.
-    #[error("the record before {lsn} cannot be applied: {source}")]
-    Record {
-        /// The end of the record.
-        lsn: Lsn,
-        /// What is wrong with it.
-        source: RecordError,
-    },
-}
-
 /// What the disk needs to have for a checkpoint of this.
 fn space_for(overlay: &Overlay) -> u64 {
     overlay.file_bytes_max() + CHECKPOINT_SPARE_BYTES
-}
-
-fn database_error(error: &redb::Error) -> String {
-    match error {
-        redb::Error::Io(error) => Named(error).to_string(),
-        error => error.to_string(),
-    }
-}
-
-impl StoreError {
-    fn at(path: &Path) -> impl Fn(redb::Error) -> StoreError + use<> {
-        let path = path.to_owned();
-        move |source| StoreError::Database { path: path.clone(), source: Box::new(source) }
-    }
 }
 
 /// An overlay on its way into the file.

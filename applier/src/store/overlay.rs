@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use walferry_engine::lsn::Lsn;
 
 use crate::record::{Effect, StreamId};
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 use crate::view::{About, StreamMeta, Value};
 
 /// Keys are spread over this many tables by the top bits of their hash, so that SCAN sorts a small part at a time.

@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::submit::Flights;
+use super::config::LOG_DIR;
+use super::flights::Flights;
 use super::{LastWrite, Log, LogConfig, LogError, OpenFrame, READY_SEGMENTS_MIN, SyncMethod};
 use crate::buffer::LogBuffer;
 use crate::commit::Commit;
@@ -28,8 +29,6 @@ use crate::waker::Waker;
 use crate::watermark::{Watermark, WatermarkFile};
 use crate::world;
 
-/// The directory of the segments in the data directory.
-pub const LOG_DIR: &str = "log";
 /// The file with which O_DIRECT is tried.
 const TRIAL_FILE: &str = "direct.tmp";
 

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, squeue, types};
 
+use super::flights::Flight;
 use super::{LOG_BUFFER_INDEX, LastWrite, Log, LogError, LogFailure, SyncMethod};
 use crate::commit::{Commit, WriteNo};
 use crate::durable::refuses_writes;
 use crate::flush_accounting::DurableWrite;
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_TARGET_BYTES};
 use crate::lock::DirLock;
-use crate::lsn::{Lsn, SegmentNo};
+use crate::lsn::SegmentNo;
 use crate::mutants;
 use crate::ring::{Completion, Owner, Ring, Token};
 use crate::world;
@@ -30,49 +31,6 @@ const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const _: () = assert!(WRITE_BYTES_MAX >= FRAME_TARGET_BYTES);
 const _: () = assert!(Commit::WINDOW <= u64::BITS as usize);
-
-/// A write from submission to durable. `from <= end`.
-#[derive(Clone, Copy, Debug, Default)]
-struct Flight {
-    number: WriteNo,
-    start: Lsn,
-    /// What is written before this needs no resubmission.
-    from: Lsn,
-    end: Lsn,
-    /// Completions that are still to come: one, or two with a linked flush.
-    outstanding: u8,
-    /// A flush succeeded after the last byte was written.
-    synced: bool,
-    short_writes: u32,
-    records: u32,
-    wire_bytes: u64,
-    submitted: Option<Instant>,
-    queue: Duration,
-}
-
-/// The writes in flight, by [`WriteNo::slot`].
-pub(super) struct Flights {
-    slots: [Flight; Commit::WINDOW],
-    /// A bit for each slot whose write must be submitted again.
-    short: u64,
-    outstanding: usize,
-}
-
-impl Flights {
-    pub(super) fn new() -> Flights {
-        Flights { slots: [Flight::default(); Commit::WINDOW], short: 0, outstanding: 0 }
-    }
-
-    /// Writes that were written short are not submitted again.
-    pub(super) fn give_up_short_writes(&mut self) {
-        self.short = 0;
-    }
-
-    /// Completions that are still to come, and writes to submit again.
-    pub(super) fn outstanding(&self) -> usize {
-        self.outstanding + self.short.count_ones() as usize
-    }
-}
 
 /// Which of a write's entries completed; the lowest bit of the token's id.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::format::{bytes, millis};
 use super::result::{Point, ProfileResult, Report};
 use super::svg::{Chart, Line, escaped};
-use super::text::{bytes, millis};
 use crate::status::waterfall::{Bar, bars};
 
 const STYLE: &str = include_str!("page.css");

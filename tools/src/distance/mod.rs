@@ -5,6 +5,7 @@
 //!                            profile                        rule, model                                  └─ html ── svg
 //! ```
 
+mod format;
 mod html;
 mod measure;
 mod model;

@@ -2,8 +2,8 @@
 
 use walferry_cluster::CommitLevel;
 
+use super::format::{bytes, millis};
 use super::result::{Lag, Level, ProfileResult};
-use super::text::{bytes, millis};
 
 /// A line for each kind of data that a measured level fits.
 pub fn rule(profile: &ProfileResult) -> Vec<String> {

@@ -2,26 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::format::{bytes, millis};
 use super::result::{Point, ProfileResult, Report};
-
-/// Milliseconds with a fitting unit.
-pub fn millis(ms: f64) -> String {
-    match ms.abs() {
-        ..1.0 => format!("{:.0} us", ms * 1e3),
-        ..100.0 => format!("{ms:.2} ms"),
-        ..10_000.0 => format!("{ms:.0} ms"),
-        _ => format!("{:.1} s", ms / 1e3),
-    }
-}
-
-/// Bytes with a fitting unit.
-pub fn bytes(bytes: f64) -> String {
-    match bytes {
-        ..1024.0 => format!("{bytes:.0} B"),
-        ..1_048_576.0 => format!("{:.0} KiB", bytes / 1024.0),
-        _ => format!("{:.1} MiB", bytes / 1_048_576.0),
-    }
-}
 
 fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())

@@ -8,8 +8,7 @@ use serde_json::Value;
 use walferry_engine::lsn::Lsn;
 
 use super::fault::Fault;
-use super::hosts::Hooks;
-use super::own::Own;
+use super::member::{Member, Site};
 use crate::client::{Client, Url};
 use crate::failure::Failure;
 use crate::inspect::against::{Compared, compare};
@@ -22,32 +21,6 @@ const CATCH_UP_TIME_MAX: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Somebody leads within this time whenever a drill needs a leader.
 const LEADER_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// One member.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// Its name.
-    pub name: String,
-    /// Where its clients connect.
-    pub address: SocketAddr,
-}
-
-/// Where the time of an outage went.
-#[derive(Clone, Copy, Debug)]
-pub struct Split {
-    /// Until the members agreed that the leader is gone.
-    pub detection: Duration,
-    /// Until the next one led.
-    pub election: Duration,
-}
-
-/// Who runs the members.
-pub enum Site {
-    /// This drill.
-    Own(Own),
-    /// Somebody else; commands do what is done to them.
-    Hosts(Hooks),
-}
 
 /// The cluster.
 pub struct Cluster {

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
-use super::cluster::Member;
 use super::fault::Fault;
+use super::member::Member;
 use crate::failure::Failure;
 
 /// `NAME=HOST:PORT`: a member and where its clients connect.

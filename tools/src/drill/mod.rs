@@ -17,7 +17,9 @@ mod etcd;
 mod fault;
 mod ground;
 mod hosts;
+mod inject;
 mod load;
+mod member;
 mod outage;
 mod own;
 mod plan;
@@ -38,11 +40,12 @@ use walferry_cluster::level::CommitLevel;
 use crate::failure::{Failure, say};
 use crate::load::route::Route;
 use crate::nodes;
-use cluster::{Cluster, Member, Site};
+use cluster::Cluster;
 use fault::Fault;
 use ground::{Ground, Needs};
 use hosts::{Hooks, NamedHost};
 use load::{Load, MarkedAt};
+use member::{Member, Site};
 use own::{CLIENT_PORT, Own};
 use plan::{Step, Wanted};
 use report::{Report, Round, Setting};
@@ -442,7 +445,7 @@ impl Drill {
         Ok((losses, compared))
     }
 
-    fn split(&self, cluster: &Cluster, old: &str, since: Instant, since_at: SystemTime) -> Option<cluster::Split> {
+    fn split(&self, cluster: &Cluster, old: &str, since: Instant, since_at: SystemTime) -> Option<member::Split> {
         match &cluster.site {
             Site::Own(own) => own.split(since_at),
             Site::Hosts(_) => self.watch.seen().split(since, cluster.address(old)),

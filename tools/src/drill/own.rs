@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 
-use super::cluster::Split;
 use super::ground::{Clock, Disk, Ground};
+use super::member::Split;
 use crate::failure::Failure;
 use crate::nodes::LocalNode;
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use walferry_cluster::level::CommitLevel;
 
-use super::cluster::{Cluster, Split};
+use super::cluster::Cluster;
 use super::fault::Fault;
 use super::load::{Loss, Losses, commit_last, missing};
+use super::member::Split;
 use super::outage::quantile;
 use super::sessions::Reads;
 use super::soak::Soak;

@@ -10,7 +10,8 @@ use walferry_engine::lsn::Lsn;
 use walferry_engine::retain::Needs;
 use walferry_engine::segment::list_segments;
 
-use super::cluster::{Cluster, Site};
+use super::cluster::Cluster;
+use super::member::Site;
 use super::own::{CLIENT_PORT, KEEP_BYTES_MIN, Own, SEGMENT_BYTES};
 use super::table::Table;
 use crate::client::info_field;

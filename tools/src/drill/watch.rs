@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use walferry_engine::lsn::Lsn;
 
-use super::cluster::{Member, Split};
+use super::member::{Member, Split};
 use crate::client::{Client, Url};
 
 /// Between two questions to a member.
