@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_never_catches_up_keeps_a_bounded_number_of_echoes() {
+    fn echoes_of_a_lagging_replica_are_bounded() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let (mut fresh, lag_ms) = (Freshness::default(), 10_000);

@@ -103,7 +103,7 @@ fn death_between_history_and_keep_would_lose_the_frames() {
 }
 
 #[test]
-fn checkpoint_that_ends_meanwhile_decides_before_anything_is_cut() {
+fn checkpoint_that_ends_meanwhile_is_seen_before_a_cut() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory on a real disk");
     let (mut replica, leads, _) = former_leader(dir.path());
     let end = replica.log.sealed();

@@ -196,7 +196,7 @@ fn checkpoint(store: &mut Store) {
 }
 
 #[test]
-fn the_store_equals_a_model_through_checkpoints_rollbacks_and_restarts() {
+fn store_equals_a_model_through_checkpoints_and_restarts() {
     for seed in 1..=6 {
         let dir = temporary();
         let mut random = Random(seed * 0x9E37_79B9);
@@ -231,7 +231,7 @@ fn the_store_equals_a_model_through_checkpoints_rollbacks_and_restarts() {
 }
 
 #[test]
-fn pending_changes_over_the_store_equal_the_model_while_the_store_catches_up() {
+fn pending_changes_over_the_store_equal_the_model() {
     for seed in 1..=6 {
         let dir = temporary();
         let mut random = Random(seed * 0x85EB_CA6B);
@@ -327,7 +327,7 @@ fn checkpoint_without_space_is_put_off_and_more_changes_refused() {
 }
 
 #[test]
-fn an_export_is_the_checkpoint_that_it_was_taken_from_whatever_follows() {
+fn export_equals_its_checkpoint_whatever_follows() {
     let (dir, other) = (temporary(), temporary());
     let mut random = Random(0xA24B_AED4);
     let mut store = open(dir.path());
@@ -411,7 +411,7 @@ fn few_keys_written_again_and_again_still_get_a_checkpoint() {
 }
 
 #[test]
-fn a_checkpoint_that_was_asked_for_comes_with_the_commit_lsn_or_beyond_it() {
+fn requested_checkpoint_waits_for_the_commit_lsn() {
     for beyond in [false, true] {
         let dir = temporary();
         let (mut store, log) = open_with_one_record(dir.path());

@@ -106,7 +106,7 @@ fn a_write_follows_the_leader_and_takes_its_token() {
 }
 
 #[test]
-fn a_write_without_an_answer_is_uncertain_and_repeated_only_if_that_does_no_harm() {
+fn unanswered_write_is_uncertain_and_repeated_if_harmless() {
     let (listener, address) = listen();
     let (executed, own) = (Arc::new(AtomicUsize::new(0)), address.clone());
     let count = Arc::clone(&executed);
@@ -153,7 +153,7 @@ fn an_unconfirmed_write_is_uncertain_and_its_position_is_kept() {
 }
 
 #[test]
-fn a_read_passes_over_those_that_are_behind_and_ends_at_the_leader() {
+fn read_skips_lagging_replicas_and_ends_at_the_leader() {
     let ((listener, leader), (behind_listener, behind), (even_listener, even)) = (listen(), listen(), listen());
     let even_is_behind = Arc::new(Mutex::new(false));
     let (own, replicas) = (leader.clone(), [behind.clone(), even.clone()]);
@@ -242,7 +242,7 @@ fn what_was_lost_is_said_until_the_session_is_reset() {
 }
 
 #[test]
-fn a_token_of_another_cluster_and_a_cluster_that_is_not_there_are_said() {
+fn token_of_another_cluster_is_refused() {
     let (listener, address) = listen();
     let own = address.clone();
     serve(
@@ -268,7 +268,7 @@ fn a_token_of_another_cluster_and_a_cluster_that_is_not_there_are_said() {
 }
 
 #[test]
-fn without_a_leader_a_write_gives_up_in_time_and_says_what_it_heard() {
+fn write_without_a_leader_gives_up_in_time() {
     let (listener, address) = listen();
     serve(
         listener,

@@ -79,7 +79,7 @@ fn a_leader_that_is_heard_by_a_majority_stays() {
 }
 
 #[test]
-fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
+fn member_with_the_longest_log_leads_once_it_is_safe() {
     let mut scene = Scene::new();
     scene.silent();
     scene.fenced("b", 3, 900);
@@ -104,7 +104,7 @@ fn the_member_that_reaches_furthest_leads_once_no_commit_can_be_missing() {
 }
 
 #[test]
-fn an_unsafe_failover_waits_and_says_for_whom_unless_it_is_allowed() {
+fn unsafe_failover_names_the_members_it_waits_for() {
     let mut scene = Scene::new();
     scene.state.members.get_mut(&name("c")).expect("a member").log_status = LogStatus::Lost;
     scene.silent();
@@ -191,7 +191,7 @@ fn unfit_leader_is_replaced_before_its_grants_end() {
 }
 
 #[test]
-fn a_leader_that_failed_leads_again_when_only_it_may_have_what_was_confirmed() {
+fn failed_leader_leads_again_if_only_it_has_the_commits() {
     let mut scene = Scene::new();
     scene.state.in_sync.clear();
     scene.state.policy = "ALL".to_owned();

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_voter_keeps_still_while_its_grant_lasts_and_refuses_what_it_promised_against() {
+    fn voter_with_a_grant_waits_and_keeps_its_promise() {
         let start = Instant::now();
         let mut voter = Voter::new(Epoch(3), TIMEOUT, start);
         assert_eq!(voter.grant_left(start + ms(100)), ms(300), "an unknown grant of its last incarnation");

@@ -98,7 +98,7 @@ fn min_in_sync_is_not_met_by_one_that_joins() {
 }
 
 #[test]
-fn who_was_removed_is_remembered_by_its_life_until_others_fill_the_list() {
+fn removed_incarnations_are_remembered_up_to_the_limit() {
     let everybody = names("a b c d");
     let mut state = led("a b c", "").without_member(&name("c"), &everybody).expect("it may");
     assert_eq!(state.removed_at(MemberId(3)), Some(state.version));
@@ -248,7 +248,7 @@ fn explore(count: usize, disks_die: bool, policy: &str) -> usize {
 }
 
 #[test]
-fn no_sequence_of_changes_makes_a_failover_miss_a_confirmed_commit() {
+fn member_changes_never_make_a_failover_miss_a_commit() {
     for policy in ["", "ANY 1 (*)", "FIRST 1 (b, c, d)", "ANY 2 (a, b, c, d)"] {
         assert!(explore(4, true, policy) > 100, "{policy}");
     }

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durable_is_the_contiguous_prefix_in_every_order_of_completion() {
+    fn durable_is_the_contiguous_prefix_in_any_order() {
         let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
         for order in orders {
             let mut commit = Commit::new(Lsn(100), 3);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_write_does_not_idle_the_disk_but_the_window_is_bounded() {
+    fn slow_write_does_not_idle_the_disk() {
         let mut commit = Commit::new(Lsn::ZERO, 2);
         commit.seal(Lsn(1000));
         let slow = commit.submit(Lsn(1));

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filesystem_that_became_read_only_is_noticed_through_an_open_file_and_by_its_path() {
+    fn read_only_filesystem_is_noticed_by_open_file_and_path() {
         let dir = tempfile::tempdir().expect("a directory");
         let none: Option<&str> = None;
         let tmpfs = |flags| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, none);

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_belongs_to_the_last_epoch_that_began_at_or_before_it() {
+    fn position_belongs_to_the_last_epoch_begun_before_it() {
         let history = history(&[(1, 0), (2, 100), (4, 100), (5, 300)]);
         for (lsn, epoch) in [(0, 1), (99, 1), (100, 4), (299, 4), (300, 5), (9999, 5)] {
             assert_eq!(history.epoch_at(Lsn(lsn)), Epoch(epoch), "at {lsn}");

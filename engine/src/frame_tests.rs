@@ -104,7 +104,7 @@ fn what_is_no_frame_of_this_place_says_why() {
 }
 
 #[test]
-fn records_that_do_not_tile_the_payload_are_refused_even_with_a_right_checksum() {
+fn records_that_do_not_fill_the_payload_are_refused() {
     // (payload, record count): too many, too few, one that runs over the end, and a rest too short for a length.
     let cases: [(&[u8], u32); 5] =
         [(&[0, 0, 0, 0], 2), (&[0, 0, 0, 0], 0), (&[5, 0, 0, 0, 1, 2], 1), (&[0, 0, 0, 0, 7], 1), (&[255; 8], 1)];

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_kept_before_it_is_written_over_and_short_segments_are_filled_up() {
+    fn damage_is_kept_before_it_is_overwritten() {
         let data = tempfile::tempdir().expect("a directory");
         let log = data.path().join(LOG_DIR);
         fs::create_dir(&log).expect("made");

@@ -204,7 +204,7 @@ fn in_flight() -> Writer {
 }
 
 #[test]
-fn a_flipped_bit_is_rot_before_the_flushed_mark_and_a_torn_tail_after_it() {
+fn flipped_bit_is_rot_before_the_watermark_and_torn_after() {
     let log = in_flight();
     let flushed = log.starts[2];
     for offset in (0..log.bytes.len()).step_by(512) {
@@ -234,7 +234,7 @@ fn a_flipped_bit_is_rot_before_the_flushed_mark_and_a_torn_tail_after_it() {
 /// A bad sector is damage where it is known what must be there, whichever part of the frame it hits, and never a torn tail: what
 /// nobody can read may have been acknowledged.
 #[test]
-fn what_the_disk_cannot_read_is_asked_of_others_or_stops_the_node_and_is_never_cut() {
+fn unreadable_log_is_fetched_or_stops_the_node_uncut() {
     let writer = in_flight();
     let history = history(&[(1, 0)]);
     let end = writer.end();
@@ -266,7 +266,7 @@ fn replica(durable: Lsn) -> Known {
 }
 
 #[test]
-fn on_a_replica_the_mark_decides_and_not_what_its_leader_had_flushed() {
+fn replica_recovers_by_its_own_watermark() {
     let log = in_flight();
     for broken in 0..log.starts.len() {
         let at = log.starts[broken];
@@ -290,7 +290,7 @@ fn on_a_replica_the_mark_decides_and_not_what_its_leader_had_flushed() {
 }
 
 #[test]
-fn a_mark_from_before_a_truncation_asks_for_no_more_than_was_kept() {
+fn watermark_before_a_truncation_is_bounded_by_it() {
     let log = in_flight();
     let fork = log.starts[1];
     let known = replica(log.end());

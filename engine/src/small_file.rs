@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_damaged_or_lost_file_of_the_two_is_restored_from_the_other() {
+    fn damaged_file_of_the_two_is_restored_from_the_other() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("facts");
         assert_eq!(load(&path).expect("read"), Found::Nothing);

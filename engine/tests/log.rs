@@ -239,7 +239,7 @@ fn a_record_that_no_frame_holds_is_refused_and_the_largest_fits() {
 }
 
 #[test]
-fn a_full_log_buffer_is_busy_until_frames_were_taken_and_unpinned() {
+fn full_log_buffer_is_busy_until_frames_are_released() {
     let dir = directory();
     let mut node = Node::leader(config(dir.path()));
     let record = vec![3; 1 << 20];
@@ -342,7 +342,7 @@ fn a_short_write_is_finished_with_a_flush_of_its_own() {
 }
 
 #[test]
-fn an_open_frame_is_sealed_at_its_target_and_after_the_commit_delay() {
+fn open_frame_is_sealed_at_its_target_or_after_the_delay() {
     let dir = directory();
     let mut node = Node::leader(LogConfig { commit_delay: Duration::from_millis(20), ..config(dir.path()) });
     node.append(b"waits");

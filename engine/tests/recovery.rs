@@ -35,7 +35,7 @@ fn durable_frames(node: &mut Node, count: u8) -> Vec<Lsn> {
 }
 
 #[test]
-fn damage_in_any_durable_frame_stops_the_next_start_and_is_named() {
+fn damage_in_a_durable_frame_stops_the_next_start() {
     for damaged in 0..3 {
         let dir = directory();
         let mut node = Node::leader(config(dir.path()));
@@ -54,7 +54,7 @@ fn damage_in_any_durable_frame_stops_the_next_start_and_is_named() {
 }
 
 #[test]
-fn a_replica_that_crashed_with_writes_out_of_order_cuts_its_tail() {
+fn replica_that_crashed_with_writes_out_of_order_is_cut() {
     let (leader_dir, dir) = (directory(), directory());
     let mut leader = Node::leader(config(leader_dir.path()));
     let at = durable_frames(&mut leader, 4);
@@ -78,7 +78,7 @@ fn a_replica_that_crashed_with_writes_out_of_order_cuts_its_tail() {
 }
 
 #[test]
-fn a_log_that_ends_with_its_segment_keeps_the_chain_when_the_rest_is_released() {
+fn log_that_ends_with_its_segment_keeps_the_crc_chain() {
     let dir = directory();
     let mut node = Node::leader(config(dir.path()));
     node.append(&vec![7; SEGMENT_BYTES_MIN as usize - FRAME_HEADER_BYTES - RECORD_LENGTH_BYTES]);

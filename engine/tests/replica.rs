@@ -90,7 +90,7 @@ fn hot_frames_make_the_same_log() {
 }
 
 #[test]
-fn raw_bytes_make_the_same_log_and_a_broken_connection_leaves_no_half_frame() {
+fn raw_bytes_make_the_same_log_and_no_half_frame_stays() {
     let (here, there) = (directory(), directory());
     let mut leader = Node::leader(config(here.path()));
     for number in 0..4000 {
@@ -125,7 +125,7 @@ fn raw_bytes_make_the_same_log_and_a_broken_connection_leaves_no_half_frame() {
 }
 
 #[test]
-fn what_is_not_the_next_frame_is_refused_and_nothing_of_it_written() {
+fn frame_that_is_not_the_next_is_refused_unwritten() {
     let (here, there) = (directory(), directory());
     let mut leader = Node::leader(config(here.path()));
     for _ in 0..2 {

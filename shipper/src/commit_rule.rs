@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_earlier_epochs_left_is_confirmed_with_a_frame_of_this_one() {
+    fn earlier_epochs_are_confirmed_with_a_frame_of_this_one() {
         let rule_at = |position: u64, local: u64, policy: &str| {
             let mut rule = CommitRule::new(policy.parse().expect("a policy"), Lsn(50));
             rule.update(&standings(&[replica("a", true, [position; 3])]), Lsn(local));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn while_terms_change_commits_need_both_and_the_change_needs_all_that_was_before() {
+    fn joint_quorum_rules_both_hold_and_cover_what_was_before() {
         // `d` joins b and c: one more of them has to confirm.
         let mut rule = CommitRule::new(SyncPolicy::None, Lsn::ZERO);
         rule.held = Default::default();

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_one_moment_share_a_sample_that_is_as_old_as_the_first() {
+    fn bytes_of_one_moment_share_the_oldest_sample() {
         let start = Instant::now();
         let mut timeline = Timeline::default();
         for step in 0..10u64 {

@@ -148,7 +148,7 @@ fn garbage_ends_its_own_connection_only() {
 }
 
 #[test]
-fn a_new_connection_of_the_same_replica_takes_the_place_of_the_old_one() {
+fn new_connection_of_a_replica_replaces_its_old_one() {
     let dir = directory();
     let mut leader = Leader::new(dir.path());
     let old = Replica::connect(leader.address, "a", Vec::new());
@@ -163,7 +163,7 @@ fn a_new_connection_of_the_same_replica_takes_the_place_of_the_old_one() {
 }
 
 #[test]
-fn second_node_with_the_same_name_is_refused_while_the_first_is_there() {
+fn second_node_of_a_name_is_refused_while_the_first_is_up() {
     let dir = directory();
     let mut leader = Leader::new(dir.path());
     let at = |port: u16| Hello { client_address: format!("127.0.0.1:{port}"), ..hello("a", &[], LEADER) };
@@ -319,7 +319,7 @@ fn replica_without_a_slot_is_refused_before_its_copy() {
 }
 
 #[test]
-fn after_a_restart_commits_under_all_wait_for_the_replicas_that_were_there() {
+fn restarted_leader_under_all_waits_for_its_replicas() {
     let dir = directory();
     let (config, mut leader, replica) = in_sync_under_all(dir.path(), Duration::from_secs(2));
     drop(replica);

@@ -60,7 +60,7 @@ fn hot_frames_go_from_memory() {
 }
 
 #[test]
-fn a_replica_that_is_behind_is_fed_from_segment_files_and_then_from_memory() {
+fn replica_behind_is_fed_from_files_and_then_from_memory() {
     let dir = directory();
     let mut leader = Leader::new(dir.path());
     leader.append(sizes(LOG_BUFFER_BYTES + (30 << 20)));
@@ -77,7 +77,7 @@ fn a_replica_that_is_behind_is_fed_from_segment_files_and_then_from_memory() {
 }
 
 #[test]
-fn a_replica_that_stops_reading_neither_holds_up_the_leader_nor_loses_a_byte() {
+fn replica_that_stops_reading_does_not_block_the_leader() {
     let dir = directory();
     let mut leader = Leader::new(dir.path());
     let replica = Replica::connect(leader.address, "a", Vec::new());
@@ -125,7 +125,7 @@ fn zero_copy_sends_the_same_bytes_and_gives_its_memory_back() {
 }
 
 #[test]
-fn a_stalled_replica_on_the_zero_copy_path_does_not_hold_memory_for_good() {
+fn stalled_zero_copy_replica_releases_memory() {
     let dir = directory();
     let config = walferry_shipper::ShipperConfig { zero_copy_bytes_min: 8 << 10, ..shipper_config(dir.path()) };
     let mut leader = Leader::with(config, common::history(&[(1, 0)]));

@@ -107,7 +107,7 @@ fn bytes_go_both_ways_at_once_and_ends_are_passed_on() {
 }
 
 #[test]
-fn what_was_said_last_arrives_although_the_socket_was_closed_at_once() {
+fn last_message_arrives_before_the_socket_closes() {
     let pair = pair();
     let (mut ours, mut theirs) = connected(&pair);
     ours.write_all(&[7; 100_000]).expect("written");

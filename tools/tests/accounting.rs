@@ -77,7 +77,7 @@ fn stages_of_a_commit_add_up_to_its_total() {
 }
 
 #[test]
-fn the_endpoint_answers_what_it_is_not_asked_for_with_an_error_and_goes_on() {
+fn metrics_endpoint_answers_other_requests_with_an_error() {
     let root = directory();
     let node = Node::start(root.path(), "a", &["--metrics-listen", "127.0.0.1:0"]);
     let address = node.metrics_listen.expect("asked for");

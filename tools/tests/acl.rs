@@ -144,7 +144,7 @@ fn a_file_that_is_wrong_or_open_to_all_is_refused_at_the_start() {
 }
 
 #[test]
-fn a_node_that_everybody_may_use_warns_once_when_others_can_reach_it() {
+fn open_node_that_others_reach_warns_once() {
     let root = directory();
     // The flag that comes last counts.
     let node = Node::start(root.path(), "a", &["--listen", "0.0.0.0:0"]);

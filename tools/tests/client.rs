@@ -39,7 +39,7 @@ fn until_known(cluster: &Cluster, nodes: usize) {
 }
 
 #[test]
-fn a_session_reads_what_it_wrote_from_replicas_and_goes_on_in_another_process() {
+fn session_token_reads_own_writes_from_replicas() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &[]);
     let near = replica(root.path(), "b", &leader.peer_listen.to_string());

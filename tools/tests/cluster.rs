@@ -37,7 +37,7 @@ fn a_killed_leader_is_replaced_and_no_confirmed_commit_is_lost() {
 }
 
 #[test]
-fn a_leader_that_was_stopped_acknowledges_nothing_and_comes_back_as_a_replica() {
+fn stopped_leader_acknowledges_nothing_and_returns_as_replica() {
     let cluster = Cluster::start(&["a", "b", "c"], &[]);
     let old = cluster.leader();
     let mut client = cluster.client(old);
@@ -64,7 +64,7 @@ fn a_leader_that_was_stopped_acknowledges_nothing_and_comes_back_as_a_replica() 
 }
 
 #[test]
-fn commits_that_only_the_old_leader_had_are_counted_and_kept_aside() {
+fn commits_only_the_old_leader_had_are_counted_and_kept() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     let old = cluster.leader();
     let others: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != old).collect();
@@ -136,7 +136,7 @@ fn two_data_members_and_a_witness_are_a_cluster() {
 }
 
 #[test]
-fn a_failover_that_may_lose_a_confirmed_commit_waits_until_it_is_allowed() {
+fn unsafe_failover_waits_until_it_is_allowed() {
     let mut cluster = Cluster::start(&["a", "b", "c", "w1", "w2"], &[]);
     let (leader, replica) = (cluster.leader(), cluster.replica());
     let left = *cluster.nodes.keys().find(|name| **name != leader && **name != replica).expect("three");
@@ -284,7 +284,7 @@ fn clients_are_sent_to_the_leader() {
 }
 
 #[test]
-fn a_member_that_was_away_too_long_comes_back_by_a_snapshot_and_may_lead_again() {
+fn member_away_too_long_rejoins_by_snapshot_and_may_lead() {
     // So little log that who misses forty megabytes of it needs a copy.
     let small = ["--slot-keep-bytes-max", "17MiB", "--keep-bytes-min", "0", "--checkpoint-bytes", "1MiB"];
     let mut cluster = Cluster::start(&["a", "b", "c"], &small);

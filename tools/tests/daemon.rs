@@ -18,7 +18,7 @@ fn ok() -> Reply {
 }
 
 #[test]
-fn what_was_written_is_there_after_a_clean_stop_and_after_a_kill() {
+fn writes_survive_a_clean_stop_and_a_kill() {
     let root = directory();
     let node = Node::start(root.path(), "a", &[]);
     let mut client = node.client();
@@ -220,7 +220,7 @@ fn a_torn_tail_is_cut_and_said() {
 }
 
 #[test]
-fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space() {
+fn full_disk_refuses_writes_and_serves_reads() {
     let root = directory();
     let image = root.path().join("disk.img");
     let mount = root.path().join("disk");
@@ -315,7 +315,7 @@ fn a_protocol_error_closes_that_connection_only() {
 }
 
 #[test]
-fn another_session_never_reads_what_is_not_durable_and_the_writer_reads_its_own() {
+fn undurable_write_is_read_by_its_own_session_only() {
     let root = directory();
     let node = Node::start(root.path(), "a", &["--commit-level", "off"]);
     let mut writer = node.client();
@@ -370,7 +370,7 @@ fn store_of_another_log_is_made_anew() {
 
 /// A node that listens at every address tells each client the one at which that client reached it.
 #[test]
-fn leader_that_listens_everywhere_tells_an_address_to_connect_to() {
+fn leader_that_listens_everywhere_tells_a_usable_address() {
     for (listen, hosts) in [("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"][..]), ("[::]:0", &["127.0.0.1", "[::1]"])] {
         let root = directory();
         let Ok(node) = Node::try_start(root.path(), "a", &["--listen", listen]) else {

@@ -104,7 +104,7 @@ fn lone_node_on_a_full_small_disk_answers_nospace_and_goes_on() {
 
 /// A log that ran out of segments ends where one ends; the checkpoint that lets the others go has nothing beyond that to wait for.
 #[test]
-fn space_that_another_program_gives_back_is_used_without_a_restart() {
+fn space_that_another_program_frees_is_used() {
     const DISK_BYTES: u64 = 260 << 20;
     const VALUE_BYTES: usize = 1_000_000;
     let root = directory();

@@ -35,7 +35,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn what_crosses_the_link_takes_its_round_trip_and_the_page_stands_alone() {
+fn distance_page_is_complete_and_its_round_trip_is_right() {
     let root = directory();
     let page = root.path().join("report.html");
     let html = page.to_str().expect("a plain path");

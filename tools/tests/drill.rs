@@ -51,7 +51,7 @@ fn five_kills_lose_nothing_that_was_confirmed() {
 }
 
 #[test]
-fn a_cluster_that_runs_already_is_drilled_by_the_operators_commands() {
+fn running_cluster_is_drilled_by_configured_commands() {
     let root = directory();
     let process = std::process::id();
     let host = |index: usize| format!("127.{}.{}.{}", 1 + process % 250, process / 250 % 250, 201 + index);

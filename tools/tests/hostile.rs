@@ -93,7 +93,7 @@ fn may_open(descriptors: u64) -> bool {
 }
 
 #[test]
-fn ten_thousand_idle_clients_cost_the_others_nothing_and_one_more_is_told_so() {
+fn ten_thousand_idle_clients_do_not_slow_the_others() {
     const IDLE: usize = 9_990;
     if !may_open(IDLE as u64 + 500) {
         eprintln!("skipped: this process may not open {IDLE} connections (ulimit -Hn)");
@@ -120,7 +120,7 @@ fn ten_thousand_idle_clients_cost_the_others_nothing_and_one_more_is_told_so() {
 }
 
 #[test]
-fn with_too_few_descriptors_fewer_clients_are_taken_and_the_log_says_so() {
+fn too_few_descriptors_lower_clients_max_and_are_logged() {
     let root = directory();
     let Some(command) = limited(300) else { return };
     let node = Node::start_by(command, root.path(), "a", &[]);
@@ -353,7 +353,7 @@ fn client_far_ahead_of_its_replies_is_disconnected() {
 }
 
 #[test]
-fn a_client_that_never_finishes_a_command_is_idle_however_often_it_sends_a_byte() {
+fn client_that_never_finishes_a_command_is_idle() {
     const LORISES: u64 = 20;
     let root = directory();
     let node = Node::start(root.path(), "a", &["--client-idle-timeout", "1s"]);
@@ -383,7 +383,7 @@ fn a_client_that_never_finishes_a_command_is_idle_however_often_it_sends_a_byte(
 }
 
 #[test]
-fn a_client_that_never_reads_is_bounded_in_memory_and_disconnected() {
+fn client_that_never_reads_is_bounded_and_disconnected() {
     const VALUE_BYTES: usize = 1 << 20;
     const ASKED: usize = 200;
     let root = directory();
@@ -455,7 +455,7 @@ fn bytes_that_are_no_command_end_their_connection_only() {
 }
 
 #[test]
-fn garbage_and_half_a_handshake_on_the_peer_port_keep_no_replica_out() {
+fn garbage_on_the_peer_port_keeps_no_replica_out() {
     let root = directory();
     let node = Node::start(root.path(), "a", &[]);
     let good = GoodClient::start(node.listen);
@@ -510,7 +510,7 @@ fn garbage_on_the_port_of_a_member_does_no_harm_to_its_cluster() {
 }
 
 #[test]
-fn a_scraper_that_sends_a_byte_now_and_then_does_not_keep_the_others_waiting() {
+fn slow_scraper_does_not_block_other_scrapers() {
     let root = directory();
     let node = Node::start(root.path(), "a", &["--metrics-listen", "127.0.0.1:0"]);
     let metrics = node.metrics_listen.expect("it was asked for");

@@ -46,7 +46,7 @@ fn exchange(socket: &mut TcpStream) -> Duration {
 }
 
 #[test]
-fn bytes_through_a_proxy_take_the_round_trip_and_a_change_holds_at_once() {
+fn proxied_bytes_take_the_round_trip_that_is_set() {
     let root = directory();
     let target = echo_server().to_string();
     let link = Link::try_start(root.path(), &["--rtt", "40ms", "--to", &target]).expect("a proxy needs nothing");

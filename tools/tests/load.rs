@@ -53,7 +53,7 @@ fn sums_agree_on_leader_and_replica_after_load_at_every_level() {
 }
 
 #[test]
-fn status_tells_role_and_replicas_and_the_log_of_a_running_node_verifies() {
+fn status_shows_replicas_and_the_running_log_verifies() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &["--sync", "b", "--commit-level", "remote_apply"]);
     let replica = Node::start(root.path(), "b", &["--follow", &leader.peer_listen.to_string()]);

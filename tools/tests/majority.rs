@@ -107,7 +107,7 @@ fn leader_without_the_others_is_made_a_cluster_while_it_runs() {
 }
 
 #[test]
-fn replica_without_the_others_is_made_a_cluster_while_it_is_stopped() {
+fn stopped_replica_becomes_a_cluster_by_force() {
     let (mut cluster, leader, [survivor, other]) = three();
     cluster.kill(leader);
     cluster.kill(other);

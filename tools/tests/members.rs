@@ -110,7 +110,7 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
 }
 
 #[test]
-fn a_member_that_was_down_when_it_was_removed_is_told_when_it_comes_back() {
+fn removed_member_that_was_down_learns_it_at_its_return() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     let (leader, gone) = (cluster.leader(), cluster.replica());
     let epoch = cluster.describe(leader)["epoch"].clone();
@@ -236,7 +236,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_policy_of_the_operators_own_is_kept_and_contradicted_by_no_removal() {
+fn configured_policy_is_kept_by_a_removal() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &["--sync", "ANY 1 (a, b, c)"]);
     cluster.add("d");
     until("it waits", || blocked_reason(&cluster, "d").contains("walferry join"));

@@ -96,7 +96,7 @@ fn first_node_makes_the_secret_that_others_are_given() {
 
 /// As when the commands of the README are pasted.
 #[test]
-fn replica_that_starts_before_its_leader_has_made_the_secret_waits() {
+fn replica_that_starts_before_the_secret_exists_waits() {
     let root = directory();
     let file = root.path().join("a/peer.secret");
     let given = file.display().to_string();

@@ -23,7 +23,7 @@ fn value(text: &str) -> Reply {
 }
 
 #[test]
-fn a_lagging_replica_waits_or_says_how_far_it_is_and_an_idle_log_does_not_lag() {
+fn lagging_replica_waits_or_answers_its_lag() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &["--peer-timeout", "60s"]);
     let link = Link::try_start(root.path(), &["--rtt", "1ms", "--to", &leader.peer_listen.to_string()]);
@@ -92,7 +92,7 @@ fn a_lagging_replica_waits_or_says_how_far_it_is_and_an_idle_log_does_not_lag() 
 }
 
 #[test]
-fn a_token_holds_on_every_node_and_reads_never_go_back_through_failovers() {
+fn session_token_reads_never_go_back_through_failovers() {
     let mut cluster = Cluster::start(&["a", "b", "c"], &[]);
     let mut kills = 0;
     let (mut next, mut last, mut token) = (0_u64, 0_u64, String::new());
@@ -179,7 +179,7 @@ fn what_only_a_dead_leader_had_is_told_as_lost_on_every_node() {
 }
 
 #[test]
-fn a_leader_without_the_others_answers_neither_strong_nor_fresh_reads() {
+fn isolated_leader_answers_no_strong_or_fresh_reads() {
     let cluster = Cluster::start(&["a", "b", "c"], &["--read-wait-timeout", "100ms"]);
     let old = cluster.leader();
     let others: Vec<&str> = cluster.names.iter().copied().filter(|name| *name != old).collect();

@@ -94,7 +94,7 @@ fn wait_caught_up(leader: &mut Client, replica: &mut Client) {
 }
 
 #[test]
-fn a_new_replica_of_an_old_leader_begins_with_a_snapshot_and_goes_on() {
+fn new_replica_of_an_old_leader_begins_with_a_snapshot() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &flags(&[]));
     let mut a = leader.client();
@@ -192,7 +192,7 @@ fn wiped_replica_that_commits_wait_for_gets_a_fresh_snapshot() {
 }
 
 #[test]
-fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanwhile() {
+fn snapshot_transfer_survives_kills_of_both_ends() {
     let root = directory();
     let leader_flags = flags(&SLOW);
     let leader = Node::start(root.path(), "a", &leader_flags);
@@ -257,7 +257,7 @@ fn a_replica_that_was_away_too_long_comes_back_though_both_ends_are_killed_meanw
 }
 
 #[test]
-fn a_leader_whose_store_went_beyond_the_fork_comes_back_and_its_lost_commits_are_kept() {
+fn old_leader_beyond_the_fork_rejoins_and_keeps_lost_commits() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &flags(&[]));
     let peer = leader.peer_listen.to_string();

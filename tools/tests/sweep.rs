@@ -281,7 +281,7 @@ fn two_members_that_lost_different_parts_help_each_other() {
 
 /// A leader without a cluster asks whom it is told to; the operator can ask for it as well.
 #[test]
-fn a_leader_of_its_own_and_a_stopped_log_are_repaired_from_a_replica() {
+fn standalone_leader_is_repaired_from_a_replica() {
     let root = common::directory();
     let leader = Node::start(root.path(), "a", &FLAGS);
     let follow = leader.peer_listen.to_string();

@@ -158,7 +158,7 @@ fn redis_cli(address: SocketAddr, ca: &Authority) {
 }
 
 #[test]
-fn a_client_without_the_right_certificate_is_refused_with_a_reason() {
+fn client_with_a_wrong_certificate_is_refused_with_a_reason() {
     let root = directory();
     let (ca, other) = (Authority::new(root.path(), "all"), Authority::new(root.path(), "other"));
     let mut flags = client_flags(&ca.sign("a", &["127.0.0.1"]));

@@ -8,7 +8,7 @@ use common::directory;
 use serde_json::Value;
 
 #[test]
-fn stale_looks_make_duplicates_and_tokens_or_remote_apply_make_none() {
+fn stale_reads_make_duplicates_and_tokens_prevent_them() {
     let root = directory();
     let output = Command::new(env!("CARGO_BIN_EXE_walferry"))
         .args(["demo", "warehouse", "--scans", "40", "--scanners", "8", "--lag", "500ms", "--json", "--dir"])

@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bit_that_flips_on_the_disk_is_found_and_its_piece_fetched_again() {
+    fn flipped_bit_in_a_snapshot_is_found_and_fetched_again() {
         let content = content(9 * PIECE + 1);
         for bad in 0..10 {
             let data = data();

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_short_anywhere_it_leaves_the_old_state_or_ends_with_the_new_one() {
+    fn interrupted_install_leaves_the_old_or_the_new_state() {
         for cluster_id in [0, 7] {
             let expected = {
                 let data = tempfile::tempdir().expect("a directory");

@@ -539,7 +539,7 @@ fn removed_member_stops_voting_before_it_is_removed() {
 }
 
 #[test]
-fn dead_voter_of_two_cannot_be_removed_and_the_error_names_the_way_out() {
+fn dead_voter_of_two_cannot_be_removed() {
     let mut net = Net::new("a b", "");
     let leader = net.leader().expect("a leader").to_string();
     let other = if leader == "a" { "b" } else { "a" };
@@ -836,7 +836,7 @@ fn leader_without_a_majority_can_be_forced_while_it_runs() {
 }
 
 #[test]
-fn survivor_becomes_a_cluster_of_one_and_refuses_those_that_come_back() {
+fn survivor_forms_a_cluster_of_one_and_refuses_the_others() {
     let mut net = Net::new("a b c", "");
     let alive = net.command("a", Command::ForceNewCluster).expect_err("all are well");
     assert!(alive.contains("leader"), "{alive}");
@@ -901,7 +901,7 @@ fn forced_cluster_is_not_fenced_by_those_that_were_only_paused() {
 }
 
 #[test]
-fn agreed_election_timeout_binds_a_member_that_is_configured_otherwise() {
+fn agreed_election_timeout_overrides_the_configuration() {
     let mut net = Net::new("a b c", "");
     assert_eq!(net.state.election_timeout(), Some(TIMEOUT));
     let site = &net.sites[&name("b")];

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_comes_late_counts_when_the_same_is_asked_again() {
+    fn late_answer_counts_when_the_same_is_asked_again() {
         let asked = Arc::new(Asked::default());
         let (carrier, address) = (Arc::<Asked>::clone(&asked), "h:1".to_owned());
         let mut peer = Peer { carrier, id: MemberId(2), address, under_way: Mutex::new(None) };

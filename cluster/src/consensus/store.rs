@@ -592,7 +592,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_removed_life_ends_for_good_and_the_next_has_promised_nothing() {
+    async fn removed_incarnation_ends_and_the_next_promised_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let old = RegisterStore::open(dir.path(), MemberId(7), None).expect("a store");
         old.promise(Epoch(5)).await.expect("written");

@@ -110,7 +110,7 @@ fn encoded(message: &Message) -> Vec<u8> {
 }
 
 #[test]
-fn messages_round_trip_one_after_another_and_no_prefix_is_a_message() {
+fn messages_round_trip_and_no_prefix_is_a_message() {
     let mut stream = Vec::new();
     let samples = samples();
     samples.iter().for_each(|message| message.encode(&mut stream));
@@ -130,7 +130,7 @@ fn messages_round_trip_one_after_another_and_no_prefix_is_a_message() {
 }
 
 #[test]
-fn an_envelope_that_promises_more_or_less_than_its_fields_is_wrong() {
+fn envelope_with_another_length_than_its_fields_is_refused() {
     for message in samples() {
         let kind_without_body = matches!(message, Message::Frame { .. } | Message::Refuse(_));
         let bytes = encoded(&message);
@@ -174,7 +174,7 @@ fn garbage_is_an_error_or_incomplete_but_never_a_panic() {
 }
 
 #[test]
-fn lengths_beyond_the_bounds_are_noticed_with_the_envelope_alone() {
+fn length_beyond_the_bounds_is_refused_by_the_envelope() {
     let table = [
         (Kind::Hello, MESSAGE_BYTES_MAX as u32),
         (Kind::Refuse, 1 << 16),

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_the_node_is_not_idle_and_who_does_not_read_is_stalled() {
+    fn waiting_client_is_not_idle_and_unread_output_is_stalled() {
         let start = Instant::now();
         let late = start + LIMIT;
         let calm = Signs { active: start, waiting: false, sending_since: None, input_ended: None, unknown_since: None };

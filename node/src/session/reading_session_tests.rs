@@ -134,7 +134,7 @@ fn what_was_read_is_not_read_older_elsewhere() {
 }
 
 #[test]
-fn a_session_whose_last_commit_was_taken_back_writes_on_and_does_not_wait_for_what_is_there_instead() {
+fn session_whose_commit_was_lost_does_not_wait_for_another() {
     let (mut leader, mut host) = leader_and_replica(&["SET a 1"]);
     let mut writer = client(1);
     writer.ask(&mut leader, &format!("SET a {}", "x".repeat(9000)));
@@ -250,7 +250,7 @@ fn read_tells_and_takes_its_modes() {
 }
 
 #[test]
-fn a_bound_on_staleness_waits_and_then_says_how_old_the_state_is() {
+fn staleness_bound_waits_and_then_answers_the_age() {
     let (mut host, mut client) = (TestHost::new(), client(1));
     client.ask(&mut host, "SET a 1");
     client.ask(&mut host, "READ AT MOST 500ms");
@@ -279,7 +279,7 @@ fn a_bound_on_staleness_waits_and_then_says_how_old_the_state_is() {
 }
 
 #[test]
-fn a_process_that_was_stopped_while_it_read_answers_neither_fresh_nor_strong() {
+fn process_stopped_in_a_read_answers_no_fresh_read() {
     let (mut host, mut client) = (TestHost::new(), client(1));
     client.ask(&mut host, "SET a 1");
     client.ask(&mut host, "READ TIMEOUT 0");

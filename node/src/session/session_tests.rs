@@ -258,7 +258,7 @@ fn degraded_commit_tells_the_level_that_was_met() {
 }
 
 #[test]
-fn an_unconfirmed_commit_is_answered_uncertain_once_it_is_durable_here() {
+fn unconfirmed_commit_is_uncertain_once_durable_here() {
     let (mut host, mut client) = pair();
     client.ask(&mut host, "COMMITLEVEL remote_flush");
     client.ask(&mut host, "COMMITTIMEOUT 100");

@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn users_log_in_with_each_of_their_passwords_and_with_nothing_else() {
+    fn users_log_in_with_each_of_their_passwords_only() {
         let sha256 = hex(&hash(b"two"));
         let users = parse(&format!(
             "# people\nuser default on >one #{sha256} ~* +@all\n\nuser reader on >three +@read -@write\nuser gone off >one\n"
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_named_with_its_line_and_no_password_is() {
+    fn unsupported_rule_is_named_without_the_password() {
         for (text, wanted) in [
             ("user a on +get", "line 1: the rule \"+get\" is not supported"),
             ("\nuser a on ~cache:*", "line 2: the rule \"~cache:*\" is not supported"),

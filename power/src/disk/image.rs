@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_chance_does_each_sector_holds_its_last_flushed_write_or_a_later_one() {
+    fn sector_after_a_power_cut_holds_its_flushed_write_or_later() {
         for seed in 0..40 {
             let mut rng = StdRng::seed_from_u64(seed);
             let trace = trace(&mut rng);

@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_grows_does_not_hide_behind_one_that_was_started_again() {
+    fn growing_process_is_found_beside_a_restarted_one() {
         let mut soak = soak((0..60).map(|number| (number / 2, 100 + number / 2 * 60, 100)));
         for (number, sample) in soak.samples.iter_mut().enumerate() {
             let minute = number as u64 / 2;
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_the_connections_on_their_port_whether_they_hung_up_or_not() {
+    fn client_count_includes_connections_that_hung_up() {
         let table = "\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0200C6C6:1900 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 101 1 0 100 0 0 10 0
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_not_clean_fails_the_soak_and_the_others_are_told() {
+    fn unclean_log_fails_the_soak() {
         let mut soak = soak((0..30).map(|minute| (minute, 100, 100)));
         soak.verified.push(("a".to_owned(), Ok("no damage".to_owned())));
         assert_eq!(soak.verdict().1, None);

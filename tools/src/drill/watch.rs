@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn two_of_four_replicas_have_to_hold_what_a_majority_of_five_keeps() {
+    fn majority_of_five_needs_two_of_four_replicas() {
         let start = Instant::now();
         let a: SocketAddr = "10.0.0.1:1".parse().expect("an address");
         let mut seen = Seen::default();

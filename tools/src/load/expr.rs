@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn exponential_and_gaussian_stay_in_bounds_and_lean_as_they_should() {
+    fn random_exponential_and_gaussian_stay_in_bounds() {
         let drawn = draws("random_exponential(1, 100, 5.0)");
         assert!(drawn.iter().all(|n| (1..=100).contains(n)));
         let low = drawn.iter().filter(|n| **n <= 20).count();
