@@ -1,7 +1,7 @@
 //! Whether a flush that succeeded can be believed. When a filesystem was made read-only by force, by an operator or by the kernel
 //! after an error, ext4 answers every flush with success and flushes nothing. So each flush that stands behind a promise is followed
 //! by the question whether its filesystem still takes writes: what was writable after the flush was so when it began. Used by the
-//! log, the mark, the small files, and, by path, for the databases of the store and of the register.
+//! log, the watermark, the small files, and, by path, for the databases of the store and of the register.
 
 use std::ffi::CString;
 use std::fs::File;

@@ -62,7 +62,7 @@ pub struct Percentiles {
     pub mean: f64,
 }
 
-/// The flush_accounting at one moment, as plain numbers.
+/// The flush accounting at one moment, as plain numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FlushSnapshot {
     /// Durable writes.
@@ -119,7 +119,7 @@ impl Default for FlushAccounting {
 }
 
 impl FlushAccounting {
-    /// An empty flush_accounting.
+    /// An empty flush accounting.
     pub fn new() -> FlushAccounting {
         FlushAccounting {
             flushes: 0,

@@ -15,8 +15,8 @@
 //! ```
 //!
 //! Cores, without I/O and clock: `frame`, `commit`, `recover`, `retain`, `epoch` (all but load and save). Drivers: `log`,
-//! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `mark`, `origin`, `lock`;
-//! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed, `held` whether the open files are still those of the directory. `file_size` is the limit of a file's size; `probe` measures a disk; `whole` makes files that other libraries write;
+//! `ring`, `prepare`, `segment`, `reader`, `mend`. Small durable files of a data directory: `meta`, `epoch`, `watermark`, `origin`, `lock`;
+//! `small_file` keeps the first two and `origin` twice. `durable` tells which flushes can be believed, `held` whether the open files are still those of the directory. `file_size` is the limit of a file's size; `probe` measures a disk; `atomic_create` makes files that other libraries write;
 //! `told` keeps logs from saying the same again and again; `waker` lets other threads end the ring thread's wait; `world` is the clock and the threads; `panics` says what becomes of
 //! a panic; `limits` has every bound.
 

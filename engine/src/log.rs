@@ -127,7 +127,7 @@ pub struct Log {
     last_write: LastWrite,
     short_of_space: bool,
     flush_accounting: FlushAccounting,
-    mark: WatermarkFile,
+    watermark: WatermarkFile,
     stopped: Option<String>,
     space_error: Option<NoSegment>,
     /// Since when a segment has been needed that cannot be prepared for a reason that passes.
@@ -302,7 +302,7 @@ impl Log {
     pub fn held_files(&self) -> std::io::Result<Vec<HeldFile>> {
         let mut held: Vec<HeldFile> = self.lock.iter().flat_map(DirLock::held).cloned().collect();
         held.push(HeldFile::at(&self.log_dir)?);
-        held.push(self.mark.held()?);
+        held.push(self.watermark.held()?);
         Ok(held)
     }
 
@@ -348,7 +348,7 @@ impl Log {
 
     /// The last epoch in which this node led; 0 if it never did.
     pub fn led(&self) -> Epoch {
-        self.mark.led()
+        self.watermark.led()
     }
 
     /// The newest epoch that the log knows of.

@@ -14,10 +14,10 @@
 //! *Valid* is a right checksum at the right position, in the epoch that the history has for that position, and no older than the
 //! chain. *Stale* is a whole frame of another epoch: what a truncation left behind. Recycled blocks name another position.
 //! *Headless* is a block without a header: in a recycled segment the log often ends within what was a longer frame. A header whose
-//! magic rotted looks the same, so a damaged mark makes it damage.
+//! magic rotted looks the same, so a damaged watermark makes it damage.
 //! A header *proves* P flushed when it says so and this node led in its epoch: the flushed LSN in a header is the leader's, and
-//! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the mark and the store speak.
-//! Without a mark (lost, or damaged) every header counts: a stop too many, never one too few. With a damaged one a torn tail
+//! a replica that catches up has frames in flight that its leader flushed long ago. For a replica the watermark and the store speak.
+//! Without a watermark (lost, or damaged) every header counts: a stop too many, never one too few. With a damaged one a torn tail
 //! counts as rot as well, since nothing says how far this node had confirmed its log.
 //!
 //! A checksum ends with the records. A crash can leave a frame whole and, behind it, the padding's place as it was before: with
@@ -45,7 +45,7 @@ pub struct Known {
     /// What the store already holds: a frame boundary that the log must reach, and from whose segment on it is read.
     pub applied: Lsn,
     /// What the node last said of its own disk.
-    pub mark: KnownWatermark,
+    pub watermark: KnownWatermark,
     /// Where the log began, if not at 0.
     pub origin: Option<Origin>,
 }
@@ -59,16 +59,16 @@ impl From<Lsn> for Known {
 
 impl Known {
     fn durable(&self, history: &EpochHistory) -> Durable {
-        let by_mark = match self.mark {
-            KnownWatermark::As(mark) => mark.bound(history),
+        let by_watermark = match self.watermark {
+            KnownWatermark::As(watermark) => watermark.bound(history),
             KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
         };
-        if by_mark > self.applied { Durable::Watermark(by_mark) } else { Durable::Store(self.applied) }
+        if by_watermark > self.applied { Durable::Watermark(by_watermark) } else { Durable::Store(self.applied) }
     }
 
     fn believes(&self, header: &FrameHeader) -> bool {
-        match self.mark {
-            KnownWatermark::As(mark) => mark.led == header.epoch,
+        match self.watermark {
+            KnownWatermark::As(watermark) => watermark.led == header.epoch,
             KnownWatermark::Never | KnownWatermark::Damaged => true,
         }
     }
@@ -339,7 +339,7 @@ pub fn find_end(
     }
     let later = look_ahead(bytes, at, recovery.epoch, &known, history)?;
     let verdict = match judge(at, block, later, durable) {
-        verdict if known.mark != KnownWatermark::Damaged => verdict,
+        verdict if known.watermark != KnownWatermark::Damaged => verdict,
         verdict @ Verdict::Rot { .. } => verdict,
         verdict @ Verdict::End if block != Block::Headless => verdict,
         Verdict::Torn(_) | Verdict::End => Verdict::Rot {

@@ -135,7 +135,7 @@ fn case(block: Block, later: Later, durable: Durable) -> &'static str {
     match (block, later, durable) {
         (_, Flushed(_), _) => "rot: a later frame proves it",
         (_, _, Store(lsn)) if lsn > BROKEN => "rot: the store holds more",
-        (_, _, Watermark(lsn)) if lsn > BROKEN => "rot: the mark says more",
+        (_, _, Watermark(lsn)) if lsn > BROKEN => "rot: the watermark says more",
         (Nothing | Recycled | Headless | Stale, None, _) => "end",
         (Nothing | Recycled | Headless | Stale, NotFlushed(..), _) => "torn: lost, its successor is there",
         (Damaged(..), None, _) => "torn: half written",
@@ -164,7 +164,9 @@ fn every_combination_of_evidence_is_one_named_case() {
                     Verdict::Rot { evidence, .. } => match case {
                         "rot: a later frame proves it" => evidence.contains("the frame at 0/6000"),
                         "rot: the store holds more" => evidence.contains("the store holds everything up to 0/6000"),
-                        "rot: the mark says more" => evidence.contains("this node had made everything up to 0/6000"),
+                        "rot: the watermark says more" => {
+                            evidence.contains("this node had made everything up to 0/6000")
+                        }
                         _ => false,
                     },
                 };
@@ -260,9 +262,9 @@ fn unreadable_log_is_fetched_or_stops_the_node_uncut() {
     assert!(dead.is_err_and(|error| error.is_bad_sector()));
 }
 
-/// What a node knows that follows another, up to `durable` by its own mark.
+/// What a node knows that follows another, up to `durable` by its own watermark.
 fn replica(durable: Lsn) -> Known {
-    Known { mark: KnownWatermark::As(Watermark { durable, epoch: Epoch(1), led: Epoch(0) }), ..Known::default() }
+    Known { watermark: KnownWatermark::As(Watermark { durable, epoch: Epoch(1), led: Epoch(0) }), ..Known::default() }
 }
 
 #[test]
@@ -382,7 +384,7 @@ fn rest_of_an_older_frame_behind_the_end_was_not_cut() {
     let found = find_end(&mut memory, replica(log.end()), &history(&[(1, 0)])).unwrap();
     assert_eq!((found.end, found.cut), (log.end(), None));
     // It may as well be a frame whose magic rotted, when nothing is known of what was durable.
-    let unknown = Known { mark: KnownWatermark::Damaged, ..Known::default() };
+    let unknown = Known { watermark: KnownWatermark::Damaged, ..Known::default() };
     let refused = find_end(&mut memory, unknown, &history(&[(1, 0)])).unwrap_err();
     assert!(refused.to_string().contains("remove that file"), "{refused}");
 }
@@ -407,7 +409,7 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
         memory.bytes[..log.starts[begun].0 as usize].fill(0);
         let origin = Some(Origin { lsn: log.starts[begun], crc: crc_before(begun) });
         for needed in log.starts[begun..].iter().copied().chain([log.end()]) {
-            let known = Known { applied: needed, origin, mark: KnownWatermark::Never };
+            let known = Known { applied: needed, origin, watermark: KnownWatermark::Never };
             let found = find_end(&mut memory, known, &history(&[(1, 0)])).expect("a log");
             assert_eq!((found.end, found.crc, found.cut), (log.end(), log.crc, None), "from {begun}, needed {needed}");
             // Without the origin the same files are damage.
@@ -415,17 +417,17 @@ fn a_log_with_an_origin_begins_there_whatever_stands_before_it() {
             assert!(matches!(error, RecoverError::Rot { .. }), "{error}");
         }
         let wrong = Some(Origin { lsn: log.starts[begun], crc: crc_before(begun) ^ 1 });
-        let known = Known { applied: log.end(), origin: wrong, mark: KnownWatermark::Never };
+        let known = Known { applied: log.end(), origin: wrong, watermark: KnownWatermark::Never };
         assert!(find_end(&mut memory, known, &history(&[(1, 0)])).is_err(), "another chain");
         // A store from before the origin cannot be brought to the log's end.
-        let known = Known { applied: log.starts[begun - 1], origin, mark: KnownWatermark::Never };
+        let known = Known { applied: log.starts[begun - 1], origin, watermark: KnownWatermark::Never };
         assert!(find_end(&mut memory, known, &history(&[(1, 0)])).is_err(), "a store that is too old");
     }
     // Nothing was received yet: the log is empty and goes on from the origin.
     let origin = Origin { lsn: Lsn(3 * SEGMENT_BYTES_MIN + 8192), crc: 77 };
     for segments in [vec![], vec![SegmentNo(3)]] {
         let bytes = vec![0; 4 * SEGMENT_BYTES_MIN as usize];
-        let known = Known { applied: origin.lsn, origin: Some(origin), mark: KnownWatermark::Never };
+        let known = Known { applied: origin.lsn, origin: Some(origin), watermark: KnownWatermark::Never };
         let found = find_end(&mut Memory { bytes, segments, bad: (0, 0) }, known, &history(&[(1, 0)])).expect("empty");
         assert_eq!((found.end, found.crc, found.cut), (origin.lsn, 77, None));
     }
@@ -538,9 +540,9 @@ fn a_frame_of_another_leadership_or_chain_is_not_taken() {
 }
 
 #[test]
-fn with_a_damaged_mark_nothing_is_cut_unseen() {
+fn with_a_damaged_watermark_nothing_is_cut_unseen() {
     let log = in_flight();
-    let clean = Known { mark: KnownWatermark::Damaged, ..Known::default() };
+    let clean = Known { watermark: KnownWatermark::Damaged, ..Known::default() };
     assert_eq!(find_end(&mut log.memory(), clean, &history(&[(1, 0)])).expect("whole").end, log.end());
     for start in &log.starts {
         for offset in [0, 40, 100] {

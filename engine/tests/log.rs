@@ -156,13 +156,13 @@ fn a_torn_tail_is_cut_and_written_anew() {
     node.append(b"kept");
     node.flush();
     let kept = node.log.flushed();
-    let mark = std::fs::read(dir.path().join(WATERMARK_FILE)).expect("the mark");
+    let watermark = std::fs::read(dir.path().join(WATERMARK_FILE)).expect("the watermark");
     node.append(&[1; 9000]);
     node.flush();
     let path = node.log.segment_path(SegmentNo(0));
     node.close();
     // The directory as a crash in the middle of the second write leaves it.
-    std::fs::write(dir.path().join(WATERMARK_FILE), mark).expect("the mark of before");
+    std::fs::write(dir.path().join(WATERMARK_FILE), watermark).expect("the watermark of before");
     let mut bytes = std::fs::read(&path).expect("the segment");
     let second_block = kept.0 as usize + 4096;
     bytes[second_block..second_block + 4096].fill(0);

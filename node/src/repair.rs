@@ -314,7 +314,7 @@ fn lost_log(config: &NodeConfig, meta: &Meta, history: &EpochHistory) -> Result<
     }
     let origin = Origin::load(&config.data)?.map_or(Lsn::ZERO, |origin| origin.lsn);
     let durable = match Watermark::load(&config.data)? {
-        KnownWatermark::As(mark) => mark.bound(history),
+        KnownWatermark::As(watermark) => watermark.bound(history),
         KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
     };
     let mut bytes = DirBytes::open(&log_dir, meta.segment_bytes)?;
@@ -333,7 +333,7 @@ fn regain_log(
     applied: Lsn,
     count: &mut RepairCount,
 ) -> Result<bool, DaemonError> {
-    let known = Known { applied, mark: Watermark::load(&config.data)?, origin: Origin::load(&config.data)? };
+    let known = Known { applied, watermark: Watermark::load(&config.data)?, origin: Origin::load(&config.data)? };
     let look = || recover(&config.data.join(LOG_DIR), repairer.segment_bytes, known, &repairer.history);
     match repairer.repair_all(look, &mut teller()) {
         Ok((_, repaired)) => count.add(&repaired),
@@ -397,7 +397,7 @@ fn fetch_store(
     let mut tell = teller();
     let known = Known {
         applied: start,
-        mark: Watermark::load(&config.data).map_err(|error| text(&error))?,
+        watermark: Watermark::load(&config.data).map_err(|error| text(&error))?,
         origin: Origin::load(&config.data).map_err(|error| text(&error))?,
     };
     let log_dir = config.data.join(LOG_DIR);
@@ -405,8 +405,8 @@ fn fetch_store(
     let (found, repaired) = repairer.repair_all(look, &mut tell).map_err(|error| text(&error))?;
     count.add(&repaired);
     // A stand-alone leader that follows another gives up what it led; see `Hello::gives_up`.
-    let gives_up =
-        config.follow.is_some() && matches!(known.mark, KnownWatermark::As(mark) if mark.led == history.last_epoch());
+    let gives_up = config.follow.is_some()
+        && matches!(known.watermark, KnownWatermark::As(watermark) if watermark.led == history.last_epoch());
     let asked = gives_up || config.members.is_some() || config.becoming == Some(Becoming::Replica);
     let keeps = if asked { Lsn::ZERO } else { found.committed.min(found.end) };
     let mut floor = Lsn::ZERO;

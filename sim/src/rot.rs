@@ -1,5 +1,5 @@
 //! Damage on one node's disk: a bit of its durable log that flips while the node is down, and what must become of it. Only what the
-//! node can know to have been durable is damaged: by its mark and its store. What lies behind those and is broken could as well have
+//! node can know to have been durable is damaged: by its watermark and its store. What lies behind those and is broken could as well have
 //! been under way in the crash, and is cut off.
 
 use std::fs;
@@ -31,7 +31,7 @@ pub struct Rot {
 /// Up to where a node that is down will know that its log was durable.
 pub fn known_durable(dir: &Path) -> Lsn {
     match Watermark::load(dir) {
-        Ok(KnownWatermark::As(mark)) => mark.durable,
+        Ok(KnownWatermark::As(watermark)) => watermark.durable,
         Ok(KnownWatermark::Never | KnownWatermark::Damaged) | Err(_) => Lsn::ZERO,
     }
 }
@@ -41,7 +41,7 @@ impl Rot {
     /// there is no frame to choose.
     pub fn begin(dir: &Path, (start, end): (Lsn, Lsn), history: EpochHistory, rng: &mut fastrand::Rng) -> Option<Rot> {
         let end = match Watermark::load(dir) {
-            Ok(KnownWatermark::As(mark)) => end.min(mark.bound(&history)),
+            Ok(KnownWatermark::As(watermark)) => end.min(watermark.bound(&history)),
             _ => return None,
         };
         let segment = Lsn(rng.u64(start.0..end.0.max(start.0 + 1))).segment(SEGMENT_BYTES);

@@ -127,11 +127,11 @@ impl Log {
         Ok(Log { dir, segment_bytes: meta.segment_bytes, start, origin, history })
     }
 
-    /// What is known of it beside its frames. Beside a running node the mark is to be read before they are: the log may grow
+    /// What is known of it beside its frames. Beside a running node the watermark is to be read before they are: the log may grow
     /// meanwhile, but never falls behind it.
     fn known(&self, data: &Path) -> Result<Known, Failure> {
-        let mark = Watermark::load(data).map_err(Failure::failed)?;
-        Ok(Known { applied: self.start, mark, origin: self.origin })
+        let watermark = Watermark::load(data).map_err(Failure::failed)?;
+        Ok(Known { applied: self.start, watermark, origin: self.origin })
     }
 
     fn reader(&self, from: Lsn, until: Lsn) -> Result<LogReader, Failure> {

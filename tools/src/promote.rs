@@ -106,7 +106,7 @@ fn force_stopped(data: &Path) -> Result<String, Failure> {
     }
     let history = EpochHistory::load(data).map_err(|error| refused(&error))?;
     let flushed = match Watermark::load(data).map_err(|error| refused(&error))? {
-        KnownWatermark::As(mark) => mark.bound(&history),
+        KnownWatermark::As(watermark) => watermark.bound(&history),
         KnownWatermark::Never | KnownWatermark::Damaged => Lsn::ZERO,
     };
     let mut forced = state.forced(&name);

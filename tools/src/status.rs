@@ -26,7 +26,7 @@ Columns as in pg_stat_replication: sent, written, flushed and applied LSN of eac
 what the replica has not applied, zero on an idle log. sync: `sync` or `quorum` replicas are waited for, `potential`
 ones would step in, `async` ones never count.
 
-Exit codes: 0 the node answered; 1 it cannot be reached, or it reports a blocked_reason; 2 wrong usage.";
+Exit codes: 0 the node answered; 1 it cannot be reached, or it says what blocks it; 2 wrong usage.";
 
 /// Between two looks of `--watch`.
 const WATCH_MS_DEFAULT: u64 = 1_000;

@@ -198,13 +198,13 @@ fn a_torn_tail_is_cut_and_said() {
     let node = Node::start(root.path(), "a", &[]);
     let data = node.data.clone();
     fill(&node, 19);
-    // The node's own mark of what was durable, as it stood before the last commit: a crash takes the newer one with it.
-    let mark = std::fs::read(data.join("durable")).expect("the mark");
+    // The node's own watermark of what was durable, as it stood before the last commit: a crash takes the newer one with it.
+    let watermark = std::fs::read(data.join("durable")).expect("the watermark");
     let mut client = node.client();
     assert_eq!(client.command(&["SET", "k19", "value"]), ok());
     let end = lsn_bytes(client.command(&["LSN"]).text());
     node.kill();
-    std::fs::write(data.join("durable"), mark).unwrap();
+    std::fs::write(data.join("durable"), watermark).unwrap();
     flip(&data, end - 1);
     let node = Node::start(root.path(), "a", &[]);
     let log = std::fs::read_to_string(root.path().join("a.log")).expect("the node's log");

@@ -16,7 +16,7 @@ use common::{Client, Node, Reply, directory, until};
 const SUSPENDED_NS: u64 = 0;
 const FLUSH_FAILS: u64 = 8;
 /// Values of `FLUSH_FAILS`.
-const OF_MARK: i64 = 1;
+const OF_WATERMARK: i64 = 1;
 const OF_REGISTER: i64 = 2;
 
 /// A reply of a node that may be stopped is waited for so long.
@@ -184,7 +184,7 @@ fn log_of(root: &Path, name: &str) -> String {
 
 /// A member that stays up with a stopped log can promise nothing: with another one down nobody would be chosen.
 #[test]
-fn failed_flush_of_the_mark_ends_the_process() {
+fn failed_flush_of_the_watermark_ends_the_process() {
     let root = directory();
     let mut members = cluster(root.path(), &["--election-timeout", "1s"]);
     let (old, next) = {
@@ -193,7 +193,7 @@ fn failed_flush_of_the_mark_ends_the_process() {
         let next = others(&members, old)[0];
         let in_sync = || old.describe()["in_sync"].to_string().contains(&format!("{:?}", next.name));
         until("the next leader is in sync", in_sync);
-        next.machine.set(FLUSH_FAILS, OF_MARK);
+        next.machine.set(FLUSH_FAILS, OF_WATERMARK);
         let mut client = old.node.client();
         // What it answers depends on how soon the next one gives up.
         let _ = client.try_command(&["SWITCHOVER", "TO", next.name]);
@@ -213,7 +213,7 @@ fn failed_flush_of_the_mark_ends_the_process() {
 }
 
 #[test]
-fn failed_flush_of_the_mark_fails_a_promotion() {
+fn failed_flush_of_the_watermark_fails_a_promotion() {
     let root = directory();
     let leader = Node::start(root.path(), "a", &[]);
     let machine = Machine::new(root.path(), "b");
@@ -221,7 +221,7 @@ fn failed_flush_of_the_mark_fails_a_promotion() {
     let mut client = replica.client();
     leader.client().command(&["SET", "k", "v"]);
     until("the replica has it", || client.command(&["GET", "k"]) == Reply::Bulk("v".to_owned()));
-    machine.set(FLUSH_FAILS, OF_MARK);
+    machine.set(FLUSH_FAILS, OF_WATERMARK);
     let Reply::Error(text) = client.command(&["PROMOTE"]) else { panic!("it cannot lead") };
     assert!(text.contains("the promotion failed") && text.contains("durable"), "{text}");
     until("its process ends", || Client::connect(replica.listen).is_err());

@@ -213,10 +213,10 @@ fn unidentified_peers_change_nothing_under_load() {
 }
 
 /// For how long the next test lets unidentified peers try; a minute shows more.
-const UNIDENTIFIED_VARIABLE: &str = "WALFERRY_STRANGER_SECONDS";
+const UNIDENTIFIED_VARIABLE: &str = "WALFERRY_UNIDENTIFIED_SECONDS";
 const UNIDENTIFIED_SECONDS: u64 = 5;
 /// More than a gate has places for.
-const SILENT_STRANGERS: usize = 300;
+const SILENT_PEERS: usize = 300;
 
 /// A part of the register's state for which there would have to be 35 TB, to the incarnation `to`.
 fn huge_part(number: u64, to: u64) -> Vec<u8> {
@@ -298,7 +298,7 @@ fn unidentified_peers_at_once_keep_nobody_out() {
                     let Ok(mut stream) = TcpStream::connect(addresses[one]) else { continue };
                     let _ = stream.write_all(&unidentified_bytes(number));
                     silent.push_back(stream);
-                    if silent.len() > SILENT_STRANGERS {
+                    if silent.len() > SILENT_PEERS {
                         silent.pop_front();
                     }
                 }

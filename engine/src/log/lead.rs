@@ -20,7 +20,7 @@ impl Log {
         // An earlier leader may have told more than came here: of this leadership's frames nothing is committed yet.
         self.committed = self.committed.min(self.sealed());
         // Before the first frame of the epoch: recovery believes its headers only with this.
-        if let Err(error) = self.mark.lead(epoch) {
+        if let Err(error) = self.watermark.lead(epoch) {
             self.stop(error.to_string());
         }
     }

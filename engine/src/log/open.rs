@@ -126,7 +126,7 @@ impl Log {
         // earlier process left behind as if they were clean.
         flush_segments(&log_dir, &config, replay_from, Lsn::MAX, true)?;
         let origin = Origin::load(&config.dir)?;
-        let known = Known { applied: replay_from, mark: Watermark::load(&config.dir)?, origin };
+        let known = Known { applied: replay_from, watermark: Watermark::load(&config.dir)?, origin };
         let recovery = recover(&log_dir, config.segment_bytes, known, history)?;
         for (from, to) in &recovery.stale_padding {
             tracing::info!(lsn = %from, "a crash tore the padding of a frame: zeros again");
@@ -150,7 +150,7 @@ impl Log {
         waker: Waker,
     ) -> Result<Log, LogError> {
         let (end, log_dir) = (recovery.end, on_disk.log_dir);
-        let mark = WatermarkFile::open(&config.dir, end, history.last_epoch())?;
+        let watermark = WatermarkFile::open(&config.dir, end, history.last_epoch())?;
         let buffer =
             LogBuffer::new(config.log_buffer_bytes, end).map_err(io_error("map the log buffer of", &log_dir))?;
         let prepare =
@@ -177,7 +177,7 @@ impl Log {
             last_write: LastWrite::default(),
             short_of_space: false,
             flush_accounting: FlushAccounting::new(),
-            mark,
+            watermark,
             stopped: None,
             space_error: None,
             short_since: None,

@@ -138,7 +138,7 @@ impl Log {
         }
         // Every frame names the crc of the one before it, so the first to go names the crc of the last to stay.
         self.crc = self.read_header(to)?.previous_crc;
-        self.mark.lower(to, history.last_epoch())?;
+        self.watermark.lower(to, history.last_epoch())?;
         self.reopen_segments(self.segment_of(to))?;
         self.commit.truncate(to);
         self.committed = self.committed.min(to);

@@ -57,7 +57,7 @@ impl Log {
         if self.stopped.is_some() {
             return;
         }
-        self.mark.raise(self.commit.flushed(), self.newest_epoch(), now);
+        self.watermark.raise(self.commit.flushed(), self.newest_epoch(), now);
         if self.open.records > 0 && self.open.since.is_none() {
             self.open.since = Some(now);
         }
@@ -304,7 +304,7 @@ impl Log {
         if self.registered && self.flights.outstanding() == 0 {
             let _ = ring.unregister_buffers();
         }
-        let marked = self.mark.close(self.flushed(), self.newest_epoch());
+        let marked = self.watermark.close(self.flushed(), self.newest_epoch());
         match self.stopped.take() {
             Some(text) => Err(LogError::Stopped(text)),
             None if marked.is_err() => marked,

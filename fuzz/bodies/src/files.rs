@@ -61,8 +61,8 @@ pub fn run(data: &[u8]) {
             }
         }
         2 => {
-            if let Ok(KnownWatermark::As(mark)) = with_file("durable", bytes, Watermark::load) {
-                assert!(mark.bound(&EpochHistory::default()) <= mark.durable);
+            if let Ok(KnownWatermark::As(watermark)) = with_file("durable", bytes, Watermark::load) {
+                assert!(watermark.bound(&EpochHistory::default()) <= watermark.durable);
             }
         }
         3 => drop(with_sealed("origin", bytes, Origin::load)),

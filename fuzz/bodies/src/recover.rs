@@ -54,7 +54,7 @@ pub fn run(data: &[u8]) {
     }
     let boundary = |choice: u64| ends[choice as usize % ends.len()];
     let applied = if how & 2 != 0 { boundary(input.number::<1>()).0 } else { Lsn::ZERO };
-    let mark = (how & 4 != 0).then(|| Watermark {
+    let watermark = (how & 4 != 0).then(|| Watermark {
         durable: boundary(input.number::<1>()).0,
         epoch: Epoch(input.number::<1>()),
         led: Epoch(input.number::<1>()),
@@ -63,7 +63,7 @@ pub fn run(data: &[u8]) {
         let (lsn, crc) = boundary(input.number::<1>());
         Origin { lsn, crc }
     });
-    let known = Known { applied, mark: mark.map_or(KnownWatermark::Never, KnownWatermark::As), origin };
+    let known = Known { applied, watermark: watermark.map_or(KnownWatermark::Never, KnownWatermark::As), origin };
     let mut memory = Memory { bytes, segments: vec![SegmentNo(0)] };
     // `Err` is a node that stops and says why: never wrong, if sometimes a nuisance.
     let Ok(found) = find_end(&mut memory, known, &history) else { return };
@@ -72,7 +72,7 @@ pub fn run(data: &[u8]) {
     let (end, crc) = follow(&memory.bytes, begun, &history);
     assert_eq!((found.end, found.crc), (end, crc), "the end of the valid chain, and nothing beyond it");
     assert!(found.cut.is_none_or(|cut| cut.lsn == end));
-    let durable = mark.map_or(Lsn::ZERO, |mark| mark.bound(&history));
+    let durable = watermark.map_or(Lsn::ZERO, |watermark| watermark.bound(&history));
     assert!(end >= durable, "what was known to be durable is not missing in silence");
 }
 

@@ -93,7 +93,12 @@ impl Page {
         let leads = u8::from(facts.following.is_none());
         self.single("leads", "gauge", "1 on the leader while it holds its lease: where writes are taken.", leads);
         let blocked = u8::from(!facts.blocked_reason.is_empty());
-        self.single("blocked", "gauge", "1 while INFO names a blocked_reason: degraded, stopped, no space.", blocked);
+        self.single(
+            "blocked",
+            "gauge",
+            "1 while blocked_reason in INFO is not empty: degraded, stopped, no space.",
+            blocked,
+        );
         self.single("epoch", "gauge", "The epoch that the node is in.", facts.epoch.number());
         self.single("uptime_seconds", "gauge", "Since the node started.", facts.uptime_s);
         self.single("clients", "gauge", "Client connections.", facts.clients.connected);
