@@ -119,7 +119,7 @@ fn padding_that_a_crash_left_as_it_was_is_zeros_again() {
 }
 
 #[test]
-fn a_truncation_takes_the_watermark_back_whenever_the_crash_comes() {
+fn truncation_lowers_the_watermark_whenever_a_crash_comes() {
     let mut forked = history();
     for truncated in [false, true] {
         let dir = directory();

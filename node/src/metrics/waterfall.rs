@@ -67,7 +67,7 @@ pub enum Stage {
     LocalFlush,
     /// Until readers here see it.
     LocalApply,
-    /// From sealing until the socket has taken the frame.
+    /// From the end of its frame until the socket has taken it.
     HandOver,
     /// On the way to the replica.
     NetworkOut,
