@@ -1,8 +1,11 @@
 //! `walferry describe`: leader, replicas, in-sync set, epoch, policy and lag, a line each, as `kafka-topics --describe` tells
 //! of a partition. Asks any node; for the lags it goes on to the leader.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use serde_json::Value;
+use walferry_node::units::Span;
 
 use crate::client::{Client, Url};
 use crate::failure::{Failure, say};
@@ -12,6 +15,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   walferry describe
   walferry describe --url redis://10.0.1.12:6400 --json
+  walferry describe --wait 10s                       right after a start: until the cluster has a leader
 
 Exit codes: 0 told; 1 no node answers; 2 wrong usage. It tells as well when nobody leads, and what is awaited.";
 
@@ -21,14 +25,33 @@ pub struct DescribeArgs {
     /// Any node of the cluster
     #[arg(long, value_name = "URL", default_value = "redis://127.0.0.1:6400")]
     url: Url,
-    /// Tell it as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Try so long until the node answers, a leader is known and nothing is reported as blocked
+    #[arg(long, value_name = "TIME")]
+    wait: Option<Span>,
 }
+
+/// How often `--wait` asks again.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs `walferry describe`.
 pub fn run(args: &DescribeArgs) -> Result<(), Failure> {
-    let told = ask_leader(&args.url)?;
+    let until = Instant::now() + args.wait.map_or(Duration::ZERO, |wait| wait.0);
+    let told = loop {
+        let told = ask(&args.url).and_then(|here| {
+            let is_blocked = here["blocked_reason"].as_str().is_some_and(|reason| !reason.is_empty());
+            let told = ask_leader(&args.url)?;
+            let is_ready = !is_blocked && told["leader"].is_string();
+            Ok((told, is_ready))
+        });
+        let is_ready = matches!(&told, Ok((_, true)));
+        if is_ready || Instant::now() >= until {
+            break told?.0;
+        }
+        std::thread::sleep(ASK_INTERVAL);
+    };
     if args.json {
         return say(serde_json::to_string_pretty(&told).map_err(Failure::failed)?);
     }
