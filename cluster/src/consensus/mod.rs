@@ -4,11 +4,13 @@
 
 mod guard;
 mod network;
+mod rows;
+mod storage;
 mod store;
 pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +23,8 @@ use crate::member::{MemberName, Proved};
 use crate::register::{Change, ClusterState, MemberId, Outcome};
 
 pub use network::Carrier;
-pub use store::{Identity, RegisterStore};
+pub use rows::Identity;
+pub use store::RegisterStore;
 use types::REGISTER_BYTES_MAX;
 pub use types::{REGISTER_FILE, REGISTER_FILES, RegisterError, Rpc, RpcReply, Types, register_path};
 

@@ -3,92 +3,24 @@
 //! block, so that heartbeats never wait behind this disk. Opened by the node, used by openraft through its storage traits.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::io::{self, Cursor};
-use std::ops::{Bound, RangeBounds};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use openraft::storage::{LogFlushed, RaftLogStorage, RaftStateMachine};
-use openraft::{
-    BasicNode, Entry, EntryPayload, ErrorSubject, ErrorVerb, LogId, LogState, RaftLogId, RaftLogReader,
-    RaftSnapshotBuilder, Snapshot, SnapshotMeta, StorageError, StoredMembership, Vote,
-};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use redb::{Database, Durability};
 use tokio::sync::watch;
 use walferry_engine::atomic_create::create_atomically;
 use walferry_engine::durable::believe_flush_of;
 use walferry_engine::lsn::Epoch;
 
 use super::guard::{FileId, Writes, Written, examine};
-use super::types::{RegisterError, Types, register_path};
+use super::rows::{Identity, Machine, Mirror, PROMISED, Row, count, json, load, write_rows};
+use super::types::{RegisterError, register_path};
 use crate::member::MemberName;
-use crate::register::{ClusterState, MemberId, Outcome};
+use crate::register::{ClusterState, MemberId};
 
-/// Changes by their index, as JSON.
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// Everything else by its name, as JSON.
-const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
-const IDENTITY: &str = "identity";
-const PROMISED: &str = "promised";
-const VOTE: &str = "vote";
-const PURGED: &str = "purged";
-const MACHINE: &str = "machine";
-const REMOVED: &str = "removed";
-/// How many durable writes there were, this one included; see `guard`.
-const WRITES: &str = "writes";
-
-type Raised = StorageError<u64>;
-
-/// The incarnation of the member that this store belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Made with the store.
-    pub id: MemberId,
-}
-
-/// The state and how many changes made it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Machine {
-    applied: Option<LogId<u64>>,
-    membership: StoredMembership<u64, BasicNode>,
-    state: ClusterState,
-}
-
-#[derive(Debug)]
-struct Mirror {
-    incarnation: u64,
-    identity: Identity,
-    /// The version of the register with which an earlier incarnation ceased to be a member, if that is why this one began.
-    removed: Option<u64>,
-    promised: Epoch,
-    vote: Option<Vote<u64>>,
-    purged: Option<LogId<u64>>,
-    log: BTreeMap<u64, Entry<Types>>,
-    machine: Machine,
-}
-
-impl Mirror {
-    /// What an incarnation begins with.
-    fn begin(incarnation: u64, id: MemberId, removed: Option<u64>, promised: Epoch, machine: Machine) -> Mirror {
-        let identity = Identity { id };
-        Mirror { incarnation, identity, removed, promised, vote: None, purged: None, log: BTreeMap::new(), machine }
-    }
-
-    /// What makes the file hold that; `old` are the entries of an incarnation before.
-    fn rows<'a>(&self, old: impl Iterator<Item = &'a u64>) -> Vec<Row> {
-        let mut rows = vec![Row::Fact(IDENTITY, json(&self.identity)), Row::Fact(PROMISED, json(&self.promised))];
-        rows.push(Row::Fact(MACHINE, json(&self.machine)));
-        rows.push(self.removed.map_or(Row::Forget(REMOVED), |version| Row::Fact(REMOVED, json(&version))));
-        rows.extend([VOTE, PURGED].map(Row::Forget));
-        rows.extend(old.map(|index| Row::Remove(*index)));
-        rows
-    }
-}
-
-struct Shared {
+/// What the clones of a store have in common.
+struct OpenStore {
     path: PathBuf,
     database: Database,
     file: FileId,
@@ -101,24 +33,28 @@ struct Shared {
     failed: watch::Sender<Option<String>>,
 }
 
+impl OpenStore {
+    /// Writes rows in one transaction.
+    fn write(&self, rows: Vec<Row>, durable: bool) -> Result<(), redb::Error> {
+        let mut writing = self.database.begin_write()?;
+        // What is not durable yet becomes so with the next transaction that is.
+        writing.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
+        let number = write_rows(&writing, rows, durable)?;
+        writing.commit()?;
+        let Some(number) = number else { return Ok(()) };
+        // A vote or a promise that only memory holds must not be told.
+        believe_flush_of(&self.path)
+            .and_then(|()| self.writes.save(Written { number, to: self.file }))
+            .map_err(redb::Error::Io)
+    }
+}
+
 /// The store; clones are the same store, of the same incarnation.
 #[derive(Clone)]
 pub struct RegisterStore {
-    shared: Arc<Shared>,
+    open: Arc<OpenStore>,
     /// Which of the incarnations that this process has had in it; what still works for an earlier one writes nothing any more.
     incarnation: u64,
-}
-
-/// One row to be written or removed.
-enum Row {
-    Fact(&'static str, Vec<u8>),
-    Entry(u64, Vec<u8>),
-    Remove(u64),
-    Forget(&'static str),
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("these values are JSON")
 }
 
 impl RegisterStore {
@@ -173,7 +109,7 @@ impl RegisterStore {
             }
         };
         let (state, _) = watch::channel(mirror.machine.state.clone());
-        let shared = Shared {
+        let open = OpenStore {
             path: path.clone(),
             database,
             file,
@@ -184,9 +120,9 @@ impl RegisterStore {
             failed: watch::channel(None).0,
         };
         if !rows.is_empty() || known.is_some_and(|known| known.to != file) {
-            write(&shared, rows, true).map_err(|error| failed(error.to_string()))?;
+            open.write(rows, true).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(RegisterStore { shared: Arc::new(shared), incarnation: 0 })
+        Ok(RegisterStore { open: Arc::new(open), incarnation: 0 })
     }
 
     /// Begins anew as `id`: this incarnation is no member (any more, since version `removed` of the register), and so its vote
@@ -211,8 +147,8 @@ impl RegisterStore {
         let anew = Mirror::begin(self.incarnation + 1, id, removed, promised, machine);
         let rows = anew.rows(self.mirror().log.keys());
         self.write(rows, true, |mirror| *mirror = anew).await?;
-        self.shared.state.send_replace(state);
-        Ok(RegisterStore { shared: Arc::clone(&self.shared), incarnation: self.incarnation + 1 })
+        self.open.state.send_replace(state);
+        Ok(RegisterStore { open: Arc::clone(&self.open), incarnation: self.incarnation + 1 })
     }
 
     /// The register's value as this member last knew it.
@@ -246,34 +182,48 @@ impl RegisterStore {
         .await
     }
 
+    /// Tells those that watch the register of this state, if it is another than they know.
+    pub(super) fn publish(&self, state: ClusterState) {
+        self.open.state.send_if_modified(|seen| {
+            let news = *seen != state;
+            *seen = state;
+            news
+        });
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<ClusterState> {
-        self.shared.state.subscribe()
+        self.open.state.subscribe()
     }
 
     pub(super) fn machine(&self) -> RegisterStore {
         self.clone()
     }
 
-    fn mirror(&self) -> MutexGuard<'_, Mirror> {
-        self.shared.mirror.lock().expect("nobody panics with it")
+    pub(super) fn mirror(&self) -> MutexGuard<'_, Mirror> {
+        self.open.mirror.lock().expect("nobody panics with it")
     }
 
     /// Writes rows, and changes the mirror once they are durable.
-    async fn write(&self, rows: Vec<Row>, durable: bool, change: impl FnOnce(&mut Mirror)) -> io::Result<()> {
-        let _order = self.shared.order.lock().await;
+    pub(super) async fn write(
+        &self,
+        rows: Vec<Row>,
+        durable: bool,
+        change: impl FnOnce(&mut Mirror),
+    ) -> io::Result<()> {
+        let _order = self.open.order.lock().await;
         if self.mirror().incarnation != self.incarnation {
             return Err(io::Error::other("this node has begun anew"));
         }
-        let shared = Arc::clone(&self.shared);
-        let written = tokio::task::spawn_blocking(move || write(&shared, rows, durable)).await;
+        let open = Arc::clone(&self.open);
+        let written = tokio::task::spawn_blocking(move || open.write(rows, durable)).await;
         match written.map_err(io::Error::other)? {
             Ok(()) => {
                 change(&mut self.mirror());
                 Ok(())
             }
             Err(error) => {
-                let text = format!("{}: {error}", self.shared.path.display());
-                self.shared.failed.send_replace(Some(text.clone()));
+                let text = format!("{}: {error}", self.open.path.display());
+                self.open.failed.send_replace(Some(text.clone()));
                 Err(io::Error::other(text))
             }
         }
@@ -282,262 +232,9 @@ impl RegisterStore {
     /// Waits until a write fails. What the file holds then is not known, and the database takes nothing more: only another start
     /// finds out.
     pub async fn failure(&self) -> String {
-        let mut failed = self.shared.failed.subscribe();
+        let mut failed = self.open.failed.subscribe();
         let failure = failed.wait_for(Option::is_some).await.map(|text| text.clone());
         failure.ok().flatten().unwrap_or_default()
-    }
-}
-
-fn load(database: &Database) -> Result<Option<Mirror>, redb::Error> {
-    let reading = database.begin_read()?;
-    let facts = match reading.open_table(FACTS) {
-        Ok(facts) => facts,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    fn fact<T: DeserializeOwned>(
-        facts: &redb::ReadOnlyTable<&'static str, &'static [u8]>,
-        name: &str,
-    ) -> Result<Option<T>, redb::Error> {
-        let damaged = |error: serde_json::Error| redb::Error::Corrupted(format!("{name}: {error}"));
-        facts.get(name)?.map(|bytes| serde_json::from_slice(bytes.value()).map_err(damaged)).transpose()
-    }
-    let Some(identity) = fact(&facts, IDENTITY)? else { return Ok(None) };
-    let mut log = BTreeMap::new();
-    match reading.open_table(LOG) {
-        Ok(table) => {
-            for row in table.iter()? {
-                let (index, bytes) = row?;
-                let damaged = |error: serde_json::Error| redb::Error::Corrupted(format!("log: {error}"));
-                log.insert(index.value(), serde_json::from_slice(bytes.value()).map_err(damaged)?);
-            }
-        }
-        Err(redb::TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(Some(Mirror {
-        incarnation: 0,
-        identity,
-        removed: fact(&facts, REMOVED)?,
-        promised: fact(&facts, PROMISED)?.unwrap_or_default(),
-        vote: fact(&facts, VOTE)?,
-        purged: fact(&facts, PURGED)?,
-        log,
-        machine: fact(&facts, MACHINE)?.unwrap_or_default(),
-    }))
-}
-
-/// The number of durable writes that the database holds.
-fn count(database: &Database) -> Result<u64, redb::Error> {
-    let reading = database.begin_read()?;
-    let facts = match reading.open_table(FACTS) {
-        Ok(facts) => facts,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
-        Err(error) => return Err(error.into()),
-    };
-    writes_in(&facts)
-}
-
-fn writes_in(facts: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, redb::Error> {
-    Ok(facts.get(WRITES)?.map_or(0, |bytes| serde_json::from_slice(bytes.value()).unwrap_or(0)))
-}
-
-fn write(shared: &Shared, rows: Vec<Row>, durable: bool) -> Result<(), redb::Error> {
-    let mut number = None;
-    let mut writing = shared.database.begin_write()?;
-    // What is not durable yet becomes so with the next transaction that is.
-    writing.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
-    {
-        let mut facts = writing.open_table(FACTS)?;
-        let mut log = writing.open_table(LOG)?;
-        if durable {
-            let next = writes_in(&facts)? + 1;
-            facts.insert(WRITES, json(&next).as_slice())?;
-            number = Some(next);
-        }
-        for row in rows {
-            match row {
-                Row::Fact(name, bytes) => drop(facts.insert(name, bytes.as_slice())?),
-                Row::Entry(index, bytes) => drop(log.insert(index, bytes.as_slice())?),
-                Row::Remove(index) => drop(log.remove(index)?),
-                Row::Forget(name) => drop(facts.remove(name)?),
-            }
-        }
-    }
-    writing.commit()?;
-    let Some(number) = number else { return Ok(()) };
-    // A vote or a promise that only memory holds must not be told.
-    believe_flush_of(&shared.path)
-        .and_then(|()| shared.writes.save(Written { number, to: shared.file }))
-        .map_err(redb::Error::Io)
-}
-
-fn raised(subject: ErrorSubject<u64>, verb: ErrorVerb) -> impl FnOnce(io::Error) -> Raised {
-    move |error| StorageError::from_io_error(subject, verb, error)
-}
-
-impl RaftLogReader<Types> for RegisterStore {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
-        &mut self,
-        range: RB,
-    ) -> Result<Vec<Entry<Types>>, Raised> {
-        let bounds: (Bound<u64>, Bound<u64>) = (range.start_bound().cloned(), range.end_bound().cloned());
-        Ok(self.mirror().log.range(bounds).map(|(_, entry)| entry.clone()).collect())
-    }
-}
-
-impl RaftLogStorage<Types> for RegisterStore {
-    type LogReader = RegisterStore;
-
-    async fn get_log_state(&mut self) -> Result<LogState<Types>, Raised> {
-        let mirror = self.mirror();
-        let last = mirror.log.values().next_back().map(|entry| *entry.get_log_id());
-        Ok(LogState { last_purged_log_id: mirror.purged, last_log_id: last.or(mirror.purged) })
-    }
-
-    async fn get_log_reader(&mut self) -> RegisterStore {
-        self.clone()
-    }
-
-    async fn save_vote(&mut self, vote: &Vote<u64>) -> Result<(), Raised> {
-        let vote = *vote;
-        let written = self.write(vec![Row::Fact(VOTE, json(&vote))], true, |mirror| mirror.vote = Some(vote)).await;
-        written.map_err(raised(ErrorSubject::Vote, ErrorVerb::Write))
-    }
-
-    async fn read_vote(&mut self) -> Result<Option<Vote<u64>>, Raised> {
-        Ok(self.mirror().vote)
-    }
-
-    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<(), Raised>
-    where
-        I: IntoIterator<Item = Entry<Types>> + Send,
-        I::IntoIter: Send,
-    {
-        let entries: Vec<Entry<Types>> = entries.into_iter().collect();
-        let rows = entries.iter().map(|entry| Row::Entry(entry.log_id.index, json(entry))).collect();
-        let written = self
-            .write(rows, true, |mirror| {
-                mirror.log.extend(entries.into_iter().map(|entry| (entry.log_id.index, entry)));
-            })
-            .await;
-        match written {
-            Ok(()) => {
-                callback.log_io_completed(Ok(()));
-                Ok(())
-            }
-            Err(error) => Err(raised(ErrorSubject::Logs, ErrorVerb::Write)(error)),
-        }
-    }
-
-    async fn truncate(&mut self, log_id: LogId<u64>) -> Result<(), Raised> {
-        let rows = self.mirror().log.range(log_id.index..).map(|(index, _)| Row::Remove(*index)).collect();
-        let written = self.write(rows, true, |mirror| drop(mirror.log.split_off(&log_id.index))).await;
-        written.map_err(raised(ErrorSubject::Logs, ErrorVerb::Delete))
-    }
-
-    async fn purge(&mut self, log_id: LogId<u64>) -> Result<(), Raised> {
-        let mut rows: Vec<Row> =
-            self.mirror().log.range(..=log_id.index).map(|(index, _)| Row::Remove(*index)).collect();
-        rows.push(Row::Fact(PURGED, json(&log_id)));
-        let written = self
-            .write(rows, true, |mirror| {
-                mirror.log = mirror.log.split_off(&(log_id.index + 1));
-                mirror.purged = Some(log_id);
-            })
-            .await;
-        written.map_err(raised(ErrorSubject::Logs, ErrorVerb::Delete))
-    }
-}
-
-impl RegisterStore {
-    async fn save_machine(&self, machine: Machine, durable: bool) -> Result<(), Raised> {
-        let state = machine.state.clone();
-        let written =
-            self.write(vec![Row::Fact(MACHINE, json(&machine))], durable, |mirror| mirror.machine = machine).await;
-        written.map_err(raised(ErrorSubject::StateMachine, ErrorVerb::Write))?;
-        self.shared.state.send_if_modified(|seen| {
-            let news = *seen != state;
-            *seen = state;
-            news
-        });
-        Ok(())
-    }
-
-    fn snapshot(&self) -> Snapshot<Types> {
-        let machine = self.mirror().machine.clone();
-        let index = machine.applied.map_or(0, |applied| applied.index);
-        let meta = SnapshotMeta {
-            last_log_id: machine.applied,
-            last_membership: machine.membership.clone(),
-            snapshot_id: format!("{}-{index}", machine.state.version),
-        };
-        Snapshot { meta, snapshot: Box::new(Cursor::new(json(&machine.state))) }
-    }
-}
-
-impl RaftSnapshotBuilder<Types> for RegisterStore {
-    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, Raised> {
-        // The log is purged up to here next: what stands in its place has to be durable.
-        let machine = self.mirror().machine.clone();
-        self.save_machine(machine, true).await?;
-        Ok(self.snapshot())
-    }
-}
-
-impl RaftStateMachine<Types> for RegisterStore {
-    type SnapshotBuilder = RegisterStore;
-
-    async fn applied_state(&mut self) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Raised> {
-        let mirror = self.mirror();
-        Ok((mirror.machine.applied, mirror.machine.membership.clone()))
-    }
-
-    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Outcome>, Raised>
-    where
-        I: IntoIterator<Item = Entry<Types>> + Send,
-        I::IntoIter: Send,
-    {
-        let mut machine = self.mirror().machine.clone();
-        let mut outcomes = Vec::new();
-        for entry in entries {
-            machine.applied = Some(entry.log_id);
-            outcomes.push(match entry.payload {
-                EntryPayload::Blank => Outcome::Taken,
-                EntryPayload::Normal(change) => machine.state.apply(change),
-                EntryPayload::Membership(membership) => {
-                    machine.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    Outcome::Taken
-                }
-            });
-        }
-        // The changes are in the log, durably: after a crash they are applied once more.
-        self.save_machine(machine, false).await?;
-        Ok(outcomes)
-    }
-
-    async fn get_snapshot_builder(&mut self) -> RegisterStore {
-        self.clone()
-    }
-
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, Raised> {
-        Ok(Box::new(Cursor::new(Vec::new())))
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta<u64, BasicNode>,
-        snapshot: Box<Cursor<Vec<u8>>>,
-    ) -> Result<(), Raised> {
-        let state = serde_json::from_slice(snapshot.get_ref()).map_err(io::Error::from);
-        let state = state.map_err(raised(ErrorSubject::Snapshot(None), ErrorVerb::Read))?;
-        let machine = Machine { applied: meta.last_log_id, membership: meta.last_membership.clone(), state };
-        self.save_machine(machine, true).await
-    }
-
-    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, Raised> {
-        let nothing = self.mirror().machine.applied.is_none();
-        Ok((!nothing).then(|| self.snapshot()))
     }
 }
 
@@ -545,6 +242,8 @@ impl RaftStateMachine<Types> for RegisterStore {
 mod tests {
     use walferry_mounts as mounts;
 
+    use super::super::storage::Raised;
+    use super::super::types::Types;
     use super::*;
     use crate::register::{Kind, LogStatus, Member};
 
