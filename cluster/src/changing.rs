@@ -108,7 +108,7 @@ pub enum ChangeError {
 
 /// What the change needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum ChangingOutput {
     /// Nothing until the register moves, what was asked for is answered, or this time has come.
     Wait(Option<Instant>),
     /// Commits need this quorum rule as well from now on. [`Changing::handle_proved`] once they have confirmed all there was.
@@ -124,7 +124,7 @@ pub enum Next {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ChangingStep {
     /// The quorum rule changes, and nobody has been asked to prove it.
     Begun,
     Proving,
@@ -149,7 +149,7 @@ pub struct Changing {
     epoch: Epoch,
     /// Of before and after.
     rules: (QuorumRule, QuorumRule),
-    step: Step,
+    step: ChangingStep,
     /// A proposal followed on this version, and its fate is not known: it may be taken until the register is past it.
     open: Option<u64>,
     until: Instant,
@@ -161,7 +161,7 @@ impl Changing {
     /// A change of this register, if the rules allow it.
     pub fn begin(change: MemberChange, base: &ClusterState, now: Instant) -> Result<Changing, ChangeError> {
         let rules = (base.quorum_rule(), change.apply(base)?.quorum_rule());
-        let step = if rules.0 == rules.1 { Step::Ready } else { Step::Begun };
+        let step = if rules.0 == rules.1 { ChangingStep::Ready } else { ChangingStep::Begun };
         let reason = "other changes kept coming first".to_owned();
         let until = now + PROPOSE_TIME_MAX;
         Ok(Changing { change, epoch: base.epoch, rules, step, open: None, until, reason })
@@ -171,8 +171,8 @@ impl Changing {
     pub fn handle_proved(&mut self, outcome: Result<(), String>, now: Instant) {
         self.until = now + PROPOSE_TIME_MAX;
         self.step = match outcome {
-            Ok(()) => Step::Ready,
-            Err(text) => Step::Failed(ChangeError::Unproved(text)),
+            Ok(()) => ChangingStep::Ready,
+            Err(text) => ChangingStep::Failed(ChangeError::Unproved(text)),
         };
     }
 
@@ -181,61 +181,61 @@ impl Changing {
         if let Err(text) = &outcome {
             self.reason.clone_from(text);
         }
-        if !matches!(self.step, Step::Proposed) {
+        if !matches!(self.step, ChangingStep::Proposed) {
             return;
         }
         let pause = match outcome {
             Ok(()) => ARRIVAL_TIME_MAX,
             Err(_) => RETRY_PAUSE,
         };
-        self.step = Step::Looking { at: now + pause };
+        self.step = ChangingStep::Looking { at: now + pause };
     }
 
     /// When it has something to do although nothing comes.
     pub fn timeout(&self) -> Option<Instant> {
         match &self.step {
-            Step::Looking { at } => Some(*at),
-            Step::Ending { at } => self.open.map(|_| *at),
-            Step::Begun | Step::Ready | Step::Failed(_) => Some(self.until),
-            Step::Proving | Step::Proposed => None,
+            ChangingStep::Looking { at } => Some(*at),
+            ChangingStep::Ending { at } => self.open.map(|_| *at),
+            ChangingStep::Begun | ChangingStep::Ready | ChangingStep::Failed(_) => Some(self.until),
+            ChangingStep::Proving | ChangingStep::Proposed => None,
         }
     }
 
     /// Why it is not known what became of a proposal, once its outcome was told; `None` when it is known.
     pub fn unknown(&self) -> Option<&str> {
-        let told = matches!(self.step, Step::Ending { .. }) && self.open.is_some();
+        let told = matches!(self.step, ChangingStep::Ending { .. }) && self.open.is_some();
         told.then_some(self.reason.as_str())
     }
 
     /// What it needs, by the register as it is known here.
-    pub fn poll(&mut self, state: &ClusterState, now: Instant) -> Next {
+    pub fn poll(&mut self, state: &ClusterState, now: Instant) -> ChangingOutput {
         // Taken or not: the proposal can have no other fate any more.
         self.open.take_if(|version| state.version > *version);
         let outcome = match &self.step {
-            Step::Begun => {
-                self.step = Step::Proving;
-                return Next::Prove(self.rules.1.clone());
+            ChangingStep::Begun => {
+                self.step = ChangingStep::Proving;
+                return ChangingOutput::Prove(self.rules.1.clone());
             }
-            Step::Proving | Step::Proposed => return Next::Wait(None),
-            Step::Looking { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Ending { at } if self.open.is_some() && now < *at => return Next::Wait(Some(*at)),
-            Step::Ending { .. } if self.open.is_some() => {
+            ChangingStep::Proving | ChangingStep::Proposed => return ChangingOutput::Wait(None),
+            ChangingStep::Looking { at } if self.open.is_some() && now < *at => return ChangingOutput::Wait(Some(*at)),
+            ChangingStep::Ending { at } if self.open.is_some() && now < *at => return ChangingOutput::Wait(Some(*at)),
+            ChangingStep::Ending { .. } if self.open.is_some() => {
                 // Whichever of the two is taken, no other can be then.
-                self.step = Step::Ending { at: now + END_PAUSE };
-                return Next::Propose(Change { state: state.next() });
+                self.step = ChangingStep::Ending { at: now + END_PAUSE };
+                return ChangingOutput::Propose(Change { state: state.next() });
             }
-            Step::Ending { .. } if self.is_joint() => return Next::End(state.version),
-            Step::Ending { .. } => return Next::Over,
-            Step::Failed(error) => Err(error.clone()),
-            Step::Ready | Step::Looking { .. } => self.propose(state, now),
+            ChangingStep::Ending { .. } if self.is_joint() => return ChangingOutput::End(state.version),
+            ChangingStep::Ending { .. } => return ChangingOutput::Over,
+            ChangingStep::Failed(error) => Err(error.clone()),
+            ChangingStep::Ready | ChangingStep::Looking { .. } => self.propose(state, now),
         };
         if let Ok(Some(next)) = outcome {
             // Made again until its fate is known, which makes no difference if the first one arrives after all.
-            (self.step, self.open) = (Step::Proposed, Some(state.version));
-            return Next::Propose(Change { state: next });
+            (self.step, self.open) = (ChangingStep::Proposed, Some(state.version));
+            return ChangingOutput::Propose(Change { state: next });
         }
-        self.step = Step::Ending { at: now + END_PAUSE };
-        Next::Told(outcome.map(|_| state.version))
+        self.step = ChangingStep::Ending { at: now + END_PAUSE };
+        ChangingOutput::Told(outcome.map(|_| state.version))
     }
 
     fn is_joint(&self) -> bool {

@@ -19,14 +19,14 @@ impl Scene {
         Scene { state, changing, now }
     }
 
-    fn poll(&mut self) -> Next {
+    fn poll(&mut self) -> ChangingOutput {
         self.changing.poll(&self.state, self.now)
     }
 
     /// The register that it proposes, up to there.
     fn proposal(&mut self) -> ClusterState {
         match self.poll() {
-            Next::Propose(Change { state }) => {
+            ChangingOutput::Propose(Change { state }) => {
                 assert_eq!(state.version, self.state.version + 1);
                 state
             }
@@ -35,14 +35,14 @@ impl Scene {
     }
 
     fn prove(&mut self) -> QuorumRule {
-        let Next::Prove(quorum_rule) = self.poll() else { panic!("the quorum rule changes") };
-        assert_eq!(self.poll(), Next::Wait(None), "until they are proved");
+        let ChangingOutput::Prove(quorum_rule) = self.poll() else { panic!("the quorum rule changes") };
+        assert_eq!(self.poll(), ChangingOutput::Wait(None), "until they are proved");
         self.changing.handle_proved(Ok(()), self.now);
         quorum_rule
     }
 
     fn error(&mut self) -> ChangeError {
-        let Next::Told(Err(error)) = self.poll() else { panic!("an error") };
+        let ChangingOutput::Told(Err(error)) = self.poll() else { panic!("an error") };
         error
     }
 }
@@ -59,12 +59,12 @@ fn join() -> MemberChange {
 fn a_change_of_the_same_terms_needs_no_proof() {
     let mut scene = Scene::new(join());
     let next = scene.proposal();
-    assert_eq!(scene.poll(), Next::Wait(None), "it is on its way");
+    assert_eq!(scene.poll(), ChangingOutput::Wait(None), "it is on its way");
     scene.changing.handle_answer(Ok(()), scene.now);
-    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + ARRIVAL_TIME_MAX)), "taken, but not seen here yet");
+    assert_eq!(scene.poll(), ChangingOutput::Wait(Some(scene.now + ARRIVAL_TIME_MAX)), "taken, but not seen here yet");
     scene.state = next;
-    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
-    assert_eq!(scene.poll(), Next::Over);
+    assert_eq!(scene.poll(), ChangingOutput::Told(Ok(scene.state.version)));
+    assert_eq!(scene.poll(), ChangingOutput::Over);
 }
 
 #[test]
@@ -76,17 +76,17 @@ fn both_terms_count_until_the_register_has_moved() {
     assert_ne!(scene.state.quorum_rule(), quorum_rule);
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = next;
-    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
-    assert_eq!(scene.poll(), Next::End(scene.state.version));
+    assert_eq!(scene.poll(), ChangingOutput::Told(Ok(scene.state.version)));
+    assert_eq!(scene.poll(), ChangingOutput::End(scene.state.version));
 }
 
 #[test]
 fn what_is_not_proved_is_not_proposed() {
     let mut scene = Scene::new(caught_up());
-    assert!(matches!(scene.poll(), Next::Prove(_)));
+    assert!(matches!(scene.poll(), ChangingOutput::Prove(_)));
     scene.changing.handle_proved(Err("d is behind".to_owned()), scene.now);
     assert_eq!(scene.error(), ChangeError::Unproved("d is behind".to_owned()));
-    assert_eq!(scene.poll(), Next::End(scene.state.version), "nothing was proposed");
+    assert_eq!(scene.poll(), ChangingOutput::End(scene.state.version), "nothing was proposed");
 }
 
 #[test]
@@ -95,18 +95,18 @@ fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
     scene.prove();
     let first = scene.proposal();
     scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
-    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + RETRY_PAUSE)));
+    assert_eq!(scene.poll(), ChangingOutput::Wait(Some(scene.now + RETRY_PAUSE)));
     scene.now += RETRY_PAUSE;
     assert_eq!(scene.proposal(), first, "again");
     scene.now += PROPOSE_TIME_MAX;
     scene.changing.handle_answer(Err("no answer".to_owned()), scene.now);
     scene.now += RETRY_PAUSE;
     assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
-    assert_eq!(scene.poll(), Next::Wait(Some(scene.now + END_PAUSE)), "it may still be taken");
+    assert_eq!(scene.poll(), ChangingOutput::Wait(Some(scene.now + END_PAUSE)), "it may still be taken");
     assert_eq!(scene.changing.unknown(), Some("no answer"));
     scene.state = first;
     assert_eq!(scene.changing.unknown(), Some("no answer"), "it has not looked");
-    assert_eq!(scene.poll(), Next::End(scene.state.version), "and was");
+    assert_eq!(scene.poll(), ChangingOutput::End(scene.state.version), "and was");
 }
 
 /// The leader does not wait for a register that nothing else moves.
@@ -120,14 +120,14 @@ fn unknown_fate_is_found_out_by_a_change_of_nothing() {
     assert_eq!(scene.error(), ChangeError::Unknown("no answer".to_owned()));
     // Nobody controls the register for a while, and late answers change nothing.
     for _ in 0..3 {
-        assert_eq!(scene.poll(), Next::Wait(Some(scene.now + END_PAUSE)));
+        assert_eq!(scene.poll(), ChangingOutput::Wait(Some(scene.now + END_PAUSE)));
         scene.now += END_PAUSE;
         assert_eq!(scene.proposal(), scene.state.next());
         scene.changing.handle_answer(Err("nobody controls".to_owned()), scene.now);
         assert_eq!(scene.changing.unknown(), Some("nobody controls"));
     }
     scene.state = scene.state.next();
-    assert_eq!(scene.poll(), Next::Over, "the change was not taken, and cannot be any more");
+    assert_eq!(scene.poll(), ChangingOutput::Over, "the change was not taken, and cannot be any more");
     assert_eq!(scene.changing.unknown(), None);
 }
 
@@ -142,13 +142,13 @@ fn changes_that_come_first_are_followed_or_end_it() {
     assert_eq!(scene.proposal().in_sync, [name("b"), name("d")].into());
     // So it does when a member loses its disk: the loss may as well have come after the change.
     scene.changing.handle_answer(Ok(()), scene.now);
-    scene.state = scene.state.with_new_life(&name("c"), MemberId(33));
+    scene.state = scene.state.with_new_incarnation(&name("c"), MemberId(33));
     assert_eq!(scene.proposal().members[&name("c")].log_status, LogStatus::Lost);
     // An earlier change that was thought to be lost: another quorum rule, of which nothing is proved.
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = scene.state.without_member(&name("c"), &[name("a"), name("b")].into()).expect("it may");
     assert_eq!(scene.error(), ChangeError::Overtaken);
-    assert_eq!(scene.poll(), Next::End(scene.state.version));
+    assert_eq!(scene.poll(), ChangingOutput::End(scene.state.version));
     // Another epoch: the proof was another leader's.
     let mut scene = Scene::new(caught_up());
     scene.prove();
@@ -158,7 +158,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     // The member itself came back as another incarnation, or nothing but others' changes comes through.
     let mut scene = Scene::new(caught_up());
     scene.prove();
-    scene.state = scene.state.with_new_life(&name("d"), MemberId(44));
+    scene.state = scene.state.with_new_incarnation(&name("d"), MemberId(44));
     assert_eq!(scene.error(), ChangeError::NotJoining(name("d")));
     let mut scene = Scene::new(join());
     scene.proposal();
@@ -166,7 +166,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
     scene.now += PROPOSE_TIME_MAX;
     scene.changing.handle_answer(Ok(()), scene.now);
     assert!(matches!(scene.error(), ChangeError::GivenUp(_)));
-    assert_eq!(scene.poll(), Next::Over);
+    assert_eq!(scene.poll(), ChangingOutput::Over);
 }
 
 #[test]
@@ -175,10 +175,10 @@ fn a_member_is_removed_whatever_life_it_has() {
     let mut scene = Scene::new(MemberChange::Remove { name: name("d"), in_reach });
     scene.proposal();
     scene.changing.handle_answer(Ok(()), scene.now);
-    scene.state = scene.state.with_new_life(&name("d"), MemberId(44));
+    scene.state = scene.state.with_new_incarnation(&name("d"), MemberId(44));
     let next = scene.proposal();
     assert!(!next.members.contains_key(&name("d")) && next.removed_at(MemberId(44)).is_some());
     scene.changing.handle_answer(Ok(()), scene.now);
     scene.state = next;
-    assert_eq!(scene.poll(), Next::Told(Ok(scene.state.version)));
+    assert_eq!(scene.poll(), ChangingOutput::Told(Ok(scene.state.version)));
 }

@@ -103,15 +103,6 @@ impl fmt::Display for BlockedReason {
     }
 }
 
-/// What an unclean failover may have lost: how far the leader was when it was last heard, and the new one's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LossBound {
-    /// The old leader's end of log as last heard.
-    pub known: Lsn,
-    /// Where the new leader goes on.
-    pub kept: Lsn,
-}
-
 #[derive(Clone, Debug)]
 enum Phase {
     Watching,

@@ -26,7 +26,7 @@
 //! ```
 
 pub mod agent;
-pub mod changing;
+pub(crate) mod changing;
 pub mod consensus;
 pub mod control;
 pub mod error;

@@ -194,7 +194,7 @@ impl ClusterState {
     }
 
     /// The state in which a member has another incarnation, which came without the disk of the one before.
-    pub fn with_new_life(&self, name: &MemberName, id: MemberId) -> ClusterState {
+    pub fn with_new_incarnation(&self, name: &MemberName, id: MemberId) -> ClusterState {
         let mut next = self.next();
         if let Some(member) = next.members.get_mut(name) {
             let removed =

@@ -21,7 +21,7 @@ const PAUSE_US: u64 = 40_000;
 
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ClientKind {
     /// Writes keys of its own, each once.
     Writer(CommitLevel),
     /// Reads and writes keys that it shares with others, strongly.
@@ -81,7 +81,7 @@ enum Doing {
     Token,
     /// Reads back; what it must find at least.
     ReadBack(u64),
-    Growing(growers::Step),
+    Growing(growers::GrowerStep),
 }
 
 /// A write that was acknowledged.
@@ -108,7 +108,7 @@ pub enum Wants {
 /// One client.
 pub struct Client {
     pub number: usize,
-    pub kind: Kind,
+    pub kind: ClientKind,
     /// Where it is connected, and its session there.
     pub session: Option<(NodeNo, u64)>,
     pub node: NodeNo,
@@ -160,7 +160,7 @@ pub struct Told {
 }
 
 impl Client {
-    pub fn new(number: usize, kind: Kind, nodes: usize, tempo: Tempo, answers: Answers, seed: u64) -> Client {
+    pub fn new(number: usize, kind: ClientKind, nodes: usize, tempo: Tempo, answers: Answers, seed: u64) -> Client {
         let mut rng = fastrand::Rng::with_seed(seed);
         Client {
             number,
@@ -189,7 +189,7 @@ impl Client {
 
     /// How long it waits for a reply.
     pub fn patience(&self) -> Duration {
-        if self.kind == Kind::Register && self.number.is_multiple_of(2) { PATIENCE_MIN } else { PATIENCE }
+        if self.kind == ClientKind::Register && self.number.is_multiple_of(2) { PATIENCE_MIN } else { PATIENCE }
     }
 
     pub fn is_waiting(&self) -> bool {
@@ -198,9 +198,11 @@ impl Client {
 
     fn level(&self) -> CommitLevel {
         match self.kind {
-            Kind::Writer(level) | Kind::Reader(level) => level,
-            Kind::Register | Kind::Grower | Kind::Recent | Kind::Committed => CommitLevel::RemoteFlush,
-            Kind::Watcher => CommitLevel::Local,
+            ClientKind::Writer(level) | ClientKind::Reader(level) => level,
+            ClientKind::Register | ClientKind::Grower | ClientKind::Recent | ClientKind::Committed => {
+                CommitLevel::RemoteFlush
+            }
+            ClientKind::Watcher => CommitLevel::Local,
         }
     }
 
@@ -219,14 +221,14 @@ impl Client {
         told.commands += 1;
         let size = if self.rng.u8(0..8) == 0 { self.rng.usize(0..20_000) } else { self.rng.usize(0..200) };
         let (doing, bytes) = match self.kind {
-            Kind::Writer(_) => {
+            ClientKind::Writer(_) => {
                 self.written += 1;
                 let key = format!("w{}.{}", self.number, self.written);
                 let value = format!("{key}:{}", "x".repeat(size));
                 let bytes = command(&["SET", &key, &value]);
                 (Doing::Write { key, value }, bytes)
             }
-            Kind::Register => {
+            ClientKind::Register => {
                 let key = format!("r{}", self.rng.u8(0..3));
                 if self.rng.bool() {
                     self.written += 1;
@@ -238,13 +240,13 @@ impl Client {
                     (Doing::RegisterRead { call }, command(&["GET", &key]))
                 }
             }
-            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Committed => {
+            ClientKind::Grower | ClientKind::Watcher | ClientKind::Recent | ClientKind::Committed => {
                 return Wants::Send(self.begin_to_grow(now_us, told));
             }
-            Kind::Reader(_) if self.reads => {
+            ClientKind::Reader(_) if self.reads => {
                 (Doing::ReadBack(self.seen), command(&["GET", &format!("s{}", self.number)]))
             }
-            Kind::Reader(_) => {
+            ClientKind::Reader(_) => {
                 self.written += 1;
                 let (key, number) = (format!("s{}", self.number), self.written);
                 (Doing::Count(number), command(&["SET", &key, &number.to_string()]))
@@ -259,27 +261,27 @@ impl Client {
         self.replies.clear();
         self.setup.clear();
         let first = match self.kind {
-            Kind::Reader(_) if self.reads => {
+            ClientKind::Reader(_) if self.reads => {
                 self.node = self.rng.usize(0..self.nodes);
                 self.setup.push(command(&["READ", "TIMEOUT", "200"]));
                 let token = self.token.clone().unwrap_or_default();
                 command(&["SESSION", &token])
             }
-            Kind::Register => {
+            ClientKind::Register => {
                 self.setup.push(command(&["READ", "STRONG"]));
                 command(&["COMMITLEVEL", self.level().name()])
             }
-            Kind::Reader(_) if self.token.is_some() => {
+            ClientKind::Reader(_) if self.token.is_some() => {
                 self.setup.push(command(&["SESSION", self.token.as_deref().unwrap_or_default()]));
                 command(&["COMMITLEVEL", self.level().name()])
             }
-            Kind::Grower | Kind::Watcher | Kind::Recent | Kind::Committed => {
-                if matches!(self.kind, Kind::Recent | Kind::Committed) {
+            ClientKind::Grower | ClientKind::Watcher | ClientKind::Recent | ClientKind::Committed => {
+                if matches!(self.kind, ClientKind::Recent | ClientKind::Committed) {
                     self.node = self.rng.usize(0..self.nodes);
                 }
                 self.grower_setup()
             }
-            Kind::Reader(_) | Kind::Writer(_) => command(&["COMMITLEVEL", self.level().name()]),
+            ClientKind::Reader(_) | ClientKind::Writer(_) => command(&["COMMITLEVEL", self.level().name()]),
         };
         self.doing = Doing::Setup;
         Wants::Connect(self.node, first)
@@ -316,7 +318,7 @@ impl Client {
     }
 
     /// Bytes from its session. True when an error came.
-    pub fn receive(&mut self, bytes: &[u8], now_us: u64, epoch: Epoch, told: &mut Told) -> Option<Outcome> {
+    pub fn receive(&mut self, bytes: &[u8], now_us: u64, epoch: Epoch, told: &mut Told) -> Option<AfterReply> {
         self.input.extend_from_slice(bytes);
         while self.replies.len() < self.expected {
             let (value, length) = reply(&self.input)?;
@@ -329,7 +331,7 @@ impl Client {
             Doing::Growing(step) => return Some(self.grown(step, &replies, now_us, told)),
             Doing::Evidence(ack) => {
                 self.take_evidence(ack, &replies[0], told);
-                return Some(Outcome::Next);
+                return Some(AfterReply::Next);
             }
             doing => doing,
         };
@@ -343,7 +345,7 @@ impl Client {
                 self.seen = 0;
             }
             // No other member holds the log at the moment: there is nobody to confirm a remote level.
-            Doing::Setup if text.starts_with("-NOREPLICAS") => return Some(Outcome::Leave),
+            Doing::Setup if text.starts_with("-NOREPLICAS") => return Some(AfterReply::Leave),
             Doing::Setup => assert!(!failed, "client {}: {text}", self.number),
             Doing::Write { key, value } if !failed => {
                 assert_eq!(text, "+OK");
@@ -355,7 +357,7 @@ impl Client {
                 }
                 if level.is_remote() && (degrades || level == CommitLevel::RemoteFlush) {
                     self.doing = Doing::Evidence(ack);
-                    return Some(Outcome::Ask(command(&["COMMITINFO"])));
+                    return Some(AfterReply::Ask(command(&["COMMITINFO"])));
                 }
             }
             Doing::RegisterWrite { call } => match failed {
@@ -370,12 +372,12 @@ impl Client {
             Doing::Count(number) if !failed => {
                 self.seen = self.seen.max(number);
                 self.doing = Doing::Token;
-                return Some(Outcome::Ask(command(&["SESSION"])));
+                return Some(AfterReply::Ask(command(&["SESSION"])));
             }
             Doing::Token if !failed => {
                 self.token = text.strip_prefix('$').map(str::to_owned);
                 self.reads = !self.reads;
-                return Some(Outcome::Leave);
+                return Some(AfterReply::Leave);
             }
             Doing::ReadBack(least) if !failed => {
                 let found = text.strip_prefix('$').and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
@@ -387,26 +389,26 @@ impl Client {
                 }
                 self.seen = self.seen.max(found);
                 self.doing = Doing::Token;
-                return Some(Outcome::Ask(command(&["SESSION"])));
+                return Some(AfterReply::Ask(command(&["SESSION"])));
             }
             Doing::ReadBack(_) | Doing::Count(_) if text.contains("LOST") => {
                 self.token = None;
                 self.seen = 0;
                 self.reads = false;
-                return Some(Outcome::Leave);
+                return Some(AfterReply::Leave);
             }
             Doing::ReadBack(_) => {
                 // This node is behind: another one, or the leader.
                 self.reads = self.rng.bool();
-                return Some(Outcome::Leave);
+                return Some(AfterReply::Leave);
             }
             Doing::Write { .. } | Doing::Count(_) | Doing::Token => {}
             Doing::Growing(_) | Doing::Evidence(_) => unreachable!("seen to above"),
         }
         if failed && is_elsewhere(&text[1..]) {
-            return Some(Outcome::Leave);
+            return Some(AfterReply::Leave);
         }
-        Some(if failed { Outcome::Pause } else { Outcome::Next })
+        Some(if failed { AfterReply::Pause } else { AfterReply::Next })
     }
 }
 
@@ -430,7 +432,7 @@ fn is_elsewhere(text: &str) -> bool {
 
 /// How a client goes on after a reply.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AfterReply {
     Next,
     Pause,
     Leave,

@@ -3,7 +3,7 @@
 
 use walferry_cluster::level::CommitLevel;
 
-use crate::clients::{Answers, Kind, Tempo};
+use crate::clients::{Answers, ClientKind, Tempo};
 use crate::kernel::Disk;
 use crate::limits::LATENCY_SEEDS;
 use crate::network::Delays;
@@ -110,7 +110,7 @@ const ALL: [Fault; 30] = [
 ];
 
 /// What is asked of a run apart from its seed.
-pub struct Wanted<'a> {
+pub struct RunRequest<'a> {
     /// These faults and no others; none: those of the seed.
     pub faults: &'a [Fault],
     /// Runs differ in what not every cluster has.
@@ -119,9 +119,9 @@ pub struct Wanted<'a> {
     pub tune: fn(&mut Plan),
 }
 
-impl<'a> From<&'a [Fault]> for Wanted<'a> {
-    fn from(faults: &'a [Fault]) -> Wanted<'a> {
-        Wanted { faults, wide: true, tune: |_| () }
+impl<'a> From<&'a [Fault]> for RunRequest<'a> {
+    fn from(faults: &'a [Fault]) -> RunRequest<'a> {
+        RunRequest { faults, wide: true, tune: |_| () }
     }
 }
 
@@ -158,7 +158,7 @@ pub struct Plan {
     pub delays: Delays,
     /// A change of the register takes up to so long.
     pub register_us: u64,
-    pub clients: Vec<Kind>,
+    pub clients: Vec<ClientKind>,
     pub tempo: Tempo,
     /// Any of these, one after the other.
     pub faults: Vec<Fault>,
@@ -204,11 +204,18 @@ impl Plan {
         rng.shuffle(&mut faults);
         faults.truncate(rng.usize(1..=5));
         let policies: &[&str] = &["", "", "ANY 1 (*)", "ALL"];
-        let mut clients = vec![Kind::Writer(CommitLevel::RemoteApply), Kind::Writer(CommitLevel::RemoteFlush)];
-        clients.extend([Kind::Writer(CommitLevel::Local), Kind::Writer(CommitLevel::Off)]);
-        clients.extend([Kind::Register, Kind::Register, Kind::Grower, Kind::Grower, Kind::Watcher]);
-        clients.extend([Kind::Recent, Kind::Committed, Kind::Writer(CommitLevel::RemoteWrite)]);
-        clients.extend([Kind::Reader(CommitLevel::Local), Kind::Reader(CommitLevel::RemoteFlush)]);
+        let mut clients =
+            vec![ClientKind::Writer(CommitLevel::RemoteApply), ClientKind::Writer(CommitLevel::RemoteFlush)];
+        clients.extend([ClientKind::Writer(CommitLevel::Local), ClientKind::Writer(CommitLevel::Off)]);
+        clients.extend([
+            ClientKind::Register,
+            ClientKind::Register,
+            ClientKind::Grower,
+            ClientKind::Grower,
+            ClientKind::Watcher,
+        ]);
+        clients.extend([ClientKind::Recent, ClientKind::Committed, ClientKind::Writer(CommitLevel::RemoteWrite)]);
+        clients.extend([ClientKind::Reader(CommitLevel::Local), ClientKind::Reader(CommitLevel::RemoteFlush)]);
         let policy = policies[rng.usize(0..policies.len())];
         let mut plan = Plan {
             nodes,
@@ -313,6 +320,6 @@ impl Plan {
     /// held. Those whose values have to last whatever the level stay away.
     pub fn degrade(&mut self) {
         self.on_sync_loss = "degrade:local";
-        self.clients.retain(|kind| matches!(kind, Kind::Writer(_) | Kind::Reader(_)));
+        self.clients.retain(|kind| matches!(kind, ClientKind::Writer(_) | ClientKind::Reader(_)));
     }
 }

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
 
-use faults::{Fault, Wanted};
+use faults::{Fault, RunRequest};
 use runner::{line, run, run_all};
 
 /// Runs a cluster of nodes in a simulated world, and checks that nothing acknowledged is lost.
@@ -84,14 +84,14 @@ struct Options {
 
 impl Options {
     /// What is asked of each run. Faults that are named come before all others.
-    fn wanted(&self) -> Result<Wanted<'_>, String> {
+    fn wanted(&self) -> Result<RunRequest<'_>, String> {
         let under = self.under.as_ref().map(|name| mutants::circumstances(name)).transpose()?;
-        let wanted = under.unwrap_or(Wanted::from(&[][..]));
-        Ok(if self.faults.is_empty() { wanted } else { Wanted { faults: &self.faults, ..wanted } })
+        let wanted = under.unwrap_or(RunRequest::from(&[][..]));
+        Ok(if self.faults.is_empty() { wanted } else { RunRequest { faults: &self.faults, ..wanted } })
     }
 }
 
-fn report(seed: u64, broken: &str, wanted: &Wanted<'_>, under: Option<&str>) {
+fn report(seed: u64, broken: &str, wanted: &RunRequest<'_>, under: Option<&str>) {
     let faults: Vec<_> = wanted.faults.iter().filter_map(Fault::to_possible_value).collect();
     let faults: Vec<&str> = faults.iter().map(PossibleValue::get_name).collect();
     let mut only = if faults.is_empty() { String::new() } else { format!(" --faults {}", faults.join(",")) };
@@ -102,7 +102,7 @@ fn report(seed: u64, broken: &str, wanted: &Wanted<'_>, under: Option<&str>) {
 }
 
 /// One seed, twice.
-fn one(seed: u64, wanted: &Wanted<'_>, options: &Options) -> bool {
+fn one(seed: u64, wanted: &RunRequest<'_>, options: &Options) -> bool {
     let under = options.under.as_deref();
     let first = match run(seed, wanted, options.trace) {
         Ok(summary) => summary,
@@ -119,7 +119,7 @@ fn one(seed: u64, wanted: &Wanted<'_>, options: &Options) -> bool {
     first.hash == second
 }
 
-fn many(count: u64, wanted: &Wanted<'_>, options: &Options) -> bool {
+fn many(count: u64, wanted: &RunRequest<'_>, options: &Options) -> bool {
     let by_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() << 20);
     let from = options.from.unwrap_or_else(by_clock);
     let begun = Instant::now();
@@ -166,7 +166,7 @@ fn from_file(path: &std::path::Path, options: &Options) -> bool {
             println!("{}: {line:?} does not begin with a seed, or `SEED --faults FAULTS`", path.display());
             return false;
         };
-        all_hold &= one(seed, &Wanted::from(&faults[..]), options);
+        all_hold &= one(seed, &RunRequest::from(&faults[..]), options);
     }
     all_hold
 }

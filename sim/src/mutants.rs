@@ -6,8 +6,8 @@ use std::time::Instant;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::mutants::turn_on;
 
-use crate::clients::{Kind, Tempo};
-use crate::faults::{Fault, Plan, Wanted};
+use crate::clients::{ClientKind, Tempo};
+use crate::faults::{Fault, Plan, RunRequest};
 use crate::runner::run_all;
 
 /// Seeds within which each is found, under the faults that bring it out.
@@ -19,7 +19,7 @@ pub struct Mutant {
     /// What it does.
     what: &'static str,
     /// The faults under which it shows soonest, and other circumstances.
-    wanted: Wanted<'static>,
+    wanted: RunRequest<'static>,
 }
 
 const fn mutant(name: &'static str, what: &'static str, faults: &'static [Fault]) -> Mutant {
@@ -27,7 +27,7 @@ const fn mutant(name: &'static str, what: &'static str, faults: &'static [Fault]
 }
 
 const fn tuned(name: &'static str, what: &'static str, faults: &'static [Fault], tune: fn(&mut Plan)) -> Mutant {
-    Mutant { name, what, wanted: Wanted { faults, wide: false, tune } }
+    Mutant { name, what, wanted: RunRequest { faults, wide: false, tune } }
 }
 
 const CRASHES: &[Fault] = &[Fault::Kill, Fault::KillAll, Fault::KillLeader];
@@ -99,7 +99,7 @@ fn long_log_behind(plan: &mut Plan) {
     (plan.policy, plan.on_sync_loss, plan.min_in_sync) = ("", "block", 0);
     (plan.checkpoint_bytes, plan.checkpoint_us) = (4 << 20, 1_000);
     (plan.keep_bytes_min, plan.slot_keep_bytes_max, plan.snapshot_rate) = (0, 256 << 10, 0);
-    plan.clients.extend([Kind::Writer(CommitLevel::Local); 6]);
+    plan.clients.extend([ClientKind::Writer(CommitLevel::Local); 6]);
     plan.pause_us = (1_000_000, 2_000_000);
 }
 
@@ -159,13 +159,13 @@ fn often(plan: &mut Plan) {
 
 /// Whoever is left to wait soon asks the next leader.
 fn many_registers(plan: &mut Plan) {
-    plan.clients.extend([Kind::Register; 4]);
+    plan.clients.extend([ClientKind::Register; 4]);
 }
 
 /// Few and equal writes, so that epochs use the same LSNs, and sessions that watch over more than one failover.
 fn watchers(plan: &mut Plan) {
     plan.clients.truncate(1);
-    plan.clients.extend([Kind::Watcher; 16]);
+    plan.clients.extend([ClientKind::Watcher; 16]);
     plan.tempo = Tempo { think_us: 400_000, watch_us: 3_000_000 };
     (plan.pause_us, plan.faults_us) = ((1_500_000, 2_500_000), 9_000_000);
 }
@@ -325,9 +325,9 @@ fn unknown(name: &str) -> String {
 }
 
 /// Under which circumstances a bug is looked for.
-pub fn circumstances(name: &str) -> Result<Wanted<'static>, String> {
+pub fn circumstances(name: &str) -> Result<RunRequest<'static>, String> {
     let mutant = ALL.iter().find(|mutant| mutant.name == name).ok_or_else(|| unknown(name))?;
-    Ok(Wanted { ..mutant.wanted })
+    Ok(RunRequest { ..mutant.wanted })
 }
 
 /// Runs seeds with a bug built in until it is found; true when every one of those that were asked for was. With `only` under these
@@ -341,7 +341,7 @@ pub fn hunt(name: &str, from: u64, seeds: u64, only: &[Fault]) -> bool {
     let mut all_found = true;
     for Mutant { name, what, wanted } in wanted {
         turn_on(name);
-        let wanted = Wanted { faults: if only.is_empty() { wanted.faults } else { only }, ..*wanted };
+        let wanted = RunRequest { faults: if only.is_empty() { wanted.faults } else { only }, ..*wanted };
         let (mut found, begun) = (None, Instant::now());
         run_all(from..from + seeds, &wanted, None, |seed, outcome| {
             if let Err(broken) = outcome {

@@ -10,7 +10,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::cluster::{Cluster, Summary, Variation};
-use crate::faults::Wanted;
+use crate::faults::RunRequest;
 use crate::limits::LATENCY_SEEDS;
 use crate::trace::Trace;
 
@@ -19,10 +19,10 @@ use crate::trace::Trace;
 const LATENCY_PERCENT_MAX: u64 = 150;
 
 /// What a run came to, as a line, or what it broke and how.
-pub type Outcome = Result<String, String>;
+pub type RunOutcome = Result<String, String>;
 
 /// One run in this process.
-pub fn run(seed: u64, wanted: &Wanted<'_>, verbose: bool) -> Result<Summary, String> {
+pub fn run(seed: u64, wanted: &RunRequest<'_>, verbose: bool) -> Result<Summary, String> {
     let summary = run_one(seed, Variation::Faults, wanted, verbose)?;
     if seed.is_multiple_of(LATENCY_SEEDS) {
         latency_holds(seed)?;
@@ -32,7 +32,7 @@ pub fn run(seed: u64, wanted: &Wanted<'_>, verbose: bool) -> Result<Summary, Str
 
 /// One slow or dead replica that the policy can do without must not multiply what commits take.
 fn latency_holds(seed: u64) -> Result<(), String> {
-    let p99_us = |variation| run_one(seed, variation, &Wanted::from(&[][..]), false).map(|summary| summary.p99_us);
+    let p99_us = |variation| run_one(seed, variation, &RunRequest::from(&[][..]), false).map(|summary| summary.p99_us);
     let Some(calm) = p99_us(Variation::Calm)? else { return Ok(()) };
     for variation in [Variation::SlowReplica, Variation::DeadReplica] {
         let Some(disturbed) = p99_us(variation)? else { continue };
@@ -43,7 +43,7 @@ fn latency_holds(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn run_one(seed: u64, variation: Variation, wanted: &Wanted<'_>, verbose: bool) -> Result<Summary, String> {
+fn run_one(seed: u64, variation: Variation, wanted: &RunRequest<'_>, verbose: bool) -> Result<Summary, String> {
     let mut cluster = Cluster::new(seed, variation, wanted, Trace::new(verbose));
     cluster.run().map_err(|broken| {
         let mut text = broken.0;
@@ -92,7 +92,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(wanted: &Wanted<'_>) -> Worker {
+    fn start(wanted: &RunRequest<'_>) -> Worker {
         let (seeds, seeds_in): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         let (words, words_in): (OwnedFd, OwnedFd) = pipe().expect("a pipe");
         // SAFETY: this process has one thread, so the child may do whatever it could have done itself.
@@ -149,13 +149,13 @@ impl Worker {
 }
 
 struct Said {
-    outcome: Outcome,
+    outcome: RunOutcome,
     /// The worker is there for another seed.
     goes_on: bool,
 }
 
 /// What a worker does.
-fn work(seeds: &mut File, words: &mut File, wanted: &Wanted<'_>) {
+fn work(seeds: &mut File, words: &mut File, wanted: &RunRequest<'_>) {
     // SAFETY: two plain calls of the allocator.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
@@ -195,9 +195,9 @@ fn first_to_end(workers: &mut [Worker]) -> (usize, Said) {
 /// Runs these seeds, as many at a time as there are processors, until `until`, or until `each` has seen enough. How many ran.
 pub fn run_all(
     mut seeds: std::ops::Range<u64>,
-    wanted: &Wanted<'_>,
+    wanted: &RunRequest<'_>,
     until: Option<Instant>,
-    mut each: impl FnMut(u64, Outcome) -> bool,
+    mut each: impl FnMut(u64, RunOutcome) -> bool,
 ) -> u64 {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let (mut busy, mut idle, mut ran, mut go_on) = (Vec::new(), Vec::new(), 0, true);

@@ -291,7 +291,7 @@ impl Agent {
         };
         if there == Some(greeting.id) {
             tracing::warn!(member = %name, old = %member.id, new = %greeting.id, "a member lost its disk and begins anew");
-            let next = state.with_new_life(name, greeting.id);
+            let next = state.with_new_incarnation(name, greeting.id);
             return self.propose(Change { state: next }, ProposalFor::TakeBack);
         }
         if there.is_some() {

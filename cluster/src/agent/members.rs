@@ -8,13 +8,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::changing::{ChangeError, Changing, MemberChange, Next};
+use crate::changing::{ChangeError, Changing, ChangingOutput, MemberChange};
 use crate::control::{Answer, Ask, Greeting};
 use crate::member::MemberName;
 use crate::register::{ClusterState, Kind, MemberId};
 
 use crate::agent::Agent;
-use crate::agent::state::members::{Step, Then, Turn, Wanted};
+use crate::agent::state::members::{AfterChange, ChangeStep, ChangeTurn, WantedChange};
 use crate::agent::types::{Asker, CHANGE_TIME_MAX, Order, Purpose, refusal};
 use crate::agent::voters::ADMIT_TIME_MAX;
 
@@ -36,22 +36,22 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 impl Agent {
     /// An operator wants a node taken in.
     pub(super) fn begin_join(&mut self, asker: Asker, name: MemberName, peer: Option<String>, now: Instant) {
-        self.want(Some(asker), Wanted::Join { name, peer }, now);
+        self.want(Some(asker), WantedChange::Join { name, peer }, now);
     }
 
     /// An operator wants a member removed.
     pub(super) fn begin_remove(&mut self, asker: Asker, name: MemberName, now: Instant) {
-        self.want(Some(asker), Wanted::Remove { name }, now);
+        self.want(Some(asker), WantedChange::Remove { name }, now);
     }
 
     /// A member that joined keeps up, as this incarnation: from now on its confirmations count.
     pub(super) fn let_count(&mut self, name: MemberName, id: MemberId, now: Instant) {
         if self.changes_rest() && now >= self.changes.own_at {
-            self.want(None, Wanted::CaughtUp { name, id }, now);
+            self.want(None, WantedChange::CaughtUp { name, id }, now);
         }
     }
 
-    fn want(&mut self, asker: Option<Asker>, wanted: Wanted, now: Instant) {
+    fn want(&mut self, asker: Option<Asker>, wanted: WantedChange, now: Instant) {
         if self.changes.waiting.len() >= WAITING_MAX {
             let text = format!("{WAITING_MAX} changes of the members are waiting; try again when they are over");
             return self.tell(asker, Err(text), now);
@@ -66,8 +66,8 @@ impl Agent {
     }
 
     /// False for a node that is to join and was not heard yet. What the register refuses is known, and said at once.
-    fn is_known(&self, wanted: &Wanted) -> bool {
-        let Wanted::Join { name, peer: None } = wanted else { return true };
+    fn is_known(&self, wanted: &WantedChange) -> bool {
+        let WantedChange::Join { name, peer: None } = wanted else { return true };
         let refused = || self.view.state.with_member(name, MemberId(0), "", Kind::Data).is_err();
         self.contacts.own_peer(name).is_some() || !self.leads_by_register() || refused()
     }
@@ -123,29 +123,29 @@ impl Agent {
     fn go_on_removing(&mut self, now: Instant) {
         let Some(name) = self.view.state.leaving.first().cloned() else { return };
         if self.changes_rest() && now >= self.changes.own_at && self.leading(now).is_ok() {
-            self.want(None, Wanted::Remove { name }, now);
+            self.want(None, WantedChange::Remove { name }, now);
         }
     }
 
-    fn begin_change(&mut self, asker: Option<Asker>, wanted: Wanted, now: Instant) {
+    fn begin_change(&mut self, asker: Option<Asker>, wanted: WantedChange, now: Instant) {
         let text = wanted.text();
         let (step, changing) = match self.first_step(wanted, now) {
             Ok(first) => first,
             Err(error) => return self.tell(asker, Err(error), now),
         };
         let proof = self.next_id();
-        self.changes.turn = Some(Turn { asker, text, step, changing, proof });
-        if let Some(Turn { step: Step::Reaching { .. }, .. }) = &self.changes.turn {
+        self.changes.turn = Some(ChangeTurn { asker, text, step, changing, proof });
+        if let Some(ChangeTurn { step: ChangeStep::Reaching { .. }, .. }) = &self.changes.turn {
             self.ask_all(&Ask::PreVote(self.kept.id), self.election_timeout * 2, &Purpose::InReach, now);
         }
         self.poll_changing(now);
         self.poll_step(now);
     }
 
-    fn first_step(&self, wanted: Wanted, now: Instant) -> Result<(Step, Option<Changing>), String> {
+    fn first_step(&self, wanted: WantedChange, now: Instant) -> Result<(ChangeStep, Option<Changing>), String> {
         let state = self.leading(now)?;
         match wanted {
-            Wanted::Join { name, peer } => {
+            WantedChange::Join { name, peer } => {
                 let Some(peer) = peer.or_else(|| self.contacts.own_peer(&name)) else {
                     // The register's own reasons come first: a member is not looked for.
                     state.with_member(&name, MemberId(0), "", Kind::Data).map_err(|error| error.to_string())?;
@@ -155,9 +155,9 @@ impl Agent {
                     ));
                 };
                 state.with_member(&name, MemberId(0), &peer, Kind::Data).map_err(|error| error.to_string())?;
-                Ok((Step::Greeting { name, peer, asked: false, at: now, until: now + ANEW_TIME_MAX }, None))
+                Ok((ChangeStep::Greeting { name, peer, asked: false, at: now, until: now + ANEW_TIME_MAX }, None))
             }
-            Wanted::Remove { name } => {
+            WantedChange::Remove { name } => {
                 // What cannot be, whoever answers, is said at once.
                 let all = state.members.keys().cloned().collect();
                 state.without_member(&name, &all).map_err(|error| error.to_string())?;
@@ -168,12 +168,12 @@ impl Agent {
                 }
                 let awaited = state.members.keys().cloned().collect();
                 let until = now + self.election_timeout * 2;
-                Ok((Step::Reaching { name, awaited, answering: BTreeSet::new(), until }, None))
+                Ok((ChangeStep::Reaching { name, awaited, answering: BTreeSet::new(), until }, None))
             }
-            Wanted::CaughtUp { name, id } => {
+            WantedChange::CaughtUp { name, id } => {
                 let change = MemberChange::CaughtUp { name: name.clone(), id };
                 let changing = Changing::begin(change, state, now).map_err(|error| error.to_string())?;
-                Ok((Step::Changing { then: Then::Counts { name } }, Some(changing)))
+                Ok((ChangeStep::Changing { then: AfterChange::Counts { name } }, Some(changing)))
             }
         }
     }
@@ -182,29 +182,29 @@ impl Agent {
     fn poll_step(&mut self, now: Instant) {
         let Some(turn) = &mut self.changes.turn else { return };
         match &mut turn.step {
-            Step::Greeting { name, peer, asked, at, .. } if !*asked && now >= *at => {
+            ChangeStep::Greeting { name, peer, asked, at, .. } if !*asked && now >= *at => {
                 *asked = true;
                 let (name, peer) = (name.clone(), peer.clone());
                 let ask = Ask::Greet(self.greeting());
                 self.ask(&name, &peer, ask, self.election_timeout * 4, Purpose::Members, now);
             }
-            Step::Reaching { name, awaited, answering, until } if awaited.is_empty() || now >= *until => {
+            ChangeStep::Reaching { name, awaited, answering, until } if awaited.is_empty() || now >= *until => {
                 let (name, in_reach) = (name.clone(), answering.clone());
                 self.begin_leaving(name, in_reach, now);
             }
-            Step::Leaving { name, in_reach, until } if turn.changing.is_none() => {
+            ChangeStep::Leaving { name, in_reach, until } if turn.changing.is_none() => {
                 let (name, in_reach, late) = (name.clone(), in_reach.clone(), now >= *until);
                 let Some(id) = self.view.state.members.get(&name).map(|member| member.id) else {
                     return self.finish(Err(format!("{name} is a member no more")), now);
                 };
                 if !self.view.voters.contains(&id) && !self.view.joint {
                     let change = MemberChange::Remove { name: name.clone(), in_reach };
-                    self.begin_changing(change, Then::Removed { name }, now);
+                    self.begin_changing(change, AfterChange::Removed { name }, now);
                 } else if late {
                     self.finish(Err("the register's voters could not change in time".to_owned()), now);
                 }
             }
-            Step::ChangingVoters { told, until } => {
+            ChangeStep::ChangingVoters { told, until } => {
                 let (told, late) = (told.clone(), now >= *until);
                 if late || self.view.voters_are_current() && self.holds_lease(now) {
                     self.finish(Ok(told), now);
@@ -223,11 +223,11 @@ impl Agent {
         if let Err(text) = checked {
             return self.finish(Err(text), now);
         }
-        let then = Then::Left { name: name.clone(), in_reach };
+        let then = AfterChange::Left { name: name.clone(), in_reach };
         self.begin_changing(MemberChange::Leave { name }, then, now);
     }
 
-    fn begin_changing(&mut self, change: MemberChange, then: Then, now: Instant) {
+    fn begin_changing(&mut self, change: MemberChange, then: AfterChange, now: Instant) {
         let begun =
             self.leading(now).and_then(|state| Changing::begin(change, state, now).map_err(|error| error.to_string()));
         match begun {
@@ -235,7 +235,7 @@ impl Agent {
             Ok(changing) => {
                 let proof = self.next_id();
                 if let Some(turn) = &mut self.changes.turn {
-                    (turn.step, turn.changing, turn.proof) = (Step::Changing { then }, Some(changing), proof);
+                    (turn.step, turn.changing, turn.proof) = (ChangeStep::Changing { then }, Some(changing), proof);
                 }
                 self.poll_changing(now);
             }
@@ -245,9 +245,9 @@ impl Agent {
     /// Tells the outcome; the turn ends once its change of the register has had its last word as well.
     fn finish(&mut self, outcome: Result<String, String>, now: Instant) {
         let Some(turn) = &mut self.changes.turn else { return };
-        let outcome = match std::mem::replace(&mut turn.step, Step::Told) {
+        let outcome = match std::mem::replace(&mut turn.step, ChangeStep::Told) {
             // The register has it already.
-            Step::Leaving { name, .. } | Step::Changing { then: Then::Removed { name } } => outcome.map_err(|text| {
+            ChangeStep::Leaving { name, .. } | ChangeStep::Changing { then: AfterChange::Removed { name } } => outcome.map_err(|text| {
                 format!(
                     "{name} is marked as leaving, and whoever leads goes on with it; `walferry describe` tells when it is \
                      removed: {text}"
@@ -271,23 +271,23 @@ impl Agent {
             let Some(changing) = &mut turn.changing else { return };
             let proof = turn.proof;
             match changing.poll(&self.view.state, now) {
-                Next::Wait(_) => return,
-                Next::Prove(quorum_rule) => {
+                ChangingOutput::Wait(_) => return,
+                ChangingOutput::Prove(quorum_rule) => {
                     // The current quorum rule is this register's, which the node may not have been told yet.
                     self.order(Order::State(Box::new(self.view.state.clone())));
                     self.order(Order::Joint(proof, quorum_rule));
                     return;
                 }
-                Next::Propose(change) => {
+                ChangingOutput::Propose(change) => {
                     let ask = Ask::Change(Box::new(change));
                     self.ask_controller(ask, CHANGE_TIME_MAX, Purpose::Members, now);
                 }
-                Next::Told(outcome) => self.changed(outcome, now),
-                Next::End(version) => {
+                ChangingOutput::Told(outcome) => self.changed(outcome, now),
+                ChangingOutput::End(version) => {
                     self.order(Order::JointEnds(version));
                     self.end_changing();
                 }
-                Next::Over => self.end_changing(),
+                ChangingOutput::Over => self.end_changing(),
             }
         }
     }
@@ -295,34 +295,34 @@ impl Agent {
     fn end_changing(&mut self) {
         if let Some(turn) = &mut self.changes.turn {
             turn.changing = None;
-            if matches!(turn.step, Step::Told) {
+            if matches!(turn.step, ChangeStep::Told) {
                 self.changes.turn = None;
             }
         }
     }
 
     fn changed(&mut self, outcome: Result<u64, ChangeError>, now: Instant) {
-        let Some(Turn { step: Step::Changing { then }, .. }) = &self.changes.turn else { return };
+        let Some(ChangeTurn { step: ChangeStep::Changing { then }, .. }) = &self.changes.turn else { return };
         let then = then.clone();
         let version = match outcome {
             Ok(version) => version,
             Err(error) => return self.finish(Err(error.to_string()), now),
         };
         let step = match then {
-            Then::Joined { theirs, peer } => {
+            AfterChange::Joined { theirs, peer } => {
                 let Greeting { name, id, kind, .. } = theirs;
                 tracing::info!(member = %name, %id, %peer, version, "taken in");
                 let told = match kind {
                     Kind::Witness => format!("{name} is a member, a witness (version {version})"),
                     Kind::Data => format!("{name} is a member (version {version}); it counts once it has caught up"),
                 };
-                Step::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
+                ChangeStep::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
             }
-            Then::Left { name, in_reach } => {
+            AfterChange::Left { name, in_reach } => {
                 tracing::info!(member = %name, version, "leaving: its vote about the register ends first");
-                Step::Leaving { name, in_reach, until: now + VOTERS_TIME_MAX }
+                ChangeStep::Leaving { name, in_reach, until: now + VOTERS_TIME_MAX }
             }
-            Then::Removed { name } => {
+            AfterChange::Removed { name } => {
                 let state = &self.view.state;
                 let members: Vec<&str> = state.members.keys().map(MemberName::as_str).collect();
                 tracing::info!(member = %name, version, "removed");
@@ -332,9 +332,9 @@ impl Agent {
                 };
                 let told =
                     format!("{name} is removed (version {version}); members are {}; {confirms}", members.join(", "));
-                Step::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
+                ChangeStep::ChangingVoters { told, until: now + VOTERS_TIME_MAX }
             }
-            Then::Counts { name } => {
+            AfterChange::Counts { name } => {
                 let policy = self.view.state.sync_policy();
                 tracing::info!(member = %name, version, %policy, "has caught up and counts");
                 return self.finish(Ok(format!("{name} counts")), now);
@@ -346,7 +346,7 @@ impl Agent {
     }
 
     pub(super) fn take_proved(&mut self, proof: u64, outcome: Result<(), String>, now: Instant) {
-        if let Some(Turn { changing: Some(changing), proof: of, .. }) = &mut self.changes.turn
+        if let Some(ChangeTurn { changing: Some(changing), proof: of, .. }) = &mut self.changes.turn
             && *of == proof
         {
             changing.handle_proved(outcome, now);
@@ -355,7 +355,7 @@ impl Agent {
 
     /// A member answered whether it is there.
     pub(super) fn take_in_reach(&mut self, from: MemberName, answers: bool, now: Instant) {
-        if let Some(Turn { step: Step::Reaching { awaited, answering, .. }, .. }) = &mut self.changes.turn {
+        if let Some(ChangeTurn { step: ChangeStep::Reaching { awaited, answering, .. }, .. }) = &mut self.changes.turn {
             awaited.remove(&from);
             if answers {
                 answering.insert(from);
@@ -368,7 +368,7 @@ impl Agent {
     pub(super) fn take_members_answer(&mut self, answer: Result<Answer, String>, now: Instant) {
         let Some(turn) = &mut self.changes.turn else { return };
         if let Some(changing) =
-            turn.changing.as_mut().filter(|_| matches!(turn.step, Step::Changing { .. } | Step::Told))
+            turn.changing.as_mut().filter(|_| matches!(turn.step, ChangeStep::Changing { .. } | ChangeStep::Told))
         {
             let outcome = match answer {
                 Ok(Answer::Change(_)) => Ok(()),
@@ -377,11 +377,11 @@ impl Agent {
             return changing.handle_answer(outcome, now);
         }
         match &turn.step {
-            Step::Greeting { name, peer, until, .. } => {
+            ChangeStep::Greeting { name, peer, until, .. } => {
                 let (name, peer, until) = (name.clone(), peer.clone(), *until);
                 self.take_newcomer(name, peer, until, answer, now);
             }
-            Step::Admitting { theirs, peer } => {
+            ChangeStep::Admitting { theirs, peer } => {
                 let (theirs, peer) = (theirs.clone(), peer.clone());
                 if !matches!(answer, Ok(Answer::Done)) {
                     let text = format!(
@@ -393,7 +393,7 @@ impl Agent {
                 }
                 let Greeting { name, id, kind, .. } = theirs.clone();
                 let change = MemberChange::Join { name, id, peer: peer.clone(), kind };
-                self.begin_changing(change, Then::Joined { theirs, peer }, now);
+                self.begin_changing(change, AfterChange::Joined { theirs, peer }, now);
             }
             _ => {}
         }
@@ -411,7 +411,7 @@ impl Agent {
         let again = |agent: &mut Agent| {
             if let Some(turn) = &mut agent.changes.turn {
                 let at = now + LOOK_INTERVAL;
-                turn.step = Step::Greeting { name: name.clone(), peer: peer.clone(), asked: false, at, until };
+                turn.step = ChangeStep::Greeting { name: name.clone(), peer: peer.clone(), asked: false, at, until };
             }
         };
         let theirs = match answer {
@@ -441,7 +441,7 @@ impl Agent {
         if !removed && (!theirs.formed || self.view.told.contains(&theirs.id)) {
             let admit = Ask::Admit(theirs.id, peer.clone());
             if let Some(turn) = &mut self.changes.turn {
-                turn.step = Step::Admitting { theirs, peer };
+                turn.step = ChangeStep::Admitting { theirs, peer };
             }
             return self.ask_controller(admit, ADMIT_TIME_MAX + CHANGE_TIME_MAX, Purpose::Members, now);
         }

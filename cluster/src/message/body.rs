@@ -7,7 +7,7 @@ use crate::error::MessageError;
 use crate::member::{ClusterId, MemberName};
 use crate::policy::{POLICY_TEXT_BYTES_MAX, SyncPolicy};
 
-use super::kind::Kind;
+use super::kind::MessageKind;
 
 pub(super) const MAGIC: [u8; 4] = *b"WFPR";
 pub(super) const CHUNK_BODY_BYTES: usize = 16;
@@ -40,7 +40,7 @@ pub(super) fn put_history(out: &mut Vec<u8>, history: &[(Epoch, Lsn)]) {
 
 /// The rest of a body; every take is checked.
 pub(super) struct Body<'a> {
-    pub(super) kind: Kind,
+    pub(super) kind: MessageKind,
     pub(super) rest: &'a [u8],
 }
 

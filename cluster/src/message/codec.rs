@@ -11,7 +11,7 @@ use crate::error::{MessageError, ReadError};
 use super::body::Body;
 use super::frames::{decode_fetch_frames, decode_fetched_frames, encode_fetch_frames, encode_fetched_frames};
 use super::handshake::{decode_hello, decode_refuse, decode_welcome, encode_hello, encode_refuse, encode_welcome};
-use super::kind::Kind;
+use super::kind::MessageKind;
 use super::stream::{
     decode_ack, decode_chunk, decode_heartbeat, decode_traced, encode_ack, encode_chunk, encode_heartbeat,
     encode_traced,
@@ -54,12 +54,12 @@ const FLAG_TRACED: u8 = 1;
 /// The envelope of a frame; the frame's `wire_bytes` follow it on the wire.
 pub fn frame_envelope(wire_bytes: usize, traced: bool) -> [u8; ENVELOPE_BYTES] {
     assert!((FRAME_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&wire_bytes));
-    let mut bytes = envelope(Kind::Frame, wire_bytes);
+    let mut bytes = envelope(MessageKind::Frame, wire_bytes);
     bytes[5] = if traced { FLAG_TRACED } else { 0 };
     bytes
 }
 
-pub(super) fn envelope(kind: Kind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
+pub(super) fn envelope(kind: MessageKind, body_bytes: usize) -> [u8; ENVELOPE_BYTES] {
     let mut bytes = [0; ENVELOPE_BYTES];
     bytes[..4].copy_from_slice(&(body_bytes as u32).to_le_bytes());
     bytes[4] = kind as u8;
@@ -89,8 +89,8 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         return Ok(None);
     };
     let body_bytes = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-    let kind = Kind::from_number(head[4]);
-    let flags_max = if kind == Some(Kind::Frame) { FLAG_TRACED } else { 0 };
+    let kind = MessageKind::from_number(head[4]);
+    let flags_max = if kind == Some(MessageKind::Frame) { FLAG_TRACED } else { 0 };
     if head[5] > flags_max || head[6..] != [0; 2] {
         return Err(identify(head).unwrap_or(MessageError::Envelope));
     }
@@ -100,11 +100,18 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
         return Err(MessageError::Length { kind: kind.name(), bytes: body_bytes, bytes_max });
     }
     if body_bytes < bytes_min
-        && !matches!(kind, Kind::Hello | Kind::Welcome | Kind::Fetch | Kind::Offer | Kind::FetchFrames)
+        && !matches!(
+            kind,
+            MessageKind::Hello
+                | MessageKind::Welcome
+                | MessageKind::Fetch
+                | MessageKind::Offer
+                | MessageKind::FetchFrames
+        )
     {
         return Err(MessageError::Body(kind.name()));
     }
-    if kind == Kind::Frame {
+    if kind == MessageKind::Frame {
         let traced = head[5] == FLAG_TRACED;
         return Ok(Some((Message::Frame { wire_bytes: body_bytes, traced }, ENVELOPE_BYTES)));
     }
@@ -113,20 +120,20 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
     };
     let body = Body { kind, rest: body };
     let message = match kind {
-        Kind::Hello => Message::Hello(decode_hello(body)?),
-        Kind::Welcome => Message::Welcome(decode_welcome(body)?),
-        Kind::Refuse => Message::Refuse(decode_refuse(body)?),
-        Kind::Chunk => Message::Chunk(decode_chunk(body)?),
-        Kind::LinkHeartbeat => Message::LinkHeartbeat(decode_heartbeat(body)?),
-        Kind::Ack => Message::Ack(decode_ack(body)?),
-        Kind::Traced => Message::Traced(decode_traced(body)?),
-        Kind::Fetch => Message::Fetch(decode_fetch(body)?),
-        Kind::Preparing => decode_preparing(body)?,
-        Kind::Offer => Message::Offer(decode_offer(body)?),
-        Kind::Piece => Message::Piece(decode_piece(body)?),
-        Kind::FetchFrames => Message::FetchFrames(decode_fetch_frames(body)?),
-        Kind::FetchedFrames => Message::FetchedFrames(decode_fetched_frames(body)?),
-        Kind::Frame => unreachable!("returned above"),
+        MessageKind::Hello => Message::Hello(decode_hello(body)?),
+        MessageKind::Welcome => Message::Welcome(decode_welcome(body)?),
+        MessageKind::Refuse => Message::Refuse(decode_refuse(body)?),
+        MessageKind::Chunk => Message::Chunk(decode_chunk(body)?),
+        MessageKind::LinkHeartbeat => Message::LinkHeartbeat(decode_heartbeat(body)?),
+        MessageKind::Ack => Message::Ack(decode_ack(body)?),
+        MessageKind::Traced => Message::Traced(decode_traced(body)?),
+        MessageKind::Fetch => Message::Fetch(decode_fetch(body)?),
+        MessageKind::Preparing => decode_preparing(body)?,
+        MessageKind::Offer => Message::Offer(decode_offer(body)?),
+        MessageKind::Piece => Message::Piece(decode_piece(body)?),
+        MessageKind::FetchFrames => Message::FetchFrames(decode_fetch_frames(body)?),
+        MessageKind::FetchedFrames => Message::FetchedFrames(decode_fetched_frames(body)?),
+        MessageKind::Frame => unreachable!("returned above"),
     };
     Ok(Some((message, ENVELOPE_BYTES + body_bytes)))
 }
@@ -139,15 +146,15 @@ impl Message {
         let kind = match self {
             Message::Hello(hello) => {
                 encode_hello(out, hello);
-                Kind::Hello
+                MessageKind::Hello
             }
             Message::Welcome(welcome) => {
                 encode_welcome(out, welcome);
-                Kind::Welcome
+                MessageKind::Welcome
             }
             Message::Refuse(refuse) => {
                 encode_refuse(out, refuse);
-                Kind::Refuse
+                MessageKind::Refuse
             }
             Message::Frame { wire_bytes, traced } => {
                 out.truncate(start);
@@ -156,43 +163,43 @@ impl Message {
             }
             Message::Chunk(chunk) => {
                 encode_chunk(out, chunk);
-                Kind::Chunk
+                MessageKind::Chunk
             }
             Message::LinkHeartbeat(heartbeat) => {
                 encode_heartbeat(out, heartbeat);
-                Kind::LinkHeartbeat
+                MessageKind::LinkHeartbeat
             }
             Message::Ack(ack) => {
                 encode_ack(out, ack);
-                Kind::Ack
+                MessageKind::Ack
             }
             Message::Traced(traced) => {
                 encode_traced(out, traced);
-                Kind::Traced
+                MessageKind::Traced
             }
             Message::Fetch(fetch) => {
                 encode_fetch(out, fetch);
-                Kind::Fetch
+                MessageKind::Fetch
             }
             Message::Preparing { done, total } => {
                 encode_preparing(out, *done, *total);
-                Kind::Preparing
+                MessageKind::Preparing
             }
             Message::Offer(offer) => {
                 encode_offer(out, offer);
-                Kind::Offer
+                MessageKind::Offer
             }
             Message::Piece(piece) => {
                 encode_piece(out, piece);
-                Kind::Piece
+                MessageKind::Piece
             }
             Message::FetchFrames(request) => {
                 encode_fetch_frames(out, request);
-                Kind::FetchFrames
+                MessageKind::FetchFrames
             }
             Message::FetchedFrames(frames) => {
                 encode_fetched_frames(out, frames);
-                Kind::FetchedFrames
+                MessageKind::FetchedFrames
             }
         };
         let body_bytes = out.len() - start - ENVELOPE_BYTES;

@@ -14,7 +14,7 @@ use super::body::CHUNK_BODY_BYTES;
 /// The number of a message in its envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     Hello = 1,
     Welcome = 2,
     Refuse = 3,
@@ -32,10 +32,10 @@ pub(super) enum Kind {
     FetchedFrames = 21,
 }
 
-impl Kind {
-    pub(super) fn from_number(number: u8) -> Option<Kind> {
-        use Kind::*;
-        const ALL: [Kind; 14] = [
+impl MessageKind {
+    pub(super) fn from_number(number: u8) -> Option<MessageKind> {
+        use MessageKind::*;
+        const ALL: [MessageKind; 14] = [
             Hello,
             Welcome,
             Refuse,
@@ -56,40 +56,40 @@ impl Kind {
 
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Kind::Hello => "Hello",
-            Kind::Welcome => "Welcome",
-            Kind::Refuse => "Refuse",
-            Kind::Frame => "Frame",
-            Kind::Chunk => "Chunk",
-            Kind::LinkHeartbeat => "LinkHeartbeat",
-            Kind::Ack => "Ack",
-            Kind::Traced => "Traced",
-            Kind::Fetch => "Fetch",
-            Kind::Preparing => "Preparing",
-            Kind::Offer => "Offer",
-            Kind::Piece => "Piece",
-            Kind::FetchFrames => "FetchFrames",
-            Kind::FetchedFrames => "FetchedFrames",
+            MessageKind::Hello => "Hello",
+            MessageKind::Welcome => "Welcome",
+            MessageKind::Refuse => "Refuse",
+            MessageKind::Frame => "Frame",
+            MessageKind::Chunk => "Chunk",
+            MessageKind::LinkHeartbeat => "LinkHeartbeat",
+            MessageKind::Ack => "Ack",
+            MessageKind::Traced => "Traced",
+            MessageKind::Fetch => "Fetch",
+            MessageKind::Preparing => "Preparing",
+            MessageKind::Offer => "Offer",
+            MessageKind::Piece => "Piece",
+            MessageKind::FetchFrames => "FetchFrames",
+            MessageKind::FetchedFrames => "FetchedFrames",
         }
     }
 
     pub(super) const fn body_bytes(self) -> (usize, usize) {
         const HANDSHAKE_MAX: usize = MESSAGE_BYTES_MAX - ENVELOPE_BYTES;
         match self {
-            Kind::Hello => (HELLO_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::Welcome => (WELCOME_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::Refuse => (REFUSE_FIXED_BYTES, REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX),
-            Kind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
-            Kind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
-            Kind::LinkHeartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
-            Kind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
-            Kind::Traced => (TRACED_BODY_BYTES, TRACED_BODY_BYTES),
-            Kind::Fetch => (FETCH_FIXED_BYTES + 1, FETCH_FIXED_BYTES + MEMBER_NAME_BYTES_MAX),
-            Kind::Preparing => (PREPARING_BODY_BYTES, PREPARING_BODY_BYTES),
-            Kind::Offer => (OFFER_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::Piece => (PIECE_BODY_BYTES, PIECE_BODY_BYTES),
-            Kind::FetchFrames => (FETCH_FRAMES_FIXED_BYTES + 1, HANDSHAKE_MAX),
-            Kind::FetchedFrames => (FETCHED_FRAMES_BODY_BYTES, FETCHED_FRAMES_BODY_BYTES),
+            MessageKind::Hello => (HELLO_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            MessageKind::Welcome => (WELCOME_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            MessageKind::Refuse => (REFUSE_FIXED_BYTES, REFUSE_FIXED_BYTES + REFUSE_TEXT_BYTES_MAX),
+            MessageKind::Frame => (FRAME_HEADER_BYTES, FRAME_BYTES_MAX),
+            MessageKind::Chunk => (CHUNK_BODY_BYTES, CHUNK_BODY_BYTES),
+            MessageKind::LinkHeartbeat => (HEARTBEAT_BODY_BYTES, HEARTBEAT_BODY_BYTES),
+            MessageKind::Ack => (ACK_BODY_BYTES, ACK_BODY_BYTES),
+            MessageKind::Traced => (TRACED_BODY_BYTES, TRACED_BODY_BYTES),
+            MessageKind::Fetch => (FETCH_FIXED_BYTES + 1, FETCH_FIXED_BYTES + MEMBER_NAME_BYTES_MAX),
+            MessageKind::Preparing => (PREPARING_BODY_BYTES, PREPARING_BODY_BYTES),
+            MessageKind::Offer => (OFFER_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            MessageKind::Piece => (PIECE_BODY_BYTES, PIECE_BODY_BYTES),
+            MessageKind::FetchFrames => (FETCH_FRAMES_FIXED_BYTES + 1, HANDSHAKE_MAX),
+            MessageKind::FetchedFrames => (FETCHED_FRAMES_BODY_BYTES, FETCHED_FRAMES_BODY_BYTES),
         }
     }
 }

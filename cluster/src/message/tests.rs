@@ -1,7 +1,7 @@
 //! Round trips, every prefix, garbage.
 
 use super::codec::envelope;
-use super::kind::Kind;
+use super::kind::MessageKind;
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::types::*;
@@ -125,8 +125,8 @@ fn messages_round_trip_and_no_prefix_is_a_message() {
         at += taken;
     }
     assert_eq!(at, stream.len());
-    assert_eq!(encoded(&Message::Ack(Ack::default())).len(), ACK_BYTES);
-    assert_eq!(encoded(&Message::LinkHeartbeat(LinkHeartbeat::default())).len(), HEARTBEAT_BYTES);
+    assert_eq!(encoded(&Message::Ack(Ack::default())).len(), ENVELOPE_BYTES + ACK_BODY_BYTES);
+    assert_eq!(encoded(&Message::LinkHeartbeat(LinkHeartbeat::default())).len(), ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES);
 }
 
 #[test]
@@ -176,12 +176,12 @@ fn garbage_is_an_error_or_incomplete_but_never_a_panic() {
 #[test]
 fn length_beyond_the_bounds_is_refused_by_the_envelope() {
     let table = [
-        (Kind::Hello, MESSAGE_BYTES_MAX as u32),
-        (Kind::Refuse, 1 << 16),
-        (Kind::Frame, FRAME_BYTES_MAX as u32 + 1),
-        (Kind::Frame, FRAME_HEADER_BYTES as u32 - 1),
-        (Kind::Chunk, 17),
-        (Kind::Ack, u32::MAX),
+        (MessageKind::Hello, MESSAGE_BYTES_MAX as u32),
+        (MessageKind::Refuse, 1 << 16),
+        (MessageKind::Frame, FRAME_BYTES_MAX as u32 + 1),
+        (MessageKind::Frame, FRAME_HEADER_BYTES as u32 - 1),
+        (MessageKind::Chunk, 17),
+        (MessageKind::Ack, u32::MAX),
     ];
     for (kind, bytes) in table {
         assert!(decode(&envelope(kind, bytes as usize)).is_err(), "{kind:?} {bytes}");

@@ -30,10 +30,6 @@ pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + MEMBER_NAME_BYTES_MAX
     + ADDRESS_BYTES_MAX
     + POLICY_TEXT_BYTES_MAX;
-/// Bytes of an Ack with its envelope.
-pub const ACK_BYTES: usize = ENVELOPE_BYTES + ACK_BODY_BYTES;
-/// Bytes of a LinkHeartbeat with its envelope.
-pub const HEARTBEAT_BYTES: usize = ENVELOPE_BYTES + HEARTBEAT_BODY_BYTES;
 
 pub(super) const HELLO_FIXED_BYTES: usize = 64;
 pub(super) const WELCOME_FIXED_BYTES: usize = 48;

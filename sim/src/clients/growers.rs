@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use walferry_cluster::level::CommitLevel;
 
-use super::{Client, Doing, Kind, Outcome, Told, is_elsewhere, is_refusal};
+use super::{AfterReply, Client, ClientKind, Doing, Told, is_elsewhere, is_refusal};
 use crate::growing::{Became, END, tokens};
 use crate::resp::{Value, command};
 
@@ -19,7 +19,7 @@ const AGE_SLACK_US: u64 = 10_000;
 
 /// What a growing client asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum GrowerStep {
     Append {
         key: String,
         token: String,
@@ -68,41 +68,41 @@ impl Client {
     }
 
     /// What it asks for next, and how many replies that takes.
-    pub(super) fn grow(&mut self, now_us: u64, told: &mut Told) -> (Step, Vec<Vec<u8>>) {
+    pub(super) fn grow(&mut self, now_us: u64, told: &mut Told) -> (GrowerStep, Vec<Vec<u8>>) {
         if let Some((key, upon)) = self.watched.take() {
             let token = self.token();
             told.growing.ask(&key, &token, now_us, None, Some(&upon));
             let words = [command(&["MULTI"]), append(&key, &token), command(&["EXEC"])];
-            return (Step::Exec { key, token }, words.to_vec());
+            return (GrowerStep::Exec { key, token }, words.to_vec());
         }
         let get = |key: &str| command(&["GET", key]);
         match (self.kind, self.rng.u8(0..10)) {
-            (Kind::Recent, _) => {
+            (ClientKind::Recent, _) => {
                 let key = self.key('g');
                 let as_of_us = now_us.saturating_sub(AGE_MAX_MS * 1000 + AGE_SLACK_US);
-                (Step::LookBack { key: key.clone(), as_of_us }, vec![get(&key)])
+                (GrowerStep::LookBack { key: key.clone(), as_of_us }, vec![get(&key)])
             }
-            (Kind::Committed, _) => {
+            (ClientKind::Committed, _) => {
                 let key = self.key('g');
-                (Step::Committed { key: key.clone() }, vec![get(&key)])
+                (GrowerStep::Committed { key: key.clone() }, vec![get(&key)])
             }
-            (Kind::Watcher, 0 | 1) | (Kind::Grower, 0..3) => {
-                let sort = if self.kind == Kind::Watcher { 'w' } else { 'g' };
+            (ClientKind::Watcher, 0 | 1) | (ClientKind::Grower, 0..3) => {
+                let sort = if self.kind == ClientKind::Watcher { 'w' } else { 'g' };
                 let (key, token) = (self.key(sort), self.token());
                 told.growing.ask(&key, &token, now_us, None, None);
                 let words = vec![append(&key, &token)];
-                (Step::Append { key, token }, words)
+                (GrowerStep::Append { key, token }, words)
             }
             // Read before and after: what was watched is what was read.
-            (Kind::Watcher, _) | (_, 3) => {
-                let key = self.key(if self.kind == Kind::Watcher { 'w' } else { 'g' });
-                (Step::Watch { key: key.clone() }, vec![get(&key), command(&["WATCH", &key]), get(&key)])
+            (ClientKind::Watcher, _) | (_, 3) => {
+                let key = self.key(if self.kind == ClientKind::Watcher { 'w' } else { 'g' });
+                (GrowerStep::Watch { key: key.clone() }, vec![get(&key), command(&["WATCH", &key]), get(&key)])
             }
             (_, 4..6) => {
                 let (key, token) = (self.key('x'), self.token());
                 told.growing.ask(&key, &token, now_us, None, None);
                 let words = vec![command(&["XADD", &key, "*", "t", &token])];
-                (Step::Add { key, token }, words)
+                (GrowerStep::Add { key, token }, words)
             }
             (_, 6..8) => {
                 let keys = [self.key('g'), self.key('p')];
@@ -111,18 +111,18 @@ impl Client {
                     told.growing.ask(&keys[own], &both[own], now_us, Some(&both[other]), None);
                 }
                 let [first, second] = [0, 1].map(|each| append(&keys[each], &both[each]));
-                (Step::Pair { keys, tokens: both }, vec![command(&["MULTI"]), first, second, command(&["EXEC"])])
+                (GrowerStep::Pair { keys, tokens: both }, vec![command(&["MULTI"]), first, second, command(&["EXEC"])])
             }
             _ => {
                 let keys = vec![self.key('g'), self.key('p')];
                 let words = vec![command(&["MULTI"]), get(&keys[0]), get(&keys[1]), command(&["EXEC"])];
-                (Step::Look { keys }, words)
+                (GrowerStep::Look { keys }, words)
             }
         }
     }
 
     /// What it makes of the replies.
-    pub(super) fn grown(&mut self, step: Step, replies: &[Value], now_us: u64, told: &mut Told) -> Outcome {
+    pub(super) fn grown(&mut self, step: GrowerStep, replies: &[Value], now_us: u64, told: &mut Told) -> AfterReply {
         let last = replies.last().expect("there is a reply to everything");
         // An acknowledgement below this level promises nothing that a failover keeps.
         let done = if self.level() >= CommitLevel::RemoteFlush { Became::Done } else { Became::Unknown };
@@ -132,61 +132,73 @@ impl Client {
         };
         let asked_us = self.asked_at_us;
         match (step, last) {
-            (Step::Append { token, .. }, Value::Integer(length)) => {
+            (GrowerStep::Append { token, .. }, Value::Integer(length)) => {
                 told.growing.answer(&token, done, Some(length.to_string()), now_us);
             }
-            (Step::Add { token, .. }, Value::Bulk(id)) => told.growing.answer(&token, done, Some(id.clone()), now_us),
-            (Step::Pair { tokens, .. }, Value::Array(lengths)) => {
+            (GrowerStep::Add { token, .. }, Value::Bulk(id)) => {
+                told.growing.answer(&token, done, Some(id.clone()), now_us)
+            }
+            (GrowerStep::Pair { tokens, .. }, Value::Array(lengths)) => {
                 for (token, length) in tokens.iter().zip(lengths) {
                     let Value::Integer(length) = length else { panic!("a transaction of appends gave {lengths:?}") };
                     told.growing.answer(token, done, Some(length.to_string()), now_us);
                 }
             }
-            (Step::Exec { token, .. }, Value::Array(lengths)) => {
+            (GrowerStep::Exec { token, .. }, Value::Array(lengths)) => {
                 let [Value::Integer(length)] = lengths[..] else { panic!("a transaction of one gave {lengths:?}") };
                 told.growing.answer(&token, done, Some(length.to_string()), now_us);
             }
-            (Step::Exec { token, .. }, Value::Nil) => told.growing.answer(&token, Became::Refused, None, now_us),
-            (Step::Append { token, .. } | Step::Add { token, .. } | Step::Exec { token, .. }, _) => {
+            (GrowerStep::Exec { token, .. }, Value::Nil) => told.growing.answer(&token, Became::Refused, None, now_us),
+            (GrowerStep::Append { token, .. } | GrowerStep::Add { token, .. } | GrowerStep::Exec { token, .. }, _) => {
                 told.growing.answer(&token, undone, None, now_us);
             }
-            (Step::Pair { tokens, .. }, _) => {
+            (GrowerStep::Pair { tokens, .. }, _) => {
                 tokens.iter().for_each(|token| told.growing.answer(token, undone, None, now_us));
             }
-            (Step::Look { keys }, Value::Array(values)) if values.iter().all(is_value) => {
+            (GrowerStep::Look { keys }, Value::Array(values)) if values.iter().all(is_value) => {
                 let saw: BTreeMap<_, _> = keys.into_iter().zip(values.iter().map(seen)).collect();
                 told.growing.look(saw, asked_us, now_us);
             }
-            (Step::Committed { key }, value) if is_value(value) => told.growing.look_committed(&key, seen(value)),
-            (Step::LookBack { key, as_of_us }, value) if is_value(value) => {
+            (GrowerStep::Committed { key }, value) if is_value(value) => told.growing.look_committed(&key, seen(value)),
+            (GrowerStep::LookBack { key, as_of_us }, value) if is_value(value) => {
                 told.growing.look_back(&key, seen(value), as_of_us);
             }
-            (Step::Watch { key }, value) if is_value(value) && *value == replies[0] => {
+            (GrowerStep::Watch { key }, value) if is_value(value) && *value == replies[0] => {
                 let upon = tokens_text(value);
                 self.watched = Some((key, upon));
                 self.rest_us = Some(self.rng.u64(0..self.tempo.watch_us));
             }
-            (Step::Watch { .. } | Step::Look { .. } | Step::Committed { .. } | Step::LookBack { .. }, _) => {}
+            (
+                GrowerStep::Watch { .. }
+                | GrowerStep::Look { .. }
+                | GrowerStep::Committed { .. }
+                | GrowerStep::LookBack { .. },
+                _,
+            ) => {}
         }
         let failed = replies.iter().find_map(Value::error);
         match failed {
-            Some(text) if is_elsewhere(text) || matches!(self.kind, Kind::Recent | Kind::Committed) => Outcome::Leave,
-            Some(_) => Outcome::Pause,
+            Some(text) if is_elsewhere(text) || matches!(self.kind, ClientKind::Recent | ClientKind::Committed) => {
+                AfterReply::Leave
+            }
+            Some(_) => AfterReply::Pause,
             // Readers of any node go from one to the next.
-            None if matches!(self.kind, Kind::Recent | Kind::Committed) && self.rng.u8(0..4) == 0 => Outcome::Leave,
-            None => Outcome::Next,
+            None if matches!(self.kind, ClientKind::Recent | ClientKind::Committed) && self.rng.u8(0..4) == 0 => {
+                AfterReply::Leave
+            }
+            None => AfterReply::Next,
         }
     }
 
     /// How it sets its session up: the first command, and those that follow.
     pub(super) fn grower_setup(&mut self) -> Vec<u8> {
         match self.kind {
-            Kind::Recent => {
+            ClientKind::Recent => {
                 self.setup.push(command(&["READ", "TIMEOUT", "200"]));
                 command(&["READ", "AT", "MOST", &format!("{AGE_MAX_MS}ms")])
             }
-            Kind::Committed => command(&["READ", "COMMITTED"]),
-            Kind::Watcher => command(&["COMMITLEVEL", self.level().name()]),
+            ClientKind::Committed => command(&["READ", "COMMITTED"]),
+            ClientKind::Watcher => command(&["COMMITLEVEL", self.level().name()]),
             _ => {
                 self.setup.push(command(&["READ", "STRONG"]));
                 command(&["COMMITLEVEL", self.level().name()])

@@ -3,7 +3,7 @@
 use walferry_engine::lsn::Epoch;
 
 use super::{Broken, Checked, Cluster, Event, SECOND_US, WAKE_US_MIN};
-use crate::clients::{Outcome, Wants};
+use crate::clients::{AfterReply, Wants};
 use crate::control::name_of;
 use crate::world::NodeNo;
 
@@ -123,14 +123,14 @@ impl Cluster {
         let turn = self.clients[client].turn;
         match outcome {
             None => {}
-            Some(Outcome::Ask(bytes)) => self.send_input(client, node, session, bytes),
-            Some(Outcome::Leave) => self.leave(client, false),
-            Some(Outcome::Next) => {
+            Some(AfterReply::Ask(bytes)) => self.send_input(client, node, session, bytes),
+            Some(AfterReply::Leave) => self.leave(client, false),
+            Some(AfterReply::Next) => {
                 self.clients[client].turn += 1;
                 let pause = self.clients[client].pause_us(false);
                 self.after(pause, Event::Client(client, turn + 1));
             }
-            Some(Outcome::Pause) => {
+            Some(AfterReply::Pause) => {
                 self.clients[client].turn += 1;
                 let pause = self.clients[client].pause_us(true);
                 self.after(pause, Event::Client(client, turn + 1));

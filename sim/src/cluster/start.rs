@@ -15,7 +15,7 @@ use super::{Cluster, ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, SECOND_US, register};
 use crate::clients::{Client, Told};
 use crate::control::{Setting, name_of};
 use crate::events::Events;
-use crate::faults::{Plan, Wanted};
+use crate::faults::{Plan, RunRequest};
 use crate::model::Model;
 use crate::network::{Network, peer_address};
 use crate::trace::Trace;
@@ -23,7 +23,7 @@ use crate::world::{Clock, DRIFT_PPM_MAX, SimWorld};
 
 impl Cluster {
     /// A run of this seed.
-    pub fn new(seed: u64, variation: Variation, wanted: &Wanted<'_>, trace: Trace) -> Cluster {
+    pub fn new(seed: u64, variation: Variation, wanted: &RunRequest<'_>, trace: Trace) -> Cluster {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut plan = Plan::new(&mut rng);
         if !wanted.faults.is_empty() {

@@ -12,25 +12,25 @@ use crate::agent::types::Asker;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
-pub(in crate::agent) enum Wanted {
+pub(in crate::agent) enum WantedChange {
     Join { name: MemberName, peer: Option<String> },
     Remove { name: MemberName },
     CaughtUp { name: MemberName, id: MemberId },
 }
 
-impl Wanted {
+impl WantedChange {
     pub(in crate::agent) fn text(&self) -> String {
         match self {
-            Wanted::Join { name, .. } => format!("{name} is being taken in"),
-            Wanted::Remove { name } => format!("{name} is being removed"),
-            Wanted::CaughtUp { name, .. } => format!("{name} has caught up and is about to count"),
+            WantedChange::Join { name, .. } => format!("{name} is being taken in"),
+            WantedChange::Remove { name } => format!("{name} is being removed"),
+            WantedChange::CaughtUp { name, .. } => format!("{name} has caught up and is about to count"),
         }
     }
 }
 
 /// Where the change under way stands.
 #[derive(Debug)]
-pub(in crate::agent) enum Step {
+pub(in crate::agent) enum ChangeStep {
     /// The node that is to join is asked who it is, and the next time then.
     Greeting { name: MemberName, peer: String, asked: bool, at: Instant, until: Instant },
     /// The controller is asked to let the node have the register.
@@ -38,7 +38,7 @@ pub(in crate::agent) enum Step {
     /// Members are asked whether they answer.
     Reaching { name: MemberName, awaited: BTreeSet<MemberName>, answering: BTreeSet<MemberName>, until: Instant },
     /// The register changes.
-    Changing { then: Then },
+    Changing { then: AfterChange },
     /// The register has the member as leaving: its vote ends first.
     Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
     /// The outcome is told once the voters have followed, and a majority of the members of now lets this one lead.
@@ -49,7 +49,7 @@ pub(in crate::agent) enum Step {
 
 /// What follows on a change of the register.
 #[derive(Clone, Debug)]
-pub(in crate::agent) enum Then {
+pub(in crate::agent) enum AfterChange {
     Joined { theirs: Greeting, peer: String },
     Left { name: MemberName, in_reach: BTreeSet<MemberName> },
     Removed { name: MemberName },
@@ -58,17 +58,17 @@ pub(in crate::agent) enum Then {
 
 /// The one change that is under way, up to its last word: the end of one must not be taken for the end of the next.
 #[derive(Debug)]
-pub(in crate::agent) struct Turn {
+pub(in crate::agent) struct ChangeTurn {
     pub(in crate::agent) asker: Option<Asker>,
     pub(in crate::agent) text: String,
-    pub(in crate::agent) step: Step,
+    pub(in crate::agent) step: ChangeStep,
     /// The change on its way into the register, until its last word.
     pub(in crate::agent) changing: Option<Changing>,
     /// The number under which the node proves the quorum rule.
     pub(in crate::agent) proof: u64,
 }
 
-impl Turn {
+impl ChangeTurn {
     /// What another change is told that cannot begin.
     pub(in crate::agent) fn under_way(&self) -> String {
         match self.changing.as_ref().and_then(Changing::unknown) {
@@ -85,8 +85,8 @@ impl Turn {
 /// Changes of the members under this leader.
 #[derive(Debug)]
 pub(in crate::agent) struct MemberChanges {
-    pub(in crate::agent) turn: Option<Turn>,
-    pub(in crate::agent) waiting: VecDeque<(Option<Asker>, Wanted, Instant)>,
+    pub(in crate::agent) turn: Option<ChangeTurn>,
+    pub(in crate::agent) waiting: VecDeque<(Option<Asker>, WantedChange, Instant)>,
     /// When this member may begin a change by itself.
     pub(in crate::agent) own_at: Instant,
 }
@@ -98,10 +98,10 @@ impl MemberChanges {
 
     pub(in crate::agent) fn timeout(&self) -> Option<Instant> {
         let step = self.turn.as_ref().and_then(|turn| match &turn.step {
-            Step::Greeting { asked: false, at, .. } => Some(*at),
-            Step::Reaching { until, .. } | Step::Leaving { until, .. } | Step::ChangingVoters { until, .. } => {
-                Some(*until)
-            }
+            ChangeStep::Greeting { asked: false, at, .. } => Some(*at),
+            ChangeStep::Reaching { until, .. }
+            | ChangeStep::Leaving { until, .. }
+            | ChangeStep::ChangingVoters { until, .. } => Some(*until),
             _ => None,
         });
         let changing = self.turn.as_ref().and_then(|turn| turn.changing.as_ref()?.timeout());
