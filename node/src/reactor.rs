@@ -32,7 +32,7 @@ use crate::node::{self, Node};
 use crate::notify::Notifier;
 use crate::own_files;
 use crate::peer_secret::SecretSettings;
-use crate::session::SessionSettings;
+use crate::session::client::SessionSettings;
 use crate::signals::Signals;
 use crate::tls::{Entrance, Tls, caller, unopened, warn_of_open_doors};
 use crate::users::{Grant, Users};
@@ -247,7 +247,7 @@ impl Reactor {
     }
 
     /// One turn of the loop; true when the node has to end.
-    fn turn(&mut self, ready: &mut Vec<crate::session::host::SessionId>) -> Result<bool, DaemonError> {
+    fn turn(&mut self, ready: &mut Vec<crate::session::id::SessionId>) -> Result<bool, DaemonError> {
         let now = world::now();
         self.node.set_now(now, world::wall_clock());
         let mut ending = false;
@@ -345,7 +345,7 @@ impl Reactor {
     }
 
     /// Ten times a second: deadlines and limits of clients, the watchdog, counters, listeners that rest.
-    fn periodic(&mut self, now: Instant, ready: &mut Vec<crate::session::host::SessionId>) {
+    fn periodic(&mut self, now: Instant, ready: &mut Vec<crate::session::id::SessionId>) {
         self.notifier.alive(now);
         self.notifier.status(now, || self.node.status_line());
         let (counts, commands) = self.clients.look(now, ready);
@@ -355,7 +355,7 @@ impl Reactor {
     }
 
     /// Answers what is still held and sends it, for a bounded time.
-    fn drain(&mut self, ready: &mut Vec<crate::session::host::SessionId>) -> Result<(), DaemonError> {
+    fn drain(&mut self, ready: &mut Vec<crate::session::id::SessionId>) -> Result<(), DaemonError> {
         self.notifier.stopping();
         let deadline = world::now() + DRAIN_MAX;
         while !self.clients.drained() && world::now() < deadline {

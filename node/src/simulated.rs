@@ -27,8 +27,10 @@ use crate::config::{NodeConfig, Settings};
 use crate::error::DaemonError;
 use crate::node::turn::{self, Sessions};
 use crate::node::{self, Node, Role};
-use crate::session::host::{CommitPath, SessionId};
-use crate::session::{Session, SessionSettings};
+use crate::session::Session;
+use crate::session::client::SessionSettings;
+use crate::session::host::CommitPath;
+use crate::session::id::SessionId;
 use crate::tls::Tls;
 use crate::users::Users;
 

@@ -23,8 +23,6 @@ const CRATES: [&str; 12] = [
 
 /// Files of one circle at most.
 const CIRCLE_FILES_MAX: usize = 3;
-/// The commands of a session name the client, and the client names the commands that it has queued. The circle may shrink, not grow.
-const COMMAND_CIRCLE: (&str, &str, usize) = ("node", "session", 22);
 
 /// Bytes of a test's name at most.
 const TEST_NAME_BYTES_MAX: usize = 60;
@@ -245,10 +243,7 @@ fn circles_of_imports_have_at_most_three_files() {
     let mut wrong = Vec::new();
     for krate in CRATES {
         for circle in circles(&imports(krate)) {
-            let (of, within, files_max) = COMMAND_CIRCLE;
-            let is_command_circle = krate == of && circle.iter().any(|module| module.join("::") == within);
-            let limit = if is_command_circle { files_max } else { CIRCLE_FILES_MAX };
-            if circle.len() > limit {
+            if circle.len() > CIRCLE_FILES_MAX {
                 let names: Vec<String> = circle.iter().map(|module| module.join("::")).collect();
                 wrong.push(format!("{krate}: {} files: {}", circle.len(), names.join(", ")));
             }

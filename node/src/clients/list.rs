@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::session::Description;
-use crate::session::host::SessionId;
+use crate::session::description::Description;
+use crate::session::id::SessionId;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

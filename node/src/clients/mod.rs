@@ -22,8 +22,11 @@ use crate::clients::list::{Asked, ClientAnswer, ClientAsk, Seen, line};
 use crate::clients::recv_buffers::{RECV_BUFFER_BYTES, RECV_GROUP, RecvBuffers};
 use crate::node::Node;
 use crate::node::turn::Sessions;
-use crate::session::host::{CommitPath, SessionId};
-use crate::session::{Description, Session, SessionSettings};
+use crate::session::Session;
+use crate::session::client::SessionSettings;
+use crate::session::description::Description;
+use crate::session::host::CommitPath;
+use crate::session::id::SessionId;
 use crate::users::login::NO_PLACE;
 
 const OP_RECV: u64 = 0;

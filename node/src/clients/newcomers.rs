@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::session::host::SessionId;
+use crate::session::id::SessionId;
 
 /// Many clients may come back at the same moment and say who they are with their first command: the share is not observed for
 /// those that have been here for less.

@@ -7,7 +7,8 @@ use walferry_shipper::status::SlotStatus;
 use crate::clients::list::{Asked, ClientAsk, ClientReply};
 use crate::cluster::{Command, Reply};
 use crate::node::{Node, Role};
-use crate::session::host::{Administration, SessionId};
+use crate::session::host::Administration;
+use crate::session::id::SessionId;
 use crate::users::login::Job;
 
 impl Administration for Node {

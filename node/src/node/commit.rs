@@ -8,7 +8,8 @@ use walferry_engine::world;
 
 use crate::config::Redirect;
 use crate::node::{Node, Role};
-use crate::session::host::{CommitPath, Evidence, Refusal, ReplicaEvidence, SessionId, Stage, Wait};
+use crate::session::host::{CommitPath, Evidence, Refusal, ReplicaEvidence, Stage, Wait};
+use crate::session::id::SessionId;
 
 impl CommitPath for Node {
     fn writable(&self, level: CommitLevel) -> Result<(), Refusal> {

@@ -17,7 +17,7 @@ use crate::membership::Membership;
 use crate::metrics::text::MetricsView;
 use crate::metrics::waterfall_report;
 use crate::node::{Node, Role};
-use crate::session::command::refusal_text;
+use crate::session::command::error::refusal_text;
 use crate::session::host::{
     CommitPath, DataView, Following, InfoSection, NodeFacts, NodeInfo, NodeRole, ReplicationRow, TurnClock,
 };

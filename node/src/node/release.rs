@@ -12,7 +12,7 @@ use crate::config::OnSyncLoss;
 use crate::membership::Membership;
 use crate::node::policy::no_policy;
 use crate::node::{Node, Role};
-use crate::session::host::SessionId;
+use crate::session::id::SessionId;
 use crate::session::parking::News;
 
 /// No more changes are taken while those that are not durable yet need so much memory. A frame holds no others, so what a replica needs

@@ -14,7 +14,7 @@ use crate::metrics::waterfall::{LEVELS, LevelsReached, ReplicaReached, Step, Wat
 use crate::node::scrub::Scrub;
 use crate::node::{Clock, Heard, Node, Role};
 use crate::session::Session;
-use crate::session::host::SessionId;
+use crate::session::id::SessionId;
 
 /// The sessions of a node, wherever their bytes come from.
 pub trait Sessions {

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use walferry_cluster::level::CommitLevel;
 
 use crate::clients::recv_buffers::RECV_BUFFER_BYTES;
-use crate::session::SessionSettings;
-use crate::session::command::COMMANDS;
+use crate::session::client::SessionSettings;
 use crate::session::command::glob::PATTERN_BYTES_MAX;
-use crate::session::command::stream::XREAD_STREAMS_MAX;
-use crate::session::command::table::{ARGS_MAX, KEYS_MAX, NAMES_MAX};
-use crate::session::command::transaction::{
+use crate::session::command::spec::{ARGS_MAX, KEYS_MAX, NAMES_MAX};
+use crate::session::command::spec::{
     TRANSACTION_ARGS_MAX, TRANSACTION_COMMANDS_MAX, TRANSACTION_HEAVY_MAX, WATCHED_KEYS_MAX,
 };
-use crate::session::host::{CommitPath, SessionId, Wait};
+use crate::session::command::stream::XREAD_STREAMS_MAX;
+use crate::session::command::table::COMMANDS;
+use crate::session::host::{CommitPath, Wait};
+use crate::session::id::SessionId;
 use crate::session::reply::REPLY_BYTES_MAX;
 use crate::session::resp::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::session::test_host::{TestClient, TestHost};

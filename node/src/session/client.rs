@@ -9,8 +9,8 @@ use std::time::Duration;
 use walferry_cluster::level::CommitLevel;
 
 use crate::clients::limits::{Place, Places};
-use crate::session::command::transaction::{Transaction, Watched};
-use crate::session::host::SessionId;
+use crate::session::command::spec::{Transaction, Watched};
+use crate::session::id::SessionId;
 use crate::session::outbox::Acknowledged;
 use crate::session::reading::{Mode, Position};
 use crate::session::resp::UNAUTHENTICATED_ARG_BYTES_MAX;

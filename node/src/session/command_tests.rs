@@ -284,7 +284,7 @@ fn the_server() {
             ("CONFIG GET zz", "*0\r\n"),
             ("CONFIG GET", "-ERR wrong number of arguments for 'config|get' command\r\n"),
             ("CONFIG SET a b", "-ERR unknown subcommand 'SET'. CONFIG SET is not supported.\r\n"),
-            ("COMMAND COUNT", &format!(":{}\r\n", crate::session::command::COMMANDS.len())),
+            ("COMMAND COUNT", &format!(":{}\r\n", crate::session::command::table::COMMANDS.len())),
             (
                 "COMMAND INFO get zz",
                 "*2\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*0\r\n*0\r\n*0\r\n*0\r\n$-1\r\n",
@@ -307,7 +307,7 @@ fn the_server() {
     {
         assert!(info.contains(&format!("\r\n{line}\r\n")), "{line} in {info}");
     }
-    let count = crate::session::command::COMMANDS.len();
+    let count = crate::session::command::table::COMMANDS.len();
     for (line, expected) in [
         ("COMMAND", format!("*{count}\r\n*10\r\n$3\r\nset\r\n:-3\r\n")),
         ("COMMAND LIST", format!("*{count}\r\n$3\r\nset\r\n")),

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
-use crate::session::host::SessionId;
+use crate::session::id::SessionId;
 
 /// One queue a level. LSNs are handed out in order, so each queue is sorted and only its front is looked at.
 /// Bounded by the sessions: a session adds an entry a batch of input and has a bounded number of held replies.

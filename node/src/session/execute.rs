@@ -1,16 +1,19 @@
 //! Executes one command of a session: queues it in a transaction, reads, writes, or parks it.
 
+use crate::session::command::error::{answer, refusal_text};
+use crate::session::command::spec::{Outcome, Run, Spec};
+use crate::session::command::table::find;
 use crate::session::command::transaction::{self};
 use crate::session::command::view::View;
-use crate::session::command::{Outcome, Run, Spec, Writer};
+use crate::session::command::writer::Writer;
 use crate::session::host::{Host, Refusal, Wait};
 use crate::session::outbox::Hold;
 use crate::session::parked::Parked;
 use crate::session::resp::{Args, COMMAND_BYTES_MAX};
 
+use super::KEPT_CAPACITY_BYTES_MAX;
 use super::Session;
 use super::guard::{Asks, Executed};
-use super::{KEPT_CAPACITY_BYTES_MAX, command};
 
 impl Session {
     pub(super) fn execute(&mut self, args: &Args<'_>, host: &mut dyn Host) -> Executed {
@@ -18,7 +21,7 @@ impl Session {
             return Executed::Done;
         }
         self.outbox.reply.begin();
-        let spec = match command::find(args).and_then(|spec| self.admit(spec, args, host).map(|()| spec)) {
+        let spec = match find(args).and_then(|spec| self.admit(spec, args, host).map(|()| spec)) {
             Ok(spec) => spec,
             Err(error) => {
                 if let Some(transaction) = &mut self.client.transaction {
@@ -72,7 +75,7 @@ impl Session {
                     if self.client.transaction.take().is_some() {
                         self.client.watched.clear();
                     }
-                    self.outbox.reply.error(command::refusal_text(&Refusal::NoLeader(reason)));
+                    self.outbox.reply.error(refusal_text(&Refusal::NoLeader(reason)));
                     self.push(Hold::Nothing, host);
                     return Executed::Done;
                 }
@@ -83,7 +86,7 @@ impl Session {
             Err(refusal) => {
                 self.writes_until = None;
                 self.outbox.reply.undo();
-                self.outbox.reply.error(command::refusal_text(&refusal));
+                self.outbox.reply.error(refusal_text(&refusal));
                 self.push(Hold::Nothing, host);
                 Executed::Done
             }
@@ -97,7 +100,7 @@ impl Session {
             Run::Read(read) => {
                 let (view, hold) = self.client.read(host);
                 let executed = read(&view, args, reply);
-                command::answer(executed, 0, reply);
+                answer(executed, 0, reply);
                 Ok(Some(hold))
             }
             Run::Write(write) => {
@@ -105,7 +108,7 @@ impl Session {
                 let now_ms = host.wall_clock_us() / 1000;
                 let mut writer = Writer::new(View::pending(host), &mut self.record, now_ms);
                 let executed = write(&mut writer, args, reply);
-                command::answer(executed, 0, reply);
+                answer(executed, 0, reply);
                 if self.record.is_empty() {
                     return Ok(Some(self.client.observe(host)));
                 }

@@ -1,6 +1,7 @@
 //! Whether a session may execute a command now: its user's rights, and whether the node's state is what the command asks for.
 
-use crate::session::command::{Run, Spec};
+use crate::session::command::error::refusal_text;
+use crate::session::command::spec::{Run, Spec};
 use crate::session::host::{Host, Refusal};
 use crate::session::outbox::Hold;
 use crate::session::parked::Parked;
@@ -8,7 +9,7 @@ use crate::session::reading::Verdict;
 use crate::session::resp::{Args, KEY_BYTES_MAX};
 
 use super::Session;
-use super::{command, reading};
+use super::reading;
 
 /// What a command asks of the node's state.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,7 +108,7 @@ impl Session {
             }
             match host.writable(self.client.level) {
                 Ok(()) | Err(Refusal::Busy) => {}
-                Err(refusal) => return Err(command::refusal_text(&refusal)),
+                Err(refusal) => return Err(refusal_text(&refusal)),
             }
         }
         Ok(())

@@ -28,13 +28,10 @@ use crate::clients::limits::ClientCounts;
 use crate::clients::list::{ClientAsk, ClientReply};
 use crate::cluster::{Command, Reply};
 use crate::repair::RepairCount;
+use crate::session::id::SessionId;
 use crate::session::reading::Strong;
 use crate::users::login::Job;
 use crate::watchdog::Turns;
-
-/// The number of a client connection, never used twice by one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub u64);
 
 /// Why the node does not take a commit. Nothing of it is in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

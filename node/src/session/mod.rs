@@ -6,12 +6,14 @@
 //!                              \-> Park: nothing further is executed until resume finds what was waited for
 //! ```
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod command;
 pub(crate) mod commit_queue;
+pub(crate) mod description;
 mod execute;
 mod guard;
 pub(crate) mod host;
+pub(crate) mod id;
 pub(crate) mod outbox;
 pub(crate) mod parked;
 pub(crate) mod parking;
@@ -20,6 +22,7 @@ mod reads;
 pub(crate) mod reply;
 pub mod resp;
 mod status;
+mod waiting;
 
 #[cfg(test)]
 mod command_tests;
@@ -34,9 +37,7 @@ pub(crate) mod test_host;
 #[cfg(test)]
 mod transaction_tests;
 
-pub use client::{Client, SessionSettings};
 use guard::Executed;
-pub use status::Description;
 
 use std::net::IpAddr;
 use std::sync::Once;
@@ -44,11 +45,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 
-use self::host::{Host, SessionId};
-use self::outbox::{Hold, Outbox};
-use self::parked::Parked;
-use self::resp::{COMMAND_BYTES_MAX, Parser, Progress, ProtocolError};
 use crate::clients::limits::{DisconnectReason, INPUT_UNREAD_BYTES_MAX};
+use crate::session::client::{Client, SessionSettings};
+use crate::session::host::Host;
+use crate::session::id::SessionId;
+use crate::session::outbox::{Hold, Outbox};
+use crate::session::parked::Parked;
+use crate::session::resp::{COMMAND_BYTES_MAX, Parser, Progress, ProtocolError};
 use crate::watchdog;
 
 /// While a session cannot go on, no more than this is received for it.

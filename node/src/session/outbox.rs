@@ -14,7 +14,8 @@ use bytes::{Buf, BytesMut};
 use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
-use crate::session::host::{Host, SessionId};
+use crate::session::host::Host;
+use crate::session::id::SessionId;
 use crate::session::reading::Position;
 use crate::session::reply::Reply;
 

@@ -5,26 +5,23 @@ use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Lsn;
 
-use crate::clients::list::{ClientAnswer, ClientReply};
-use crate::session::Client;
+use crate::clients::list::ClientReply;
 use crate::session::command::stream::ReadRequest;
-use crate::session::host::{COUNT_TIME_MAX, Host, Stage, Wait};
-use crate::session::outbox::Hold;
-use crate::session::reading::{Missing, Position, Verdict, lost};
-use crate::session::reply::Reply;
+use crate::session::host::{COUNT_TIME_MAX, Host, Wait};
+use crate::session::reading::{Missing, Position};
 use crate::users::login::Login;
 
 /// What is waited for, and until when.
 #[derive(Debug)]
 pub struct Parked {
-    what: What,
-    deadline: Option<Instant>,
+    pub(super) what: What,
+    pub(super) deadline: Option<Instant>,
     /// XREAD: the state was not good enough to be read; it waits for that first.
-    unready: Option<Wait>,
+    pub(super) unready: Option<Wait>,
 }
 
 #[derive(Debug)]
-enum What {
+pub(super) enum What {
     LogSpace,
     Readable(Wait),
     Applied(Lsn),
@@ -42,7 +39,7 @@ fn deadline(timeout: Duration, host: &dyn Host) -> Option<Instant> {
     (!timeout.is_zero()).then(|| host.now() + timeout)
 }
 
-fn wait_for(missing: Missing, floor: Lsn) -> Wait {
+pub(super) fn wait_for(missing: Missing, floor: Lsn) -> Wait {
     match missing {
         Missing::Floor => Wait::Floor(floor),
         Missing::Fresh | Missing::Replay => Wait::Fresh,
@@ -138,124 +135,5 @@ impl Parked {
             What::Clients(_) => Wait::Clients,
             What::Login(_) => Wait::Login,
         }
-    }
-
-    /// The reply, once there is one: `Ok(Some(hold))`; `Ok(None)` when the session only goes on; `Err(self)`: wait on.
-    pub fn poll(mut self, client: &mut Client, host: &mut dyn Host, reply: &mut Reply) -> Result<Option<Hold>, Parked> {
-        let over = self.deadline.is_some_and(|deadline| host.now() >= deadline);
-        // A failover may take the commit back while it is waited for: what replicas have at its LSN then is another one.
-        if let What::Replicas { commit, .. } | What::Durable { commit, .. } = &self.what
-            && let Some(error) = lost(*commit, host.history())
-        {
-            reply.error(error);
-            return Ok(Some(Hold::Nothing));
-        }
-        if let What::Login(login) = &mut self.what {
-            let answered = login.poll(client, over, host, reply);
-            return if answered { Ok(Some(Hold::Nothing)) } else { Err(self) };
-        }
-        match &self.what {
-            What::LogSpace | What::Readable(_) => return Ok(None),
-            What::Applied(lsn) if host.applied() >= *lsn => reply.ok(),
-            What::Applied(lsn) if over => {
-                let applied = host.applied();
-                reply.error(format_args!("TIMEOUT {lsn} is not applied here in time: applied is {applied}"));
-            }
-            What::Replicas { commit, wanted } => {
-                let replicas = host.replicas_at(Stage::Applied, commit.lsn);
-                if replicas < *wanted && !over {
-                    return Err(self);
-                }
-                reply.count(replicas);
-            }
-            What::Durable { commit, local, wanted } => {
-                let here = host.flushed() >= commit.lsn;
-                let replicas = host.replicas_at(Stage::Flushed, commit.lsn);
-                if (replicas < *wanted || (*local && !here)) && !over {
-                    return Err(self);
-                }
-                reply.array(2);
-                reply.integer(i64::from(here));
-                reply.count(replicas);
-            }
-            What::Streams(request) => {
-                self.unready = None;
-                match client.judge(host) {
-                    Verdict::Ready => {}
-                    Verdict::Refuse(error) => {
-                        reply.error(error);
-                        return Ok(Some(Hold::Nothing));
-                    }
-                    // Entries of a state that is not good enough are none.
-                    Verdict::Wait(_) if over => {
-                        reply.null_array();
-                        return Ok(Some(Hold::Nothing));
-                    }
-                    Verdict::Wait(missing) => {
-                        self.unready = Some(wait_for(missing, client.seen.lsn));
-                        return Err(self);
-                    }
-                }
-                let (view, hold) = client.read(host);
-                match request.read(&view, reply) {
-                    // Judged again once it was read: the process may have been stopped in between.
-                    Ok(true) if client.judge(host) != Verdict::Ready => {
-                        reply.undo();
-                        self.unready = Some(Wait::Fresh);
-                        return Err(self);
-                    }
-                    Ok(true) => return Ok(Some(hold)),
-                    Ok(false) => {}
-                    Err(error) => {
-                        reply.error(error);
-                        return Ok(Some(hold));
-                    }
-                }
-                if over {
-                    reply.null_array();
-                    return Ok(Some(Hold::Nothing));
-                }
-                return Err(self);
-            }
-            What::Count(newest) => {
-                let count = host.count_keys();
-                let hold = client.read(host).1;
-                let keys = match count {
-                    Ok(count) if (count.is_exact && host.applied() >= *newest) || over => count.keys,
-                    Ok(_) => return Err(self),
-                    Err(error) => {
-                        reply.error(format_args!("ERR {error}"));
-                        return Ok(Some(Hold::Nothing));
-                    }
-                };
-                match client.judge(host) {
-                    Verdict::Ready => reply.count(usize::try_from(keys).unwrap_or(usize::MAX)),
-                    Verdict::Refuse(error) => reply.error(error),
-                    Verdict::Wait(missing) if over => reply.error(client.waited(missing, host)),
-                    Verdict::Wait(_) => return Err(self),
-                }
-                return Ok(Some(hold));
-            }
-            What::Cluster(answer) => {
-                let answer = answer.lock().expect("nobody panics with it").take();
-                match answer {
-                    Some(Ok(text)) => reply.text(text),
-                    Some(Err(text)) => reply.error(format_args!("ERR {text}")),
-                    None => return Err(self),
-                }
-            }
-            What::Clients(answer) => {
-                let answer = answer.borrow_mut().take();
-                match answer {
-                    Some(ClientAnswer::Text(text)) => reply.verbatim(&text),
-                    Some(ClientAnswer::Killed(count)) => reply.count(count),
-                    Some(ClientAnswer::KilledAddress(true)) => reply.ok(),
-                    Some(ClientAnswer::KilledAddress(false)) => reply.error("ERR No such client"),
-                    None => return Err(self),
-                }
-            }
-            What::Applied(_) | What::Login(_) => return Err(self),
-        }
-        Ok(Some(Hold::Nothing))
     }
 }

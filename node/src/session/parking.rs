@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use walferry_applier::record::StreamId;
 use walferry_engine::lsn::Lsn;
 
-use crate::session::host::{SessionId, Wait};
+use crate::session::host::Wait;
+use crate::session::id::SessionId;
 
 /// Who is parked. Holds one wait a session, so it is bounded by the sessions; what readers of streams wait for is bounded for each
 /// (`XREAD_STREAMS_MAX`) and counts as their memory.

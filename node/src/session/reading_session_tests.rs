@@ -6,8 +6,9 @@ use walferry_cluster::level::CommitLevel;
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
-use crate::session::SessionSettings;
-use crate::session::host::{DataView, SessionId, TurnClock, Wait};
+use crate::session::client::SessionSettings;
+use crate::session::host::{DataView, TurnClock, Wait};
+use crate::session::id::SessionId;
 use crate::session::reading::Strong;
 use crate::session::test_host::{TestClient, TestHost};
 

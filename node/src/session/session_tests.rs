@@ -9,8 +9,9 @@ use walferry_cluster::level::CommitLevel;
 use walferry_engine::lsn::Lsn;
 
 use crate::clients::limits::{DisconnectReason, INPUT_UNREAD_BYTES_MAX, Places};
-use crate::session::SessionSettings;
-use crate::session::host::{CommitPath, Refusal, ReplicationRow, SessionId, TurnClock, Wait};
+use crate::session::client::SessionSettings;
+use crate::session::host::{CommitPath, Refusal, ReplicationRow, TurnClock, Wait};
+use crate::session::id::SessionId;
 use crate::session::outbox::OUTPUT_BYTES_MAX;
 use crate::session::resp::VALUE_BYTES_MAX;
 use crate::session::test_host::{TestClient, TestHost};

@@ -20,12 +20,14 @@ use walferry_shipper::status::SlotStatus;
 use crate::clients::list::{ClientAsk, ClientReply};
 use crate::cluster::{Command, Reply};
 use crate::node::apply::COUNT_LOOKUPS_PER_TURN_MAX;
+use crate::session::Session;
+use crate::session::client::SessionSettings;
 use crate::session::host::{
     Administration, CommitPath, DataView, Evidence, InfoSection, NodeFacts, NodeInfo, Refusal, ReplicaEvidence,
-    ReplicationRow, SessionId, Stage, TurnClock, Wait,
+    ReplicationRow, Stage, TurnClock, Wait,
 };
+use crate::session::id::SessionId;
 use crate::session::reading::Strong;
-use crate::session::{Session, SessionSettings};
 use crate::users::login::Job;
 
 /// The node.

@@ -3,7 +3,7 @@
 use walferry_engine::epoch::EpochHistory;
 use walferry_engine::lsn::{Epoch, Lsn};
 
-use crate::session::SessionSettings;
+use crate::session::client::SessionSettings;
 use crate::session::command::transaction::APPENDED_TO_BYTES_MAX;
 use crate::session::host::{Refusal, ReplicationRow};
 use crate::session::resp::VALUE_BYTES_MAX;

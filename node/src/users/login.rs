@@ -14,10 +14,7 @@ use std::time::Duration;
 use walferry_engine::waker::Waker;
 use walferry_shipper::snapshot::serve::give_way;
 
-use crate::session::Client;
-use crate::session::command::connection;
-use crate::session::host::{Host, SessionId};
-use crate::session::reply::Reply;
+use crate::session::id::SessionId;
 use crate::users::login_queue::LoginQueue;
 use crate::users::salted::SaltedHash;
 use crate::users::{Check, User};
@@ -81,35 +78,6 @@ pub struct Login {
     pub state: State,
     /// What comes after.
     pub next: Next,
-}
-
-impl Login {
-    /// Writes the answer once there is one; false: it waits on. `over` says that a refusal need not wait any longer.
-    pub fn poll(&mut self, client: &mut Client, over: bool, host: &mut dyn Host, reply: &mut Reply) -> bool {
-        if let State::Asked(check, answer) = &self.state {
-            let mut text = WRONG_PASSWORD;
-            match answer.get() {
-                None => return false,
-                Some(Outcome::NotCompared) => text = BUSY,
-                Some(Outcome::Right) => match client.verified(check) {
-                    Some(user) => {
-                        connection::logged_in(client, user, &self.next, host, reply);
-                        return true;
-                    }
-                    None => client.failed(check.user.as_ref()),
-                },
-                Some(Outcome::Wrong) => client.failed(check.user.as_ref()),
-            }
-            self.state = State::Refused(text);
-        }
-        match &self.state {
-            State::Refused(text) if over => {
-                reply.error(text);
-                true
-            }
-            _ => false,
-        }
-    }
 }
 
 impl std::fmt::Debug for Login {

@@ -96,7 +96,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::host::SessionId;
+    use crate::session::id::SessionId;
     use crate::users::login::Answer;
 
     fn job(session: u64, from: &str) -> (Job, Answer) {

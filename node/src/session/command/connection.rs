@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::clients::list::ClientAsk;
-use crate::session::Client;
+use crate::session::client::Client;
 use crate::session::host::Host;
 use crate::session::parked::Parked;
 use crate::session::reply::Reply;
@@ -11,7 +11,8 @@ use crate::session::resp::Args;
 use crate::users::login::{self, Answer, Job, Login, NO_PLACE, Next, State, WRONG_PASSWORD};
 use crate::users::{Judged, User};
 
-use super::{CommandError, Outcome, integer, wrong_arity};
+use crate::session::command::error::{CommandError, integer, wrong_arity};
+use crate::session::command::spec::Outcome;
 
 /// The version of redis-server whose commands and reply shapes these are; clients choose features by it.
 pub const REDIS_VERSION: &str = "7.0.0";

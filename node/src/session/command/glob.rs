@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::session::command::CommandError;
+use crate::session::command::error::CommandError;
 
 /// A pattern is at most this long.
 pub const PATTERN_BYTES_MAX: usize = 1 << 10;

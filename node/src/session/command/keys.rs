@@ -4,17 +4,19 @@ use std::collections::HashSet;
 
 use walferry_applier::record::Effect;
 
-use crate::session::Client;
+use crate::session::client::Client;
 use crate::session::host::Host;
 use crate::session::parked::Parked;
 use crate::session::reading::Mode;
 use crate::session::reply::Reply;
 use crate::session::resp::Args;
 
-use super::{CommandError, Executed, Outcome, Writer, integer};
+use crate::session::command::error::{CommandError, Executed, integer};
 use crate::session::command::glob::Glob;
 use crate::session::command::replication::poll_or_park;
+use crate::session::command::spec::Outcome;
 use crate::session::command::view::{Kind, View};
+use crate::session::command::writer::Writer;
 
 /// SCAN looks at this many keys when no COUNT is given.
 const SCAN_COUNT_DEFAULT: usize = 10;

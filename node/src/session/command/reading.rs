@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use crate::session::Client;
+use crate::session::client::Client;
 use crate::session::host::Host;
 use crate::session::reading::{self, Mode, Position, Token};
 use crate::session::reply::Reply;
 use crate::session::resp::Args;
 use crate::units::Span;
 
-use super::{Outcome, wrong_arity};
-use crate::session::command::replication::{TIMEOUT_MS_MAX, timeout};
+use crate::session::command::error::wrong_arity;
+use crate::session::command::error::{TIMEOUT_MS_MAX, timeout};
+use crate::session::command::spec::Outcome;
 
 /// SESSION: the token of what this connection has written and read. SESSION token: no later read is older than that.
 /// SESSION RESET: forgets.

@@ -1,8 +1,6 @@
 //! Commands about commits and their way to the replicas: WAIT and WAITAOF as redis-server has them, and walferry's own
 //! COMMITLEVEL COMMITTIMEOUT COMMITINFO LSN WAITLSN REPLICATION SLOT PROMOTE JOIN REMOVE WATERFALL.
 
-use std::time::Duration;
-
 use walferry_cluster::MemberName;
 use walferry_cluster::level::CommitLevel;
 use walferry_cluster::member::reachable_at;
@@ -10,7 +8,9 @@ use walferry_engine::lsn::Lsn;
 use walferry_shipper::status::SlotStatus;
 
 use crate::cluster::Command;
-use crate::session::Client;
+use crate::session::client::Client;
+use crate::session::command::error::timeout;
+use crate::session::command::error::{refusal_text, wrong_arity};
 use crate::session::host::{Host, NodeRole, Refusal, ReplicationRow};
 use crate::session::parked::Parked;
 use crate::session::reading::{Position, lost};
@@ -18,26 +18,9 @@ use crate::session::reply::Reply;
 use crate::session::resp::Args;
 use crate::units::HostPort;
 
-use super::{CommandError, Outcome, integer};
 use crate::session::command::connection::unknown_subcommand;
-
-/// A timeout of at most 24 days, in milliseconds: beyond it, clock arithmetic is the least of the worries.
-pub const TIMEOUT_MS_MAX: i64 = i32::MAX as i64;
-
-/// A timeout in milliseconds; on a bad one writes redis-server's error.
-pub fn timeout(text: &[u8], reply: &mut Reply) -> Option<Duration> {
-    match integer(text) {
-        Some(ms @ 0..=TIMEOUT_MS_MAX) => Some(Duration::from_millis(ms as u64)),
-        Some(..0) => {
-            reply.error("ERR timeout is negative");
-            None
-        }
-        _ => {
-            reply.error("ERR timeout is not an integer or out of range");
-            None
-        }
-    }
-}
+use crate::session::command::error::{CommandError, integer};
+use crate::session::command::spec::Outcome;
 
 fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {
     let wanted = integer(text).and_then(|number| usize::try_from(number).ok());
@@ -135,7 +118,7 @@ pub fn commitlevel(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, re
             return Outcome::DONE;
         }
         Some(_) if args.len() > 2 => {
-            reply.error(crate::session::command::wrong_arity("commitlevel"));
+            reply.error(wrong_arity("commitlevel"));
             return Outcome::DONE;
         }
         // For whoever shares a connection and wants what the node was configured to.
@@ -150,7 +133,7 @@ pub fn commitlevel(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, re
     };
     // At once, and not with the first write: who asks for a level relies on it.
     match host.unconfirmable(level) {
-        Some(reason) => reply.error(crate::session::command::refusal_text(&Refusal::NoReplicas(reason))),
+        Some(reason) => reply.error(refusal_text(&Refusal::NoReplicas(reason))),
         None => {
             client.level = level;
             reply.ok();
@@ -163,7 +146,7 @@ pub fn commitlevel(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, re
 pub fn committimeout(client: &mut Client, args: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     match args.get(1) {
         None => reply.count(client.commit_timeout.map_or(0, |timeout| timeout.as_millis() as usize)),
-        Some(_) if args.len() > 2 => reply.error(crate::session::command::wrong_arity("committimeout")),
+        Some(_) if args.len() > 2 => reply.error(wrong_arity("committimeout")),
         Some(text) => {
             if let Some(timeout) = timeout(text, reply) {
                 client.commit_timeout = (!timeout.is_zero()).then_some(timeout);
@@ -266,10 +249,7 @@ pub fn slot(_: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Re
             }
         }
         (b"LIST" | b"DROP", _) => {
-            reply.error(crate::session::command::wrong_arity(&format!(
-                "slot|{}",
-                String::from_utf8_lossy(&subcommand).to_lowercase()
-            )));
+            reply.error(wrong_arity(&format!("slot|{}", String::from_utf8_lossy(&subcommand).to_lowercase())));
         }
         _ => unknown_subcommand("SLOT", &args[1], reply),
     }

@@ -2,15 +2,17 @@
 
 use std::fmt::Write;
 
-use crate::session::Client;
+use crate::session::client::Client;
 use crate::session::host::{Following, Host, InfoSection, NodeFacts, ReplicationRow};
 use crate::session::reply::Reply;
 use crate::session::resp::Args;
 use crate::watchdog::Turns;
 
-use super::{COMMANDS, Outcome, Spec, lookup, wrong_arity};
 use crate::session::command::connection::{REDIS_VERSION, unknown_subcommand};
+use crate::session::command::error::wrong_arity;
 use crate::session::command::glob::Glob;
+use crate::session::command::spec::{Outcome, Spec};
+use crate::session::command::table::{COMMANDS, lookup};
 
 /// What INFO tells in place of a number that is not known, as redis-server does.
 const UNKNOWN: i64 = -1;

@@ -5,16 +5,16 @@ use std::time::Duration;
 use walferry_applier::record::Effect;
 use walferry_applier::store::overlay::hash_of;
 
-use crate::session::Client;
-use crate::session::host::Host;
-use crate::session::parked::Parked;
 use crate::session::reply::{Reply, digits};
 use crate::session::resp::Args;
 
-use super::{CommandError, Executed, Outcome, Writer, answer, integer, wrong_arity};
-use crate::session::command::replication::timeout;
+use crate::session::command::error::timeout;
+use crate::session::command::error::{CommandError, Executed, integer, wrong_arity};
 use crate::session::command::view::{Id, View, encode_fields, fields};
+use crate::session::command::writer::Writer;
 
+/// Streams of one XREAD at most.
+pub const XREAD_STREAMS_MAX: usize = 1 << 10;
 const ID_MIN: Id = (0, 0);
 const ID_MAX: Id = (u64::MAX, u64::MAX);
 /// Entries of one XRANGE or XREVRANGE at most.
@@ -22,8 +22,6 @@ pub const ENTRIES_MAX: usize = 128 << 10;
 /// An XREAD ends with this many entries, or bytes of them: what is left comes with the next one.
 const XREAD_ENTRIES_MAX: usize = 32 << 10;
 const XREAD_BYTES_MAX: usize = 16 << 20;
-/// Streams of one XREAD at most.
-pub const XREAD_STREAMS_MAX: usize = 1 << 10;
 /// What a stream that is waited for takes besides its key: in the request, and where the node finds who waits for it.
 const STREAM_BYTES: usize = 256;
 /// Options of redis-server's XADD that this server does not have.
@@ -137,7 +135,7 @@ fn write_id(id: Id, reply: &mut Reply) {
 struct Part {
     span: (Id, Id),
     reverse: bool,
-    limit: usize,
+    pub(super) limit: usize,
     /// Bytes with which it ends, complete or not.
     bytes_max: usize,
 }
@@ -222,13 +220,14 @@ fn range(view: &View<'_>, args: &Args<'_>, (start, end): (&[u8], &[u8]), reverse
 /// What an XREAD asks for, its `$` already resolved.
 #[derive(Debug)]
 pub struct ReadRequest {
-    streams: Vec<(Vec<u8>, Id)>,
-    limit: usize,
-    block: Option<Duration>,
+    pub(super) streams: Vec<(Vec<u8>, Id)>,
+    pub(super) limit: usize,
+    pub(super) block: Option<Duration>,
 }
 
 impl ReadRequest {
-    fn parse(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<Option<ReadRequest>, CommandError> {
+    /// Reads the arguments; `None` when the reply says what is wrong with them.
+    pub fn parse(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Result<Option<ReadRequest>, CommandError> {
         let mut request = ReadRequest { streams: Vec::new(), limit: usize::MAX, block: None };
         let mut at = 1;
         loop {
@@ -337,29 +336,4 @@ pub fn xread_now(view: &View<'_>, args: &Args<'_>, reply: &mut Reply) -> Execute
         reply.null_array();
     }
     Ok(())
-}
-
-/// XREAD: waits if BLOCK says so.
-pub fn xread(client: &mut Client, args: &Args<'_>, host: &mut dyn Host, reply: &mut Reply) -> Outcome {
-    let (view, hold) = client.read(host);
-    let request = match ReadRequest::parse(&view, args, reply) {
-        Ok(Some(request)) => request,
-        Ok(None) => return Outcome::DONE,
-        Err(error) => {
-            answer(Err(error), 0, reply);
-            return Outcome::Done(hold);
-        }
-    };
-    match (request.read(&view, reply), request.block) {
-        (Ok(true), _) => Outcome::Done(hold),
-        (Ok(false), None) => {
-            reply.null_array();
-            Outcome::Done(hold)
-        }
-        (Ok(false), Some(timeout)) => Outcome::Park(Parked::for_streams(request, timeout, host)),
-        (Err(error), _) => {
-            answer(Err(error), 0, reply);
-            Outcome::Done(hold)
-        }
-    }
 }

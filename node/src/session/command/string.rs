@@ -5,8 +5,9 @@ use walferry_applier::record::Effect;
 use crate::session::reply::{Reply, decimal};
 use crate::session::resp::{Args, VALUE_BYTES_MAX};
 
-use super::{CommandError, Executed, Writer, integer, wrong_arity};
+use crate::session::command::error::{CommandError, Executed, integer, wrong_arity};
 use crate::session::command::view::View;
+use crate::session::command::writer::Writer;
 
 /// A number in decimal is at most this long: `i64::MIN`.
 const INTEGER_BYTES_MAX: usize = 20;

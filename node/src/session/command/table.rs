@@ -1,152 +1,12 @@
 //! The table of commands: the one place that names them all. COMMAND tells what stands here.
 
+use crate::session::command::error::wrong_arity;
+use crate::session::command::spec::Control;
+use crate::session::command::spec::{ARGS_MAX, ONE, Run, Spec};
+use crate::session::command::{connection, keys, reading, replication, server, stream, string, transaction, xread};
 use crate::session::resp::{Args, KEY_BYTES_MAX};
-use crate::users::Grant;
-
-use super::{Control, Read, Write, connection, keys, reading, replication, server, stream, string, transaction};
-use crate::session::command::stream::XREAD_STREAMS_MAX;
-use crate::session::command::transaction::WATCHED_KEYS_MAX;
-
-/// Keys (of MSET: pairs) of one command at most.
-pub const KEYS_MAX: usize = 16 << 10;
-/// Names or numbers that COMMAND and CLIENT are asked for at most.
-pub const NAMES_MAX: usize = 1 << 10;
-/// Arguments of a command that is not named in `Spec::args_max`; the least of all these bounds.
-pub const ARGS_MAX: usize = 64;
-
-/// How a command is executed.
-#[derive(Clone, Copy)]
-pub enum Run {
-    /// Reads keys.
-    Read(Read),
-    /// Reads and writes keys.
-    Write(Write),
-    /// Reads keys, and may wait for them to change; the first is for transactions, which never wait.
-    Await(Read, Control),
-    /// Concerns the session or the node.
-    Control(Control),
-    /// EXEC: all that was queued.
-    Exec,
-}
-
-/// One command.
-pub struct Spec {
-    /// In lower case.
-    pub name: &'static str,
-    /// Number of arguments with the name; negative: at least so many.
-    pub arity: i32,
-    /// redis-server's names for what it is like.
-    pub flags: &'static [&'static str],
-    /// First key, last key, step; as in COMMAND.
-    pub keys: (i32, i32, i32),
-    /// redis-server's group; `walferry` for our own.
-    pub group: &'static str,
-    /// The version of redis-server, or of walferry for our own, that has it first.
-    pub since: &'static str,
-    /// One line.
-    pub summary: &'static str,
-    /// What it does.
-    pub run: Run,
-}
-
-impl Spec {
-    /// Allowed to a client that has not authenticated.
-    pub fn before_auth(&self) -> bool {
-        self.flags.contains(&"no_auth")
-    }
-
-    /// What a user must be granted for it.
-    pub fn needs(&self, args: &Args<'_>) -> Grant {
-        let flagged = |flag| self.flags.contains(&flag);
-        let subcommand = |word: &str| args.get(1).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
-        let of_operators = ADMIN_SUBCOMMANDS.iter().any(|(name, word)| *name == self.name && subcommand(word));
-        match () {
-            () if flagged("admin") || of_operators => Grant::All,
-            () if flagged("write") => Grant::Write,
-            () => Grant::Read,
-        }
-    }
-
-    /// Arguments with the name at most: what one command may take of the loop's time.
-    pub fn args_max(&self) -> usize {
-        match self.name {
-            "exists" | "del" | "mget" => KEYS_MAX + 1,
-            "mset" | "xadd" => 2 * KEYS_MAX + 3,
-            "watch" => WATCHED_KEYS_MAX + 1,
-            // COUNT, BLOCK and STREAMS; then keys and ids.
-            "xread" => 2 * XREAD_STREAMS_MAX + 6,
-            "client" | "command" => NAMES_MAX + 3,
-            _ => ARGS_MAX,
-        }
-    }
-
-    /// Takes long for how few arguments it has and how little it may answer.
-    pub fn is_heavy(&self) -> bool {
-        const HEAVY: &[&str] = &[
-            "scan",
-            "info",
-            "waterfall",
-            "describe",
-            "replication",
-            "slot",
-            "config",
-            "command",
-            "acl",
-            "role",
-            "hello",
-            "dbsize",
-        ];
-        HEAVY.contains(&self.name)
-    }
-
-    /// One of the commands that take about a microsecond.
-    pub fn is_light(&self, args: &Args<'_>) -> bool {
-        args.len() <= 8
-            && self.keys == ONE
-            && matches!(self.run, Run::Read(_) | Run::Write(_))
-            && self.group == "string"
-    }
-
-    /// Words, numbers and names are not as long as values.
-    pub fn has_long_argument(&self, args: &Args<'_>) -> bool {
-        let short = matches!(self.run, Run::Control(_)) && !matches!(self.name, "ping" | "echo");
-        short && args.from(1).any(|arg| arg.len() > KEY_BYTES_MAX)
-    }
-
-    /// True when a key is longer than a key may be.
-    pub fn has_long_key(&self, args: &Args<'_>) -> bool {
-        let (first, last, step) = self.keys;
-        let first = usize::try_from(first).unwrap_or(0);
-        let last = if last < 0 { args.len() } else { last as usize + 1 };
-        first > 0 && args.span(first, last).step_by(step.max(1) as usize).any(|key| key.len() > KEY_BYTES_MAX)
-    }
-
-    /// Not allowed between MULTI and EXEC.
-    pub fn outside_transactions(&self) -> bool {
-        self.flags.contains(&"no_multi")
-    }
-
-    /// Executed at once between MULTI and EXEC instead of being queued.
-    pub fn ends_queueing(&self, args: &Args<'_>) -> bool {
-        // A SELECT that is going to be refused: the commands after it are meant for another database.
-        let refused = self.name == "select" && args.get(1) != Some(&b"0"[..]);
-        refused || matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
-    }
-}
-
-/// Subcommands that only the full role has, of commands that everybody has.
-const ADMIN_SUBCOMMANDS: &[(&str, &str)] = &[
-    ("acl", "list"),
-    ("acl", "load"),
-    ("acl", "users"),
-    ("client", "kill"),
-    ("client", "list"),
-    ("slot", "drop"),
-    ("waterfall", "reset"),
-];
 
 const NONE: (i32, i32, i32) = (0, 0, 0);
-const ONE: (i32, i32, i32) = (1, 1, 1);
 const ALL: (i32, i32, i32) = (1, -1, 1);
 const READ: &[&str] = &["readonly", "fast"];
 const READ_SLOW: &[&str] = &["readonly"];
@@ -238,7 +98,7 @@ pub static COMMANDS: &[Spec] = &[
         group: "stream",
         since: "5.0.0",
         summary: "Returns the entries of streams after given ids, or awaits them",
-        run: Run::Await(stream::xread_now, stream::xread),
+        run: Run::Await(stream::xread_now, xread::xread),
     },
     control("discard", 1, CONNECTION, "transactions", transaction::discard, "Forgets the transaction"),
     control(
@@ -324,3 +184,39 @@ pub static COMMANDS: &[Spec] = &[
     ),
     own("promote", -1, &["admin", "no_multi"], replication::promote, "Makes this replica the leader"),
 ];
+
+/// The command that `args` call, if it is known and has as many arguments as it takes.
+pub fn find(args: &Args<'_>) -> Result<&'static Spec, String> {
+    let name = &args[0];
+    let Some(spec) = lookup(name) else {
+        let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(128)]).into_owned();
+        let mut beginning = String::new();
+        for arg in args.from(1) {
+            if beginning.len() >= 128 {
+                break;
+            }
+            beginning.push_str(&format!("'{}' ", shown(arg)));
+        }
+        return Err(format!("ERR unknown command '{}', with args beginning with: {beginning}", shown(name)));
+    };
+    let enough = match spec.arity {
+        exact @ 0.. => args.len() == exact as usize,
+        at_least => args.len() >= at_least.unsigned_abs() as usize,
+    };
+    if !enough {
+        return Err(wrong_arity(spec.name));
+    }
+    if args.len() > ARGS_MAX && args.len() > spec.args_max() {
+        let most = spec.args_max() - 1;
+        return Err(format!("ERR too many arguments for '{}' command: it takes at most {most}", spec.name));
+    }
+    if spec.has_long_argument(args) {
+        return Err(format!("ERR too large: an argument of '{}' has at most {KEY_BYTES_MAX} bytes", spec.name));
+    }
+    Ok(spec)
+}
+
+/// The command of this name in any case.
+pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
+    COMMANDS.iter().find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
+}

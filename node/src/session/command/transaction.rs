@@ -1,114 +1,24 @@
 //! MULTI EXEC DISCARD WATCH UNWATCH. A transaction is executed in one go against one view and becomes one record: all of it is
 //! in the log, or nothing. As with redis-server, a command that fails when it is executed does not undo the others.
 
-use std::collections::HashMap;
-
 use walferry_engine::mutants;
 
-use crate::session::Client;
+use crate::session::client::Client;
+use crate::session::command::spec::{Transaction, WATCHED_KEYS_MAX, Watched};
 use crate::session::host::{Host, Refusal};
 use crate::session::outbox::Hold;
 use crate::session::reading::{Fate, Position, fate};
 use crate::session::reply::Reply;
-use crate::session::resp::{Args, COMMAND_BYTES_MAX};
+use crate::session::resp::Args;
 
-use super::{CommandError, Outcome, Run, Spec, Writer, answer, refusal_text};
+use crate::session::command::error::{CommandError, answer, refusal_text};
+use crate::session::command::spec::{Outcome, Run};
 use crate::session::command::view::{Overlay, View};
+use crate::session::command::writer::Writer;
 
-/// A transaction has at most this many commands...
-pub const TRANSACTION_COMMANDS_MAX: usize = 16 << 10;
-/// ...and so many arguments, the commands' names included...
-pub const TRANSACTION_ARGS_MAX: usize = 64 << 10;
-/// ...and so many of the commands that take long for how small they are: it is executed in one go.
-pub const TRANSACTION_HEAVY_MAX: usize = 8;
-/// All of it takes at most so many bytes.
-pub const TRANSACTION_BYTES_MAX: usize = COMMAND_BYTES_MAX;
 /// The values that the appends of one transaction go on from are together no longer than this: every node writes all of them anew with
 /// its next checkpoint, and a replica cannot refuse what the leader has logged.
 pub const APPENDED_TO_BYTES_MAX: usize = 128 << 20;
-/// A session watches at most this many keys.
-pub const WATCHED_KEYS_MAX: usize = 4096;
-
-/// Keys that EXEC wants unchanged, each since the state in which it was first watched.
-pub type Watched = HashMap<Vec<u8>, Position>;
-
-/// What was queued since MULTI.
-#[derive(Default)]
-pub struct Transaction {
-    bytes: Vec<u8>,
-    ranges: Vec<(u32, u32)>,
-    commands: Vec<Queued>,
-    heavy: usize,
-    aborted: bool,
-}
-
-struct Queued {
-    spec: &'static Spec,
-    args: std::ops::Range<usize>,
-}
-
-impl std::fmt::Debug for Transaction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Transaction of {} commands, aborted: {}", self.commands.len(), self.aborted)
-    }
-}
-
-impl Transaction {
-    /// Keeps a command for EXEC.
-    pub fn queue(&mut self, spec: &'static Spec, args: &Args<'_>) -> Result<(), String> {
-        if self.aborted {
-            // EXEC will answer EXECABORT: nothing needs to be kept.
-            return Ok(());
-        }
-        let bytes = self.bytes.len() + args.bytes_len() + (self.ranges.len() + args.len()) * size_of::<(u32, u32)>();
-        self.heavy += usize::from(spec.is_heavy());
-        let fits = self.commands.len() < TRANSACTION_COMMANDS_MAX
-            && self.ranges.len() + args.len() <= TRANSACTION_ARGS_MAX
-            && bytes <= TRANSACTION_BYTES_MAX
-            && self.heavy <= TRANSACTION_HEAVY_MAX;
-        if !fits {
-            self.abort();
-            return Err(format!(
-                "ERR a transaction has at most {TRANSACTION_COMMANDS_MAX} commands with {TRANSACTION_ARGS_MAX} arguments of \
-                 {TRANSACTION_BYTES_MAX} bytes in all, and {TRANSACTION_HEAVY_MAX} of the kind of SCAN and INFO"
-            ));
-        }
-        let first = self.ranges.len();
-        for arg in args.from(0) {
-            let start = self.bytes.len() as u32;
-            self.bytes.extend_from_slice(arg);
-            self.ranges.push((start, self.bytes.len() as u32));
-        }
-        self.commands.push(Queued { spec, args: first..self.ranges.len() });
-        Ok(())
-    }
-
-    /// EXEC will refuse: a command could not be queued.
-    pub fn abort(&mut self) {
-        *self = Transaction { aborted: true, ..Transaction::default() };
-    }
-
-    /// Commands that are kept.
-    pub fn len(&self) -> usize {
-        self.commands.len()
-    }
-
-    /// The memory of what is kept.
-    pub fn kept_bytes(&self) -> usize {
-        self.bytes.len() + self.ranges.len() * size_of::<(u32, u32)>() + self.commands.len() * size_of::<Queued>()
-    }
-
-    /// True when it may change something.
-    pub fn writes(&self) -> bool {
-        self.commands.iter().any(|queued| matches!(queued.spec.run, Run::Write(_)))
-    }
-
-    /// True when it looks at keys.
-    pub fn reads(&self) -> bool {
-        self.commands.iter().any(|queued| matches!(queued.spec.run, Run::Read(_) | Run::Await(..)))
-    }
-}
-
 /// MULTI
 pub fn multi(client: &mut Client, _: &Args<'_>, _: &mut dyn Host, reply: &mut Reply) -> Outcome {
     if client.transaction.is_some() {

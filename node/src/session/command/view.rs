@@ -12,7 +12,7 @@ use walferry_engine::lsn::Lsn;
 
 use crate::session::host::Host;
 
-use crate::session::command::CommandError;
+use crate::session::command::error::CommandError;
 
 pub use walferry_applier::record::StreamId as Id;
 pub use walferry_applier::view::Kind;
