@@ -12,16 +12,16 @@ use crate::membership::MembershipError;
 use crate::quorum_rule::QuorumRule;
 use crate::register::{Change, ClusterState, Kind, MemberId};
 
-/// How long a change is proposed: a controller that died is replaced well before.
+/// How long a change is proposed. A controller that died is replaced well before that.
 const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long the register may take to move here as well, once a controller has answered.
+/// How long the register may take to change on this member too, once a controller has answered.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
-/// A proposal whose fate is not known is followed by one that only counts the version up, again and again after this.
+/// While the outcome of a proposal is unknown, another one that only increments the version is made at this interval.
 const END_PAUSE: Duration = Duration::from_millis(500);
-/// From a proposal that was not answered to the next.
+/// The pause between a proposal that was not answered and the next one.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// What is to become of a member.
+/// How one member changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
     /// It is taken in.
@@ -35,19 +35,19 @@ pub enum MemberChange {
         /// With a log or without.
         kind: Kind,
     },
-    /// It has joined and caught up, and counts from now on.
+    /// It has joined and caught up: its confirmations count from now on.
     CaughtUp {
         /// Its name.
         name: MemberName,
         /// The incarnation that has caught up.
         id: MemberId,
     },
-    /// Its removal begins: it votes about the register no more.
+    /// Its removal begins: it no longer votes on the register.
     Leave {
         /// Its name.
         name: MemberName,
     },
-    /// The members do without it.
+    /// It is removed.
     Remove {
         /// Its name.
         name: MemberName,
@@ -78,28 +78,28 @@ impl MemberChange {
     }
 }
 
-/// Why the members did not change, or may not have.
+/// Why the members did not change, or why it is unknown whether they did.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// It is against the rules.
+    /// The rules of membership do not allow the change.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// It was removed, has another incarnation, or counts.
+    /// The member was removed, has another incarnation, or counts already.
     #[error("{0} does not join any more")]
     NotJoining(MemberName),
-    /// What was confirmed so far is not confirmed under the new quorum rule.
+    /// Commits that were confirmed so far are not confirmed under the new quorum rule.
     #[error("{0}")]
     Unproved(String),
-    /// Another leads, or this one in another epoch.
+    /// Another member leads, or this one leads in another epoch.
     #[error("the leader changed meanwhile, and nothing else: try again")]
     LeaderChanged,
     /// The quorum rule is no longer the one for which it was proved.
     #[error("another change of the members came first: try again")]
     Overtaken,
-    /// No proposal is left that could be taken.
+    /// No proposal is left open, and none was taken.
     #[error("given up, nothing was changed: {0}")]
     GivenUp(String),
-    /// One is.
+    /// A proposal is still open, so its outcome is unknown.
     #[error(
         "it is not known yet whether the change was taken ({0}); the leader finds out, and `walferry describe` tells it"
     )]
@@ -115,11 +115,11 @@ pub enum ChangingOutput {
     Prove(QuorumRule),
     /// This register. [`Changing::handle_answer`] tells what became of it.
     Propose(Change),
-    /// What became of the change, once: the version in which it was seen. Its end may take longer.
+    /// The outcome of the change, given once: the version in which it was seen. The change may end later.
     Told(Result<u64, ChangeError>),
-    /// The register's quorum rule suffices again from this version on. The last word.
+    /// The register's quorum rule suffices again from this version on. The change is over.
     End(u64),
-    /// The last word on a change whose quorum rule stayed the same.
+    /// The change is over, and the quorum rule stayed the same.
     Over,
 }
 
@@ -130,7 +130,7 @@ enum ChangingStep {
     Proving,
     Ready,
     Proposed,
-    /// A proposal was answered, or was not: the register is looked at when it has moved, and at this time.
+    /// A proposal was answered or timed out: the register is read when it has changed, and at this time.
     Looking {
         at: Instant,
     },
@@ -145,15 +145,15 @@ enum ChangingStep {
 #[derive(Clone, Debug)]
 pub struct Changing {
     change: MemberChange,
-    /// In which it began: another leader knows nothing of the proof.
+    /// The epoch in which the change began. Another leader has no proof of it.
     epoch: Epoch,
-    /// Of before and after.
+    /// The quorum rules before and after the change.
     rules: (QuorumRule, QuorumRule),
     step: ChangingStep,
     /// A proposal followed on this version, and its fate is not known: it may be taken until the register is past it.
     open: Option<u64>,
     until: Instant,
-    /// Why it takes so long.
+    /// Why the change has not ended yet.
     reason: String,
 }
 
@@ -191,7 +191,7 @@ impl Changing {
         self.step = ChangingStep::Looking { at: now + pause };
     }
 
-    /// When it has something to do although nothing comes.
+    /// When the change has something to do although no event arrives.
     pub fn timeout(&self) -> Option<Instant> {
         match &self.step {
             ChangingStep::Looking { at } => Some(*at),
@@ -207,9 +207,9 @@ impl Changing {
         told.then_some(self.reason.as_str())
     }
 
-    /// What it needs, by the register as it is known here.
+    /// What the change needs next, given the register as this member knows it.
     pub fn poll(&mut self, state: &ClusterState, now: Instant) -> ChangingOutput {
-        // Taken or not: the proposal can have no other fate any more.
+        // The register is past the proposal, so it can no longer be taken.
         self.open.take_if(|version| state.version > *version);
         let outcome = match &self.step {
             ChangingStep::Begun => {
@@ -220,7 +220,7 @@ impl Changing {
             ChangingStep::Looking { at } if self.open.is_some() && now < *at => return ChangingOutput::Wait(Some(*at)),
             ChangingStep::Ending { at } if self.open.is_some() && now < *at => return ChangingOutput::Wait(Some(*at)),
             ChangingStep::Ending { .. } if self.open.is_some() => {
-                // Whichever of the two is taken, no other can be then.
+                // Only one of the two can be taken.
                 self.step = ChangingStep::Ending { at: now + END_PAUSE };
                 return ChangingOutput::Propose(Change { state: state.next() });
             }
@@ -230,7 +230,7 @@ impl Changing {
             ChangingStep::Ready | ChangingStep::Looking { .. } => self.propose(state, now),
         };
         if let Ok(Some(next)) = outcome {
-            // Made again until its fate is known, which makes no difference if the first one arrives after all.
+            // The proposal is repeated until its outcome is known. The repetition has no effect if the first one arrives after all.
             (self.step, self.open) = (ChangingStep::Proposed, Some(state.version));
             return ChangingOutput::Propose(Change { state: next });
         }

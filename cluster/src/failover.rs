@@ -69,14 +69,14 @@ pub enum BlockedReason {
     PreVoting {
         /// Members that do not hear the leader.
         silent: usize,
-        /// How many it takes.
+        /// How many are needed.
         majority: usize,
     },
     /// Too few members have answered.
     Majority {
         /// Members that have.
         fenced: Vec<MemberName>,
-        /// How many it takes.
+        /// How many are needed.
         majority: usize,
     },
     /// Members that have answered may lack a commit that was confirmed.
@@ -127,7 +127,7 @@ pub struct Failover {
     unclean: Option<Epoch>,
 }
 
-/// What the controller goes by in one turn.
+/// The facts that the controller uses in one turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Outlook<'a> {
     /// The register.
@@ -136,7 +136,7 @@ pub struct Outlook<'a> {
     pub controls: bool,
     /// For how long this member's own grant to the leader lasts.
     pub grant_left: Duration,
-    /// What this member has promised.
+    /// The epoch that this member has promised.
     pub promised: Epoch,
     /// The time.
     pub now: Instant,
@@ -199,7 +199,7 @@ impl Failover {
         }
         if let Phase::Fencing { epoch, fenced, .. } = &mut self.phase {
             if answer.promised > *epoch {
-                // Somebody tried before us and got further: everybody is asked again, for that epoch.
+                // Another controller tried before with a later epoch: all members are asked again, for that epoch.
                 *epoch = answer.promised;
                 fenced.clear();
             } else {
@@ -208,14 +208,14 @@ impl Failover {
         }
     }
 
-    /// What became of a proposal; whatever it was, the register is looked at anew.
+    /// A proposal was decided. The register shows the outcome.
     pub fn handle_proposed(&mut self) {
         if matches!(self.phase, Phase::Proposed { .. }) {
             self.phase = Phase::Watching;
         }
     }
 
-    /// Why nobody leads yet, while that is so.
+    /// Why nobody leads yet; `None` while somebody leads.
     pub fn blocked_reason(&self, state: &ClusterState) -> Option<BlockedReason> {
         match &self.phase {
             Phase::Watching | Phase::Proposed { .. } => None,
@@ -232,7 +232,7 @@ impl Failover {
         }
     }
 
-    /// When `poll` has something to do although nothing is heard.
+    /// When `poll` has something to do although no message arrives.
     pub fn next_timeout(&self, grant_left: Duration, now: Instant) -> Duration {
         match &self.phase {
             Phase::Watching => grant_left,
@@ -311,7 +311,7 @@ impl Failover {
             Phase::Fencing { epoch, fenced, ask_at, since } => {
                 let decision =
                     Decision { epoch: *epoch, controller: &self.me, step_down, unclean: self.unclean.is_some() };
-                // Whoever was asked for is waited for a while, though others would do.
+                // The operator asked for this member, so it is waited for a while although others qualify.
                 let awaited = matches!(step_down, Some(StepDown::TransferLeadership(name)) if !fenced.contains_key(name))
                     && now.saturating_duration_since(*since) < self.election_timeout;
                 if let Some(change) = decide(state, fenced, &decision, now).filter(|_| !awaited) {
@@ -338,7 +338,7 @@ impl Failover {
     }
 }
 
-/// What the choice of a leader goes by.
+/// The facts by which a leader is chosen.
 struct Decision<'a> {
     epoch: Epoch,
     controller: &'a MemberName,
@@ -346,7 +346,7 @@ struct Decision<'a> {
     unclean: bool,
 }
 
-/// The change that makes the best of the fenced members the leader, once there is one that may.
+/// The change that makes the best of the fenced members the leader; `None` while none of them may lead.
 fn decide(
     state: &ClusterState,
     fenced: &BTreeMap<MemberName, Fenced>,
@@ -383,7 +383,7 @@ fn decide(
         let answer = fenced.get(name).filter(|_| !mutants::is_on("lead-with-any-log"))?;
         Some((answer.last_epoch, answer.flushed))
     };
-    // Of equals not the controller: then a later death of the leader takes nobody along who has to replace it.
+    // Among equals the controller comes last: if the leader dies later, the controller is still there to replace it.
     let best = names.iter().filter(|name| may_lead(name)).max_by_key(|name| (reach(name), *name != controller))?;
     // Whoever was asked for leads if it reaches as far as the best; so does the old leader, whose clients need not move.
     let wanted = match step_down {
@@ -395,7 +395,7 @@ fn decide(
     let leader = wanted.unwrap_or(best).clone();
     let mut next = state.next();
     next.epoch = epoch;
-    // Members that were in sync and are here go on; the old leader comes back when it has caught up.
+    // Fenced members that were in sync stay in sync; the old leader is added again when it has caught up.
     next.in_sync = state.in_sync.iter().filter(|name| names.contains(*name) && **name != leader).cloned().collect();
     if state.leader.is_none() {
         next.in_sync = names.iter().filter(|name| may_lead(name) && **name != leader).cloned().collect();
@@ -403,7 +403,7 @@ fn decide(
     if unclean && let Some(member) = next.members.get_mut(&leader) {
         member.log_status = LogStatus::Complete;
     }
-    // Whoever leads stays.
+    // The leader does not change.
     next.leaving.remove(&leader);
     next.leader = Some(leader);
     Some(Change { state: next })

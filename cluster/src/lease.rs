@@ -1,4 +1,4 @@
-//! Who may speak for an epoch, and for how long. A voter that hears a leader grants it `election_timeout` from that moment, and
+//! Who may act as leader of an epoch, and for how long. A voter that hears a leader grants it `election_timeout` from that moment, and
 //! until then takes no part in replacing it; a leader holds its lease as long as a majority's grants last, counted from when it
 //! *sent* what they answered, which is never later. So the old lease has ended before the next leader exists, whatever the
 //! network delays (Gray and Cheriton's leases; etcd's and CockroachDB's leader leases). Core: time comes in.
@@ -11,10 +11,10 @@ use walferry_engine::mutants;
 
 use crate::member::MemberName;
 
-/// Of a grant this part is left unused: the clocks of two machines may run at rates that differ by so much.
+/// This part of a grant is left unused, because the clocks of two machines may differ in rate by as much.
 const DRIFT_SHARE: u32 = 16;
 
-/// One voter's word.
+/// The grant of one voter.
 #[derive(Clone, Debug)]
 pub struct Voter {
     election_timeout: Duration,
@@ -25,7 +25,7 @@ pub struct Voter {
 
 impl Voter {
     /// A voter that starts now and has promised `promised` before. What it granted in its last incarnation it no longer knows,
-    /// so it keeps still as long as that may last.
+    /// so it grants nothing for as long as an earlier grant may last.
     pub fn new(promised: Epoch, election_timeout: Duration, now: Instant) -> Voter {
         Voter { election_timeout, promised, granted_until: now + election_timeout }
     }
@@ -69,7 +69,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A leadership begins: nobody has granted anything.
+    /// The lease of a new leader: nobody has granted anything.
     pub fn new(election_timeout: Duration) -> Lease {
         Lease { election_timeout, sent_at: BTreeMap::new() }
     }

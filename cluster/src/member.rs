@@ -104,8 +104,8 @@ pub fn reachable(client_address: &str, link: SocketAddr) -> Option<String> {
     client_address.parse::<SocketAddr>().is_ok().then(|| reachable_at(client_address, Some(link.ip())))
 }
 
-/// `address` of a node that somebody has reached at `ip`: every address (`0.0.0.0`, `[::]`) stands for that one. An address of IPv4
-/// as a socket for both sees it is told as one of IPv4.
+/// `address` of a node that somebody has reached at `ip`: every address (`0.0.0.0`, `[::]`) stands for that one. An IPv4
+/// address that a dual-stack socket reports as IPv6 is returned as IPv4.
 pub fn reachable_at(address: &str, ip: Option<IpAddr>) -> String {
     match (address.parse::<SocketAddr>(), ip) {
         (Ok(address), Some(ip)) if address.ip().is_unspecified() => {

@@ -3,7 +3,7 @@
 //!
 //! A data member comes in two steps. It is taken in as [`LogStatus::Joining`]: it votes on leases and fences, but what it
 //! confirms does not count and no failover waits for it, so the rule for commits stays as it was. Once it has caught up it is
-//! made whole: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
+//! marked complete: from then on it counts, and a policy that follows the members may ask for one more. A witness comes in one step.
 //!
 //! **Commits.** A failover chooses by the register's quorum rule (policy and confirming members): it approves a set of fenced members
 //! only if every set that may have confirmed a commit under this rule has a counted member in it. So each commit that was
@@ -63,7 +63,7 @@ pub enum MembershipError {
         /// Whose it is.
         name: MemberName,
     },
-    /// There are enough.
+    /// The cluster has `MEMBERS_MAX` members already.
     #[error("the cluster has {MEMBERS_MAX} members, which is the limit: `walferry remove` one first")]
     Full,
     /// The leader cannot be removed.
@@ -311,7 +311,7 @@ impl ClusterState {
         next
     }
 
-    /// What an operator is told when `forced` follows on this state.
+    /// The text for the operator when `forced` follows this state.
     pub fn forced_text(&self, name: &MemberName, forced: &ClusterState) -> String {
         let others: Vec<&str> = self.members.keys().filter(|member| *member != name).map(MemberName::as_str).collect();
         format!(

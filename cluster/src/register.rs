@@ -19,9 +19,9 @@ use crate::quorum_rule::QuorumRule;
 /// Members of a cluster at most; of them at most [`VOTERS_MAX`] vote about the register.
 pub const MEMBERS_MAX: usize = 16;
 /// Members that vote about the register at most: with more, every change waits for more disks and survives no likelier fault.
-/// Leases and fences are another matter: there every member votes ([`ClusterState::majority`]).
+/// On leases and fences every member votes ([`ClusterState::majority`]).
 pub const VOTERS_MAX: usize = 5;
-/// Incarnations that were removed and are remembered, to tell them so; the oldest is forgotten first.
+/// Removed incarnations that the register remembers, so that they can be told. The oldest is dropped first.
 pub const REMOVED_MAX: usize = 32;
 
 /// The number of one incarnation of a member, random, made with its data directory: a member that lost its disk has another one.
@@ -34,13 +34,13 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// What a member is for.
+/// The kind of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// It has the log and may lead.
     Data,
-    /// It votes and holds nothing else.
+    /// It votes and stores no log.
     Witness,
 }
 
@@ -95,7 +95,7 @@ pub struct Member {
     pub id: MemberId,
     /// Its peer address, `HOST:PORT`.
     pub peer: String,
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// What its log proves.
     #[serde(default)]
@@ -118,7 +118,7 @@ pub struct ClusterState {
     pub cluster_id: ClusterId,
     /// The current leadership; 0 before the first.
     pub epoch: Epoch,
-    /// Who leads in it.
+    /// The leader of that epoch.
     pub leader: Option<MemberName>,
     /// Every member by name.
     pub members: BTreeMap<MemberName, Member>,
@@ -146,26 +146,26 @@ pub struct Change {
     pub state: ClusterState,
 }
 
-/// What became of a change.
+/// The outcome of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The register holds it.
     Taken,
-    /// Another change came first, or it is one that cannot follow: look at the register and decide anew.
+    /// Another change came first, or this one cannot follow the current state: read the register and decide again.
     Conflict,
 }
 
-/// A change that cannot follow on the register's state; nobody that works as it should proposes it.
+/// A change that cannot follow on the register's state; a correct member never proposes one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a change of the register is refused: {0}")]
 pub struct Illegal(String);
 
-/// Why no member may lead yet: what has to be heard of first.
+/// Why no member may lead yet: which members have to answer first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Awaited {
     /// The old leader suffices.
     pub leader: Option<MemberName>,
-    /// Or so many of these.
+    /// Or this many of these.
     pub need: usize,
     /// Members that may have confirmed what no fenced one has.
     pub of: Vec<MemberName>,
@@ -184,14 +184,14 @@ impl fmt::Display for Awaited {
     }
 }
 
-/// What a member is to do by the register.
+/// The role of a member according to the register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberRole {
     /// It leads in this epoch.
     Lead(Epoch),
     /// It follows the leader of this epoch.
     Follow(Epoch),
-    /// It waits; why.
+    /// It waits, with the reason.
     Wait(String),
 }
 
@@ -222,7 +222,7 @@ impl ClusterState {
         self.policy.is_empty()
     }
 
-    /// The policy. A text that is none cannot be in the register.
+    /// The policy. The register never holds an invalid text.
     pub fn sync_policy(&self) -> SyncPolicy {
         if !self.follows_majority() {
             return self.policy.parse().unwrap_or_default();
@@ -318,7 +318,7 @@ impl ClusterState {
         self.members.len() / 2 + 1
     }
 
-    /// To whom the register is told: the incarnation and the peer address of every member.
+    /// To whom the register is sent: the incarnation and the peer address of every member.
     pub fn told(&self) -> BTreeMap<MemberId, String> {
         self.members.values().map(|member| (member.id, member.peer.clone())).collect()
     }
@@ -348,7 +348,7 @@ impl ClusterState {
         self.members.get(name).is_some_and(|member| member.id == id)
     }
 
-    /// The part of a member. Epochs up to `epochs_before` began in an earlier incarnation of its process, which may have led in them.
+    /// The role of a member. Epochs up to `epochs_before` began in an earlier incarnation of its process, which may have led in them.
     pub fn role_of(&self, name: &MemberName, epochs_before: Epoch) -> MemberRole {
         match &self.leader {
             None => MemberRole::Wait("no leader was chosen yet".to_owned()),

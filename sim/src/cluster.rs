@@ -46,25 +46,25 @@ const SECOND_US: u64 = 1_000_000;
 pub const RECOVERY_US_MAX: u64 = 20 * SECOND_US;
 const CONTROL_INTERVAL_US: u64 = 10_000;
 const TURN_US_MAX: u64 = 100_000;
-/// Turns in a row that a node asks for at once although nothing has happened; more, and it takes a processor for nothing.
+/// Turns in a row that a node may request at once although nothing has happened. A node that requests more is spinning.
 const IDLE_TURNS_MAX: u32 = 1_000;
 /// The register's own election: a controller that a majority does not hear is replaced after so long.
 const CONTROLLER_TIME_US: u64 = 250_000;
-/// A thread that is woken runs after this: what comes meanwhile it finds too. Background work within a little more, and a checkpoint
-/// within what the plan says.
+/// A thread that is woken runs after this time and sees what arrived meanwhile. Background work starts within `WAKE_US_MAX`, a checkpoint
+/// within the time of the plan.
 const WAKE_US_MIN: u64 = 10;
 const WAKE_US_MAX: u64 = 1_000;
 /// Sockets that a node closed, or wrote to without its ring, are looked at within this.
 const NETWORK_LOOK_US: u64 = 400;
-/// Everybody has to be well for so long after the last fault.
+/// All members have to be healthy for this long after the last fault.
 const WELL_US: u64 = SECOND_US;
 const CHANGE_TIME_US: u64 = 1_000_000;
-/// A crash that waits for a write looks so often, and so soon again.
+/// A crash that waits for a write in flight checks this often, at most this far apart.
 const CRASH_LOOKS: u32 = 200;
 const CRASH_LOOK_US_MAX: u64 = 400;
 /// A node that ended or did not start is started again after so long.
 const RESTART_US: u64 = 200_000;
-/// A look through old log takes no longer.
+/// A scrub of the log takes no longer.
 const SCRUB_US_MAX: u64 = 2 * SECOND_US;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(400);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);

@@ -157,7 +157,7 @@ impl Agent {
         answer
     }
 
-    /// What this incarnation is told, which is no member.
+    /// The answer to an incarnation that is not a member.
     fn unidentified_peer(&self, name: &MemberName, id: MemberId) -> UnidentifiedPeer {
         let state = &self.view.state;
         UnidentifiedPeer {

@@ -183,7 +183,7 @@ impl Agent {
         self.ask_controller(change, CHANGE_TIME_MAX, Purpose::InSync, now);
     }
 
-    /// The node is told once that the register has what it reported. A change of the members may bring a member in as well.
+    /// Tells the node once that the register has the in-sync set that it reported. A change of the members may add a member to it too.
     fn record_in_sync(&mut self, report: (Epoch, u64)) {
         if self.leading.in_sync_recorded != Some(report) && self.changes_rest() {
             self.leading.in_sync_recorded = Some(report);

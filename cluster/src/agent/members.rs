@@ -26,7 +26,7 @@ const KNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 const WAITING_MAX: usize = 16;
 /// How long a node that was removed, or has to begin anew, may take before it can be taken in.
 const ANEW_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long the voters may take to follow before the outcome of a change is told.
+/// How long the voters may take to follow before the operator gets the outcome of a change.
 const VOTERS_TIME_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at a node.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);

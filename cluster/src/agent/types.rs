@@ -10,7 +10,7 @@ use crate::member::{ClusterId, MemberName};
 use crate::quorum_rule::QuorumRule;
 use crate::register::{Change, ClusterState, Kind, MemberId};
 
-/// A change of the register that takes longer has failed or is on its way; both are seen in the register.
+/// How long a change of the register may take. The register shows later whether a change that took longer was made.
 pub const CHANGE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What a member says while nobody leads yet, and nothing is wrong.
@@ -34,13 +34,13 @@ pub struct AgentConfig {
     pub cluster_id: Option<ClusterId>,
     /// The cluster id of a cluster that is formed by members without logs; random.
     pub new_cluster_id: ClusterId,
-    /// A leader that is silent for so long is replaced. A cluster that was formed goes by the value in its register.
+    /// A leader that is silent for this long is replaced. Once the cluster is formed, the value in its register is used instead.
     pub election_timeout: Duration,
     /// How often a leader sends heartbeats.
     pub heartbeat_interval: Duration,
     /// The sync policy of a cluster that is formed; empty for a majority.
     pub policy: String,
-    /// How many replicas have to be in sync for commits at remote levels, under this member.
+    /// While this member leads, commits at remote levels need this many replicas in sync.
     pub min_in_sync: usize,
     /// The newest epoch that the node's log knew when the process started.
     pub history_epoch: Epoch,
@@ -58,7 +58,7 @@ impl AgentConfig {
 pub struct Kept {
     /// The incarnation.
     pub id: MemberId,
-    /// It refuses leaders of older epochs.
+    /// The member refuses leaders of epochs before this one.
     pub promised: Epoch,
     /// The version of the register with which an earlier incarnation was removed, if that is why this one began.
     pub removed: Option<u64>,
@@ -73,11 +73,11 @@ pub struct RegisterView {
     pub formed: bool,
     /// Who may change the register.
     pub controller: Option<MemberId>,
-    /// This member may, and knows all that was changed before.
+    /// This member may change the register, and knows every earlier change.
     pub controls: bool,
     /// Those that vote about the register.
     pub voters: BTreeSet<MemberId>,
-    /// Those that the register is told to; the voters among them.
+    /// The incarnations that the register is sent to, voters included.
     pub told: BTreeSet<MemberId>,
     /// A change of the voters is under way.
     pub joint: bool,
@@ -92,7 +92,7 @@ pub struct LogEnd {
     pub flushed: Lsn,
 }
 
-/// What the agent goes by of its node in each turn. A witness has no node.
+/// The facts about its node that the agent uses in each turn. A witness has no node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NodeFacts {
     /// The end of its log.
@@ -113,14 +113,14 @@ pub enum Order {
         /// In which epoch.
         epoch: Epoch,
     },
-    /// Nobody leads; why.
+    /// Nobody leads, with the reason.
     Leaderless(String),
     /// Take nothing from leaders of epochs before this one, and report [`Report::Fenced`] once nothing moves the log any more.
     Fence(Epoch),
     /// Take no writes until this replica has everything, then report [`Report::Drained`].
     Drain(u64, MemberName),
-    /// Let commits need this quorum rule as well, and report [`Report::Proved`] when all that was before is confirmed under them, or
-    /// why it is not; then they are no longer needed.
+    /// Let commits need this quorum rule as well, and report [`Report::Proved`] when every earlier commit is confirmed under it, or
+    /// the reason why not, after which the rule is no longer needed.
     Joint(u64, QuorumRule),
     /// From this version of the register on its own quorum rule suffices again.
     JointEnds(u64),
@@ -138,46 +138,46 @@ pub enum Report {
     /// Who keeps up, as the leader of this epoch sees it, each by the incarnation that proved it; the report's number in this
     /// epoch.
     InSync(Epoch, u64, BTreeMap<MemberName, MemberId>),
-    /// The leader of this epoch cannot go on.
+    /// The leader of this epoch has failed and must be replaced.
     Unfit(Epoch),
     /// The node takes nothing from leaders of epochs before this one; how far its log is. `None`: its log is stopped.
     Fenced(Epoch, Option<LogEnd>),
-    /// What became of a drain.
+    /// The outcome of a drain.
     Drained(u64, Result<(), String>),
-    /// What became of a proof.
+    /// The outcome of a proof.
     Proved(u64, Result<(), String>),
 }
 
 /// What an operator asks of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Another leader, without any loss.
+    /// Change the leader, without any loss.
     Switchover(Option<MemberName>),
-    /// A leader, whatever is lost.
+    /// Choose a leader even if confirmed commits are lost.
     AllowUnclean,
-    /// A node shall be a member; its peer address if it is to be given.
+    /// Make a node a member. The peer address is optional.
     Join(MemberName, Option<String>),
-    /// A member shall be none any more.
+    /// Remove a member.
     Remove(MemberName),
-    /// This member goes on as a cluster of its own: the others are gone for good.
+    /// Make this member a cluster of its own, because the others are gone for good.
     ForceNewCluster,
 }
 
 /// A step of the register's voters towards the members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VoterStep {
-    /// Tell the register to this incarnation, reached there, which does not vote yet; done once it has caught up.
+    /// Send the register to this incarnation at this address. It does not vote yet; the step is done once it has caught up.
     Admit(MemberId, String),
     /// These vote from now on.
     Voters(BTreeSet<MemberId>),
-    /// These are not told the register any more.
+    /// Stop sending the register to these.
     Forget(BTreeSet<MemberId>),
 }
 
 /// Why this incarnation of the member ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// It was removed with this version of the register: the next incarnation waits to be taken in.
+    /// It was removed with this version of the register. The next incarnation waits until it is taken in.
     Removed(u64),
     /// A member asked it to forget a register in which it has no part; the next incarnation can be taken in.
     Anew,
@@ -188,7 +188,7 @@ pub enum Over {
 /// What the driver has to do.
 #[derive(Debug)]
 pub enum Output {
-    /// Ask another member; [`Agent::handle_answer`] tells what came of it, within the time.
+    /// Ask another member; its driver calls [`Agent::handle_answer`] with the outcome, within the timeout.
     Ask {
         /// The number of the question.
         id: AskId,
@@ -215,7 +215,7 @@ pub enum Output {
     MayElect(bool),
     /// An order to the node.
     Order(Order),
-    /// Until when the node may speak as leader.
+    /// Until when the node may act as leader.
     Lease(Option<Instant>),
     /// Why nobody leads, for people; empty when nothing is wrong.
     Blocked(String),
@@ -259,7 +259,7 @@ pub(super) enum ProposalFor {
     Asker(Asker),
 }
 
-/// The reason of an answer that is not the one that was hoped for.
+/// The reason why an answer is not the expected one.
 pub(super) fn refusal(answer: Result<Answer, String>, whom: &str) -> String {
     match answer {
         Ok(Answer::Refused(text)) => text,

@@ -12,7 +12,7 @@ use crate::agent::types::{Asker, Output, VoterStep};
 
 /// How long a node may take to get the register before it is a member.
 pub(super) const ADMIT_TIME_MAX: Duration = Duration::from_secs(10);
-/// A node that is told the register and has not become a member by then is let go.
+/// A node that has the register and has not become a member by then no longer gets it.
 const ADMITTED_TIME_MAX: Duration = Duration::from_secs(60);
 /// Nodes that are told the register without being members, at most.
 const ADMITTED_MAX: usize = 8;

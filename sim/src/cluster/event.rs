@@ -75,13 +75,13 @@ pub(super) enum Event {
         watched: NodeNo,
         looks_left: u32,
     },
-    /// A leader that was cut off until members had promised their vote to the next one gets through again.
+    /// A leader was cut off until members had promised their vote to the next one. Its links work again.
     LeaderBack,
-    /// It dies for a moment.
+    /// The process of this node is killed and started again soon.
     Fall(NodeNo),
-    /// Who controls the register dies, for long.
+    /// The node that controls the register is killed for a long time.
     Ambush(NodeNo),
-    /// It is to lead again.
+    /// The operator gives this node the leadership back.
     GiveBack(NodeNo),
     Replica,
     Start(NodeNo),

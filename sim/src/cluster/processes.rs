@@ -45,7 +45,7 @@ impl Cluster {
         config.slot_keep_bytes_max = self.plan.slot_keep_bytes_max;
         config.snapshot_rate = self.plan.snapshot_rate;
         config.min_in_sync = self.plan.min_in_sync;
-        // Nobody else is on this network; who asks is told by the network.
+        // The simulated network carries no other traffic, and it names the sender.
         config.peer_auth = PeerAuth::None;
         config
     }

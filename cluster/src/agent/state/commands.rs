@@ -20,7 +20,7 @@ pub(in crate::agent) enum Step {
     SteppingDown { to: MemberName, begun: Instant },
     /// The register has to move.
     Moving { to: MemberName, begun: Instant, until: Instant },
-    /// The controller is told that losses are accepted.
+    /// The controller gets the message that losses are accepted.
     Allowing { known: Lsn },
     /// The register has to move.
     MovingUnclean { known: Lsn, until: Instant },

@@ -41,9 +41,9 @@ pub(in crate::agent) enum ChangeStep {
     Changing { then: AfterChange },
     /// The register has the member as leaving: its vote ends first.
     Leaving { name: MemberName, in_reach: BTreeSet<MemberName>, until: Instant },
-    /// The outcome is told once the voters have followed, and a majority of the members of now lets this one lead.
+    /// The operator gets the outcome once the voters have followed and a majority of the members of now lets this one lead.
     ChangingVoters { told: String, until: Instant },
-    /// The outcome was told.
+    /// The operator has got the outcome.
     Told,
 }
 
@@ -69,7 +69,7 @@ pub(in crate::agent) struct ChangeTurn {
 }
 
 impl ChangeTurn {
-    /// What another change is told that cannot begin.
+    /// The error for another change that cannot begin yet.
     pub(in crate::agent) fn under_way(&self) -> String {
         match self.changing.as_ref().and_then(Changing::unknown) {
             None => format!("{}; try again when it is over", self.text),

@@ -12,7 +12,7 @@ use crate::agent::types::{Asker, RegisterView, VoterStep};
 pub(in crate::agent) struct Voters {
     /// Incarnations that are told the register although they are no members yet, where, and since when.
     pub(in crate::agent) admitted: BTreeMap<MemberId, (String, Instant)>,
-    /// Who wants to hear that an incarnation is told, and until when.
+    /// Who waits until an incarnation has the register, and until when.
     pub(in crate::agent) asked: Vec<(Asker, MemberId, Instant)>,
     /// The step under way.
     pub(in crate::agent) step: Option<VoterStep>,
