@@ -62,72 +62,18 @@ impl Cluster {
                 self.nodes[node].paused_until = self.now_us + long;
                 self.after(long, Event::Resume(node, 0));
             }
-            Fault::Suspend => {
-                let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
-                let node = leader.unwrap_or(node);
-                if !self.is_paused(node) {
-                    self.nodes[node].paused_until = self.now_us + long;
-                    self.after(long, Event::Resume(node, long));
-                    // Its network card sleeps too.
-                    self.isolate(node, long);
-                }
-            }
-            Fault::KillHalfway | Fault::BrokenFile => {
-                let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
-                let fault = if kind == Fault::KillHalfway { FileFault::Down } else { FileFault::Broken };
-                self.world.arm(leader.unwrap_or(node), fault, &mut self.rng);
-            }
-            Fault::ThereAndBack => {
-                let leader = self.register.leader.as_ref().map_or(node, node_of);
-                let away = self.rng.u64(AWAY_US);
-                self.isolate(leader, away);
-                let back = self.rng.u64(BACK_US);
-                self.after(away + back, Event::GiveBack(leader));
-            }
+            Fault::Suspend => self.suspend(node, long),
+            Fault::KillHalfway | Fault::BrokenFile => self.arm_a_file(kind, node),
+            Fault::ThereAndBack => self.leave_and_return(node),
             Fault::KillController => self.lie_in_ambush(node),
             Fault::SlowLinks => self.slow_links(node, long * 2),
-            Fault::KillBehindSlowLinks => {
-                let leader = self.register.leader.as_ref().map_or(node, node_of);
-                self.slow_links(leader, long * 2);
-                self.kill(leader);
-                let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { self.rng.u64(BYSTANDER_US) };
-                self.after(back, Event::Start(leader));
-            }
-            Fault::SwitchoverWhileSlow => {
-                let slow = if self.rng.bool() { vec![node] } else { vec![node, other] };
-                for slow in slow {
-                    if self.rng.bool() {
-                        self.slow_links(slow, long);
-                    } else {
-                        self.set_disk(slow, |disk| disk.slowness = 50);
-                        self.after(long, Event::Mend(slow));
-                    }
-                }
-                let when = self.rng.u64(0..long);
-                self.after(when, Event::Switchover(other, node));
-            }
+            Fault::KillBehindSlowLinks => self.kill_behind_slow_links(node, long),
+            Fault::SwitchoverWhileSlow => self.switch_over_while_slow(node, other, long),
             Fault::Isolate => self.isolate(node, long),
             Fault::OneWay => self.cut(vec![(node, other)], long),
             Fault::Split => self.cut(vec![(node, other), (other, node)], long),
-            Fault::KillFenced => {
-                self.kills_fenced_until = self.now_us + long;
-                self.let_leader_through();
-                let leader = self.register.leader.as_ref().map_or(node, node_of);
-                self.cut_off = self.around(leader);
-                for (from, to) in &self.cut_off {
-                    self.network.borrow_mut().cut(*from, *to);
-                }
-                self.after(long, Event::LeaderBack);
-            }
-            Fault::LoseDisk => {
-                if self.may_lose_a_disk(node) {
-                    self.lose_disk(node);
-                    // Often before anybody has missed it.
-                    let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { long };
-                    self.after(back, Event::Start(node));
-                    self.no_failover_misses_it()?;
-                }
-            }
+            Fault::KillFenced => self.cut_off_the_leader(node, long),
+            Fault::LoseDisk => self.replace_disk(node, long)?,
             Fault::Switchover => self.command(other, Command::Switchover(Some(name_of(node)))),
             Fault::ChangeMembers => self.change_members(node),
             Fault::Reset => {
@@ -164,7 +110,88 @@ impl Cluster {
                 self.world.jump_wall_clock(node, by);
             }
         }
-        // A node whose log failed stays as it is until it is started again.
+        self.restart_stopped();
+        Ok(())
+    }
+
+    /// The machine of this node, or of the leader, is suspended.
+    fn suspend(&mut self, node: NodeNo, long: u64) {
+        let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
+        let node = leader.unwrap_or(node);
+        if !self.is_paused(node) {
+            self.nodes[node].paused_until = self.now_us + long;
+            self.after(long, Event::Resume(node, long));
+            // Its network card sleeps too.
+            self.isolate(node, long);
+        }
+    }
+
+    /// One of the next small files of this node, or of the leader, fails.
+    fn arm_a_file(&mut self, kind: Fault, node: NodeNo) {
+        let leader = self.register.leader.as_ref().map(node_of).filter(|_| self.rng.bool());
+        let fault = if kind == Fault::KillHalfway { FileFault::Down } else { FileFault::Broken };
+        self.world.arm(leader.unwrap_or(node), fault, &mut self.rng);
+    }
+
+    /// The leader is isolated, and the operator gives it the leadership back later.
+    fn leave_and_return(&mut self, node: NodeNo) {
+        let leader = self.register.leader.as_ref().map_or(node, node_of);
+        let away = self.rng.u64(AWAY_US);
+        self.isolate(leader, away);
+        let back = self.rng.u64(BACK_US);
+        self.after(away + back, Event::GiveBack(leader));
+    }
+
+    /// The leader is killed while its links are slow, and started again.
+    fn kill_behind_slow_links(&mut self, node: NodeNo, long: u64) {
+        let leader = self.register.leader.as_ref().map_or(node, node_of);
+        self.slow_links(leader, long * 2);
+        self.kill(leader);
+        let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { self.rng.u64(BYSTANDER_US) };
+        self.after(back, Event::Start(leader));
+    }
+
+    /// The operator changes the leader while members have slow disks or links.
+    fn switch_over_while_slow(&mut self, node: NodeNo, other: NodeNo, long: u64) {
+        let slow = if self.rng.bool() { vec![node] } else { vec![node, other] };
+        for slow in slow {
+            if self.rng.bool() {
+                self.slow_links(slow, long);
+            } else {
+                self.set_disk(slow, |disk| disk.slowness = 50);
+                self.after(long, Event::Mend(slow));
+            }
+        }
+        let when = self.rng.u64(0..long);
+        self.after(when, Event::Switchover(other, node));
+    }
+
+    /// The leader is cut off, and members may die just after they promised their vote.
+    fn cut_off_the_leader(&mut self, node: NodeNo, long: u64) {
+        self.kills_fenced_until = self.now_us + long;
+        self.let_leader_through();
+        let leader = self.register.leader.as_ref().map_or(node, node_of);
+        self.cut_off = self.around(leader);
+        for (from, to) in &self.cut_off {
+            self.network.borrow_mut().cut(*from, *to);
+        }
+        self.after(long, Event::LeaderBack);
+    }
+
+    /// The node loses its disk, unless that would lose confirmed commits.
+    fn replace_disk(&mut self, node: NodeNo, long: u64) -> Checked {
+        if self.may_lose_a_disk(node) {
+            self.lose_disk(node);
+            // Often before anybody has missed it.
+            let back = if self.rng.bool() { self.rng.u64(BACK_AT_ONCE_US) } else { long };
+            self.after(back, Event::Start(node));
+            self.no_failover_misses_it()?;
+        }
+        Ok(())
+    }
+
+    /// Starts nodes again whose log failed: they do not start by themselves.
+    fn restart_stopped(&mut self) {
         for node in 0..self.nodes.len() {
             let stopped = self.nodes[node].process.as_ref().is_some_and(|p| p.member.stepped_down().is_some());
             if stopped {
@@ -172,7 +199,6 @@ impl Cluster {
                 self.after(50_000, Event::Start(node));
             }
         }
-        Ok(())
     }
 
     /// Nothing gets through in these directions for a while.
