@@ -35,7 +35,7 @@ pub enum Step {
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ProtocolError {
-    /// Not a message.
+    /// The bytes are not a valid message.
     #[error(transparent)]
     Message(#[from] MessageError),
     /// A message that does not belong here.

@@ -20,7 +20,7 @@ const DELETE: u8 = 2;
 const APPEND: u8 = 3;
 const STREAM_ADD: u8 = 4;
 
-/// One change.
+/// One change of a key, as the record holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect<'a> {
     /// The key holds this string, whatever it held before.

@@ -5,7 +5,7 @@ use redis_protocol::resp2::types::OwnedFrame;
 /// What a node answered.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// Nothing there.
+    /// The key or element does not exist.
     Nil,
     /// A number.
     Int(i64),

@@ -118,7 +118,7 @@ enum Next {
 
 /// What became of a command that was to be sent.
 enum Sent {
-    /// Nothing was sent.
+    /// The command was not sent, so it was not executed; why.
     Not(String),
     /// The connection broke before the answer.
     Broke(String),

@@ -97,7 +97,7 @@ impl Topology {
             node.unwrap_or_else(|| Node::new(address))
         };
         self.nodes = replicas.iter().filter(|address| *address != leader).map(|address| keep(address)).collect();
-        // It answered.
+        // The leader answered a moment ago, so it is not avoided.
         self.nodes.push(Node { avoid_until: None, ..keep(leader) });
         self.leader = Some(leader.to_owned());
         self.learned_at = Some(now);

@@ -24,7 +24,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How one member changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// It is taken in.
+    /// Add a node as a member that does not count yet.
     Join {
         /// Its name, which is free.
         name: MemberName,

@@ -28,7 +28,7 @@ pub const CONTROL_BYTES_MAX: usize = 1 << 20;
 /// An address or a policy in a greeting has at most so many bytes.
 const GREETING_TEXT_BYTES_MAX: usize = POLICY_TEXT_BYTES_MAX;
 
-/// One message.
+/// A message between members, with the number that its answer repeats.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Packet<T> {
     /// The question's number on its connection.
@@ -46,7 +46,7 @@ pub struct Greeting {
     pub id: MemberId,
     /// What it is for.
     pub kind: Kind,
-    /// It has a register.
+    /// The sender has a register: the cluster was formed.
     pub formed: bool,
     /// It is a member by that register, or votes about it.
     pub votes: bool,
@@ -137,7 +137,7 @@ pub enum Ask {
     AllowUnclean,
     /// Take this node in, which is reached there, or where it said (to the leader).
     Join(MemberName, Option<String>),
-    /// Do without this member (to the leader).
+    /// Remove this member (to the leader).
     Remove(MemberName),
     /// Tell this incarnation of a node the register, before it becomes a member (to the controller).
     Admit(MemberId, String),

@@ -40,7 +40,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// One that proved nothing.
+    /// A caller that proved no name.
     pub fn unproved(address: SocketAddr) -> Caller {
         Caller { address, proved: None }
     }

@@ -66,7 +66,7 @@ impl Pace {
 pub enum CopyPhase {
     /// The leader writes the file.
     Preparing = 0,
-    /// It travels.
+    /// Its pieces are being sent.
     Copying = 1,
     /// The replica reads it back.
     Verifying = 2,

@@ -104,7 +104,7 @@ struct Shared {
     news: AtomicBool,
     /// What the store needs of the disk.
     spare_bytes: AtomicU64,
-    /// It writes a checkpoint.
+    /// The store is writing a checkpoint.
     store_writes: AtomicBool,
 }
 

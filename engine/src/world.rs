@@ -23,7 +23,7 @@ pub enum Pace {
     Idle(Duration),
     /// Nothing to do until it is woken.
     Asleep,
-    /// It is done.
+    /// The work is finished; do not call it again.
     Over,
 }
 
@@ -158,9 +158,9 @@ impl Task {
 pub enum Inbox<T> {
     /// Something to do.
     Item(T),
-    /// Nothing yet.
+    /// No message has arrived yet.
     Empty,
-    /// Nothing ever again.
+    /// The sender is gone: no message will arrive.
     Closed,
 }
 
@@ -286,11 +286,11 @@ pub fn replaces(path: &Path, file: &File, offset: u64, bytes: usize) -> io::Resu
 /// How far a small file has come that takes the place of an older one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Saving {
-    /// Nothing was done yet.
+    /// Before the new file exists.
     Begins,
     /// It has its name, which a power cut may take back.
     Named,
-    /// It is durable.
+    /// The new file has replaced the old one, durably.
     Done,
 }
 
@@ -404,7 +404,7 @@ pub mod simulated {
     pub enum Undo {
         /// These bytes stood at this offset.
         Bytes(u64, Vec<u8>),
-        /// It had this length.
+        /// Give the file back the length that it had.
         Length(u64),
         /// It had this name, and its name now was that of a file with these bytes, or of none.
         Name(PathBuf, Option<Vec<u8>>),

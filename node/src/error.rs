@@ -303,7 +303,7 @@ pub enum DataDirError {
     Foreign {
         /// The directory.
         dir: PathBuf,
-        /// One of those files.
+        /// The first such file.
         found: String,
     },
     /// The filesystem refuses O_DIRECT writes.

@@ -319,7 +319,6 @@ impl Reactor {
                 }
             }
             Owner::Log | Owner::Peer => self.node.handle_completion(completion, &mut self.ring)?,
-            Owner::Timer => {}
         }
         Ok(false)
     }

@@ -38,7 +38,7 @@ pub enum Role {
         /// The peer address of that leader.
         promoted_from: Option<String>,
     },
-    /// It follows.
+    /// A replica of a leader.
     Replica {
         /// The peer address of its leader.
         leader: String,

@@ -131,7 +131,7 @@ pub struct Client {
     /// The number that its session has seen.
     seen: u64,
     token: Option<String>,
-    /// It reads next.
+    /// Its next operation is a read.
     reads: bool,
     rng: fastrand::Rng,
     nodes: usize,

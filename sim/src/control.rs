@@ -103,7 +103,7 @@ impl Control {
         Control::of(config, kept, Some(node), now)
     }
 
-    /// That of a witness.
+    /// The control of a witness.
     pub fn witness(node_no: NodeNo, kept: Kept, setting: &Setting, now: Instant) -> Control {
         let timeouts = (setting.election_timeout, setting.heartbeat_interval);
         let config = witness_agent(name_of(node_no), setting.members.clone(), setting.cluster_id, timeouts);

@@ -173,7 +173,7 @@ impl Plan {
         self.nodes + self.spares + self.witnesses
     }
 
-    /// Those with a log.
+    /// The nodes with a log, without witnesses.
     pub fn data_nodes(&self) -> std::ops::Range<NodeNo> {
         0..self.nodes + self.spares
     }

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What became of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Became {
-    /// Nobody knows.
+    /// The answer is lost: it is unknown whether the change was made.
     Unknown,
     Done,
-    /// Nothing was done.
+    /// The change was refused and not made.
     Refused,
 }
 

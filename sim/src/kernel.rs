@@ -39,7 +39,7 @@ pub struct Disk {
     pub spread_us: u64,
     /// Everything takes so many times as long.
     pub slowness: u64,
-    /// Nothing completes before this.
+    /// No operation of the disk completes before this time.
     pub stalled_until: u64,
     /// The next write or flush fails.
     pub broken: bool,

@@ -45,7 +45,7 @@ pub enum HandshakeError {
     /// The other side does not speak TLS either, and proves the secret.
     #[error("it does not speak TLS: it proves the peer secret in the clear")]
     Knock,
-    /// It took too long.
+    /// The handshake timed out.
     #[error("the handshake did not end in time")]
     Slow,
     /// TLS was spoken and did not work out.
@@ -67,7 +67,7 @@ pub enum HandshakeError {
 /// Why a file of secrets is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// It cannot be read.
+    /// The file of the peer secret cannot be read.
     #[error("cannot read peer_secret {}: {source}", file.display())]
     Read {
         /// The file.
@@ -83,7 +83,7 @@ pub enum SecretError {
         /// Who can.
         open: PrivateFileError,
     },
-    /// It holds something else.
+    /// The file is not a peer secret.
     #[error("peer_secret {}: {reason}", file.display())]
     Text {
         /// The file.
@@ -91,7 +91,7 @@ pub enum SecretError {
         /// What is wrong; never the secret.
         reason: String,
     },
-    /// It cannot be made.
+    /// The file cannot be created.
     #[error("cannot make {}: {source}", file.display())]
     Create {
         /// The file.
@@ -116,7 +116,7 @@ pub enum ProofError {
     /// It names a secret that this node does not have.
     #[error("{0} holds another peer secret than this node: give both the same file")]
     UnknownSecret(String),
-    /// It refuses this node.
+    /// The other side refuses the secret of this node.
     #[error("it does not take this node's peer secret: give both the same file (--peer-secret)")]
     Refused,
     /// The proof is not that of somebody who holds the secret.
@@ -141,7 +141,7 @@ pub enum ProofError {
         "this node's certificate is not for {0}, the name that it proves: give it one with the DNS name {0} (tls_cert)"
     )]
     OwnCertificate(String),
-    /// Nothing that makes sense.
+    /// The bytes are not a message of the handshake.
     #[error("what it says is no proof")]
     Garbage,
 }

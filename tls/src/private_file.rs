@@ -18,7 +18,7 @@ pub enum Outsiders {
 /// Why a file with a secret is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
-    /// It cannot be opened.
+    /// The file cannot be opened.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Too many can read it.

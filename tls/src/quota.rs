@@ -15,7 +15,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Nothing was said yet.
+    /// A quota of which nothing is used.
     pub fn new(now: Instant) -> Quota {
         Quota { since: now, said: 0 }
     }

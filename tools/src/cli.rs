@@ -42,7 +42,7 @@ struct Identity {
 
 /// Where a password may stand, the first that is set counts; flags are no place for one.
 const PASSWORD_VARIABLES: [&str; 2] = ["WALFERRY_PASSWORD", "REDISCLI_AUTH"];
-/// A longer file is none of a password.
+/// A longer password file is refused.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 
 impl Identity {
@@ -105,10 +105,10 @@ enum Command {
     /// Make another member of a cluster the leader, without loss
     #[command(after_help = switchover::EXAMPLES)]
     Switchover(switchover::SwitchoverArgs),
-    /// Make a node that runs a member of a cluster
+    /// Add a running node to a cluster as a member
     #[command(after_help = members::JOIN_EXAMPLES)]
     Join(members::JoinArgs),
-    /// Do without a member of a cluster
+    /// Remove a member from a cluster
     #[command(after_help = members::REMOVE_EXAMPLES)]
     Remove(members::RemoveArgs),
     /// Show the slots that hold a leader's log for its replicas, or drop one
@@ -120,7 +120,7 @@ enum Command {
     /// Show a node's replicas, commit level, sync policy and what its flushes cost
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
-    /// Put load on a node and tell its throughput and latency, with pgbench's habits
+    /// Put load on a node and report throughput and latency, with pgbench's options
     #[command(after_help = load::EXAMPLES)]
     Load(Box<load::LoadArgs>),
     /// Emulate a distance: round-trip time, jitter, loss and rate between two sides
@@ -132,7 +132,7 @@ enum Command {
     /// Kill, stop, cut off and slow down the nodes of a cluster under load, and tell what each fault cost
     #[command(after_help = drill::EXAMPLES)]
     Drill(drill::DrillArgs),
-    /// Look into the log of a data directory, running or not
+    /// Read the log of a data directory, whether its node runs or not
     #[command(subcommand, after_help = inspect::EXAMPLES)]
     Log(inspect::LogCommand),
     /// Measure what a durable write costs on a disk, by method, depth and size
@@ -374,5 +374,83 @@ mod tests {
             let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
             assert!(help.contains("Examples:"), "`walferry {}` has no example", command.get_name());
         }
+    }
+
+    /// Compares a document with what the code says; with UPDATE_REFERENCE=1 it is written instead.
+    fn check_reference(name: &str, text: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference").join(name);
+        if std::env::var_os("UPDATE_REFERENCE").is_some() {
+            std::fs::write(&path, text).expect("a document");
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == text,
+            "docs/reference/{name} is out of date: UPDATE_REFERENCE=1 cargo test -p walferry reference"
+        );
+    }
+
+    fn cell(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    }
+
+    #[test]
+    fn reference_of_configuration_keys_is_current() {
+        let mut text = String::from(
+            "# Configuration keys\n\nEach key of `walferry.toml` is also a flag of `walferry start`, with `-` for `_`; a flag wins over the \
+             file.\n`walferry config show` prints every key with its value and origin.\n\n| key | value | meaning |\n|---|---|---|\n",
+        );
+        let start = Cli::command().find_subcommand("start").expect("a subcommand").clone();
+        let mut keys = 0;
+        for arg in start.get_arguments().filter(|arg| !["config", "become", "help"].contains(&arg.get_id().as_str())) {
+            let Some(flag) = arg.get_long().filter(|_| !arg.is_global_set()) else { continue };
+            let value = arg.get_value_names().filter(|_| arg.get_action().takes_values()).unwrap_or_default();
+            let value = value.first().map_or("true or false".to_owned(), |name| format!("`{name}`"));
+            let help = cell(&arg.get_help().map(ToString::to_string).unwrap_or_default());
+            text.push_str(&format!("| `{}` | {value} | {help} |\n", flag.replace('-', "_")));
+            keys += 1;
+        }
+        assert!(keys > 40, "{keys} keys were found");
+        check_reference("config.md", &text);
+    }
+
+    #[test]
+    fn reference_of_subcommands_is_current() {
+        let mut text = String::from("# Subcommands of walferry\n");
+        for command in Cli::command().get_subcommands() {
+            let about = cell(&command.get_about().map(ToString::to_string).unwrap_or_default());
+            text.push_str(&format!("\n## walferry {}\n\n{about}.\n", command.get_name()));
+            if command.get_name() == "start" || command.get_name() == "init" {
+                text.push_str("\nIts flags are the [configuration keys](config.md), `--config FILE`, and for `start` `--become ROLE`.\n");
+            } else {
+                let parts: Vec<_> = std::iter::once(command).chain(command.get_subcommands()).collect();
+                for part in parts {
+                    let args: Vec<_> =
+                        part.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help").collect();
+                    if part.get_name() != command.get_name() {
+                        let about = cell(&part.get_about().map(ToString::to_string).unwrap_or_default());
+                        text.push_str(&format!("\n`walferry {} {}`: {about}.\n", command.get_name(), part.get_name()));
+                    }
+                    if args.is_empty() {
+                        continue;
+                    }
+                    text.push_str("\n| argument | meaning |\n|---|---|\n");
+                    for arg in args {
+                        let name = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+                        let shown = match (arg.get_long(), name.filter(|_| arg.get_action().takes_values())) {
+                            (Some(flag), Some(value)) => format!("--{flag} {value}"),
+                            (Some(flag), None) => format!("--{flag}"),
+                            (None, value) => value.unwrap_or_else(|| arg.get_id().to_string()),
+                        };
+                        let short = arg.get_short().map_or(String::new(), |short| format!("-{short}, "));
+                        let help = cell(&arg.get_help().map(ToString::to_string).unwrap_or_default());
+                        text.push_str(&format!("| `{short}{shown}` | {help} |\n"));
+                    }
+                }
+            }
+            if let Some(examples) = command.get_after_help() {
+                text.push_str(&format!("\n```text\n{}\n```\n", examples.to_string().trim_end()));
+            }
+        }
+        check_reference("cli.md", &text);
     }
 }

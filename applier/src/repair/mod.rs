@@ -70,7 +70,7 @@ pub struct Repaired {
 /// Why a gap stays.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
-    /// Nobody has it.
+    /// No node returned the lost frames.
     #[error("{damage}. Nobody gave it back: {asked}")]
     NotHeld {
         /// File, offset, position, reason.

@@ -27,7 +27,7 @@ pub struct Source {
 /// What came of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Not from this one.
+    /// This node does not have the frames; its reason.
     No(String),
     /// Perhaps later.
     NotNow(String),
@@ -38,9 +38,9 @@ pub enum Answer {
 pub enum Next {
     /// Ask the peer with this index.
     Ask(usize),
-    /// Nothing before then.
+    /// Ask nobody before this time.
     Wait(Instant),
-    /// Nobody has it.
+    /// Every node was asked and none has the frames.
     GiveUp,
 }
 

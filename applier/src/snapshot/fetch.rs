@@ -71,7 +71,7 @@ pub enum FetchError {
     /// The connection failed.
     #[error("the snapshot is interrupted: {0}")]
     Socket(#[from] io::Error),
-    /// Not a message.
+    /// The bytes are not a valid message.
     #[error(transparent)]
     Message(#[from] MessageError),
     /// A message that does not belong there.

@@ -13,7 +13,7 @@ use walferry_engine::panics;
 /// What a look at the file gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// There is none yet.
+    /// The store has no file yet.
     Absent,
     /// Every page of it is what was written; it holds the log up to here.
     Verified(Position),

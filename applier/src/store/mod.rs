@@ -134,7 +134,7 @@ pub struct Store {
 pub struct KeyCount {
     /// The number, or an estimate.
     pub keys: u64,
-    /// It is the number.
+    /// False while the number is an estimate.
     pub is_exact: bool,
 }
 
@@ -484,7 +484,7 @@ impl Store {
         self.added.get_or_insert_default();
     }
 
-    /// Nobody watches streams.
+    /// Stops recording which streams get entries: no session waits for any.
     pub fn ignore_streams(&mut self) {
         self.added = None;
     }

@@ -33,8 +33,6 @@ pub enum Owner {
     Peer = 3,
     /// The eventfd by which other threads wake the ring.
     Wake = 4,
-    /// Timers.
-    Timer = 5,
     /// Listening sockets.
     Accept = 6,
 }
@@ -60,7 +58,6 @@ impl Token {
             2 => Owner::Client,
             3 => Owner::Peer,
             4 => Owner::Wake,
-            5 => Owner::Timer,
             6 => Owner::Accept,
             other => panic!("a completion names owner {other}, which nobody is"),
         }
@@ -334,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_token_keeps_owner_and_id() {
-        for owner in [Owner::Log, Owner::Client, Owner::Peer, Owner::Wake, Owner::Timer, Owner::Accept] {
+        for owner in [Owner::Log, Owner::Client, Owner::Peer, Owner::Wake, Owner::Accept] {
             for id in [0, 1, (1 << TOKEN_ID_BITS) - 1] {
                 let token = Token::new(owner, id);
                 assert_eq!((token.owner(), token.id()), (owner, id));
@@ -347,7 +344,7 @@ mod tests {
         let mut ring = Ring::new(8).expect("io_uring");
         let count = 8 * COMPLETIONS_PER_ENTRY as u64 * 3;
         for id in 0..count {
-            let entry = opcode::Nop::new().build().user_data(Token::new(Owner::Timer, id).into());
+            let entry = opcode::Nop::new().build().user_data(Token::new(Owner::Wake, id).into());
             // SAFETY: a no-op names no memory.
             unsafe { ring.push(entry) };
         }

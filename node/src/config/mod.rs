@@ -155,7 +155,7 @@ impl std::str::FromStr for Redirect {
 pub enum PeerAuth {
     /// That it holds the secret of `peer_secret`, or has a certificate under `peer_tls`.
     Secret,
-    /// Nothing.
+    /// Peers prove nothing.
     None,
 }
 

@@ -110,8 +110,13 @@ impl Page {
         let repairs = &facts.repairs;
         let help = "Damaged parts of the log that other nodes gave back.";
         self.single("log_repaired_ranges_total", "counter", help, repairs.ranges);
-        self.single("log_repaired_bytes_total", "counter", "Their bytes.", repairs.bytes);
-        self.single("stores_rebuilt_total", "counter", "Damaged stores that were made anew.", repairs.stores);
+        self.single(
+            "log_repaired_bytes_total",
+            "counter",
+            "Bytes of log that were repaired from other nodes.",
+            repairs.bytes,
+        );
+        self.single("stores_rebuilt_total", "counter", "Damaged stores that were rebuilt.", repairs.stores);
         self.family("lsn_bytes", "gauge", "The log's positions: end, written, flushed, applied, committed.");
         for (position, lsn) in [
             ("end", facts.end),
@@ -130,7 +135,7 @@ impl Page {
             let connected = u8::from(following.connected);
             self.single("leader_connected", "gauge", "1 while the link to the leader is up.", connected);
             let silence = following.silence.as_secs_f64();
-            self.single("leader_silence_seconds", "gauge", "For how long nothing was heard of a leader.", silence);
+            self.single("leader_silence_seconds", "gauge", "Time since a leader was heard.", silence);
             if let Some(bytes) = following.lag_bytes {
                 let help = "The leader's log that is not applied here; absent while the leader is not heard.";
                 self.single("lag_bytes", "gauge", help, bytes);
@@ -210,9 +215,19 @@ impl Page {
         let flush = &accounting["flush"];
         let count = |key: &str| number(&flush[key]);
         self.single("flushes_total", "counter", "Durable writes of the log.", count("flushes"));
-        self.single("records_total", "counter", "Records in them.", count("records"));
-        self.single("flushed_bytes_total", "counter", "Bytes in them, padding included.", count("bytes"));
-        self.single("padding_bytes_total", "counter", "Padding in them.", count("padding_bytes"));
+        self.single("records_total", "counter", "Records in durable writes of the log.", count("records"));
+        self.single(
+            "flushed_bytes_total",
+            "counter",
+            "Bytes of durable writes of the log, padding included.",
+            count("bytes"),
+        );
+        self.single(
+            "padding_bytes_total",
+            "counter",
+            "Padding bytes of durable writes of the log.",
+            count("padding_bytes"),
+        );
         self.single("saved_flushes_total", "counter", "Records minus flushes.", count("saved_flushes"));
         let flushes = count("flushes");
         for (name, key, help, unit) in [
@@ -244,7 +259,11 @@ impl Page {
             let pairs = [("level", text_of(&level["level"]))];
             self.summary("commit_seconds", &pairs, &total["us"], number(&total["samples"]), SECOND_US);
         }
-        self.family("commit_stage_seconds", "summary", "A stage of it; the local and the remote branch overlap.");
+        self.family(
+            "commit_stage_seconds",
+            "summary",
+            "One stage of a sampled commit; the local and the remote branch overlap.",
+        );
         for level in levels {
             for stage in rows(&level["stages"]) {
                 let pairs = ["level", "stage", "branch"].map(|key| match key {

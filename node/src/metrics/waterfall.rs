@@ -162,7 +162,7 @@ pub enum Step {
     Sealed,
     /// Its write was submitted.
     Submitted,
-    /// It is durable.
+    /// The frame is durable on the leader.
     Flushed,
     /// It is in the store.
     Applied,

@@ -82,7 +82,7 @@ impl Node {
         Ok(())
     }
 
-    /// The store went back to what a new leader has: replies about what it held are none any more.
+    /// The store went back to what a new leader has: replies that tell of the cut part are not sent.
     pub(super) fn notice_rollback(&mut self) {
         let applied = self.store.applied();
         self.rolled_back |= applied < self.applied_before;

@@ -61,7 +61,7 @@ impl Node {
                 if world::is_simulated() {
                     return walferry_shipper::refuse::not_leading(socket, &self.describe());
                 }
-                // Without a name it belongs to nobody yet, and holds nothing that anybody could want.
+                // A node without a valid name has no log that another node could fetch.
                 let Ok(name) = self.member_name() else { return };
                 let log = LogSnapshot::of(&self.log, ClusterId(self.known_cluster_id()), name, &self.history);
                 let state = self.membership.as_ref().map(|membership| &membership.state);

@@ -60,9 +60,9 @@ use crate::watchdog::Watchdog;
 
 /// What the node is for its cluster.
 pub(crate) enum Role {
-    /// It takes writes and ships them.
+    /// The node takes writes and ships them to replicas.
     Leader(Box<Shipper>),
-    /// It follows a leader.
+    /// The node replicates from a leader.
     Replica(Box<Replica>),
     /// A member of a cluster that has no leader for it at the moment; why. It answers reads.
     Leaderless(String),

@@ -562,3 +562,28 @@ fn patterns_match_as_redis_servers_do() {
     assert!(glob_matches(&[b'?'; PATTERN_BYTES_MAX], &[0; PATTERN_BYTES_MAX]));
     assert!(Glob::new(&[b'*'; PATTERN_BYTES_MAX + 1]).is_err());
 }
+
+#[test]
+fn reference_of_commands_is_current() {
+    let mut text = String::from(
+        "# Commands\n\nRESP2 and RESP3. Names and errors are those of redis-server where it has the command; the group `walferry` is this \
+         server's own.\nArity counts the name; negative: at least so many. `write` commands wait for the session's commit level.\n\n| command \
+         | arity | group | flags | what it does |\n|---|---|---|---|---|\n",
+    );
+    let mut commands: Vec<_> = crate::session::command::table::COMMANDS.iter().collect();
+    commands.sort_by_key(|spec| (spec.group, spec.name));
+    for spec in commands {
+        let (name, flags) = (spec.name.to_uppercase(), spec.flags.join(", "));
+        let summary = spec.summary.replace('|', "\\|");
+        text.push_str(&format!("| `{name}` | {} | {} | {flags} | {summary} |\n", spec.arity, spec.group));
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/commands.md");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(&path, &text).expect("a document");
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == text,
+        "docs/reference/commands.md is out of date: UPDATE_REFERENCE=1 cargo test -p walferry-node reference"
+    );
+}

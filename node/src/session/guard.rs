@@ -14,9 +14,9 @@ use super::reading;
 /// What a command asks of the node's state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asks {
-    /// It does not read.
+    /// The command reads no keys.
     Nothing,
-    /// It reads.
+    /// The command reads keys.
     Read,
     /// EXEC of a transaction that only reads.
     ReadAll,

@@ -30,7 +30,7 @@ const KEPT_CAPACITY_BYTES_MAX: usize = 1 << 20;
 /// Why a reply may not leave yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// It may.
+    /// The reply may be sent now.
     Nothing,
     /// It tells of changes that are not durable yet: until `Local` has reached this LSN.
     Seen(Lsn),

@@ -126,7 +126,7 @@ impl fmt::Display for Mode {
 /// What a read asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guarantee {
-    /// Not older than this.
+    /// The state must contain the log up to here.
     pub floor: Position,
     /// And this good.
     pub mode: Mode,
@@ -174,7 +174,7 @@ pub enum Missing {
 pub enum Verdict {
     /// Yes.
     Ready,
-    /// Not yet.
+    /// The state is not good enough yet; what is missing.
     Wait(Missing),
     /// Never; the error.
     Refuse(String),

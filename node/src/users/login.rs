@@ -58,7 +58,7 @@ pub type Answer = Arc<OnceLock<Outcome>>;
 pub enum Outcome {
     /// The password is right.
     Right,
-    /// It is not.
+    /// The password is wrong.
     Wrong,
     /// Too many waited.
     NotCompared,
@@ -96,7 +96,7 @@ pub struct FailedLogins {
 }
 
 impl FailedLogins {
-    /// One more.
+    /// Counts one more failed login.
     pub fn add(&mut self, user: Option<&Rc<User>>) {
         self.count += 1;
         self.user = user.map(|user| user.name.clone());
@@ -121,7 +121,7 @@ impl Job {
     /// Compares; tens of milliseconds a hash.
     pub fn run(&self) {
         let right = self.hashes.iter().fold(false, |right, hash| right | hash.is_right(&self.password));
-        // Nobody else answers.
+        // The answer is set once, here: an error is impossible.
         let _ = self.answer.set(if right { Outcome::Right } else { Outcome::Wrong });
     }
 }

@@ -22,7 +22,7 @@ struct Lane {
 #[derive(Default)]
 pub struct LoginQueue {
     lanes: VecDeque<Lane>,
-    /// Nothing more is compared.
+    /// The node ends: no password is compared any more.
     pub closed: bool,
 }
 
@@ -86,9 +86,9 @@ impl LoginQueue {
 }
 
 impl Job {
-    /// It found no place.
+    /// Answers a login for which the queue had no place.
     pub fn leave_out(&self) {
-        // Nobody else answers.
+        // The answer is set once, here: an error is impossible.
         let _ = self.answer.set(Outcome::NotCompared);
     }
 }

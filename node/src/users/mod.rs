@@ -45,7 +45,7 @@ pub const USERS_MAX: usize = 128;
 pub const PASSWORDS_MAX: usize = 8;
 /// A user's name is at most this long.
 pub const USER_NAME_BYTES_MAX: usize = 64;
-/// A larger file is none of users.
+/// A larger file is refused.
 const USERS_FILE_BYTES_MAX: u64 = 64 << 10;
 /// A file of systemd's credentials is named by this and its name.
 const CREDENTIAL_PREFIX: &str = "credential:";
@@ -82,9 +82,9 @@ pub enum Grant {
 
 /// What a name and a password come to.
 pub enum Judged {
-    /// They are right.
+    /// Name and password are right.
     Right(Rc<User>),
-    /// They are not.
+    /// Name or password is wrong.
     Wrong,
     /// It takes a thread that has time for it.
     Check(Check),

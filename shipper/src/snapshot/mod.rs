@@ -84,7 +84,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// None yet.
+    /// A manager without a snapshot.
     pub fn new(config: SnapshotsConfig, waker: Waker, now: Instant) -> Snapshots {
         Snapshots {
             pace: Arc::new(Mutex::new(Pace::new(config.rate))),

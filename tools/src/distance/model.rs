@@ -40,7 +40,7 @@ pub struct Prediction {
     pub p50_ms: f64,
     /// One client, milliseconds.
     pub p99_ms: f64,
-    /// So many clients.
+    /// Number of clients.
     pub clients: usize,
     /// Commits a second of so many clients.
     pub tps: f64,

@@ -64,7 +64,7 @@ pub struct Load {
 pub struct Loss {
     /// The level.
     pub level: CommitLevel,
-    /// So many were acknowledged.
+    /// Number of acknowledged writes.
     pub acknowledged: usize,
     /// Those that are not there any more.
     pub lost: Vec<String>,

@@ -70,7 +70,7 @@ impl Round {
         self.p99.map(|(before, during)| during.as_secs_f64() / before.as_secs_f64())
     }
 
-    /// One line.
+    /// The round as one line of text.
     pub fn line(&self) -> String {
         let split = self.split.map_or(String::new(), |split| {
             let (detection, election, rest) = (ms(split.detection), ms(split.election), ms(self.recovery(split)));

@@ -15,7 +15,7 @@ pub const HELD_BYTES_MAX: u64 = 64 << 20;
 /// What became of an item that was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It leaves later.
+    /// The item is queued and leaves after its delay.
     Queued,
     /// The link lost it.
     Lost,

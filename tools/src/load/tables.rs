@@ -166,7 +166,7 @@ pub struct CheckedNode {
 }
 
 /// Compares the sums of the leader with each other, and with those of every replica once it has applied as much.
-/// Nothing may write meanwhile.
+/// No client may write while this runs.
 pub fn check(leader: &mut Client, url: &Url, replicas: &[Url]) -> Result<Vec<CheckedNode>, String> {
     let text = |error: ClientError| error.to_string();
     leader.set_answer_time_max(Duration::from_secs(ANSWER_S_MAX)).map_err(text)?;

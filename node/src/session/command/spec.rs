@@ -95,7 +95,7 @@ pub struct Spec {
     pub group: &'static str,
     /// The version of redis-server, or of walferry for our own, that has it first.
     pub since: &'static str,
-    /// One line.
+    /// What it does, in one line, for COMMAND DOCS.
     pub summary: &'static str,
     /// What it does.
     pub run: Run,
