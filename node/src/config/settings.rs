@@ -199,7 +199,7 @@ settings! {
     /// How a write is made durable, dsync or fdatasync [default: measured at init]
     #[arg(long, value_name = "METHOD", help_heading = "Log")]
     sync_method: Checked<SyncMethod>,
-    /// Do without O_DIRECT, for a filesystem that has none
+    /// Write through the page cache, for a filesystem without O_DIRECT
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Log")]
     buffered: bool,
     /// Memory for frames on their way to disk and replicas [default: 96MiB]
