@@ -189,7 +189,7 @@ pub fn is_simulated() -> bool {
 /// while the machine is suspended (CLOCK_BOOTTIME). `Instant::now` reads CLOCK_MONOTONIC, which stands still meanwhile: a leader
 /// whose machine was suspended would hold its lease for as long after it as it was suspended. Instants of the two clocks must not
 /// be compared. No clock sees that the hypervisor stopped the processors of a virtual machine and its clocks with them
-/// (ARCHITECTURE.md, "What no clock sees").
+/// (docs/design/failover.md, "Suspended processes").
 pub fn now() -> Instant {
     #[cfg(feature = "simulation")]
     if let Some(world) = simulated::world() {
