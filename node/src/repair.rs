@@ -205,7 +205,7 @@ impl RepairServer {
             return Ok(RepairServer { stop, thread: None, _gate: Some(gate) });
         }
         let stopping = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("frame server".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("frame-server".to_owned()).spawn(move || {
             while !stopping.load(Ordering::Acquire) {
                 // Never O_NONBLOCK: the socket is somebody else's as well, who comes after us.
                 let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -217,7 +217,7 @@ impl RepairServer {
         });
         Ok(RepairServer {
             stop,
-            thread: Some(thread.map_err(|source| DaemonError::Thread { name: "frame server", source })?),
+            thread: Some(thread.map_err(|source| DaemonError::Thread { name: "frame-server", source })?),
             _gate: None,
         })
     }

@@ -175,7 +175,7 @@ impl FrameServer {
     }
 
     fn run(place: Place, work: impl FnOnce() + Send + 'static) {
-        let spawned = std::thread::Builder::new().name("frame server".to_owned()).spawn(move || {
+        let spawned = std::thread::Builder::new().name("frame-server".to_owned()).spawn(move || {
             work();
             drop(place);
         });
