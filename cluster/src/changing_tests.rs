@@ -56,7 +56,7 @@ fn join() -> MemberChange {
 }
 
 #[test]
-fn a_change_of_the_same_terms_needs_no_proof() {
+fn change_under_the_same_quorum_rule_needs_no_proof() {
     let mut scene = Scene::new(join());
     let next = scene.proposal();
     assert_eq!(scene.poll(), ChangingOutput::Wait(None), "it is on its way");
@@ -68,7 +68,7 @@ fn a_change_of_the_same_terms_needs_no_proof() {
 }
 
 #[test]
-fn both_terms_count_until_the_register_has_moved() {
+fn both_quorum_rules_count_until_the_register_moves() {
     let mut scene = Scene::new(caught_up());
     let quorum_rule = scene.prove();
     let next = scene.proposal();
@@ -90,7 +90,7 @@ fn what_is_not_proved_is_not_proposed() {
 }
 
 #[test]
-fn a_proposal_whose_fate_is_not_known_holds_both_terms() {
+fn proposal_of_unknown_outcome_keeps_both_quorum_rules() {
     let mut scene = Scene::new(caught_up());
     scene.prove();
     let first = scene.proposal();
@@ -170,7 +170,7 @@ fn changes_that_come_first_are_followed_or_end_it() {
 }
 
 #[test]
-fn a_member_is_removed_whatever_life_it_has() {
+fn member_is_removed_in_any_incarnation() {
     let in_reach = [name("a"), name("b")].into();
     let mut scene = Scene::new(MemberChange::Remove { name: name("d"), in_reach });
     scene.proposal();

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_promised_is_known_to_the_next_life_of_the_process() {
+    async fn promise_is_known_after_a_restart_of_the_process() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = RegisterStore::open(dir.path(), MemberId(7), None).expect("a store");
         store.promise(Epoch(5)).await.expect("written");
