@@ -273,7 +273,8 @@ fn full_log_buffer_is_busy_until_frames_are_released() {
     assert!(!node.log.has_capacity());
     assert_eq!(node.log.hot_frame(Lsn::ZERO).expect("pinned").header().lsn, Lsn::ZERO);
     node.log.unpin(pin);
-    assert!(node.log.has_capacity());
+    // A busy machine may still be preparing the segment that comes next.
+    node.run("there is capacity without the pin", |log| log.has_capacity());
     node.append(&record);
     assert_eq!(node.log.pin_blocking(), None);
     assert!(node.log.hot_frame(Lsn::ZERO).is_none());
