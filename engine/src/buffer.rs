@@ -144,25 +144,25 @@ impl LogBuffer {
     }
 
     /// Bytes free after `tail`.
-    pub fn free(&self, tail: Lsn) -> usize {
+    pub fn free_bytes(&self, tail: Lsn) -> usize {
         self.memory.bytes - (tail - self.hot_start) as usize
     }
 
     /// Makes `wanted` bytes of free space after `tail` by evicting the oldest frames, none that ends beyond `limit` or
     /// beyond a pin. Evicts no more than needed; false when that is not enough.
     pub fn evict_for(&mut self, tail: Lsn, wanted: usize, limit: Lsn) -> bool {
-        if self.free(tail) >= wanted {
+        if self.free_bytes(tail) >= wanted {
             return true;
         }
         let limit = self.evictable(limit);
-        while self.hot_start < limit && self.free(tail) < wanted {
+        while self.hot_start < limit && self.free_bytes(tail) < wanted {
             let end = self.frame_end(self.hot_start);
             if end > limit {
                 break;
             }
             self.hot_start = end;
         }
-        self.free(tail) >= wanted
+        self.free_bytes(tail) >= wanted
     }
 
     /// `limit`, or the lowest pin before it.
@@ -171,8 +171,8 @@ impl LogBuffer {
     }
 
     /// Bytes that `evict_for` could free after `tail` at most.
-    pub fn free_after_eviction(&self, tail: Lsn, limit: Lsn) -> usize {
-        self.free(tail) + self.evictable(limit).since(self.hot_start) as usize
+    pub fn free_bytes_after_eviction(&self, tail: Lsn, limit: Lsn) -> usize {
+        self.free_bytes(tail) + self.evictable(limit).since(self.hot_start) as usize
     }
 
     fn frame_end(&self, at: Lsn) -> Lsn {
@@ -264,12 +264,12 @@ mod tests {
         let start = Lsn(12 << 12);
         let mut buffer = LogBuffer::new(1, start).expect("memory");
         let mut ends = vec![start];
-        while buffer.free(*ends.last().unwrap()) >= 8192 {
+        while buffer.free_bytes(*ends.last().unwrap()) >= 8192 {
             let end = put(&mut buffer, *ends.last().unwrap(), 5000);
             ends.push(end);
         }
         let tail = *ends.last().unwrap();
-        assert_eq!(buffer.free(tail), 0);
+        assert_eq!(buffer.free_bytes(tail), 0);
         assert!(!buffer.evict_for(tail, 8192, start));
         let pin = buffer.pin(ends[1]);
         assert!(buffer.evict_for(tail, 8192, tail));

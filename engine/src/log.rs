@@ -243,7 +243,7 @@ impl Log {
     pub fn pin_blocking(&self) -> Option<PinId> {
         let evictable = self.commit.applied();
         // A leader asks before it appends (`has_capacity`), and appends nothing that would find out.
-        let full = || self.buffer.free_after_eviction(self.end(), evictable) < FRAME_TARGET_BYTES;
+        let full = || self.buffer.free_bytes_after_eviction(self.end(), evictable) < FRAME_TARGET_BYTES;
         let short = self.short_of_space || self.leading.is_some() && full();
         short.then(|| self.buffer.lowest_pin(evictable)).flatten()
     }

@@ -148,7 +148,7 @@ impl Mender {
     }
 }
 
-/// Puts a whole file that is of no use any more aside, or removes it where there is no space; returns where it is kept now.
+/// Moves a file that is no longer used to `damaged/`, or removes it where there is no space; returns its new path.
 pub fn set_aside(data: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let (dir, free) = free_space(data)?;
     let name = path.file_name().unwrap_or_default();

@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use crate::error::Gap;
-use crate::error::RecoverError;
+use crate::error::{Gap, RecoverError};
 use crate::frame::{Frame, FrameError, UnverifiedFrame};
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::lsn::Lsn;

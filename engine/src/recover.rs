@@ -26,8 +26,7 @@
 use std::path::Path;
 
 use crate::epoch::EpochHistory;
-use crate::error::Gap;
-use crate::error::RecoverError;
+use crate::error::{Gap, RecoverError};
 use crate::frame::{Frame, FrameError, FrameHeader, UnverifiedFrame};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, LOG_BUFFER_BYTES_MAX};
 use crate::lsn::{Epoch, Lsn};

@@ -180,7 +180,7 @@ const FREE_BYTES_MIN: u64 = 1 << 20;
 
 impl DaemonError {
     /// Adds what to do where the disk of `dir` is full and that can be the reason. Asks the disk, not the error: a write that
-    /// did not fit is told by many layers, each in its own words.
+    /// did not fit is reported by many layers, each in its own words.
     pub(crate) fn on_the_disk_of(self, dir: &Path) -> DaemonError {
         let writes = !matches!(
             self,
@@ -203,9 +203,7 @@ impl DaemonError {
             _ => self,
         }
     }
-}
 
-impl DaemonError {
     /// For `map_err`: an operation on a file of the data directory that failed.
     pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
         move |source| DaemonError::File { what, path: path.to_owned(), source }

@@ -377,7 +377,7 @@ fn a_connected_replica_whose_log_is_gone_is_told() {
     assert!(replica.ask(|seen| seen.refuse.is_none()), "the log is still there");
     leader.run("the file says so", |leader| leader.shipper.slots_hold() == Lsn::MAX);
     leader.log.release_before(leader.log.flushed());
-    leader.run("it is told", |_| replica.ask(|seen| seen.refuse.is_some()));
+    leader.run("it reports its removal", |_| replica.ask(|seen| seen.refuse.is_some()));
     let refuse = replica.seen().refuse.expect("just seen");
     assert_eq!(refuse.code, RefuseCode::LogGone);
     assert!(refuse.text.contains("slot_keep_bytes_max"), "{refuse}");

@@ -87,7 +87,7 @@ enum Command {
     /// Run a node: a leader, or a replica with --follow
     #[command(after_help = START_EXAMPLES, args_override_self = true)]
     Start(StartArgs),
-    /// Vote in a cluster without holding data
+    /// Vote in a cluster without storing data
     #[command(after_help = witness::EXAMPLES)]
     Witness(witness::WitnessArgs),
     /// Create a data directory and measure its disk, without starting a node

@@ -40,11 +40,11 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 pub fn run(args: &DescribeArgs) -> Result<(), Failure> {
     let until = Instant::now() + args.wait.map_or(Duration::ZERO, |wait| wait.0);
     let told = loop {
-        let told = ask(&args.url).and_then(|here| {
+        let told = ask(&args.url).map(|here| {
             let is_blocked = here["blocked_reason"].as_str().is_some_and(|reason| !reason.is_empty());
-            let told = ask_leader(&args.url)?;
+            let told = leaders_view(&args.url, here);
             let is_ready = !is_blocked && told["leader"].is_string();
-            Ok((told, is_ready))
+            (told, is_ready)
         });
         let is_ready = matches!(&told, Ok((_, true)));
         if is_ready || Instant::now() >= until {
@@ -63,10 +63,14 @@ pub fn run(args: &DescribeArgs) -> Result<(), Failure> {
 
 /// What the leader tells, which knows the lags; when it does not answer, what is known at `url`.
 pub fn ask_leader(url: &Url) -> Result<Value, Failure> {
-    let here = ask(url)?;
+    Ok(leaders_view(url, ask(url)?))
+}
+
+/// What the leader that `here` names tells; `here` itself when it answers for the leader, or when that does not answer.
+fn leaders_view(url: &Url, here: Value) -> Value {
     let elsewhere = here["leader_address"].as_str().filter(|_| here["role"] != "leader");
     let leader = elsewhere.and_then(|address| ask(&url.with_address(address).ok()?).ok());
-    Ok(leader.unwrap_or(here))
+    leader.unwrap_or(here)
 }
 
 fn ask(url: &Url) -> Result<Value, Failure> {
@@ -146,7 +150,7 @@ fn member_line(member: &Value, leads: bool) -> String {
     let (state, applied) = (text(&member["state"]), text(&member["applied"]));
     match (member["lag_bytes"].as_u64(), member["lag_us"].as_u64()) {
         (Some(bytes), Some(us)) => {
-            let lag = walferry_node::units::Span(std::time::Duration::from_micros(us));
+            let lag = Span(Duration::from_micros(us));
             format!("  {name:<10} {standing:<10} {state:<12} applied {applied}, lag {bytes} bytes, {lag}")
         }
         _ => format!("  {name:<10} {standing}"),

@@ -31,7 +31,7 @@ Examples:
   walferry remove --name b --url redis://10.0.1.11:6400
 
 Any member takes the command. First the members that stay confirm what only the leaving one may have, so that nothing is
-missed without it. A member that runs on is told, and waits for `walferry join`; its data stays where it is.
+missed without it. A removed member that still runs learns of it, and waits for `walferry join`; its data stays where it is.
 Of a leader without --members it drops the slot of a replica that does not come back, as `walferry slot drop` does.
 
 Exit codes: 0 it is removed; 1 the cluster refused or gave up, with the reason; 2 wrong usage.";

@@ -61,7 +61,9 @@ fn members_come_and_go_under_load_and_nothing_confirmed_is_lost() {
         let name = cluster.replica();
         let told = remove(&cluster, name, cluster.leader()).expect("it goes");
         assert!(told.contains(&format!("{name} is removed (version")) && told.contains(rule), "{told}");
-        until("it is told", || blocked_reason(&cluster, name).contains("removed from the cluster at version"));
+        until("it reports its removal", || {
+            blocked_reason(&cluster, name).contains("removed from the cluster at version")
+        });
         cluster.kill(name);
         cluster.forget(name);
         load.wait_for(100);
@@ -84,7 +86,7 @@ fn a_removed_member_is_told_disturbs_nobody_and_joins_anew() {
     let (id, epoch) = (member(&cluster, gone)["id"].clone(), cluster.describe(leader)["epoch"].clone());
     let at = *cluster.nodes.keys().find(|name| **name != leader && **name != gone).expect("three");
     remove(&cluster, gone, at).expect("it goes, and any member takes the command");
-    until("it is told", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
+    until("it reports its removal", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
     assert!(cluster.log_of(gone).contains("removed from the cluster at version"), "its log says so");
     let refused = cluster.client(gone).command(&["SET", "k", "v"]);
     assert!(matches!(&refused, Reply::Error(text) if text.contains("walferry join")), "{refused:?}");
@@ -118,7 +120,7 @@ fn removed_member_that_was_down_learns_it_at_its_return() {
     remove(&cluster, gone, leader).expect("it goes");
     assert_eq!(policy(&cluster), "ANY 1 (*)");
     cluster.bring(gone);
-    until("it is told", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
+    until("it reports its removal", || blocked_reason(&cluster, gone).contains("removed from the cluster at version"));
     let load = Load::start_at(&cluster, &[leader], "remote_flush");
     load.wait_for(200);
     load.finish();
@@ -183,7 +185,9 @@ fn member_on_another_port_is_removed_and_joins_anew() {
         until("it says that nobody reaches it", || blocked_reason(&cluster, moved).contains(&way));
         let told = remove(&cluster, moved, leader).expect("it goes, whoever controlled");
         assert!(told.contains(&format!("{moved} is removed")), "{told}");
-        until("it is told", || blocked_reason(&cluster, moved).contains("removed from the cluster at version"));
+        until("it reports its removal", || {
+            blocked_reason(&cluster, moved).contains("removed from the cluster at version")
+        });
         join(&cluster, moved, leader).expect("it joins, where it is now");
         until("it counts", || member(&cluster, moved)["log_status"] == "complete");
     }

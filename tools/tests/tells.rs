@@ -113,7 +113,7 @@ fn peer_address_of_a_leader_is_not_told_to_clients() {
     let peer = dead.to_string();
     let leader = Node::start(root.path(), "a", &["--peer-listen", &peer]);
     let address = leader.listen.to_string();
-    until("it is told", || client.command(&["LEADER"]) == Reply::Bulk(address.clone()));
+    until("it reports its removal", || client.command(&["LEADER"]) == Reply::Bulk(address.clone()));
     leader.kill();
     assert_eq!(info(&mut client, "master_port"), address.rsplit_once(':').expect("a port").1);
 }

@@ -29,7 +29,7 @@ impl Replica {
         matches!(self.phase, Phase::Fetched(_)) && quiet
     }
 
-    /// The last that is done with the old log: what of it the copy does not hold is put aside. Then the copy is declared ready: from
+    /// The last use of the old log: what the snapshot does not contain is kept in `lost/`. Then the snapshot is marked ready: from
     /// here on only `snapshot::install` may touch log and store.
     pub fn give_way_to_snapshot(
         &mut self,

@@ -7,12 +7,9 @@ use std::time::{Duration, Instant};
 use walferry_engine::lsn::{Epoch, Lsn};
 
 use super::*;
-use crate::control::LeaseHeartbeat;
-use crate::control::{Answer, Ask};
-use crate::member::Proved;
-use crate::member::{ClusterId, MemberName};
-use crate::register::MEMBERS_MAX;
-use crate::register::{Change, ClusterState, Kind, MemberId, Outcome};
+use crate::control::{Answer, Ask, LeaseHeartbeat};
+use crate::member::{ClusterId, MemberName, Proved};
+use crate::register::{Change, ClusterState, Kind, MEMBERS_MAX, MemberId, Outcome};
 use crate::testing::name;
 
 const TIMEOUT: Duration = Duration::from_millis(400);

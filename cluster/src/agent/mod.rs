@@ -34,18 +34,18 @@ pub use types::{
     RegisterView, Report, VoterStep,
 };
 
-use self::state::commands::Commands;
-use self::state::contacts::Contacts;
-use self::state::leading::{Leading, Role};
-use self::state::members::MemberChanges;
-use self::state::voters::Voters;
-use self::types::{Asker, ProposalFor, Purpose};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use walferry_engine::lsn::Epoch;
 use walferry_engine::told::Told;
 
+use self::state::commands::Commands;
+use self::state::contacts::Contacts;
+use self::state::leading::{Leading, Role};
+use self::state::members::MemberChanges;
+use self::state::voters::Voters;
+use self::types::{Asker, ProposalFor, Purpose};
 use crate::control::{Answer, Ask};
 use crate::failover::Failover;
 use crate::lease::Voter;

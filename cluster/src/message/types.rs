@@ -23,7 +23,7 @@ pub const ADDRESS_BYTES_MAX: usize = 255;
 pub const CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// Raw bytes that follow one FetchedFrames, at most: the largest frame fits.
 pub const FETCHED_FRAMES_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
-/// Bytes of a message with its envelope, frames' and chunks' raw bytes aside: a receive buffer of this size suffices.
+/// Bytes of a message with its envelope, without the raw bytes of frames and chunks: a receive buffer of this size suffices.
 pub const MESSAGE_BYTES_MAX: usize = ENVELOPE_BYTES
     + HELLO_FIXED_BYTES
     + EPOCHS_PER_MESSAGE_MAX * EPOCH_BYTES

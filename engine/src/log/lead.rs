@@ -83,11 +83,11 @@ impl Log {
         }
         let sealed = self.sealed();
         let wanted = span.max(FRAME_TARGET_BYTES).min(rest);
-        if !self.evict_for(sealed, wanted) && self.buffer.free(sealed) < span {
+        if !self.evict_for(sealed, wanted) && self.buffer.free_bytes(sealed) < span {
             return Err(AppendError::Busy);
         }
         self.short_of_space = false;
-        self.open.bytes_limit = wanted.min(self.buffer.free(sealed));
+        self.open.bytes_limit = wanted.min(self.buffer.free_bytes(sealed));
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl Log {
         if self.segment_file(self.segment_of(self.sealed())).is_none() {
             return self.space_error.is_some() && !self.is_short_for_a_moment();
         }
-        self.buffer.free_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
+        self.buffer.free_bytes_after_eviction(self.end(), self.commit.applied()) >= FRAME_TARGET_BYTES
     }
 }
 

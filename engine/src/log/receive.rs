@@ -31,14 +31,14 @@ impl Log {
         }
         let at = self.received;
         self.evict_for(at, wanted);
-        let bytes = self.buffer.free(at).min(wanted);
+        let bytes = self.buffer.free_bytes(at).min(wanted);
         self.short_of_space = bytes == 0;
         (bytes > 0).then(|| self.buffer.bytes_mut(at, bytes))
     }
 
     /// `bytes` raw log bytes arrived in the space. Verifies every frame that is whole now; only those are written.
     pub fn receive_advance(&mut self, bytes: usize, now: Instant) -> Result<(), ReceiveError> {
-        assert!(bytes <= self.buffer.free(self.received));
+        assert!(bytes <= self.buffer.free_bytes(self.received));
         self.received = self.received.advance(bytes as u64);
         loop {
             let at = self.sealed();

@@ -91,7 +91,8 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         tracing::warn!("{line}");
     }
     let lock = DirLock::take(&data)?;
-    small_file::mend(&data.join(ROLE_FILE)).map_err(DaemonError::file("mend", &data.join(ROLE_FILE)))?;
+    let role_file = data.join(ROLE_FILE);
+    small_file::mend(&role_file).map_err(DaemonError::file("mend", &role_file))?;
     role::take(&data, &Role::Witness, None)?;
     let tls = tls.with_secret(secret.open()?);
     let peers = members.peers();
@@ -106,8 +107,8 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let config = ClusterConfig { agent, tls: tls.clone() };
     let mut signals = Signals::block(0).map_err(DaemonError::Descriptors)?;
     // A vote or a promise in a file that nobody finds again is none.
-    let register =
-        HeldFile::at(&data.join(REGISTER_FILE)).map_err(DaemonError::file("open", &data.join(REGISTER_FILE)))?;
+    let register_file = data.join(REGISTER_FILE);
+    let register = HeldFile::at(&register_file).map_err(DaemonError::file("open", &register_file))?;
     let held: Vec<HeldFile> = lock.held().iter().cloned().chain([register]).collect();
     let (reports, inbox) = tokio::sync::mpsc::unbounded_channel();
     let thread = driver::spawn(config, store.clone(), listener, None, inbox)?;

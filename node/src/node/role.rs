@@ -163,7 +163,7 @@ impl Node {
         }
     }
 
-    /// Ends the role that the node has; `reason` is what held replies are told.
+    /// Ends the role that the node has; held replies carry `reason`.
     pub(crate) fn leave_role(&mut self, next: Role, reason: &str, ring: &mut Ring) {
         match std::mem::replace(&mut self.role, next) {
             Role::Leader(mut shipper) => {

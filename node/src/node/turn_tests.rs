@@ -8,9 +8,9 @@ use walferry_cluster::level::CommitLevel;
 use crate::clients::recv_buffers::RECV_BUFFER_BYTES;
 use crate::session::client::SessionSettings;
 use crate::session::command::glob::PATTERN_BYTES_MAX;
-use crate::session::command::spec::{ARGS_MAX, KEYS_MAX, NAMES_MAX};
 use crate::session::command::spec::{
-    TRANSACTION_ARGS_MAX, TRANSACTION_COMMANDS_MAX, TRANSACTION_HEAVY_MAX, WATCHED_KEYS_MAX,
+    ARGS_MAX, KEYS_MAX, NAMES_MAX, TRANSACTION_ARGS_MAX, TRANSACTION_COMMANDS_MAX, TRANSACTION_HEAVY_MAX,
+    WATCHED_KEYS_MAX,
 };
 use crate::session::command::stream::XREAD_STREAMS_MAX;
 use crate::session::command::table::COMMANDS;

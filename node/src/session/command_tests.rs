@@ -1,15 +1,15 @@
 //! Every command: what goes in, and the exact bytes that come out. The bytes were compared with redis-server 7.0's.
 
+use std::time::Duration;
+
 use redis_protocol::resp2::decode::decode as decode2;
 use redis_protocol::resp3::decode::complete::decode as decode3;
-
 use serde_json::json;
+use walferry_engine::lsn::{Epoch, Lsn};
 
 use crate::metrics::text;
 use crate::session::host::{Following, NodeRole, ReplicationRow};
 use crate::session::test_host::{TestClient, TestHost};
-use std::time::Duration;
-use walferry_engine::lsn::{Epoch, Lsn};
 
 /// Says the lines one after the other, each with its reply.
 fn check(host: &mut TestHost, client: &mut TestClient, table: &[(&str, &str)]) {

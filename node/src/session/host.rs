@@ -320,7 +320,7 @@ pub trait CommitPath {
     fn unpark(&mut self, session: SessionId);
 }
 
-/// What INFO, ROLE, CONFIG and the tools are told of the node. Decides nothing.
+/// What INFO, ROLE, CONFIG and the tools report of the node. Decides nothing.
 pub trait NodeInfo {
     /// The replicas of this leader; on a replica none.
     fn replication(&self) -> Vec<ReplicationRow>;

@@ -10,7 +10,7 @@ use crate::agent::types::{Asker, RegisterView, VoterStep};
 /// The voters' state.
 #[derive(Debug)]
 pub(in crate::agent) struct Voters {
-    /// Incarnations that are told the register although they are no members yet, where, and since when.
+    /// Incarnations that receive the register although they are no members yet, where, and since when.
     pub(in crate::agent) admitted: BTreeMap<MemberId, (String, Instant)>,
     /// Who waits until an incarnation has the register, and until when.
     pub(in crate::agent) asked: Vec<(Asker, MemberId, Instant)>,
@@ -26,7 +26,7 @@ impl Voters {
 }
 
 impl RegisterView {
-    /// The step that the engine has to take next so that these are told the register, and these of them vote.
+    /// The step that the engine has to take next so that these receive the register, and these of them vote.
     pub(in crate::agent) fn next_step(
         &self,
         told: &BTreeMap<MemberId, String>,
@@ -42,7 +42,7 @@ impl RegisterView {
         (!others.is_empty()).then_some(VoterStep::Forget(others))
     }
 
-    /// True when the members are told the register and those that are to vote do.
+    /// True when every member receives the register and every voter votes.
     pub(in crate::agent) fn voters_are_current(&self) -> bool {
         self.next_step(&self.state.told(), &self.state.voters(&self.voters)).is_none()
     }

@@ -9,8 +9,7 @@ use crate::session::reply::Reply;
 use crate::session::resp::Args;
 use crate::units::Span;
 
-use crate::session::command::error::wrong_arity;
-use crate::session::command::error::{TIMEOUT_MS_MAX, timeout};
+use crate::session::command::error::{TIMEOUT_MS_MAX, timeout, wrong_arity};
 use crate::session::command::spec::Outcome;
 
 /// SESSION: the token of what this connection has written and read. SESSION token: no later read is older than that.

@@ -9,8 +9,7 @@ use walferry_shipper::status::SlotStatus;
 
 use crate::cluster::Command;
 use crate::session::client::Client;
-use crate::session::command::error::timeout;
-use crate::session::command::error::{refusal_text, wrong_arity};
+use crate::session::command::error::{CommandError, integer, refusal_text, timeout, wrong_arity};
 use crate::session::host::{Host, NodeRole, Refusal, ReplicationRow};
 use crate::session::parked::Parked;
 use crate::session::reading::{Position, lost};
@@ -19,7 +18,6 @@ use crate::session::resp::Args;
 use crate::units::HostPort;
 
 use crate::session::command::connection::unknown_subcommand;
-use crate::session::command::error::{CommandError, integer};
 use crate::session::command::spec::Outcome;
 
 fn replicas_wanted(text: &[u8], reply: &mut Reply) -> Option<usize> {

@@ -8,8 +8,7 @@ use walferry_applier::store::overlay::hash_of;
 use crate::session::reply::{Reply, digits};
 use crate::session::resp::Args;
 
-use crate::session::command::error::timeout;
-use crate::session::command::error::{CommandError, Executed, integer, wrong_arity};
+use crate::session::command::error::{CommandError, Executed, integer, timeout, wrong_arity};
 use crate::session::command::view::{Id, View, encode_fields, fields};
 use crate::session::command::writer::Writer;
 

@@ -1,8 +1,7 @@
 //! The table of commands: the one place that names them all. COMMAND tells what stands here.
 
 use crate::session::command::error::wrong_arity;
-use crate::session::command::spec::Control;
-use crate::session::command::spec::{ARGS_MAX, ONE, Run, Spec};
+use crate::session::command::spec::{ARGS_MAX, Control, ONE, Run, Spec};
 use crate::session::command::{connection, keys, reading, replication, server, stream, string, transaction, xread};
 use crate::session::resp::{Args, KEY_BYTES_MAX};
 

@@ -4,7 +4,7 @@
 use walferry_engine::mutants;
 
 use crate::session::client::Client;
-use crate::session::command::spec::{Transaction, WATCHED_KEYS_MAX, Watched};
+use crate::session::command::spec::{Outcome, Run, Transaction, WATCHED_KEYS_MAX, Watched};
 use crate::session::host::{Host, Refusal};
 use crate::session::outbox::Hold;
 use crate::session::reading::{Fate, Position, fate};
@@ -12,7 +12,6 @@ use crate::session::reply::Reply;
 use crate::session::resp::Args;
 
 use crate::session::command::error::{CommandError, answer, refusal_text};
-use crate::session::command::spec::{Outcome, Run};
 use crate::session::command::view::{Overlay, View};
 use crate::session::command::writer::Writer;
 
